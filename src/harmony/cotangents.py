@@ -1,0 +1,164 @@
+"""The losses stage: loss terms on the embeddings, and the cotangents that each attribution sends into the encoder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from harmony.engines.encoded import Cotangent, Encoded
+
+ROWS_AT_ONCE = 64  # rows of the Jacobian of the loss terms held at a time where no chunk size bounds them
+
+
+class LossStage(NamedTuple):
+    """The losses, evaluated once on embeddings cut off from the encoder; the graph behind them is kept.
+
+    Attributes:
+        terms: {name: (B,)} loss terms.
+        scalar: Names of the losses that were given as one scalar, repeated in ``terms``.
+        leaves: The tracked embedding leaves, (B, ...), that the cotangents belong to.
+        embeddings: The tree of embeddings the losses saw.
+        params: Flattened parameters of the losses (empty without), and their tree specification.
+        params_spec: See ``params``.
+    """
+
+    terms: dict[str, Tensor]
+    scalar: list[str]
+    leaves: list[Tensor]
+    embeddings: Any
+    params: list[Tensor]
+    params_spec: Any
+
+    @property
+    def size(self) -> int:
+        """B, the number of samples."""
+        return len(next(iter(self.terms.values())))
+
+
+def evaluate(losses: Callable[..., Mapping[str, Tensor]], loss_params: Any, encoded: Encoded, size: int) -> LossStage:
+    """Run the losses stage once on the encoded batch."""
+    leaves = [
+        leaf.detach().requires_grad_() if t else leaf for leaf, t in zip(encoded.leaves, encoded.tracked, strict=True)
+    ]
+    embeddings = pytree.tree_unflatten(leaves, encoded.spec)
+    params, params_spec = pytree.tree_flatten(loss_params)
+    if loss_params is not None:
+        params = [p.detach().requires_grad_() for p in params]
+    with torch.enable_grad():
+        if loss_params is None:
+            outputs = losses(embeddings)
+        else:
+            outputs = losses(pytree.tree_unflatten(params, params_spec), embeddings)
+        terms = _as_terms(outputs, size)
+    return LossStage(
+        terms=terms,
+        scalar=[name for name, value in outputs.items() if value.ndim == 0],
+        leaves=[leaf for leaf, t in zip(leaves, encoded.tracked, strict=True) if t],
+        embeddings=embeddings,
+        params=params if loss_params is not None else [],
+        params_spec=params_spec,
+    )
+
+
+def activation(stage: LossStage) -> list[Cotangent]:
+    """``dL_k/df``: K cotangents with leaves (B, ...), the gradients of the mean losses."""
+    return [_grad(term.mean(), stage.leaves) for term in stage.terms.values()]
+
+
+def rows(stage: LossStage, group_size: int, groups: range) -> list[Cotangent]:
+    """``sum_(b in g) d l_bk/df / B`` for a range of groups: K cotangents with leaves (len(groups), B, ...)."""
+    _require_terms(stage, "loss")
+    members = torch.arange(stage.size, device=_device(stage)) // group_size
+    wanted = torch.arange(groups.start, groups.stop, device=members.device)
+    return _jacobian(stage, members == wanted[:, None])
+
+
+def anchor(stage: LossStage, rows_at_once: int | None) -> list[Cotangent]:
+    """``(d l_bk/df_b) / B``: K cotangents with leaves (B, ...), each sample's own term at its own embedding."""
+    _require_terms(stage, "anchor")
+    eye = torch.eye(stage.size, device=_device(stage)).bool()
+    parts: list[list[Cotangent]] = []
+    start = 0
+    for basis in torch.split(eye, rows_at_once or ROWS_AT_ONCE):
+        own = torch.arange(len(basis), device=eye.device)
+        parts.append([[None if j is None else j[own, start + own] for j in k] for k in _jacobian(stage, basis)])
+        start += len(basis)
+    return [
+        [None if leaf[0] is None else torch.cat([x for x in leaf if x is not None]) for leaf in zip(*k, strict=True)]
+        for k in zip(*parts, strict=True)
+    ]
+
+
+def weighted(stage: LossStage, weights: Tensor) -> tuple[Cotangent, list[Tensor]]:
+    """Cotangent at the leaves, and gradient of the losses' parameters, of ``sum_bk W_bk l_bk / B``; weights (B, K)."""
+    columns = weights.unbind(1)
+    total = sum((w * term).mean() for w, term in zip(columns, stage.terms.values(), strict=True))
+    assert isinstance(total, Tensor)
+    grads = _grad(total, [*stage.leaves, *stage.params])
+    n = len(stage.leaves)
+    return grads[:n], [torch.zeros_like(p) if g is None else g for p, g in zip(stage.params, grads[n:], strict=True)]
+
+
+def mix(cotangents: Sequence[Cotangent], weights: Tensor) -> Cotangent:
+    """``sum_k W_bk c_bk``: one cotangent out of K; weights (B, K)."""
+    mixed: list[Tensor | None] = []
+    for leaf in zip(*cotangents, strict=True):
+        scaled = [
+            c * w.to(c.dtype).view(-1, *[1] * (c.ndim - 1))
+            for c, w in zip(leaf, weights.unbind(1), strict=True)
+            if c is not None
+        ]
+        mixed.append(torch.stack(scaled).sum(0) if scaled else None)
+    return mixed
+
+
+def _grad(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    if not total.requires_grad:
+        return [None] * len(inputs)
+    return list(torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True))
+
+
+def _jacobian(stage: LossStage, basis: Tensor) -> list[Cotangent]:
+    """Rows ``basis @ d l_k/df / B`` for a boolean basis (n, B)."""
+    jacobian: list[Cotangent] = []
+    for term in stage.terms.values():
+        if not term.requires_grad:
+            jacobian.append([None] * len(stage.leaves))
+            continue
+        basis_of_term = basis.to(term.dtype) / stage.size
+        jacobian.append(
+            torch.autograd.grad(
+                term, stage.leaves, basis_of_term, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+        )
+    return jacobian
+
+
+def _as_terms(outputs: Any, size: int) -> dict[str, Tensor]:
+    if not isinstance(outputs, Mapping) or not outputs:
+        raise TypeError(
+            "losses must return a dictionary of at least one loss, {name: (B,) terms or a scalar}; "
+            f"got {outputs!r:.200}"
+        )
+    for name, value in outputs.items():
+        if not isinstance(value, Tensor) or value.shape not in ((), (size,)):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"loss {name!r} must be a scalar or have one term per sample, shape ({size},); got {got}. "
+                'Ask the loss for its terms (reduction="none") and average over everything but the samples.'
+            )
+    return {name: value.expand(size) if value.ndim == 0 else value for name, value in outputs.items()}
+
+
+def _require_terms(stage: LossStage, attribution: str) -> None:
+    if stage.scalar:
+        raise ValueError(
+            f"attribution={attribution!r} needs each sample's own loss term, shape ({stage.size},); these losses came "
+            f'as one scalar: {", ".join(map(repr, stage.scalar))}. Return the terms, or use attribution="activation".'
+        )
+
+
+def _device(stage: LossStage) -> torch.device:
+    return next(iter(stage.terms.values())).device

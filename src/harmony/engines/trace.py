@@ -1,0 +1,202 @@
+"""Three ways to run an encoder once and pull cotangents back: vmapped over samples, looped over samples, or whole.
+
+All three share one signature, ``trace(encode, params, selected, batch) -> Trace``: parameters and batch as flat leaves.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from harmony.engines.encoded import Cotangent
+
+
+class Inputs(NamedTuple):
+    """A flattened encoder call: parameter leaves, which of them are differentiated per sample, and the batch."""
+
+    encode: Callable[[Any, Any], Any]
+    params: list[Tensor]
+    params_spec: Any
+    selected: list[bool]
+    batch: list[Any]
+    batch_spec: Any
+
+    @property
+    def mapped(self) -> list[bool]:
+        """For each batch leaf, whether it has a sample axis (tensors with at least one axis do)."""
+        return [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in self.batch]
+
+    @property
+    def size(self) -> int:
+        """B, the number of samples."""
+        return next(len(leaf) for leaf, mapped in zip(self.batch, self.mapped, strict=True) if mapped)
+
+    def narrow(self, part: slice) -> "Inputs":
+        """The same call on a slice of the samples."""
+        batch = [leaf[part] if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
+        return self._replace(batch=batch)
+
+    def call(self, params: Sequence[Tensor], batch: Sequence[Any]) -> tuple[list[Any], Any]:
+        """Encode, and flatten the embeddings."""
+        output = self.encode(
+            pytree.tree_unflatten(list(params), self.params_spec), pytree.tree_unflatten(list(batch), self.batch_spec)
+        )
+        return pytree.tree_flatten(output)
+
+
+class Trace(NamedTuple):
+    """An encoder run: detached leaves, and ``pull`` from cotangents to one gradient per parameter leaf.
+
+    ``pull`` gives (n, *shape) for the parameters that are differentiated per sample and (*shape) for the others.
+    """
+
+    leaves: list[Any]
+    spec: Any
+    tracked: list[bool]
+    pull: Callable[[Cotangent], list[Tensor]]
+
+
+def trace_vmap(inputs: Inputs) -> Trace:
+    """Run the encoder with ``torch.func.vmap``: every sample sees its own (expanded) selected parameters."""
+    n, mapped = inputs.size, inputs.mapped
+    structure: dict[str, Any] = {}
+
+    def one(params: list[Tensor], samples: list[Tensor]) -> tuple[Tensor, ...]:
+        rest = iter(samples)
+        batch = [next(rest)[None] if m else leaf for leaf, m in zip(inputs.batch, mapped, strict=True)]
+        leaves, structure["spec"] = inputs.call(params, batch)
+        check_leaves(leaves, structure["spec"], 1)
+        structure["constants"] = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        structure["tensors"] = [isinstance(leaf, Tensor) for leaf in leaves]
+        return tuple(leaf[0] for leaf in leaves if isinstance(leaf, Tensor))
+
+    def run(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        samples = [leaf for leaf, m in zip(inputs.batch, mapped, strict=True) if m]
+        dims = ([0 if s else None for s in inputs.selected], [0] * len(samples))
+        outputs = vmap(one, in_dims=dims, randomness="different")(params, samples)
+        structure["tracked"] = [leaf.requires_grad for leaf in outputs]
+        require_tracked(structure["tracked"])
+        tracked = [leaf for leaf in outputs if leaf.requires_grad]
+        return tracked, [leaf for leaf in outputs if not leaf.requires_grad]
+
+    primals = [p.expand(n, *p.shape) if s else p for p, s in zip(inputs.params, inputs.selected, strict=True)]
+    # Fused attention has no batching rule for its backward on every device; the math backend has.
+    with torch.no_grad(), per_sample_semantics(), sdpa_kernel(SDPBackend.MATH):
+        outputs, pull_outputs, others = vjp(run, primals, has_aux=True)  # type: ignore[misc]
+
+    tracked_leaves, other_leaves, flags = iter(outputs), iter(others), iter(structure["tracked"])
+    leaves, tracked = [], []
+    for constant, is_tensor in zip(structure["constants"], structure["tensors"], strict=True):
+        tracked.append(next(flags) if is_tensor else False)
+        leaves.append(next(tracked_leaves if tracked[-1] else other_leaves) if is_tensor else constant)
+
+    def pull(cotangent: Cotangent) -> list[Tensor]:
+        filled = [torch.zeros_like(o) if c is None else c.to(o.dtype) for c, o in zip(cotangent, outputs, strict=True)]
+        with torch.no_grad():
+            (grads,) = pull_outputs(filled)
+        return list(grads)
+
+    return Trace(leaves, structure["spec"], tracked, pull)
+
+
+def trace_batch(inputs: Inputs) -> Trace:
+    """Run the encoder once on the whole batch with ordinary autograd: nothing is differentiated per sample."""
+    params = [p.detach().requires_grad_() for p in inputs.params]
+    with torch.enable_grad(), per_sample_semantics():
+        leaves, spec = inputs.call(params, inputs.batch)
+    check_leaves(leaves, spec, inputs.size)
+    tracked = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
+    require_tracked(tracked)
+    outputs = [leaf for leaf, t in zip(leaves, tracked, strict=True) if t]
+
+    def pull(cotangent: Cotangent) -> list[Tensor]:
+        reached = [(o, c.to(o.dtype)) for o, c in zip(outputs, cotangent, strict=True) if c is not None]
+        if not reached:
+            return [torch.zeros_like(p) for p in params]
+        grads = torch.autograd.grad(
+            [o for o, _ in reached], params, [c for _, c in reached], retain_graph=True, materialize_grads=True
+        )
+        return list(grads)
+
+    detached = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return Trace(detached, spec, tracked, pull)
+
+
+def trace_loop(inputs: Inputs) -> Trace:
+    """Run the encoder sample by sample in a Python loop: slow, and exact for whatever autograd can differentiate."""
+    traces = [trace_batch(inputs.narrow(slice(b, b + 1))) for b in range(inputs.size)]
+    first = traces[0]
+    leaves = join([trace.leaves for trace in traces])
+
+    def pull(cotangent: Cotangent) -> list[Tensor]:
+        rows = [trace.pull([None if c is None else c[b : b + 1] for c in cotangent]) for b, trace in enumerate(traces)]
+        columns = zip(*rows, strict=True)
+        return [
+            torch.stack(column) if s else torch.stack(column).sum(0)
+            for column, s in zip(columns, inputs.selected, strict=True)
+        ]
+
+    return Trace(leaves, first.spec, first.tracked, pull)
+
+
+def join(parts: Sequence[list[Any]]) -> list[Any]:
+    """Concatenate the leaves of consecutive chunks of samples."""
+    return [torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0] for leaves in zip(*parts, strict=True)]
+
+
+def check_leaves(leaves: list[Any], spec: Any, n: int) -> None:
+    """Raise a ValueError unless every tensor among the embeddings has ``n`` samples on its leading axis."""
+    paths = [path for path, _ in pytree.tree_leaves_with_path(pytree.tree_unflatten(leaves, spec))]
+    for path, leaf in zip(paths, leaves, strict=True):
+        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != n):
+            raise ValueError(
+                f"encode was given {n} sample(s), but its output{pytree.keystr(path)} has shape {tuple(leaf.shape)}: "
+                f"expected a leading axis of {n}. Return one row per sample; what samples share belongs in losses."
+            )
+
+
+def require_tracked(tracked: list[bool]) -> None:
+    """Raise a ValueError where no embedding depends on the parameters."""
+    if not any(tracked):
+        raise ValueError("no output of encode depends on params: there is no gradient to take.")
+
+
+class _NoBatchStatistics(TorchFunctionMode):
+    """Refuse batch normalisation in training mode: it mixes samples, so a gradient per sample does not exist."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # `training` is the sixth argument of both
+        if func in (F.batch_norm, torch.batch_norm) and kwargs.get("training", args[5] if len(args) > 5 else False):
+            raise BatchStatisticsError(tuple(args[0].shape))
+        return func(*args, **kwargs)
+
+
+class BatchStatisticsError(ValueError):
+    """Batch normalisation in training mode inside the encoder."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(
+            f"encode calls batch normalisation in training mode on an input of shape {shape}: it mixes the samples of "
+            "the batch, so a gradient per sample does not exist. Move the layer into the losses stage (loss_params), "
+            "put it in eval mode, or use LayerNorm or GroupNorm."
+        )
+
+
+@contextlib.contextmanager
+def per_sample_semantics() -> Iterator[None]:
+    """Inside, encoders keep samples apart: no batch statistics, no inference-only fast path without a derivative."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _NoBatchStatistics():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)

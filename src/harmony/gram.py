@@ -1,0 +1,248 @@
+"""Gram blocks of per-sample gradients, and the pullback of per-sample weights: the heart of the library."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from harmony import cotangents
+from harmony.engines import vmap
+from harmony.engines.encoded import Cotangent, Encoded
+from harmony.engines.trace import Inputs
+
+PyTree = Any
+Attribution = Literal["activation", "loss", "anchor"]
+Space = Literal["parameters", "features"]
+Method = Literal["auto", "vmap", "loop"]
+
+
+class Aux(NamedTuple):
+    """What ``gram_vjp(..., has_aux=True)`` adds: loss terms (B, K), detached, and the tree of embeddings."""
+
+    terms: Tensor
+    embeddings: PyTree
+
+
+def gram_vjp(
+    encode: Callable[[PyTree, PyTree], PyTree],
+    losses: Callable[..., Mapping[str, Tensor]],
+    params: PyTree,
+    batch: PyTree,
+    *,
+    method: Method = "auto",
+    group_size: int = 1,
+    wrt: Callable[[str], bool] | None = None,
+    chunk_size: int | None = None,
+    attribution: Attribution = "activation",
+    space: Space = "parameters",
+    loss_params: PyTree | None = None,
+    has_aux: bool = False,
+) -> tuple[Any, ...]:
+    """Losses, Gram blocks of their per-sample gradients, and a pullback of per-sample weights.
+
+    Like ``torch.func.vjp``: what the function gives, and a function that pulls back. Indices: ``b`` sample,
+    ``k, l`` loss. ``G[b, k, l] = <g_b^k, g_b^l>``, where the gradient ``g_b^k`` of sample b under loss k is read in
+    one of three ways:
+
+    - ``"activation"``: ``J_b^T dL_k/df_b``, the whole loss through b's own encoder. Sums over b to the batch gradient.
+    - ``"loss"``: ``grad l_bk / B``, b's own term through everybody's encoder. Sums over b to the batch gradient as
+      well; costs a backward pass for every sample and loss.
+    - ``"anchor"``: ``J_b^T (d l_bk/df_b) / B``, own term, own encoder. A score, not a decomposition.
+
+    Args:
+        encode: ``encode(params, batch)`` -> tree of tensors with leading axis B, one sample at a time: no operation
+            may mix samples. Leaves that do not depend on ``params`` (masks, targets) pass through to ``losses``.
+        losses: ``losses(embeddings)``, or ``losses(loss_params, embeddings)``, -> {name: (B,) terms or a scalar}. May
+            couple samples (in-batch negatives, batch normalisation); runs once. The loss is the mean of the terms.
+        params: Tree of floating-point tensors.
+        batch: Tree whose tensors have leading axis B; leaves without axes are shared by all samples.
+        method: ``"vmap"``, the reference engine; ``"loop"``, a Python loop over samples; ``"auto"`` picks.
+        group_size: Consecutive samples whose gradients are summed before the Gram; the last group may be smaller. In
+            feature space a gradient has one part per sample, so that the blocks of a group add up.
+        wrt: Predicate on the names of the parameters (paths joined by dots) that the Gram is taken over; default all.
+            In feature space: on the names of the embedding leaves; default those that every loss reaches.
+        chunk_size: Samples encoded at a time. Bounds memory: embeddings first, then chunk by chunk, each encoded
+            again with the same random numbers.
+        attribution: Which reading of "the gradient of a sample under a loss".
+        space: ``"parameters"``, or ``"features"``: gradients at the embeddings, nearly free.
+        loss_params: Tree of parameters of the losses stage (heads, temperature), if it has any.
+        has_aux: Also return the loss terms and the embeddings.
+
+    Returns:
+        ``values, gram, pullback`` and, with ``has_aux``, an [Aux][harmony.gram.Aux]. ``values`` is {name: scalar};
+        ``gram`` (groups, K, K) in at least float32, with K in the order of ``values``. ``pullback(weights)`` takes
+        (groups, K) and returns gradients in the tree of ``params``: ``sum_bk W_bk g_b^k`` for activation,
+        the gradient of ``sum_bk W_bk l_bk / B`` for loss and anchor. With ``loss_params`` it returns ``(grads,
+        loss_grads)``, the second being the gradient of ``sum_bk W_bk l_bk / B`` by the losses' parameters.
+
+    Raises:
+        ValueError: Shapes that do not fit, a ``wrt`` that selects nothing, no leaf that every loss reaches,
+            batch normalisation in training mode inside ``encode``.
+        TypeError: Parameters that are not floating-point tensors, losses that are not a dictionary.
+
+    Examples:
+        >>> import torch, harmony
+        >>> params = {"w": torch.eye(2)}
+        >>> encode = lambda params, x: x @ params["w"]
+        >>> losses = lambda f: {"first": f[:, 0], "second": f[:, 0] - f[:, 1]}
+        >>> values, gram, pullback = harmony.gram_vjp(encode, losses, params, torch.ones(1, 2))
+        >>> gram
+        tensor([[[2., 2.],
+                 [2., 4.]]])
+        >>> pullback(torch.tensor([[1.0, 0.0]]))["w"]
+        tensor([[1., 0.],
+                [1., 0.]])
+
+    References:
+        Wu et al., Scaling Multimodal Pre-Training via Cross-Modality Gradient Harmonization, 2022 (arXiv:2211.02077).
+    """
+    _check_options(method, group_size, chunk_size, attribution, space)
+    inputs = _flatten(encode, params, batch, wrt if space == "parameters" else None)
+    size = inputs.size
+    encoded = vmap.encode_batch(
+        inputs,
+        per_sample=space == "parameters" and attribution != "loss",
+        group_size=group_size,
+        chunk_size=chunk_size,
+        loop=method == "loop",
+    )
+    stage = cotangents.evaluate(losses, loss_params, encoded, size)
+    per_loss = cotangents.activation(stage)
+
+    def rows(groups: range) -> list[Cotangent]:
+        return cotangents.rows(stage, group_size, groups)
+
+    own = cotangents.anchor(stage, chunk_size) if attribution == "anchor" else per_loss
+    gram: Tensor
+    if space == "parameters":
+        gram = encoded.gram_of_rows(rows) if attribution == "loss" else encoded.gram(own)
+    else:
+        chosen = _feature_leaves(encoded, per_loss, list(stage.terms), wrt)
+        if attribution == "loss":
+            step = chunk_size or cotangents.ROWS_AT_ONCE
+            groups = -(-size // group_size)
+            blocks = [rows(range(start, min(start + step, groups))) for start in range(0, groups, step)]
+            gram = torch.cat([_feature_gram(block, chosen) for block in blocks])
+        else:
+            gram = torch.stack([part.sum(0) for part in torch.split(_feature_gram(own, chosen), group_size)])
+    gram = gram.detach()
+
+    def pullback(weights: Tensor) -> Any:
+        if weights.shape != gram.shape[:2]:
+            raise ValueError(
+                f"pullback expects weights of shape {tuple(gram.shape[:2])}, one per group of samples and loss; "
+                f"got {tuple(weights.shape)}."
+            )
+        per_sample = weights.detach().repeat_interleave(group_size, dim=0)[:size]
+        cotangent, loss_grads = cotangents.weighted(stage, per_sample)
+        if attribution == "activation":
+            cotangent = cotangents.mix(per_loss, per_sample)
+        grads = encoded.pull(cotangent)
+        if loss_params is None:
+            return grads
+        return grads, pytree.tree_unflatten(loss_grads, stage.params_spec)
+
+    values = {name: term.detach().mean() for name, term in stage.terms.items()}
+    if not has_aux:
+        return values, gram, pullback
+    terms = torch.stack([term.detach() for term in stage.terms.values()], dim=1)
+    embeddings = pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, stage.embeddings)
+    return values, gram, pullback, Aux(terms, embeddings)
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """Names of the leaves of a tree: keys, indices and fields joined by dots.
+
+    Examples:
+        >>> leaf_names({"head": {"weight": 1}, "tokens": [2, 3]})
+        ['head.weight', 'tokens.0', 'tokens.1']
+    """
+    return [".".join(map(_key, path)) for path, _ in pytree.tree_leaves_with_path(tree)]
+
+
+def _key(entry: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def _check_options(method: str, group_size: int, chunk_size: int | None, attribution: str, space: str) -> None:
+    choices = {
+        "method": (method, ("auto", "vmap", "loop")),
+        "attribution": (attribution, ("activation", "loss", "anchor")),
+        "space": (space, ("parameters", "features")),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+    for name, size in (("group_size", group_size), ("chunk_size", chunk_size)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}.")
+
+
+def _flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Callable[[str], bool] | None) -> Inputs:
+    names = leaf_names(params)
+    leaves, params_spec = pytree.tree_flatten(params)
+    for name, leaf in zip(names, leaves, strict=True):
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            got = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise TypeError(
+                f"params[{name!r}] must be a floating-point tensor; got {got}. Buffers and constants do not belong in "
+                "params: close over them in encode."
+            )
+    selected = [wrt is None or bool(wrt(name)) for name in names]
+    if not any(selected):
+        raise ValueError(f"wrt selects none of the parameters: {', '.join(names) or 'params is empty'}.")
+
+    batch_leaves, batch_spec = pytree.tree_flatten(batch)
+    inputs = Inputs(encode, [p.detach() for p in leaves], params_spec, selected, batch_leaves, batch_spec)
+    sizes = {
+        name: leaf.shape[0]
+        for name, leaf, mapped in zip(leaf_names(batch), batch_leaves, inputs.mapped, strict=True)
+        if mapped
+    }
+    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+        raise ValueError(
+            f"every tensor of the batch needs the same leading axis of at least one sample; got {sizes or 'no tensor'}."
+        )
+    return inputs
+
+
+def _feature_leaves(
+    encoded: Encoded, per_loss: list[Cotangent], losses: list[str], wrt: Callable[[str], bool] | None
+) -> list[bool]:
+    """Which of the tracked leaves the Gram in feature space is taken over."""
+    names = leaf_names(pytree.tree_unflatten(encoded.leaves, encoded.spec))
+    names = [name for name, tracked in zip(names, encoded.tracked, strict=True) if tracked]
+    if wrt is not None:
+        chosen = [bool(wrt(name)) for name in names]
+        if not any(chosen):
+            raise ValueError(f"wrt selects none of the embedding leaves that depend on params: {names}.")
+        return chosen
+    reached = [[c is not None for c in leaf] for leaf in zip(*per_loss, strict=True)]
+    chosen = [all(by) for by in reached]
+    if not any(chosen):
+        by_leaf = {
+            name: [loss for loss, r in zip(losses, by, strict=True) if r]
+            for name, by in zip(names, reached, strict=True)
+        }
+        raise ValueError(
+            f'space="features" needs an embedding leaf that every loss reaches; the leaves are reached by {by_leaf}. '
+            "Return the shared representation from encode and put the heads into losses, or name leaves by wrt."
+        )
+    return chosen
+
+
+def _feature_gram(cotangent: list[Cotangent], chosen: list[bool]) -> Tensor:
+    """Gram blocks (n, K, K) of K cotangents with leaves (n, ...); an unreached leaf counts as zero."""
+    columns = [leaf for leaf, c in zip(zip(*cotangent, strict=True), chosen, strict=True) if c]
+    filled = []
+    for leaf in columns:
+        template = next((c for c in leaf if c is not None), None)
+        if template is None:
+            raise ValueError("no loss reaches the embedding leaf that wrt selects: there is no gradient to compare.")
+        filled.append([torch.zeros_like(template) if c is None else c for c in leaf])
+    return vmap.inner_products(list(zip(*filled, strict=True)))

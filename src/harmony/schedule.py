@@ -1,0 +1,129 @@
+"""Schedules: functions of the step count, for thresholds and temperatures that move during training.
+
+A schedule maps a 0-d step tensor to a 0-d float32 tensor, on the host: reading it never waits for a device.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Schedule = Callable[[Tensor], Tensor]
+
+
+def constant(value: float) -> Schedule:
+    """The same value at every step.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.schedule.constant(0.1)(torch.tensor(7))
+        tensor(0.1000)
+    """
+    return lambda step: torch.full_like(step, value, dtype=torch.float32)
+
+
+def linear(start: float, end: float, steps: int) -> Schedule:
+    """From ``start`` to ``end`` in a straight line over ``steps`` steps, then ``end``.
+
+    Args:
+        start: Value at step 0.
+        end: Value from step ``steps`` on.
+        steps: Length of the way, at least 1.
+
+    Returns:
+        The schedule.
+
+    Examples:
+        >>> import torch, harmony
+        >>> gamma = harmony.schedule.linear(-0.3, 0.0, steps=100)
+        >>> [round(float(gamma(torch.tensor(t))), 2) for t in (0, 50, 100, 200)]
+        [-0.3, -0.15, 0.0, 0.0]
+    """
+    progress = _progress(steps)
+    return lambda step: torch.lerp(*_ends(step, start, end), progress(step))
+
+
+def cosine(start: float, end: float, steps: int) -> Schedule:
+    """From ``start`` to ``end`` along half a period of a cosine over ``steps`` steps, then ``end``.
+
+    Args:
+        start: Value at step 0.
+        end: Value from step ``steps`` on.
+        steps: Length of the way, at least 1.
+
+    Returns:
+        The schedule.
+
+    Examples:
+        >>> import torch, harmony
+        >>> value = harmony.schedule.cosine(1.0, 0.0, steps=100)
+        >>> [round(float(value(torch.tensor(t))), 3) for t in (0, 25, 50, 100)]
+        [1.0, 0.854, 0.5, 0.0]
+    """
+    progress = _progress(steps)
+    return lambda step: torch.lerp(*_ends(step, start, end), 0.5 - 0.5 * torch.cos(math.pi * progress(step)))
+
+
+def quarter_cosine(start: float, end: float, steps: int) -> Schedule:
+    """From ``start`` to ``end`` along a quarter of a period of a cosine over ``steps`` steps, then ``end``.
+
+    Falls slowly at first and fastest at the end: the learning rate of VATT.
+
+    Args:
+        start: Value at step 0.
+        end: Value from step ``steps`` on.
+        steps: Length of the way, at least 1.
+
+    Returns:
+        The schedule.
+
+    Examples:
+        >>> import torch, harmony
+        >>> rate = harmony.schedule.quarter_cosine(1e-4, 5e-5, steps=100)
+        >>> [f"{float(rate(torch.tensor(t))):.2e}" for t in (0, 50, 100)]
+        ['1.00e-04', '8.54e-05', '5.00e-05']
+
+    References:
+        Akbari et al., VATT, 2021 (arXiv:2104.11178), section 4.2.
+    """
+    progress = _progress(steps)
+    return lambda step: torch.lerp(*_ends(step, start, end), 1 - torch.cos(0.5 * math.pi * progress(step)))
+
+
+def warmup(schedule: Schedule, steps: int) -> Schedule:
+    """Rise linearly from 0 to the first value of ``schedule`` over ``steps`` steps, then follow it from its start.
+
+    Args:
+        schedule: What comes after the warm-up.
+        steps: Length of the warm-up; 0 for none.
+
+    Returns:
+        The schedule.
+
+    Examples:
+        >>> import torch, harmony
+        >>> rate = harmony.schedule.warmup(harmony.schedule.constant(0.2), steps=10)
+        >>> [round(float(rate(torch.tensor(t))), 2) for t in (0, 5, 10, 20)]
+        [0.0, 0.1, 0.2, 0.2]
+    """
+    if steps < 0:
+        raise ValueError(f"warm-up needs steps >= 0; got {steps}.")
+    if steps == 0:
+        return schedule
+    return lambda step: schedule((step - steps).clamp(min=0)) * (step / steps).clamp(max=1)
+
+
+def as_schedule(value: float | Schedule) -> Schedule:
+    """A number is the constant schedule of that value."""
+    return value if callable(value) else constant(value)
+
+
+def _progress(steps: int) -> Schedule:
+    if steps < 1:
+        raise ValueError(f"a schedule needs steps >= 1; got {steps}.")
+    return lambda step: (step / steps).clamp(0, 1).float()
+
+
+def _ends(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
+    return torch.full_like(step, start, dtype=torch.float32), torch.full_like(step, end, dtype=torch.float32)

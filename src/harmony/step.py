@@ -1,0 +1,178 @@
+"""The whole step in one call: gradients realigned and filtered sample by sample, for pure functions or modules."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from harmony.cosines import agreement
+from harmony.gram import gram_vjp
+from harmony.transform import State, Transform
+
+PyTree = Any
+
+
+class Info(NamedTuple):
+    """What a harmonized step saw and did; everything is detached and on the device.
+
+    Attributes:
+        values: {name: mean loss}.
+        terms: Loss terms (B, K).
+        gram: Gram blocks (groups, K, K), before realignment.
+        agreement: Agreement (groups,), before realignment.
+        weights: Weights (groups, K).
+        kept: Number of groups (samples, where the group size is 1) with a weight that is not zero. Where it is 0 the
+            gradient is zero: take no optimizer step.
+    """
+
+    values: dict[str, Tensor]
+    terms: Tensor
+    gram: Tensor
+    agreement: Tensor
+    weights: Tensor
+    kept: Tensor
+
+
+def harmonized_grad(
+    encode: Callable[[PyTree, PyTree], PyTree],
+    losses: Callable[..., Mapping[str, Tensor]],
+    harmonizer: Transform,
+    **keywords: Any,
+) -> Callable[..., tuple[PyTree, State, Info]]:
+    """Compose Gram blocks, weights and pullback into one gradient function.
+
+    Args:
+        encode: As in [gram_vjp][harmony.gram_vjp].
+        losses: As in [gram_vjp][harmony.gram_vjp].
+        harmonizer: A transform, see [chain][harmony.chain].
+        **keywords: Options of [gram_vjp][harmony.gram_vjp] (``wrt``, ``chunk_size``, ``attribution``, ...).
+
+    Returns:
+        ``step(params, batch, state, *, ids=None, loss_params=None) -> (grads, state, info)``; with ``loss_params``,
+        ``grads`` is ``(grads, loss_grads)``. ``info`` is an [Info][harmony.Info].
+
+    Examples:
+        >>> import torch, harmony
+        >>> step = harmony.harmonized_grad(
+        ...     encode=lambda params, x: x * params["w"],
+        ...     losses=lambda f: {"up": f.sum(1), "down": -f[:, 0]},
+        ...     harmonizer=harmony.chain(harmony.realign.pcgrad),
+        ... )
+        >>> grads, state, info = step({"w": torch.ones(2)}, torch.ones(1, 2), ((),))
+        >>> grads["w"], info.agreement
+        (tensor([-0.5000,  1.5000]), tensor([-0.7071]))
+    """
+
+    def step(
+        params: PyTree, batch: PyTree, state: State, *, ids: Tensor | None = None, loss_params: PyTree | None = None
+    ) -> tuple[PyTree, State, Info]:
+        values, gram, pullback, aux = gram_vjp(
+            encode, losses, params, batch, loss_params=loss_params, has_aux=True, **keywords
+        )
+        weights, state = harmonizer.update(gram, state, terms=aux.terms, ids=ids)
+        kept = (weights != 0).any(1).sum()
+        return pullback(weights), state, Info(values, aux.terms, gram, agreement(gram), weights, kept)
+
+    return step
+
+
+def backward(
+    module: nn.Module,
+    batch: PyTree,
+    losses: Callable[..., Mapping[str, Tensor]],
+    harmonizer: Transform,
+    state: State | None = None,
+    *,
+    forward: Callable[[nn.Module, Any], PyTree] | None = None,
+    ids: Tensor | None = None,
+    **keywords: Any,
+) -> tuple[Info, State]:
+    """In an ordinary training loop, stand in for the forward pass, the losses and ``loss.backward()``.
+
+    Adds the harmonized gradient to ``.grad`` of the module's trainable parameters, and of the losses' where ``losses``
+    is a module with parameters of its own (heads, a learnable temperature).
+
+    Args:
+        module: The encoder. Frozen parameters stay frozen; the others are named as in ``named_parameters()``.
+        batch: Tree whose tensors have leading axis B.
+        losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function or a module.
+        harmonizer: A transform, see [chain][harmony.chain].
+        state: Its state; None for a fresh one.
+        forward: ``forward(module, batch) -> embeddings``. Default: ``module(**batch)`` for a dictionary,
+            ``module(*batch)`` for a tuple or list, else ``module(batch)``.
+        ids: Ids (B,) of the samples, for rules that remember samples.
+        **keywords: Options of [gram_vjp][harmony.gram_vjp].
+
+    Returns:
+        ``info, state``: an [Info][harmony.Info] and the next state.
+
+    Raises:
+        ValueError: See [gram_vjp][harmony.gram_vjp]; or a module without trainable parameters.
+
+    Examples:
+        >>> import torch, harmony
+        >>> module = torch.nn.Linear(3, 2, bias=False)
+        >>> harmonizer = harmony.chain(harmony.realign.pcgrad)
+        >>> losses = lambda f: {"left": f[:, 0] ** 2, "right": f[:, 1] ** 2}
+        >>> info, state = harmony.backward(module, torch.ones(4, 3), losses, harmonizer)
+        >>> module.weight.grad.shape, int(info.kept)
+        (torch.Size([2, 3]), 4)
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient.")
+    caller = _Caller(module, forward or call_module)
+
+    def encode(params: dict[str, Tensor], batch: PyTree) -> PyTree:
+        return functional_call(caller, {f"module.{name}": p for name, p in params.items()}, (batch,))
+
+    loss_module, loss_trainable = losses if isinstance(losses, nn.Module) else None, {}
+    if loss_module is not None:
+        loss_trainable = {name: p for name, p in loss_module.named_parameters() if p.requires_grad}
+
+    def losses_of(loss_params: dict[str, Tensor], embeddings: PyTree) -> Mapping[str, Tensor]:
+        assert loss_module is not None
+        outputs: Mapping[str, Tensor] = functional_call(loss_module, loss_params, (embeddings,))
+        return outputs
+
+    step = harmonized_grad(encode, losses_of if loss_trainable else losses, harmonizer, **keywords)
+    state = harmonizer.init() if state is None else state
+    if loss_trainable:
+        (grads, loss_grads), state, info = step(trainable, batch, state, ids=ids, loss_params=loss_trainable)
+        _accumulate(loss_trainable, loss_grads)
+    else:
+        grads, state, info = step(trainable, batch, state, ids=ids)
+    _accumulate(trainable, grads)
+    return info, state
+
+
+def call_module(module: nn.Module, batch: PyTree) -> PyTree:
+    """Call a module on a batch: keywords from a dictionary, positions from a tuple or list, else one argument."""
+    if isinstance(batch, Mapping):
+        return module(**batch)
+    if isinstance(batch, tuple | list):
+        return module(*batch)
+    return module(batch)
+
+
+class _Caller(nn.Module):
+    """A module and how to call it, so that ``functional_call`` swaps the parameters around any forward function."""
+
+    def __init__(self, module: nn.Module, call: Callable[[nn.Module, Any], PyTree]) -> None:
+        super().__init__()
+        self.module = module
+        self.call = call
+
+    def forward(self, batch: PyTree) -> PyTree:
+        return self.call(self.module, batch)
+
+
+def _accumulate(params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, p in params.items():
+            if p.grad is None:
+                p.grad = grads[name].detach().clone()
+            else:
+                p.grad += grads[name]

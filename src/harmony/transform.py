@@ -1,0 +1,96 @@
+"""Transforms of Gram blocks into weights, and their composition. The state is a plain tree, held by the caller."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+State = Any
+
+
+class Update(Protocol):
+    """``update(gram, state, **extras) -> (weights, state)``."""
+
+    def __call__(self, gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
+        """Weights (B, K) of Gram blocks (B, K, K), and the next state."""
+        ...
+
+
+class Transform(NamedTuple):
+    """A pair of pure functions, after optax.
+
+    Attributes:
+        init: ``init() -> state``.
+        update: ``update(gram, state, **extras) -> (weights, state)``. Extras that rules may use: ``terms`` (B, K), the
+            loss terms, and ``ids`` (B,), the samples' ids; a transform ignores what it does not need.
+
+    Examples:
+        >>> import torch, harmony
+        >>> total = harmony.Transform(lambda: (), lambda gram, state, **extras: (torch.ones(gram.shape[:2]), state))
+        >>> total.update(torch.zeros(1, 2, 2), total.init())[0]
+        tensor([[1., 1.]])
+    """
+
+    init: Callable[[], State]
+    update: Update
+
+
+Member = Transform | Callable[[Tensor], Tensor]
+
+
+def chain(*members: Member) -> Transform:
+    """Multiply the weights of several members, in order, from ones.
+
+    Every member sees the raw Gram, not what earlier members made of the gradients: ``chain(threshold, pcgrad)`` drops
+    samples and projects the others, but a normalisation before ``pcgrad`` does not change what ``pcgrad`` projects.
+
+    Args:
+        *members: Transforms, and plain functions ``gram -> weights``; with none, the weights are ones.
+
+    Returns:
+        One transform; its state is the tuple of the members' states.
+
+    Raises:
+        TypeError: In ``update``, a member that gives no (B, K) tensor.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmonizer = harmony.chain(harmony.curriculum.threshold(-0.6), harmony.realign.pcgrad)
+        >>> gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, -0.9], [-0.9, 1.0]]])
+        >>> weights, state = harmonizer.update(gram, harmonizer.init())
+        >>> weights
+        tensor([[1.5000, 1.5000],
+                [0.0000, 0.0000]])
+    """
+    transforms = [m if isinstance(m, Transform) else _stateless(m) for m in members]
+
+    def init() -> State:
+        return tuple(t.init() for t in transforms)
+
+    def update(gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
+        if gram.ndim != 3 or gram.shape[-1] != gram.shape[-2]:
+            raise ValueError(f"expected Gram blocks of shape (B, K, K); got {tuple(gram.shape)}.")
+        if len(state) != len(transforms):
+            raise ValueError(f"the state is of {len(state)} members, the chain has {len(transforms)}: use init().")
+        weights = torch.ones(gram.shape[:2], dtype=gram.dtype, device=gram.device)
+        states = []
+        for member, transform, s in zip(members, transforms, state, strict=True):
+            factor, s = transform.update(gram, s, **extras)
+            if not isinstance(factor, Tensor) or factor.shape != weights.shape:
+                got = tuple(factor.shape) if isinstance(factor, Tensor) else repr(factor)
+                raise TypeError(
+                    f"{getattr(member, '__name__', member)} gave {got} for weights of shape {tuple(weights.shape)}. "
+                    "A factory of transforms must be called first: threshold(0.0), not threshold."
+                )
+            weights = weights * factor
+            states.append(s)
+        return weights, tuple(states)
+
+    return Transform(init, update)
+
+
+def _stateless(function: Callable[[Tensor], Tensor]) -> Transform:
+    if not callable(function):
+        raise TypeError(f"a member of a chain is a Transform or a function gram -> weights; got {function!r}.")
+    return Transform(lambda: (), lambda gram, state, **extras: (function(gram), state))

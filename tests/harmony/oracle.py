@@ -1,0 +1,57 @@
+"""Brute-force per-sample gradients by plain autograd in float64, written from the definitions and nothing else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Tree = Any
+
+
+def per_sample_gradients(
+    encode: Callable[..., Tree],
+    losses: Callable[..., dict[str, Tensor]],
+    params: dict[str, Tensor],
+    batch: Tree,
+    attribution: str,
+) -> dict[str, Tensor]:
+    """Gradients {name: (B, K, *shape)} of every sample under every loss, one autograd call for each of them."""
+    size = pytree.tree_leaves(batch)[0].shape[0]
+    names = list(params)
+
+    def one(tree: Tree, b: int) -> Tree:
+        return pytree.tree_map(lambda x: x[b : b + 1], tree)
+
+    def embeddings(own: int | None, through: dict[str, Tensor]) -> Tree:
+        """Embeddings of the batch: through ``through`` for one sample (or all), constant elsewhere."""
+        constant = {n: p.detach() for n, p in params.items()}
+        rows = [encode(through if own is None or own == b else constant, one(batch, b)) for b in range(size)]
+        return pytree.tree_map(lambda *leaves: torch.cat(leaves), *rows)
+
+    names_of_losses = list(losses(embeddings(None, params)))
+    grads: dict[str, list[list[Tensor]]] = {n: [] for n in names}
+    for b in range(size):
+        for n in names:
+            grads[n].append([])
+        for k in names_of_losses:
+            fresh = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+            terms = losses(embeddings(None if attribution == "loss" else b, fresh))[k]
+            scalar = terms.mean() if attribution == "activation" else terms[b] / size
+            found = torch.autograd.grad(scalar, list(fresh.values()), allow_unused=True)
+            for n, g in zip(names, found, strict=True):
+                grads[n][b].append(torch.zeros_like(params[n]) if g is None else g)
+    return {n: torch.stack([torch.stack(row) for row in rows]) for n, rows in grads.items()}
+
+
+def gram_blocks(grads: dict[str, Tensor], group_size: int = 1) -> Tensor:
+    """Gram blocks (groups, K, K) of gradients {name: (B, K, *shape)}, summed over groups of consecutive samples."""
+    flat = torch.cat([g.flatten(2) for g in grads.values()], dim=2)
+    groups = torch.stack([part.sum(0) for part in flat.split(group_size)])
+    return groups @ groups.mT
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest deviation, relative to the largest expected entry."""
+    return float((got - expected).abs().max() / expected.abs().max())

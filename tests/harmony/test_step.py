@@ -1,0 +1,112 @@
+"""The composed step and the three-line change to a module's loop."""
+
+import pytest
+import torch
+from torch import nn
+
+import harmony
+from tests import zoo
+from tests.harmony import oracle
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def test_step_is_gram_weights_and_pullback_composed():
+    case = zoo.shared_backbone()
+    harmonizer = harmony.chain(harmony.curriculum.threshold(-0.2), harmony.realign.pcgrad)
+    step = harmony.harmonized_grad(case.encode, case.losses, harmonizer)
+    grads, _, info = step(case.params, case.batch, harmonizer.init())
+
+    g = oracle.per_sample_gradients(*case, attribution="activation")
+    gram = oracle.gram_blocks(g)
+    weights = harmony.realign.pcgrad(gram) * (harmony.agreement(gram) > -0.2)[:, None]
+    assert 0 < int((weights != 0).any(1).sum()) < zoo.B  # the seed shows both: some dropped, some kept
+    torch.testing.assert_close(info.weights, weights)
+    torch.testing.assert_close(info.agreement, harmony.agreement(gram))
+    assert int(info.kept) == int((weights != 0).any(1).sum())
+    for n, p in g.items():
+        torch.testing.assert_close(grads[n], torch.einsum("bk,bk...->...", weights, p))
+
+
+def test_everything_dropped_gives_a_zero_gradient_and_says_so():
+    case = zoo.shared_backbone()
+    harmonizer = harmony.chain(harmony.curriculum.threshold(1.0))
+    grads, _, info = harmony.harmonized_grad(case.encode, case.losses, harmonizer)(
+        case.params, case.batch, harmonizer.init()
+    )
+    assert int(info.kept) == 0 and all((g == 0).all() for g in grads.values())
+
+
+def test_backward_fills_grad_like_an_ordinary_backward_when_nothing_is_changed():
+    module, x = zoo.Pooled().double(), zoo.randn(6, 5, 8)
+    frozen = module.positions.requires_grad_(False)
+    sum(t.mean() for t in zoo.supervised(module(x)).values()).backward()
+    expected = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    info, state = harmony.backward(module, x, zoo.supervised, harmony.chain())
+    torch.testing.assert_close({n: p.grad for n, p in module.named_parameters() if p.grad is not None}, expected)
+    assert frozen.grad is None and state == () and info.terms.shape == (6, 3)
+    harmony.backward(module, x, zoo.supervised, harmony.chain(), state)  # adds
+    for n, p in module.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, 2 * expected[n])
+
+
+@pytest.mark.parametrize("pack", [lambda x: {"input": x}, lambda x: (x,), lambda x: x])
+def test_backward_calls_the_module_as_the_batch_is_packed(pack):
+    module = nn.Linear(3, 2)
+    harmony.backward(module, pack(torch.randn(4, 3)), lambda f: {"a": f[:, 0]}, harmony.chain())
+    assert module.weight.grad is not None
+
+
+def test_backward_trains_heads_and_ties_and_moves_running_statistics_once():
+    module = zoo.Tied().double()
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(7)
+
+        def forward(self, f):
+            return zoo.supervised(self.norm(f["logits"]) * f["scale"][:, None])
+
+    heads = Heads().double()
+    batch = {"ids": torch.randint(7, (5, 3)), "scale": zoo.randn(5)}
+    forward = lambda m, b: {"logits": m(b["ids"]), "scale": b["scale"]}  # noqa: E731
+    sum(t.mean() for t in heads(forward(module, batch)).values()).backward()
+    expected = [p.grad.clone() for m in (module, heads) for p in m.parameters()]
+    for m in (module, heads):
+        m.zero_grad()
+    heads.norm.reset_running_stats()
+    harmony.backward(module, batch, heads, harmony.chain(), forward=forward)
+    torch.testing.assert_close([p.grad for m in (module, heads) for p in m.parameters()], expected)
+    assert int(heads.norm.num_batches_tracked) == 1
+
+
+def test_backward_needs_something_to_train():
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        harmony.backward(nn.Linear(2, 2).requires_grad_(False), torch.ones(1, 2), zoo.supervised, harmony.chain())
+
+
+def test_a_harmonized_loop_learns():
+    """Two regressions that share a trunk, through the whole public interface."""
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    harmonizer = harmony.chain(harmony.realign.pcgrad)
+    state, x = harmonizer.init(), torch.randn(64, 4)
+    target = torch.stack([x[:, 0] + x[:, 1], x[:, 1] - x[:, 2]], 1)
+    first = last = None
+    for _ in range(150):
+        optimizer.zero_grad()
+        info, state = harmony.backward(
+            module, (x, target), lambda f: {k: (f[0][:, i] - f[1][:, i]) ** 2 for i, k in enumerate("ab")}, harmonizer,
+            state, forward=lambda m, b: (m(b[0]), b[1]),
+        )  # fmt: skip
+        optimizer.step()
+        last = sum(info.values.values())
+        first = last if first is None else first
+    assert last < 0.1 * first

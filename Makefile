@@ -1,0 +1,66 @@
+# The project's commands. Each sets up .venv on its first use; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help setup pretrain test test-slow lint format docs wheel clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup: $(STAMP)  ## install everything for recipes, tests, docs and lint into .venv
+
+# The stamp is written last: an installation that failed is tried again, one that succeeded is not repeated.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, \
+	$(PYTHON) is {sys.version.split()[0]}. Name another: make PYTHON=python3.12 ...")'
+	@echo "setup: environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setup: $(TORCH) (a large download the first time)"
+	@$(PIP) $(TORCH)
+	@echo "setup: the package, and what recipes, tests, docs and lint need"
+	@$(PIP) --editable '.[recipes,test,docs,lint]'
+	@touch $@
+	@echo "setup: done"
+
+pretrain: $(STAMP)  ## corpus, training, retrieval, report; ARGS="key=value ..." overrides the demo config
+	@$(BIN)/python -m recipes.pretrain --config recipes/configs/demo.yaml $(ARGS)
+
+test: $(STAMP)  ## all fast tests; ARGS="-k name" narrows them
+	@$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)  ## the slow tests
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(STAMP)  ## ruff and mypy, nothing is changed
+	@echo "lint: ruff check"
+	@$(BIN)/ruff check .
+	@echo "lint: ruff format"
+	@$(BIN)/ruff format --check .
+	@echo "lint: mypy --strict"
+	@$(BIN)/mypy
+
+format: $(STAMP)  ## sort imports, fix what ruff can fix, format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(STAMP)  ## build the site into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "docs: open site/index.html"
+
+wheel: $(STAMP)  ## build the wheel into dist/ and check that it holds harmony alone
+	@rm -rf dist
+	@$(BIN)/python -m pip --disable-pip-version-check wheel -qq --no-deps --wheel-dir dist .
+	@$(BIN)/python -c "import glob, zipfile; [wheel] = glob.glob('dist/*.whl'); \
+	names = zipfile.ZipFile(wheel).namelist(); \
+	strays = [n for n in names if not n.startswith(('harmony/', 'gradient_harmony-'))]; \
+	assert not strays, f'{wheel} holds more than harmony: {strays}'; \
+	assert 'harmony/py.typed' in names, f'{wheel} lacks harmony/py.typed'; \
+	print('wheel:', wheel, len(names), 'files')"
+
+clean:  ## remove .venv, builds and caches; runs/ and corpora/ stay
+	rm -rf $(VENV) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,236 @@
+"""The typed configuration of a run: a YAML file and key=value overrides, checked before any work starts."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipes.data.augment import AugmentConfig
+from recipes.data.clips import ClipFormat
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run."""
+
+
+@dataclass
+class RunConfig:
+    """Where a run writes: everything is under `dir`/`name`."""
+
+    name: str = "demo"
+    dir: str = "runs"
+
+
+@dataclass
+class GammaConfig:
+    """The curriculum's threshold on the cosine, from `start` to `end`."""
+
+    start: float = -0.3
+    end: float = 0.0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # constant: `start` throughout
+    steps: int | None = None  # None: the whole run
+
+
+@dataclass
+class GramConfig:
+    """How per-sample gradients are read, see `harmony.gram_vjp`."""
+
+    attribution: Literal["activation", "loss", "anchor"] = "activation"
+    space: Literal["parameters", "features"] = "parameters"
+    wrt: str | None = r"^backbone\."  # regular expression on parameter names; feature space ignores it
+    group_size: int = 1
+    chunk_size: int | None = None
+    every: int = 1  # without harmonization: measure agreement at every n-th step, 0 for never
+
+
+@dataclass
+class CorpusConfig:
+    """The procedural corpus, built on first use where `data.manifest` is not given."""
+
+    style: Literal["narrated", "wild"] = "wild"
+    dir: str = "corpora"
+    videos: int = 320
+    test_videos: int = 60
+    seed: int = 0
+
+
+@dataclass
+class DataConfig:
+    """What to train on and what to hold out."""
+
+    manifest: str | None = None  # a manifest, or a folder in HowTo100M's layout; None: the procedural corpus
+    test: str | None = None  # another manifest to evaluate on; None: the manifest's own test split
+    workers: int = 1
+    vocabulary: int = 65536  # most frequent words that are kept
+    word_vectors: str | None = None  # word2vec or GloVe text file; frozen
+
+
+@dataclass
+class ModelConfig:
+    """The shared transformer and the tokenizers in front of it."""
+
+    size: Literal["demo", "small", "base", "medium", "large"] = "demo"
+    video_patch: tuple[int, int, int] = (4, 16, 16)  # frames, rows, columns
+    audio_patch: int = 128  # samples
+    word_width: int = 300
+    drop_token: float = 0.5
+    dropout: float = 0.1
+
+
+@dataclass
+class ObjectiveConfig:
+    """The two common spaces and their losses."""
+
+    audio_space: int = 512
+    text_space: int = 256
+    norm: Literal["batch", "layer", "none"] = "batch"
+    temperature: float = 0.07
+    symmetric: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """Optimization: Adam, warm-up, quarter-period cosine."""
+
+    steps: int = 500_000
+    batch_size: int = 32
+    seed: int = 0
+    lr: float = 1e-4
+    end_lr: float = 5e-5
+    warmup: int = 10_000
+    clip_norm: float | None = None
+    device: str = "auto"
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    max_bad_steps: int = 20  # steps in a row without a finite gradient or a readable clip before the run stops
+
+
+@dataclass
+class EvalConfig:
+    """Zero-shot retrieval at the end."""
+
+    batch_size: int = 32
+    limit: int | None = None  # evaluate on the first n clips only
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    harmonize: Literal["none", "realign", "curriculum", "both"] = "both"
+    gamma: GammaConfig = field(default_factory=GammaConfig)
+    gram: GramConfig = field(default_factory=GramConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    clip: ClipFormat = field(default_factory=ClipFormat)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return Path(self.run.dir) / self.run.name
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a configuration file and apply overrides.
+
+    Args:
+        path: YAML file with any of the keys of `Config`.
+        overrides: ``key=value`` pairs, nested keys joined by dots: ``train.steps=100``.
+
+    Raises:
+        ConfigError: Unknown key, wrong type, or values that do not fit together; the message names file and key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file")
+    for override in overrides or []:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r}: expected key=value, for example train.steps=100")
+    where = str(path)
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        where = "command line"
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides or [])))
+        loaded: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        key = getattr(error, "full_key", None)
+        raise ConfigError(f"{where}: {f'key {key!r}: ' if key else ''}{str(error).splitlines()[0]}") from None
+    except Exception as error:  # a YAML syntax error comes with its line
+        raise ConfigError(f"{where}: not a YAML file of keys and values: {error}") from None
+    check(loaded)
+    return loaded
+
+
+def check(config: Config) -> None:
+    """Raise a ConfigError that lists every value that cannot work."""
+    clip, model, train, gram = config.clip, config.model, config.train, config.gram
+    t, h, w = model.video_patch
+    problems = [
+        message
+        for wrong, message in [
+            (clip.frames % t, f"clip.frames={clip.frames} is not a multiple of {t} (model.video_patch)"),
+            (clip.size % h or clip.size % w, f"clip.size={clip.size} is not a multiple of {h}x{w} (model.video_patch)"),
+            (
+                clip.samples % model.audio_patch,
+                f"clip.audio_seconds * clip.sample_rate = {clip.samples} samples is not a multiple of "
+                f"model.audio_patch={model.audio_patch}",
+            ),
+            (train.steps < 1, f"train.steps={train.steps} must be at least 1"),
+            (train.batch_size < 2, f"train.batch_size={train.batch_size}: a contrastive loss needs at least 2 samples"),
+            (train.warmup < 0, f"train.warmup={train.warmup} must not be negative"),
+            (train.log_every < 1, f"train.log_every={train.log_every} must be at least 1"),
+            (train.checkpoint_every < 1, f"train.checkpoint_every={train.checkpoint_every} must be at least 1"),
+            (gram.group_size < 1, f"gram.group_size={gram.group_size} must be at least 1"),
+            (gram.every < 0, f"gram.every={gram.every} must not be negative"),
+            (not 0 <= model.drop_token < 1, f"model.drop_token={model.drop_token} must be in [0, 1)"),
+            (not 0 <= model.dropout < 1, f"model.dropout={model.dropout} must be in [0, 1)"),
+            (config.objective.temperature <= 0, f"objective.temperature={config.objective.temperature} must be > 0"),
+            (not _compiles(gram.wrt), f"gram.wrt={gram.wrt!r} is not a regular expression"),
+            (
+                not re.fullmatch(r"[\w.-]+", config.run.name),
+                f"run.name={config.run.name!r} must be a folder name of letters, digits, '.', '_' and '-'",
+            ),
+        ]
+        if wrong
+    ]
+    if problems:
+        raise ConfigError("the configuration cannot be run:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the whole configuration as YAML; `load` reads it back."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(as_dict(config))), encoding="utf-8")
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Nested dictionaries of plain values."""
+    return asdict(config)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Keys whose values differ, as ``key: old -> new``."""
+
+    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+        return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
+
+    a, b = flat(as_dict(old)), flat(as_dict(new))
+    return [f"{key}: {a[key]} -> {b[key]}" for key in a if a[key] != b[key]]
+
+
+def _compiles(pattern: str | None) -> bool:
+    try:
+        re.compile(pattern or "")
+    except re.error:
+        return False
+    return True

@@ -1,0 +1,112 @@
+"""Random crops, flips, colours and noise: pure functions of an array and a generator, one draw for a whole clip."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+# From RGB to luma and two axes of chroma (YIQ, as in NTSC television), and back.
+TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+TO_RGB = np.linalg.inv(TO_YIQ)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How much to vary a training clip; the defaults are VATT's."""
+
+    crop_area: tuple[float, float] = (0.08, 1.0)  # share of the picture
+    crop_aspect: tuple[float, float] = (0.5, 2.0)  # width / height
+    flip: float = 0.5  # probability
+    colour: float = 0.8  # probability of the four below
+    brightness: float = 32 / 255  # largest shift, of the full range
+    contrast: tuple[float, float] = (0.6, 1.4)
+    saturation: tuple[float, float] = (0.6, 1.4)
+    hue: float = 0.2  # largest shift, of the full circle
+    noise: float = 0.01  # deviation of the noise on the sound, of its peak
+
+
+def augment(video: np.ndarray, size: int, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
+    """Crops, flips and colours a clip, all of its pictures alike.
+
+    Args:
+        video: uint8 (T, H, W, 3).
+        size: side of the square to return, pixels.
+        rng: all randomness.
+        config: how much.
+    Returns:
+        uint8 (T, size, size, 3).
+    """
+    video = resize(random_crop(video, rng, config.crop_area, config.crop_aspect), size, size)
+    if rng.random() < config.flip:
+        video = video[:, :, ::-1]
+    if rng.random() < config.colour:
+        video = jitter(video, rng, config)
+    return np.ascontiguousarray(video)
+
+
+def center(video: np.ndarray, size: int) -> np.ndarray:
+    """Cuts the square in the middle out of uint8 (T, H, W, 3) and scales it to `size` pixels a side, for evaluation."""
+    height, width = video.shape[1:3]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    return resize(video[:, top : top + short, left : left + short], size, size)
+
+
+def random_crop(
+    video: np.ndarray, rng: np.random.Generator, area: tuple[float, float], aspect: tuple[float, float]
+) -> np.ndarray:
+    """Cuts a rectangle of random area (share of the picture) and aspect (width / height, log-uniform) out of a clip.
+
+    Args:
+        video: (T, H, W, 3).
+    Returns:
+        A view (T, h, w, 3). Where ten tries do not fit, the largest rectangle in the middle with a permitted aspect.
+    """
+    height, width = video.shape[1:3]
+    areas = height * width * rng.uniform(*area, 10)
+    aspects = np.exp(rng.uniform(*np.log(aspect), 10))
+    widths, heights = np.rint(np.sqrt(areas * aspects)).astype(int), np.rint(np.sqrt(areas / aspects)).astype(int)
+    fits = (widths >= 1) & (heights >= 1) & (widths <= width) & (heights <= height)
+    if fits.any():
+        w, h = int(widths[fits.argmax()]), int(heights[fits.argmax()])
+        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+    else:
+        w, h = min(width, round(height * aspect[1])), min(height, round(width / aspect[0]))
+        top, left = (height - h) // 2, (width - w) // 2
+    return video[:, top : top + h, left : left + w]
+
+
+def jitter(video: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
+    """Shifts brightness and hue, scales contrast and saturation of a clip.
+
+    Hue and saturation turn and scale the chroma plane of YIQ, so that all four are one affine map of RGB.
+
+    Args:
+        video: uint8 (T, H, W, 3).
+    Returns:
+        uint8, the same shape.
+    """
+    shift = 255 * rng.uniform(-config.brightness, config.brightness)
+    contrast, saturation = rng.uniform(*config.contrast), rng.uniform(*config.saturation)
+    angle = 2 * np.pi * rng.uniform(-config.hue, config.hue)
+    cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
+    turn = TO_RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ TO_YIQ
+    pixels = video.reshape(-1, 3).astype(np.float32)
+    offset = (1 - contrast) * turn @ pixels.mean(0) + shift  # contrast is about the mean colour of the clip
+    pixels = pixels @ (contrast * turn.T).astype(np.float32) + offset.astype(np.float32)
+    return np.rint(pixels).clip(0, 255).astype(np.uint8).reshape(video.shape)
+
+
+def resize(video: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resamples uint8 (T, H, W, 3) to (T, height, width, 3), bilinear, without aliasing."""
+    if video.shape[1:3] == (height, width):
+        return video
+    pictures = torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2)
+    return interpolate(pictures, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
+
+
+def add_noise(audio: np.ndarray, rng: np.random.Generator, deviation: float) -> np.ndarray:
+    """Adds normal noise to float32 sound (S,), its deviation a share of the peak."""
+    noise = rng.standard_normal(audio.shape, np.float32)
+    return audio + np.float32(deviation) * np.abs(audio).max(initial=0) * noise

@@ -1,0 +1,277 @@
+"""Clips ready for the model: windows of an index, read, augmented, tokenized, and collated into batches.
+
+A clip that cannot be read becomes a `Skipped`, which travels with its batch; no broken file ends a run.
+"""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset as Index
+from tokenizers import Tokenizer
+from torch.utils.data import DataLoader, Dataset
+
+from recipes.data.augment import AugmentConfig, add_noise, augment, center
+from recipes.data.decode import BrokenClip, Window, open_clip
+from recipes.data.decode import Clip as OpenClip
+from recipes.data.sampler import EpochBatchSampler, Key
+from recipes.data.vocabulary import encode
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """The shape of a clip. Pictures and sound of a window begin together; the longer of the two is the window."""
+
+    frames: int = 8
+    fps: float = 10.0
+    size: int = 64  # side of the square, pixels
+    sample_rate: int = 16_000
+    audio_seconds: float = 0.8
+    narrations: int = 3  # P, texts per clip
+    words: int = 16  # W, words per text
+
+    @property
+    def samples(self) -> int:
+        """Samples of sound per clip."""
+        return round(self.audio_seconds * self.sample_rate)
+
+    @property
+    def seconds(self) -> float:
+        """Length of the window."""
+        return max(self.frames / self.fps, self.audio_seconds)
+
+    @property
+    def short_side(self) -> int:
+        """Pictures are decoded at this size, a seventh above `size`, before they are cropped."""
+        return round(self.size * 8 / 7)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sample: `video` uint8 (T, H, W, 3), `audio` float32 (S,), `text` int64 (P, W).
+
+    Without sound, `audio` is zero and `has_audio` False; where there is no text, `text` is zero. `captions` are the
+    texts of the first rows of `text`; `start` is in seconds; `index` is the clip's position in its dataset.
+    """
+
+    index: int
+    id: str
+    video: np.ndarray
+    audio: np.ndarray
+    has_audio: bool
+    text: np.ndarray
+    captions: list[str]
+    start: float
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A clip that could not be read, and why."""
+
+    id: str
+    reason: str
+
+
+class TrainClips(Dataset[Clip | Skipped]):
+    """A random window of a video, augmented, with the narrations nearest to it in time.
+
+    Everything random is drawn from (seed, epoch, row): not from the worker, nor from what was read before.
+    """
+
+    def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat, seed: int, augment: AugmentConfig):
+        """
+        Args:
+            index: rows as from `load_index`.
+            tokenizer: the vocabulary.
+            fmt: the shape of a clip.
+            seed: of all randomness.
+            augment: how much to vary a clip.
+        """
+        self.index, self.tokenizer, self.fmt, self.seed, self.config = index, tokenizer, fmt, seed, augment
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: Key) -> Clip | Skipped:
+        """Reads row `key[1]` as epoch `key[0]` sees it; its window begins uniformly within the clip."""
+        epoch, number = key
+        row, fmt = self.index[number], self.fmt
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, number]))
+        try:
+            with open_clip(row["video"]) as clip:
+                start = rng.uniform(0.0, max(0.0, clip.probe.duration - fmt.seconds))
+                window = _read(clip, start, fmt)
+        except BrokenClip as broken:
+            return Skipped(row["id"], broken.reason)
+        video = augment(window.video, fmt.size, rng, self.config)
+        audio = add_noise(_audio(window, fmt), rng, self.config.noise)
+        captions = nearest(row["narrations"], start + fmt.seconds / 2, fmt.narrations)
+        text = _encode(self.tokenizer, captions, fmt.narrations, fmt.words)
+        return Clip(number, row["id"], video, audio, window.audio is not None, text, captions, start)
+
+
+class EvalClips(Dataset[Clip | Skipped]):
+    """One clip per narration: the window about its middle (the clip's, for a text over the whole clip); P = 1.
+
+    Nothing is random. Narrations without a word are left out.
+    """
+
+    def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat):
+        """
+        Args:
+            index: rows as from `load_index`.
+            tokenizer: the vocabulary.
+            fmt: the shape of a clip; its `narrations` is not used.
+        Raises:
+            ValueError: no narration has a word in it.
+        """
+        self.index, self.tokenizer, self.fmt = index, tokenizer, fmt
+        self.items = [
+            (number, position)
+            for number, narrations in enumerate(index["narrations"])
+            for position, narration in enumerate(narrations)
+            if encode(tokenizer, narration["text"], fmt.words).any()
+        ]
+        if not self.items:
+            raise ValueError(f"nothing to evaluate on: no narration of the {len(index)} videos has a word in it")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: int) -> Clip | Skipped:
+        number, position = self.items[item]
+        row, fmt = self.index[number], self.fmt
+        narration = row["narrations"][position]
+        try:
+            with open_clip(row["video"]) as clip:
+                middle = (narration["start"] + min(narration["end"], clip.probe.duration)) / 2
+                last = max(0.0, clip.probe.duration - fmt.seconds)
+                start = min(max(0.0, middle - fmt.seconds / 2), last)
+                window = _read(clip, start, fmt)
+        except BrokenClip as broken:
+            return Skipped(row["id"], broken.reason)
+        text = _encode(self.tokenizer, [narration["text"]], 1, fmt.words)
+        video, audio = center(window.video, fmt.size), _audio(window, fmt)
+        return Clip(item, row["id"], video, audio, window.audio is not None, text, [narration["text"]], start)
+
+
+def nearest(narrations: Sequence[dict[str, Any]], time: float, count: int) -> list[str]:
+    """The texts of the `count` narrations nearest to a time: distance to the interval, 0 inside; ties by start."""
+
+    def distance(narration: dict[str, Any]) -> tuple[float, float]:
+        return max(narration["start"] - time, time - narration["end"], 0.0), narration["start"]
+
+    return [narration["text"] for narration in sorted(narrations, key=distance)[:count]]
+
+
+def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
+    """Joins clips into a batch; those that were skipped make it smaller.
+
+    Args:
+        items: clips of one format, and skipped ones.
+    Returns:
+        `video` uint8 (B, T, H, W, 3); `audio` float32 (B, S), `audio_valid` bool (B,): zeros and False without sound;
+        `text` int64 (B, P, W) and `text_valid` bool (B, P): zeros and False without a word;
+        `same_text` bool (B, B, P): [b, b', p] is True where caption p of b' has the word ids of a valid caption of b,
+        so it is no negative of b (for b = b' it is `text_valid`);
+        `index` int64 (B,); `id` list of B; `captions` list of B lists; `start` float64 (B,); `skipped` list.
+        Where every item was skipped there is `skipped` alone.
+    """
+    clips = [item for item in items if isinstance(item, Clip)]
+    skipped = [item for item in items if isinstance(item, Skipped)]
+    if not clips:
+        return {"skipped": skipped}
+    text = np.stack([clip.text for clip in clips])
+    valid = text.any(-1)
+    return {
+        "video": torch.from_numpy(np.stack([clip.video for clip in clips])),
+        "audio": torch.from_numpy(np.stack([clip.audio for clip in clips])),
+        "audio_valid": torch.tensor([clip.has_audio for clip in clips]),
+        "text": torch.from_numpy(text),
+        "text_valid": torch.from_numpy(valid),
+        "same_text": torch.from_numpy(same_text(text, valid)),
+        "index": torch.tensor([clip.index for clip in clips]),
+        "id": [clip.id for clip in clips],
+        "captions": [clip.captions for clip in clips],
+        "start": torch.tensor([clip.start for clip in clips], dtype=torch.float64),
+        "skipped": skipped,
+    }
+
+
+def same_text(text: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Finds equal captions in a batch.
+
+    Args:
+        text: word ids (B, P, W).
+        valid: bool (B, P).
+    Returns:
+        bool (B, B, P): [b, b', p] is True where caption p of b' equals, id for id, a valid caption of b.
+    """
+    clips, captions, words = text.shape
+    _, name = np.unique(text.reshape(-1, words), axis=0, return_inverse=True)
+    name = name.reshape(clips, captions)
+    equal = name[:, :, None, None] == name[None, None]  # [b, q, b', p]
+    return (equal & valid[:, :, None, None] & valid[None, None]).any(1)
+
+
+def train_loader(
+    dataset: TrainClips, batch_size: int, seed: int, workers: int, start_step: int = 0
+) -> DataLoader[dict[str, Any]]:
+    """Endless batches for training, from any step on; the same whatever the number of workers.
+
+    Args:
+        dataset: the clips.
+        batch_size: clips per batch, before any is skipped.
+        seed: of the order.
+        workers: processes that decode; 0 decodes in this one.
+        start_step: the step to begin at.
+    Returns:
+        A loader of what `collate` returns.
+    """
+    sampler = EpochBatchSampler(len(dataset), batch_size, seed, start_step)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, **_workers(workers))
+
+
+def eval_loader(dataset: EvalClips, batch_size: int, workers: int) -> DataLoader[dict[str, Any]]:
+    """Every clip once, in order: see `train_loader`."""
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, **_workers(workers))
+
+
+def _workers(count: int) -> dict[str, Any]:
+    """Workers are forked from a clean process with the imports done: forking this one, with its threads, can hang."""
+    if not count:
+        return {"num_workers": 0}
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return {
+        "num_workers": count,
+        "multiprocessing_context": context,
+        "persistent_workers": True,
+        "prefetch_factor": 4,
+        "worker_init_fn": _ignore_interrupt,
+    }
+
+
+def _ignore_interrupt(_: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _read(clip: OpenClip, start: float, fmt: ClipFormat) -> Window:
+    return clip.window(start, fmt.frames, fmt.fps, fmt.sample_rate, fmt.samples, fmt.short_side)
+
+
+def _audio(window: Window, fmt: ClipFormat) -> np.ndarray:
+    return np.zeros(fmt.samples, np.float32) if window.audio is None else window.audio
+
+
+def _encode(tokenizer: Tokenizer, captions: list[str], count: int, words: int) -> np.ndarray:
+    """Word ids (count, words), the rows after the last caption zero."""
+    text = np.zeros((count, words), np.int64)
+    for row, caption in enumerate(captions):
+        text[row] = encode(tokenizer, caption, words)
+    return text

@@ -1,0 +1,236 @@
+"""Reads one window of a video file with PyAV: seek, decode what the window shows, nothing else.
+
+Times are seconds from the start of the clip. Whatever is wrong with a file becomes one exception, `BrokenClip`.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Stream
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+PREROLL = 0.1  # seconds of sound decoded before the window: a codec's first frames after a seek are not yet exact
+TRUNCATED = 0.5  # seconds of missing pictures, inside what the header declares, that make a file a truncated one
+
+
+class BrokenClip(Exception):
+    """A video file that cannot be used; `reason` is for people and has no path in it."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple[type["BrokenClip"], tuple[str, str]]:
+        return BrokenClip, (self.path, self.reason)  # so that it crosses the border of a worker process
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a file's header says. Duration in seconds, sizes in pixels before any rotation, average rate."""
+
+    duration: float
+    has_video: bool
+    has_audio: bool
+    width: int
+    height: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """A decoded window: `video` uint8 (frames, H, W, 3), `audio` float32 (samples,) in [-1, 1], None if it has none."""
+
+    video: np.ndarray
+    audio: np.ndarray | None
+
+
+def probe(path: str | Path) -> Probe:
+    """Reads the header of a file.
+
+    Args:
+        path: a video file.
+    Returns:
+        What the header declares.
+    Raises:
+        BrokenClip: missing, empty, truncated before its header, not a media file, or without a duration.
+    """
+    with open_clip(path) as clip:
+        return clip.probe
+
+
+def read_window(
+    path: str | Path, start: float, frames: int, fps: float, sample_rate: int, samples: int, short_side: int | None
+) -> Window:
+    """Opens a file and reads one window of it: see `Clip.window`."""
+    with open_clip(path) as clip:
+        return clip.window(start, frames, fps, sample_rate, samples, short_side)
+
+
+@contextmanager
+def open_clip(path: str | Path) -> Iterator["Clip"]:
+    """Opens a file once, for a look at its header and any number of windows.
+
+    Args:
+        path: a video file.
+    Returns:
+        A context manager that yields a `Clip`; every decoding error inside it leaves as `BrokenClip`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BrokenClip(path, "there is no such file")
+    if path.stat().st_size == 0:
+        raise BrokenClip(path, "the file is empty")
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            yield Clip(path, container)
+    except (av.FFmpegError, ValueError) as error:  # ValueError: a stream whose format changes half-way
+        detail = getattr(error, "strerror", None) or error
+        raise BrokenClip(path, f"truncated, corrupt or not a media file ({detail})") from error
+
+
+class Clip:
+    """An open file. Use `open_clip`."""
+
+    def __init__(self, path: Path, container: InputContainer):
+        self.path, self.container = path, container
+        known = [stream for stream in container.streams if stream.codec_context is not None]
+        self.video = next((stream for stream in known if isinstance(stream, VideoStream)), None)
+        self.audio = next((stream for stream in known if isinstance(stream, AudioStream)), None)
+        self.origin = max(0.0, (container.start_time or 0) / av.time_base)
+        self.probe = self._probe()
+        for stream in filter(None, (self.video, self.audio)):  # one thread: the loader's workers are the parallelism
+            stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
+
+    def _probe(self) -> Probe:
+        if not self.container.duration:
+            raise BrokenClip(self.path, "declares no duration; remux it (ffmpeg -i FILE -c copy NEW.mp4)")
+        context = self.video.codec_context if self.video else None
+        return Probe(
+            duration=self.container.duration / av.time_base,
+            has_video=self.video is not None,
+            has_audio=self.audio is not None,
+            width=context.width if context else 0,
+            height=context.height if context else 0,
+            fps=float(self.video.average_rate or 0) if self.video else 0.0,
+        )
+
+    def window(
+        self, start: float, frames: int, fps: float, sample_rate: int, samples: int, short_side: int | None
+    ) -> Window:
+        """Decodes the window that begins at `start`, pictures and sound alike.
+
+        Picture i is the one on screen at start + i / fps, by presentation time stamps. After the end of the clip the
+        last picture stays and the sound is zero. Sound is mixed down to one channel.
+
+        Args:
+            start: seconds from the start of the clip.
+            frames, fps: how many pictures, and how many a second.
+            sample_rate, samples: of the sound to return.
+            short_side: pictures whose shorter side is longer than this many pixels are scaled down to it.
+        Returns:
+            The window; its audio is None where the clip has no sound at all in it.
+        Raises:
+            BrokenClip: no video stream, truncated before the end of the window, or corrupt.
+        """
+        video = self._pictures(start + np.arange(frames) / fps, short_side)
+        return Window(video, self._sound(start, sample_rate, samples))
+
+    def _pictures(self, times: np.ndarray, short_side: int | None) -> np.ndarray:
+        stream = self.video
+        if stream is None:
+            raise BrokenClip(self.path, "it has no video stream that can be decoded")
+        # Half a millisecond more, against rounding: 3 * 0.1 s must find the picture stamped 0.3 s.
+        ticks = [int((t + self.origin + 5e-4) / stream.time_base) for t in times]
+        packets = self._packets(stream, ticks[0], ticks[-1])
+        stamps = sorted(p.pts for p in packets)
+        if not stamps:
+            raise BrokenClip(self.path, "truncated or corrupt: no picture can be read")
+        self._check_end(max(packets, key=lambda p: p.pts), times[-1])
+        wanted = [stamps[max(0, bisect_right(stamps, t) - 1)] for t in ticks]
+        shown = self._decode_pictures(packets, set(wanted), short_side)
+        have = sorted(shown)
+        if not have:
+            raise BrokenClip(self.path, "truncated or corrupt: no picture of the window can be decoded")
+        return np.stack([shown[have[max(0, bisect_right(have, stamp) - 1)]] for stamp in wanted])
+
+    def _packets(self, stream: Stream, first: int, last: int) -> list[Packet]:
+        """The packets from the last key frame at or before `first` to the last one shown by `last` (stream ticks)."""
+        for other in self.container.streams:
+            other.discard = Discard.default if other is stream else Discard.all
+        target = first
+        while True:
+            self.container.seek(max(target, 0), stream=stream)
+            packets = []
+            for packet in self.container.demux(stream):
+                if packet.dts is not None and packet.dts > last:  # dts <= pts, so nothing shown by `last` can follow
+                    break
+                if packet.pts is not None:
+                    packets.append(packet)
+            # A container may seek by decoding time, and land on a key frame that is shown after `first`.
+            if target <= 0 or (packets and min(p.pts for p in packets) <= first):
+                return packets
+            target -= max(1, int(2 / stream.time_base))
+
+    def _check_end(self, last: Packet, time: float) -> None:
+        """Tells a clip that is over from one that was cut off: the header promises more than the file holds."""
+        stream, end = self.video, float((last.pts + (last.duration or 0)) * last.time_base) - self.origin
+        declared = float(stream.duration * stream.time_base) if stream.duration else self.probe.duration
+        if end < min(time, declared) - TRUNCATED:
+            raise BrokenClip(self.path, f"truncated: pictures end at {end:.1f} s of {declared:.1f} s")
+
+    def _decode_pictures(
+        self, packets: list[Packet], wanted: set[int], short_side: int | None
+    ) -> dict[int, np.ndarray]:
+        """Decodes in order, passing over pictures that are neither wanted nor referred to; RGB by time stamp."""
+        context, reformatter, shown = self.video.codec_context, VideoReformatter(), {}
+        for packet in [*packets, None]:
+            if packet is not None:
+                context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            for frame in context.decode(packet):
+                if frame.pts in wanted:
+                    scale = min(1.0, short_side / min(frame.width, frame.height)) if short_side else 1.0
+                    width, height = round(frame.width * scale), round(frame.height * scale)
+                    rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
+                    shown[frame.pts] = np.rot90(rgb.to_ndarray(), frame.rotation // 90)
+            if len(shown) == len(wanted):
+                break
+        return shown
+
+    def _sound(self, start: float, sample_rate: int, samples: int) -> np.ndarray | None:
+        stream = self.audio
+        if stream is None:
+            return None
+        begin, end = start + self.origin - PREROLL, start + self.origin + samples / sample_rate
+        packets = self._packets(stream, int(begin / stream.time_base), int(end / stream.time_base))
+        frames = [frame for packet in [*packets, None] for frame in stream.codec_context.decode(packet)]
+        if not frames:
+            return None
+        first = frames[0].time
+        heard = _mono([f.to_ndarray() for f in frames], frames[0], sample_rate)
+        offset = round((start + self.origin - first) * sample_rate)  # where the window begins in what was heard
+        part = heard[max(0, offset) : max(0, offset + samples)]
+        if not part.size:
+            return None
+        sound = np.zeros(samples, np.float32)
+        sound[max(0, -offset) :][: part.size] = part
+        return np.clip(sound, -1.0, 1.0)
+
+
+def _mono(chunks: list[np.ndarray], like: av.AudioFrame, sample_rate: int) -> np.ndarray:
+    """Joins decoded sound (many small frames are slow to resample), mixes it down, resamples it: float32 (n,)."""
+    whole = av.AudioFrame.from_ndarray(np.concatenate(chunks, axis=1), like.format.name, like.layout.name)
+    whole.sample_rate, whole.pts, whole.time_base = like.sample_rate, 0, Fraction(1, like.sample_rate)
+    resampler = AudioResampler("fltp", "mono", sample_rate, options={"rematrix_maxval": "1"})  # channels: mean, not sum
+    done = [f for f in [*resampler.resample(whole), *resampler.resample(None)] if f is not None]
+    return np.concatenate([f.to_ndarray()[0] for f in done])

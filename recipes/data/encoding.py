@@ -1,0 +1,85 @@
+"""Text as people have it: mostly UTF-8, sometimes cp1252, now and then half a surrogate pair."""
+
+import codecs
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
+    """Reads the bytes that are not UTF-8 as cp1252, and as latin-1 the few that cp1252 lacks."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    odd = error.object[error.start : error.end]
+    try:
+        return odd.decode("cp1252"), error.end
+    except UnicodeDecodeError:
+        return odd.decode("latin-1"), error.end
+
+
+codecs.register_error("as-cp1252", _as_cp1252)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Reads a text file line by line, whatever its encoding; one warning counts the lines that were not UTF-8.
+
+    Args:
+        path: the file. A byte order mark is left out.
+    Returns:
+        An iterator of (line number from 1, the line with its end).
+    """
+    with open(path, "rb") as file:
+        yield from _decoded(path, file)
+
+
+def read_blocks(path: Path, size: int) -> Iterator[tuple[int, str]]:
+    """Reads a text file as `read_lines` does, in blocks of about `size` bytes: for files that are one huge line.
+
+    Returns:
+        An iterator of (number of the line where the block begins, the block).
+    """
+    with open(path, "rb") as file:
+        yield from _decoded(path, _blocks(file, size))
+
+
+def _blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    rest = b""
+    while block := file.read(size):
+        block = rest + block
+        cut = max(block.rfind(b","), block.rfind(b"\n")) + 1  # never inside a character
+        rest = block[cut:]
+        if cut:
+            yield block[:cut]
+    if rest:
+        yield rest
+
+
+def _decoded(path: Path, pieces: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    odd: list[int] = []
+    number = 1
+    for piece in pieces:
+        try:
+            text = piece.decode("utf-8")
+        except UnicodeDecodeError:
+            text = piece.decode("utf-8", "as-cp1252")
+            odd += [number + i for i, line in enumerate(piece.split(b"\n")) if not _is_utf8(line)]
+        yield number, text.removeprefix("\ufeff") if number == 1 else text
+        number += piece.count(b"\n")
+    if odd:
+        warnings.warn(
+            f"{path}: {len(set(odd))} line(s) are not UTF-8, the first is line {odd[0]}; read as cp1252", stacklevel=2
+        )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def clean(text: str) -> str:
+    """Text that can be stored as UTF-8 (half a surrogate pair, legal in JSON, becomes `?`), without outer blanks."""
+    return text.encode("utf-8", "replace").decode("utf-8").strip()

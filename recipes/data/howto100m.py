@@ -1,0 +1,148 @@
+"""HowTo100M's layout: a table of videos, one JSON file of timed captions, and those videos that one has."""
+
+import csv
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from recipes.data.encoding import clean, read_blocks, read_lines
+
+TABLE = "HowTo100M_v1.csv"
+CAPTIONS = ("raw_caption.json", "caption.json")  # whole sentences first; in the second, stop words are removed
+VIDEOS = (".mp4", ".webm", ".mkv")
+BLOCK = 1 << 24  # bytes of JSON read at once: the real file is one line of gigabytes
+MOST = 1 << 27  # characters that no single entry exceeds; past them the file is malformed, not unfinished
+BLANK = re.compile(r"\s*")
+
+
+def read(root: Path) -> Iterator[dict[str, Any]]:
+    """Reads the index of a folder in HowTo100M's layout.
+
+    Videos are `videos/<video_id>.<mp4|webm|mkv>`, or lie directly in the folder. Those that the table names and the
+    disk lacks are left out, with one warning. A column `split`, which the original table has not, is honoured.
+
+    Args:
+        root: the folder with `HowTo100M_v1.csv` and `raw_caption.json` or `caption.json`.
+    Returns:
+        Rows of `id`, `video`, `split`, `narrations`, in the order of the captions, then those without any.
+    Raises:
+        FileNotFoundError: no caption file, or not one of the videos.
+        ValueError: a table or captions of another form; says which file and where.
+    """
+    captions = next((root / name for name in CAPTIONS if (root / name).is_file()), None)
+    if captions is None:
+        raise FileNotFoundError(f"{root}: has {TABLE} but neither {' nor '.join(CAPTIONS)}")
+    splits = _table(root / TABLE)
+    files = _videos(root)
+    present = [name for name in splits if name in files]
+    if not present:
+        wanted = f"{next(iter(splits), 'VIDEO_ID')}{VIDEOS[0]}"
+        raise FileNotFoundError(
+            f"{root}: not one of the {len(splits)} videos in {TABLE} is here; looked for files like {wanted} "
+            f"(or {', '.join(VIDEOS[1:])}) in {root / 'videos'} and {root}"
+        )
+    missing = len(splits) - len(present)
+    if missing:
+        warnings.warn(f"{root}: {missing} of {len(splits)} videos have no file; left out", stacklevel=2)
+    waiting = dict.fromkeys(present)
+    for name, caption in _entries(captions):
+        if name in waiting:
+            del waiting[name]
+            yield _row(name, files, splits, _narrations(captions, name, caption))
+    for name in waiting:
+        yield _row(name, files, splits, [])
+
+
+def _row(name: str, files: dict[str, str], splits: dict[str, str], narrations: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"id": name, "video": files[name], "split": splits[name], "narrations": narrations}
+
+
+def _table(path: Path) -> dict[str, str]:
+    """Split by video id; a video that several tasks list is one video."""
+    table = csv.DictReader(text for _, text in read_lines(path))
+    if "video_id" not in (table.fieldnames or ()):
+        raise ValueError(f"{path}, line 1: expected the column video_id, found {table.fieldnames}")
+    return {row["video_id"]: row.get("split") or "" for row in table if row["video_id"]}
+
+
+def _videos(root: Path) -> dict[str, str]:
+    """Absolute path by video id; of several, `videos/` before the folder itself, and mp4 before webm before mkv."""
+    found: dict[str, str] = {}
+    for folder in (root.absolute(), (root / "videos").absolute()):
+        names = [os.path.splitext(entry) for entry in (os.listdir(folder) if folder.is_dir() else [])]
+        for suffix in reversed(VIDEOS):
+            found |= {stem: str(folder / (stem + end)) for stem, end in names if end.lower() == suffix}
+    return found
+
+
+def _narrations(path: Path, name: str, caption: Any) -> list[dict[str, Any]]:
+    try:
+        columns = [caption[key] for key in ("start", "end", "text")]
+        if len({len(column) for column in columns}) > 1:
+            raise ValueError(f"{[len(column) for column in columns]} entries")
+        return [
+            {"start": float(start), "end": float(end), "text": clean(text)}
+            for start, end, text in zip(*columns, strict=True)
+            if text and clean(text)
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}, video {name!r}: expected three lists of one length, start, end, text; "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """The (key, value) pairs of the one object in a JSON file, one at a time: memory holds a block, not the file."""
+    blocks = read_blocks(path, BLOCK)
+    text, at, line = "", 0, 1
+
+    def take(parse: Callable[[str, int], tuple[Any, int]]) -> Any:
+        """Takes what `parse` finds at the cursor, and reads on while it needs more text."""
+        nonlocal text, at, line
+        while True:
+            at = BLANK.match(text, at).end()
+            try:
+                found, at = parse(text, at)
+                return found
+            except json.JSONDecodeError as error:
+                line, block = next(blocks, (line, "")) if len(text) - at < MOST else (line, "")
+                if not block:
+                    raise ValueError(
+                        f"{path}, line {line} or after: expected one whole object {{video_id: {{start, end, text}}}}; "
+                        f"{error.msg} at {text[at : at + 40]!r}"
+                    ) from error
+                text, at = text[at:] + block, 0
+
+    take(_mark("{"))
+    value = json.JSONDecoder().raw_decode
+    separator = ","
+    while separator == "," and (key := take(_key)) is not None:
+        take(_mark(":"))
+        yield key, take(value)
+        separator = take(_mark(",}"))
+    rest = text[at:] + "".join(block for _, block in blocks)
+    if rest.strip():
+        raise ValueError(f"{path}: expected one object and nothing after it; found {rest.strip()[:40]!r}")
+
+
+def _mark(expected: str) -> Callable[[str, int], tuple[str, int]]:
+    def parse(text: str, at: int) -> tuple[str, int]:
+        if text[at : at + 1] and text[at] in expected:
+            return text[at], at + 1
+        raise json.JSONDecodeError(f"expected one of {expected}", text, at)
+
+    return parse
+
+
+def _key(text: str, at: int) -> tuple[str | None, int]:
+    """A string, or None at the end of the object."""
+    if text[at : at + 1] == "}":
+        return None, at + 1
+    if text[at : at + 1] != '"':
+        raise json.JSONDecodeError("expected a video id in quotes", text, at)
+    return json.JSONDecoder().raw_decode(text, at)

@@ -1,0 +1,85 @@
+"""The index of a dataset, whatever its layout: one row per video, a memory-mapped Hugging Face dataset."""
+
+import atexit
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+
+from recipes.data import howto100m, manifest
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "video": pa.string(),
+        "split": pa.string(),
+        "narrations": pa.list_(pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})),
+    }
+)
+ROWS_AT_ONCE = 4096
+
+
+def load_index(path: str | Path, split: str | None = None) -> Dataset:
+    """Reads the index of a dataset.
+
+    The rows go through a temporary file that is mapped into memory and removed when the process ends: an index of
+    millions of captions costs little memory, and worker processes share it.
+
+    Args:
+        path: a folder in HowTo100M's layout, or a manifest (.jsonl, .csv, .parquet).
+        split: keep the rows of this split; None keeps all.
+    Returns:
+        One row per video: `id`, `video` (absolute path), `split` ("" when there is none), `narrations`
+        (list of {start, end, text}, seconds; none is empty).
+    Raises:
+        FileNotFoundError: nothing at `path`, or none of the videos it names.
+        ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.
+    """
+    path = Path(path).expanduser()
+    seen: Counter[str] = Counter()
+    splits: Counter[str] = Counter()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in _layout(path):
+            seen[row["id"]] += 1
+            splits[row["split"]] += 1
+            if split is None or row["split"] == split:
+                yield row
+
+    index = _mapped(rows())
+    twice = [name for name, count in seen.items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}: {len(twice)} id(s) occur more than once, for example {', '.join(twice[:5])}")
+    if not splits:
+        raise ValueError(f"{path}: has no row")
+    if not len(index):
+        there = ", ".join(f"{name or '(none)'}: {count}" for name, count in sorted(splits.items()))
+        raise ValueError(f"{path}: no row has split {split!r}; rows by split: {there}")
+    return index
+
+
+def _layout(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_dir() and (path / howto100m.TABLE).is_file():
+        return howto100m.read(path)
+    if path.is_file() and path.suffix.lower() in manifest.SUFFIXES:
+        return manifest.read(path)
+    looked_for = f"a folder with {howto100m.TABLE} in it, or a file ending in {', '.join(manifest.SUFFIXES)}"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is nothing here; expected {looked_for}")
+    raise ValueError(f"{path}: not a layout that is known; expected {looked_for}")
+
+
+def _mapped(rows: Iterable[dict[str, Any]]) -> Dataset:
+    folder = Path(tempfile.mkdtemp(prefix="index-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    rows, file = iter(rows), folder / "index.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        while block := list(islice(rows, ROWS_AT_ONCE)):
+            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=SCHEMA))
+    return Dataset.from_file(str(file))

@@ -1,0 +1,124 @@
+"""A vocabulary of words: built from a corpus, saved beside the checkpoint, with vectors from a file if one has them."""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import NFKC, Lowercase, Sequence
+from tokenizers.pre_tokenizers import Split
+from tokenizers.trainers import WordLevelTrainer
+
+PAD, UNK = "[PAD]", "[UNK]"  # ids 0 and 1
+WORD = r"\w+(?:['’]\w+)*"  # letters and digits, apostrophes inside: don't; blanks and punctuation lie between words
+
+
+def build(texts: Iterable[str], size: int = 2**16) -> Tokenizer:
+    """Builds a vocabulary of the most frequent words.
+
+    Args:
+        texts: the captions of the corpus; their order does not matter.
+        size: the most entries, the two special ones included.
+    Returns:
+        A tokenizer whose ids are 0 for padding, 1 for unknown words, then words by falling count (ties: alphabetical).
+    """
+    counter = _tokenizer({UNK: 0})
+    trainer = WordLevelTrainer(vocab_size=size, special_tokens=[PAD, UNK], show_progress=False)
+    counter.train_from_iterator(texts, trainer)
+    # Without the trainer's "special tokens", which would be found in the text: "[PAD]" in a caption is the word pad.
+    return _tokenizer(counter.get_vocab())
+
+
+def save(tok: Tokenizer, path: str | Path) -> None:
+    """Writes a vocabulary as JSON, in `tokenizers`' own format."""
+    tok.save(str(path))
+
+
+def load(path: str | Path) -> Tokenizer:
+    """Reads a vocabulary that `save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a vocabulary.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no vocabulary here")
+    try:
+        tok = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path}: not a vocabulary: {error}") from error
+    special = [tok.token_to_id(PAD), tok.token_to_id(UNK)]
+    if special != [0, 1]:
+        raise ValueError(f"{path}: expected the ids of {PAD} and {UNK} to be 0 and 1; found {special}")
+    return tok
+
+
+def encode(tok: Tokenizer, text: str, words: int) -> np.ndarray:
+    """Turns a caption into word ids.
+
+    Args:
+        tok: a vocabulary.
+        text: a caption.
+        words: the length to pad or cut to.
+    Returns:
+        int64 (words,): 1 for a word that is not in the vocabulary; all zeros for a text without any word.
+    """
+    ids = tok.encode(text).ids[:words]
+    return np.array(ids + [0] * (words - len(ids)), np.int64)
+
+
+def load_vectors(path: str | Path, tok: Tokenizer, dim: int | None = None, seed: int = 0) -> torch.Tensor:
+    """Reads pre-trained word vectors in the text format of word2vec and GloVe: a word and its numbers on a line.
+
+    Words without a vector get normal noise of the mean and deviation of the vectors found, padding gets zeros. The
+    share of words found goes to the log. Where a word occurs twice, the first counts.
+
+    Args:
+        path: the file; a first line with count and dimension may be there or not.
+        tok: the vocabulary; rows for other words are ignored.
+        dim: the dimension to insist on.
+        seed: of the noise.
+    Returns:
+        float32 (V, D).
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a malformed line (says which), another dimension than `dim`, or not one word of the vocabulary.
+    """
+    vocabulary, found = tok.get_vocab(), {}
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            line = line.rstrip()
+            if not line or (number == 1 and re.fullmatch(r"\d+ \d+", line)):
+                continue
+            dim = dim or line.count(" ")
+            word, *numbers = line.rsplit(" ", dim)  # from the right: some files have words with a blank in them
+            if len(numbers) != dim:
+                raise ValueError(f"{path}, line {number}: expected a word and {dim} numbers; found {line[:60]!r}")
+            row = vocabulary.get(word)
+            if row is None or row in found:
+                continue
+            try:
+                found[row] = np.array(numbers, np.float32)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: expected {dim} numbers after {word!r}: {error}") from error
+            if not np.isfinite(found[row]).all():
+                raise ValueError(f"{path}, line {number}: the vector of {word!r} is not finite")
+    if not found:
+        raise ValueError(f"{path}: has a vector for none of the {len(vocabulary) - 2} words of the vocabulary")
+    known = np.stack(list(found.values()))
+    share = len(found) / (len(vocabulary) - 2)
+    logging.getLogger(__name__).info("%s: vectors for %d words, %.1f%%", path, len(found), 100 * share)
+    vectors = np.random.default_rng(seed).normal(known.mean(), known.std(), (len(vocabulary), known.shape[1]))
+    vectors[list(found)], vectors[0] = known, 0
+    return torch.from_numpy(vectors.astype(np.float32))
+
+
+def _tokenizer(vocab: dict[str, int]) -> Tokenizer:
+    tok = Tokenizer(WordLevel(vocab, unk_token=UNK))
+    tok.normalizer = Sequence([NFKC(), Lowercase()])
+    tok.pre_tokenizer = Split(Regex(WORD), behavior="removed", invert=True)
+    return tok

@@ -1,0 +1,165 @@
+"""The report of a run: one HTML file that needs nothing else, and its figures as PNG beside it."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from recipes import retrieval
+from recipes.config import Config
+from recipes.data.clips import EvalClips, Skipped
+from recipes.evaluate import Embedded
+from recipes.training import metrics
+from recipes.training.checkpoint import write_atomically
+
+matplotlib.use("Agg")
+EXAMPLES = 8  # queries shown with what they found
+FOUND = 5
+
+
+def write(
+    folder: Path, config: Config, results: dict[str, Any], embedded: Embedded, clips: EvalClips, counts: dict[str, int]
+) -> Path:
+    """Write report.html and figures/*.png of a finished run.
+
+    Args:
+        folder: The run's folder, with its metrics.
+        config: Its configuration.
+        results: As in retrieval.json.
+        embedded: The held-out clips after training.
+        clips: Where they were read from.
+        counts: Skipped clips and steps.
+
+    Returns:
+        Path of the report.
+    """
+    rows = metrics.read(folder)
+    (folder / "figures").mkdir(exist_ok=True)
+    figures = {}
+    for name, figure in draw(rows).items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
+        figures[name] = _png((folder / "figures" / f"{name}.png").read_bytes())
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html.j2").render(
+        config=config, results=results, figures=figures, counts=counts, examples=examples(embedded, clips),
+        summary=summary(rows), recalls=retrieval.RECALLS,
+    )  # fmt: skip
+    write_atomically(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def draw(rows: list[dict[str, Any]]) -> dict[str, Figure]:
+    """The figures of a run from its metrics: losses, agreement over training, and its distribution."""
+    steps = [row["step"] for row in rows]
+    figures = {}
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, label in (("loss_va", "video-audio"), ("loss_vt", "video-text")):
+        axes.plot(steps, [row.get(name, np.nan) for row in rows], label=label)
+    axes.set(xlabel="step", ylabel="loss (nats)", title="Contrastive losses")
+    axes.legend(frameon=False)
+    figures["losses"] = figure
+
+    measured = [row for row in rows if "agreement_histogram" in row]
+    if not measured:
+        return figures
+    steps = [row["step"] for row in measured]
+    mean, std = (np.array([row[f"agreement_{k}"] for row in measured], dtype=float) for k in ("mean", "std"))
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(steps, mean - std, mean + std, alpha=0.2, label="one standard deviation")
+    axes.plot(steps, mean, label="mean cosine")
+    axes.plot(steps, [row.get("gamma", np.nan) for row in measured], "--", color="grey", label="gamma")
+    axes.set(xlabel="step", ylabel="cos(g_va, g_vt)", title="Agreement before realignment", ylim=(-1, 1))
+    shares = axes.twinx()
+    shares.plot(steps, [row.get("conflicts", np.nan) for row in measured], color="C3", label="share in conflict")
+    shares.plot(steps, [row.get("kept", np.nan) for row in measured], color="C2", label="share kept")
+    shares.set(ylabel="share of samples", ylim=(0, 1))
+    handles = [h for a in (axes, shares) for h in a.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, frameon=False, fontsize="small", ncols=2)
+    figures["agreement"] = figure
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    thirds = [part for part in np.array_split(np.arange(len(measured)), 3) if len(part)]
+    for part in thirds:
+        counts = np.sum([measured[i]["agreement_histogram"] for i in part], axis=0)
+        edges = np.linspace(-1, 1, len(counts) + 1)
+        first = steps[part[0] - 1] if part[0] else 0
+        axes.stairs(counts / counts.sum() / np.diff(edges), edges, label=f"steps {first} to {steps[part[-1]]}", lw=1.5)
+    axes.axvline(0, color="grey", lw=0.8)
+    axes.set(xlabel="cos(g_va, g_vt)", ylabel="density", title="Distribution of agreement")
+    axes.legend(frameon=False)
+    figures["cosines"] = figure
+    return figures
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Moments of the cosines over the whole run, from the histograms of its intervals."""
+    measured = [row["agreement_histogram"] for row in rows if "agreement_histogram" in row]
+    if not measured:
+        return {}
+    counts = np.sum(measured, axis=0)
+    centres = np.linspace(-1, 1, len(counts) + 1)[:-1] + 1 / len(counts)
+    mean = float((counts * centres).sum() / counts.sum())
+    deviations = centres - mean
+    m2, m3, m4 = (float((counts * deviations**p).sum() / counts.sum()) for p in (2, 3, 4))
+    return {
+        "samples": int(counts.sum()),
+        "mean": mean,
+        "std": m2**0.5,
+        "negative": float(counts[: len(counts) // 2].sum() / counts.sum()),
+        "skew": m3 / m2**1.5 if m2 else float("nan"),
+        "kurtosis": m4 / m2**2 - 3 if m2 else float("nan"),
+    }
+
+
+def examples(embedded: Embedded, clips: EvalClips) -> list[dict[str, Any]]:
+    """A few captions, spread over the test clips, with their own clip and the clips they found first."""
+    video, text = embedded.spaces["vt"]
+    ranks = retrieval.ranks(text, video)
+    shown = []
+    for query in np.unique(np.linspace(0, len(text) - 1, EXAMPLES).astype(int)).tolist():
+        own = clips[embedded.items[query]]
+        if isinstance(own, Skipped):
+            continue
+        order = retrieval.best(text[query], video, FOUND)
+        found = [clips[embedded.items[i]] for i in order]
+        shown.append(
+            {
+                "id": own.id,
+                "start": own.start,
+                "caption": own.captions[0],
+                "rank": int(ranks[query]),
+                "frames": [picture(own.video[i]) for i in (0, len(own.video) // 2, -1)],
+                "found": [
+                    {"image": picture(clip.video[len(clip.video) // 2]), "own": i == query, "caption": clip.captions[0]}
+                    for i, clip in zip(order, found, strict=True)
+                    if not isinstance(clip, Skipped)
+                ],
+            }
+        )
+    return shown
+
+
+def picture(frame: np.ndarray) -> str:
+    """A frame, uint8 (H, W, 3), as a data URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG")
+    return _png(buffer.getvalue())
+
+
+def _png(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()

@@ -1,0 +1,1 @@
+"""What a training run needs around its loop: checkpoints, metrics, retrieval, the report."""

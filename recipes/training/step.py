@@ -1,0 +1,108 @@
+"""One training step: harmonized or plain gradients, the checks before the update, and what to report of it."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import harmony
+from recipes.config import Config
+from recipes.trimodal.build import model_inputs
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step saw, on the host.
+
+    Attributes:
+        values: Scalars to log; those that are not finite are left out.
+        cosines: Agreement (B,) before realignment; None where it was not measured.
+        defined: Mask (B,) of the samples that have one.
+        reason: Why the step was not taken; empty if it was.
+    """
+
+    values: dict[str, float]
+    cosines: Tensor | None = None
+    defined: Tensor | None = None
+    reason: str = ""
+
+    @property
+    def taken(self) -> bool:
+        """Whether the parameters moved."""
+        return not self.reason
+
+    def shown(self, throughput: float) -> dict[str, str]:
+        """For the progress bar."""
+        names = {"loss": "loss", "agreement": "cos", "conflicts": "conflicts", "kept": "kept"}
+        shown = {short: f"{self.values[name]:.2f}" for name, short in names.items() if name in self.values}
+        return shown | {"clips/s": f"{throughput:.0f}"}
+
+
+def train_step(
+    config: Config,
+    modules: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    transform: harmony.Transform,
+    state: Any,
+    batch: dict[str, Any],
+    step: int,
+    device: torch.device,
+) -> tuple[StepResult, Any]:
+    """Take one optimizer step, or say why it was not taken.
+
+    A batch of fewer than two clips has nothing to contrast; a loss or gradient that is not finite, or a batch of
+    which the curriculum kept nothing, leaves the parameters, the running statistics and the optimizer as they were.
+    """
+    if len(batch.get("id", [])) < 2:
+        return StepResult({}, reason="fewer than two clips of the batch could be read"), state
+    model, objective = modules["model"], modules["objective"]
+    inputs = model_inputs(batch, device)
+    buffers = {name: b.clone() for name, b in modules.named_buffers()}
+    optimizer.zero_grad(set_to_none=True)
+
+    if config.harmonize == "none" and not (config.gram.every and step % config.gram.every == 0):
+        losses = {name: term.mean() for name, term in objective(model(**inputs)).items()}
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        measured, info = {}, None
+    else:
+        pattern = None if config.gram.wrt is None else re.compile(config.gram.wrt)
+        info, state = harmony.backward(
+            model, inputs, objective, transform, state,
+            ids=batch["index"].to(device),
+            attribution=config.gram.attribution, space=config.gram.space,
+            wrt=None if pattern is None or config.gram.space == "features" else lambda name: bool(pattern.search(name)),
+            group_size=config.gram.group_size, chunk_size=config.gram.chunk_size,
+        )  # fmt: skip
+        losses = info.values
+        measured = {
+            "agreement": info.agreement.sum() / harmony.defined(info.gram).sum(),
+            "conflicts": harmony.stats.conflict_rate(info.gram),
+            "kept": info.kept / len(info.weights),
+        }
+
+    norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), config.train.clip_norm or math.inf)
+    device_values = {"loss": sum(losses.values()), **{f"loss_{k}": v for k, v in losses.items()}, "gradient_norm": norm}
+    device_values |= measured
+    # One transfer to the host a step, which the decision below needs.
+    numbers = dict(zip(device_values, torch.stack([v.double() for v in device_values.values()]).tolist(), strict=True))
+    values = {name: v for name, v in numbers.items() if math.isfinite(v)}
+
+    reason = ""
+    if not math.isfinite(numbers["loss"]):
+        reason = "the loss is not finite"
+    elif not math.isfinite(numbers["gradient_norm"]):
+        reason = "the gradient is not finite"
+    elif numbers.get("kept") == 0:
+        reason = "the curriculum kept no sample"
+    if reason:
+        for name, b in modules.named_buffers():
+            b.copy_(buffers[name])
+    else:
+        optimizer.step()
+    cosines = None if info is None else info.agreement.cpu()
+    defined = None if info is None else (harmony.defined(info.gram) & info.agreement.isfinite()).cpu()
+    return StepResult(values, cosines, defined, reason), state

@@ -1,0 +1,111 @@
+"""Writes small real mp4 files whose content says where it is: for tests of decoding and loading."""
+
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+
+BITS = 8  # of a picture's number
+TICKS = 1000  # a second, of the pictures' time stamps
+LAYOUTS = {1: "mono", 2: "stereo"}
+
+
+def picture(number: int, size: tuple[int, int]) -> np.ndarray:
+    """A picture that shows its number: 8 vertical bars, black for 0, white for 1, lowest bit on the left."""
+    width, height = size
+    bits = (number >> np.arange(BITS)) & 1
+    bars = np.repeat(bits, -(-width // bits.size))[:width] * 255
+    return np.broadcast_to(bars[None, :, None], (height, width, 3)).astype(np.uint8)
+
+
+def number_of(rgb: np.ndarray) -> int:
+    """Reads the number off a picture of any size."""
+    middle = rgb[rgb.shape[0] // 2].mean(-1)
+    places = ((np.arange(BITS) + 0.5) * middle.size / BITS).astype(int)
+    return int(((middle[places] > 128) << np.arange(BITS)).sum())
+
+
+def tone(second: float | np.ndarray) -> float | np.ndarray:
+    """The frequency of the sound in a second of the clip, hertz."""
+    return 300.0 + 100.0 * second
+
+
+def frequency_of(audio: np.ndarray, sample_rate: int) -> float:
+    """The loudest frequency of a piece of sound, hertz."""
+    spectrum = np.abs(np.fft.rfft(audio * np.hanning(audio.size)))
+    return float(np.fft.rfftfreq(audio.size, 1 / sample_rate)[spectrum.argmax()])
+
+
+def write(
+    path: Path,
+    seconds: float = 4.0,
+    fps: int = 10,
+    size: tuple[int, int] = (96, 64),
+    sample_rate: int = 16_000,
+    channels: int = 1,
+    audio: bool = True,
+    video: bool = True,
+    times: list[float] | None = None,
+    header_first: bool = False,
+    rotation: int = 0,
+) -> Path:
+    """Writes H.264 and AAC with a key frame every second and B-frames.
+
+    Picture i shows the number i; the sound of second s is a sine of `tone(s)`, on all channels.
+
+    Args:
+        path: the file.
+        seconds: the length.
+        fps, size: of the pictures; size is (width, height).
+        sample_rate, channels: of the sound.
+        audio, video: which streams to write.
+        times: a variable frame rate: picture i appears at times[i] seconds (the last one stays until `seconds`).
+        header_first: what says how long the file is comes at its beginning, so that it survives truncation.
+        rotation: turn of the pictures that the header asks players for, degrees counter-clockwise.
+    Returns:
+        The path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    times = list(np.arange(round(seconds * fps)) / fps) if times is None else times
+    with av.open(str(path), "w", options={"movflags": "faststart"} if header_first else {}) as container:
+        pictures = _picture_stream(container, fps, size, rotation) if video else None
+        sound = container.add_stream("aac", rate=sample_rate, layout=LAYOUTS[channels]) if audio else None
+        wave, sent = _wave(seconds, sample_rate, channels), 0
+        for number, (time, end) in enumerate(pairwise([*times, seconds])):
+            if pictures is not None:
+                frame = av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")
+                frame.pts, frame.duration = round(time * TICKS), round((end - time) * TICKS)
+                container.mux(pictures.encode(frame))
+            while sound is not None and sent < min(end * sample_rate, wave.shape[1]):
+                chunk = av.AudioFrame.from_ndarray(wave[:, sent : sent + 1024].copy(), "fltp", LAYOUTS[channels])
+                chunk.sample_rate, chunk.pts, chunk.time_base = sample_rate, sent, Fraction(1, sample_rate)
+                container.mux(sound.encode(chunk))
+                sent += chunk.samples
+        for stream in filter(None, (pictures, sound)):
+            container.mux(stream.encode(None))
+    return path
+
+
+def truncate(path: Path, share: float) -> Path:
+    """Cuts a file off after a share of its bytes."""
+    data = path.read_bytes()
+    path.write_bytes(data[: round(share * len(data))])
+    return path
+
+
+def _picture_stream(container: av.container.OutputContainer, fps: int, size: tuple[int, int], rotation: int):
+    stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "20", "bf": "2"})
+    stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+    stream.codec_context.gop_size, stream.codec_context.time_base = fps, Fraction(1, TICKS)
+    if rotation:
+        stream.set_display_rotation(rotation)
+    return stream
+
+
+def _wave(seconds: float, sample_rate: int, channels: int) -> np.ndarray:
+    """Sines of `tone(s)` in second s: float32 (channels, samples)."""
+    clock = np.arange(round(seconds * sample_rate)) / sample_rate
+    wave = 0.5 * np.sin(2 * np.pi * tone(np.floor(clock)) * clock)
+    return np.repeat(wave[None].astype(np.float32), channels, axis=0)

@@ -1,0 +1,168 @@
+"""Decoding of windows, on real files: the right pictures, the right sound, and one exception for all that is broken."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes.data.decode import BrokenClip, probe, read_window
+from tests.recipes import media
+
+RATE = 16_000
+
+
+def numbers(path: Path, start: float, frames: int = 4, fps: float = 10.0) -> list[int]:
+    window = read_window(path, start, frames, fps, RATE, RATE // 10, None)
+    return [media.number_of(picture) for picture in window.video]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return media.write(tmp_path_factory.mktemp("plain") / "clip.mp4")
+
+
+def test_probe_reads_the_header(plain: Path) -> None:
+    found = probe(plain)
+    assert (found.has_video, found.has_audio, found.width, found.height, found.fps) == (True, True, 96, 64, 10.0)
+    assert found.duration == pytest.approx(4.0, abs=0.1)
+
+
+def test_every_start_gives_the_pictures_on_screen(plain: Path) -> None:
+    """Key frames lie a second apart and B-frames between them: each start is another distance from both."""
+    for tick in range(79):  # twice a picture: on its time stamp, and between two
+        expected = [min(39, tick // 2 + i) for i in range(4)]
+        assert numbers(plain, tick * 0.05) == expected, f"window at {tick * 0.05:.2f} s"
+
+
+def test_pictures_are_sampled_at_the_rate_asked_for(plain: Path) -> None:
+    assert numbers(plain, 0.5, frames=5, fps=2.5) == [5, 9, 13, 17, 21]
+    assert numbers(plain, 0.5, frames=5, fps=20.0) == [5, 5, 6, 6, 7]
+
+
+@pytest.mark.parametrize("start", [0.2, 1.0, 1.3, 2.5, 3.1])
+def test_sound_is_that_of_the_window(plain: Path, start: float) -> None:
+    audio = read_window(plain, start, 1, 10.0, RATE, RATE // 2, None).audio
+    assert audio is not None and audio.dtype == np.float32 and audio.shape == (RATE // 2,)
+    assert media.frequency_of(audio, RATE) == pytest.approx(media.tone(int(start)), abs=5)
+
+
+def test_sound_begins_within_milliseconds_of_the_window(tmp_path: Path) -> None:
+    """The sound jumps from 400 to 500 Hz at 2 s: the phase of a window across it says where the window begins."""
+    path = media.write(tmp_path / "clip.mp4")
+    audio = read_window(path, 1.9, 1, 10.0, RATE, RATE // 5, None).audio
+    clock = 1.9 + np.arange(audio.size) / RATE
+    shifts = np.arange(-40, 41)  # samples, 2.5 ms each way
+    match = [
+        np.dot(audio, np.sin(2 * np.pi * media.tone(np.floor(clock + s / RATE)) * (clock + s / RATE))) for s in shifts
+    ]
+    assert abs(shifts[int(np.argmax(match))]) <= 2
+
+
+def test_sound_after_a_seek_is_that_of_the_whole_file(plain: Path) -> None:
+    """A codec needs the sound before a packet to decode it: the window must not begin with what a seek garbles."""
+    whole = read_window(plain, 0.0, 1, 10.0, RATE, 4 * RATE, None).audio
+    for first in range(8_192, 3 * RATE, 1_024):  # a packet has 1024 samples
+        audio = read_window(plain, first / RATE, 1, 10.0, RATE, 2_048, None).audio
+        np.testing.assert_allclose(audio, whole[first : first + 2_048], atol=1e-4, err_msg=f"at sample {first}")
+
+
+def test_stereo_at_44_khz_becomes_mono_at_the_rate_asked_for(tmp_path: Path) -> None:
+    path = media.write(tmp_path / "clip.mp4", sample_rate=44_100, channels=2)
+    audio = read_window(path, 2.1, 1, 10.0, RATE, RATE // 2, None).audio
+    assert media.frequency_of(audio, RATE) == pytest.approx(media.tone(2), abs=5)
+    assert np.abs(audio).max() == pytest.approx(0.5, abs=0.05)  # two equal channels: their mean, not their sum
+
+
+def test_after_the_end_the_last_picture_stays_and_the_sound_is_zero(plain: Path) -> None:
+    window = read_window(plain, 3.5, 10, 10.0, RATE, RATE, None)
+    assert [media.number_of(picture) for picture in window.video] == [35, 36, 37, 38, 39, 39, 39, 39, 39, 39]
+    assert np.abs(window.audio[: RATE // 2]).max() > 0.3
+    assert not window.audio[int(0.6 * RATE) :].any()
+    assert numbers(plain, 9.0) == [39] * 4
+
+
+def test_clip_shorter_than_the_window(tmp_path: Path) -> None:
+    path = media.write(tmp_path / "clip.mp4", seconds=0.3)
+    window = read_window(path, 0.0, 8, 10.0, RATE, RATE, None)
+    assert [media.number_of(picture) for picture in window.video] == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert window.audio.shape == (RATE,) and window.audio[: RATE // 5].any() and not window.audio[RATE // 2 :].any()
+
+
+def test_variable_frame_rate_goes_by_time_stamps(tmp_path: Path) -> None:
+    times = [0.0, 0.033, 0.5, 0.55, 1.9, 2.0, 2.01, 3.1]
+    path = media.write(tmp_path / "clip.mp4", times=times)
+    for time in [0.0, 0.02, 0.04, 0.49, 0.51, 0.56, 1.8, 1.95, 2.005, 2.02, 3.0, 3.2, 3.9]:
+        assert numbers(path, time, frames=1) == [sum(t <= time for t in times) - 1], f"at {time} s"
+
+
+def test_clip_without_audio(tmp_path: Path) -> None:
+    path = media.write(tmp_path / "clip.mp4", audio=False)
+    assert not probe(path).has_audio
+    window = read_window(path, 1.0, 4, 10.0, RATE, RATE, None)
+    assert window.audio is None and window.video.shape == (4, 64, 96, 3)
+
+
+@pytest.mark.parametrize("angle", [90, 180, -90])
+def test_rotation_in_the_header_is_applied(tmp_path: Path, angle: int) -> None:
+    path = media.write(tmp_path / "clip.mp4", seconds=1, rotation=angle)
+    video = read_window(path, 0.3, 4, 10.0, RATE, RATE, None).video
+    assert [media.number_of(np.rot90(picture, -angle // 90)) for picture in video] == [3, 4, 5, 6]
+
+
+def test_only_large_pictures_are_scaled(plain: Path) -> None:
+    assert read_window(plain, 0.0, 2, 10.0, RATE, RATE, 32).video.shape == (2, 32, 48, 3)
+    assert read_window(plain, 0.0, 2, 10.0, RATE, RATE, 64).video.shape == (2, 64, 96, 3)
+    assert read_window(plain, 0.0, 2, 10.0, RATE, RATE, 200).video.shape == (2, 64, 96, 3)
+
+
+def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    for name, reason in [("none.mp4", "no such file"), ("empty.mp4", "empty"), ("text.mp4", "not a media file")]:
+        with pytest.raises(BrokenClip, match=reason) as caught:
+            read_window(tmp_path / name, 0.0, 4, 10.0, RATE, RATE, None)
+        assert caught.value.path == str(tmp_path / name)
+
+
+def test_file_without_pictures(tmp_path: Path) -> None:
+    path = media.write(tmp_path / "clip.mp4", video=False)
+    assert not probe(path).has_video
+    with pytest.raises(BrokenClip, match="no video stream"):
+        read_window(path, 0.0, 4, 10.0, RATE, RATE, None)
+
+
+def test_truncated_before_its_header(tmp_path: Path) -> None:
+    path = media.truncate(media.write(tmp_path / "clip.mp4"), 0.7)
+    with pytest.raises(BrokenClip, match="truncated"):
+        probe(path)
+
+
+def test_truncated_behind_its_header(tmp_path: Path) -> None:
+    """What is there is read; a window beyond it is an error and not a still picture."""
+    path = media.truncate(media.write(tmp_path / "clip.mp4", seconds=8, header_first=True), 0.5)
+    assert probe(path).duration == pytest.approx(8.0, abs=0.1)
+    assert numbers(path, 1.0) == [10, 11, 12, 13]
+    for start in (5.0, 7.5):
+        with pytest.raises(BrokenClip, match=r"truncated: pictures end at 3\.\d s of 8\.0 s"):
+            numbers(path, start)
+
+
+def test_random_damage_is_never_another_exception(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole, path = media.write(tmp_path / "clip.mp4", seconds=2).read_bytes(), tmp_path / "damaged.mp4"
+    broken = 0
+    for _ in range(60):
+        data = np.frombuffer(whole, np.uint8).copy()
+        data[rng.integers(0, data.size, 20)] = rng.integers(0, 256, 20)
+        path.write_bytes(data.tobytes())
+        try:
+            assert read_window(path, rng.uniform(0, 2), 4, 10.0, RATE, RATE, 32).video.shape[0] == 4
+        except BrokenClip:
+            broken += 1
+    assert broken > 10  # the damage is real
+
+
+def test_broken_clip_crosses_processes() -> None:
+    error = pickle.loads(pickle.dumps(BrokenClip("a.mp4", "the file is empty")))
+    assert (error.path, error.reason, str(error)) == ("a.mp4", "the file is empty", "a.mp4: the file is empty")

@@ -30,7 +30,7 @@ from recipes.training.metrics import Metrics
 from recipes.training.progress import progress_bar
 from recipes.training.skipped import SkippedClips
 from recipes.training.step import train_step
-from recipes.trimodal.build import build, device_of
+from recipes.trimodal.build import build, device_of, use_cores
 from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
         tokenizer = vocabulary.load(start / "vocabulary.json")
     clips = EvalClips(test, tokenizer, config.clip)
     device = device_of(config)
+    use_cores(config)
     torch.manual_seed(config.train.seed)
     modules = build(config, tokenizer).to(device)
     if not resume:

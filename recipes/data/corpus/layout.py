@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from recipes.training.progress import progress_bar
+
 from .plan import STYLES, Plan, plan_video
 from .scene import draw
 from .sound import synthesise

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
 
 import harmony
 from recipes import config as configuration
@@ -22,7 +24,7 @@ from recipes import report
 from recipes.config import Config, ConfigError
 from recipes.data import vocabulary
 from recipes.data.clips import EvalClips, TrainClips, train_loader
-from recipes.data.splits import DataError, train_and_test
+from recipes.data.splits import train_and_test
 from recipes.evaluate import embed, retrieve, table
 from recipes.training import checkpoint
 from recipes.training.interruption import Interruption
@@ -34,6 +36,10 @@ from recipes.trimodal.build import build, device_of, use_cores
 from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 
 log = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """Data that a run cannot use."""
 
 
 class TrainingError(RuntimeError):
@@ -57,17 +63,16 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
     """
     folder = config.folder
     start = latest_checkpoint(config) if resume else None
-    train, test = train_and_test(config)
-    if start is None:
-        captions = (narration["text"] for row in train["narrations"] for narration in row)
-        tokenizer = vocabulary.build(captions, config.data.vocabulary)
-    else:
-        tokenizer = vocabulary.load(start / "vocabulary.json")
-    clips = EvalClips(test, tokenizer, config.clip)
     device = device_of(config)
     use_cores(config)
-    torch.manual_seed(config.train.seed)
-    modules = build(config, tokenizer).to(device)
+    try:
+        train, test = train_and_test(config)
+        tokenizer = vocabulary_of(train, config) if start is None else vocabulary.load(start / "vocabulary.json")
+        clips = EvalClips(test, tokenizer, config.clip)
+        torch.manual_seed(config.train.seed)
+        modules = build(config, tokenizer).to(device)
+    except (ValueError, OSError) as error:
+        raise DataError(str(error)) from error
     if not resume:
         begin(folder, config)
     log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
@@ -152,6 +157,12 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
     log.info("%d clip(s) skipped, %d step(s) not taken", counts["skipped_clips"], counts["skipped_steps"])
     log.info("report: %s", page)
     return results
+
+
+def vocabulary_of(train: Dataset, config: Config) -> Tokenizer:
+    """The words of the training captions."""
+    captions = (narration["text"] for row in train["narrations"] for narration in row)
+    return vocabulary.build(captions, config.data.vocabulary)
 
 
 def learning_rate(config: Config) -> harmony.schedule.Schedule:

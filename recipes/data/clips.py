@@ -243,12 +243,15 @@ def eval_loader(dataset: EvalClips, batch_size: int, workers: int) -> DataLoader
 
 def _workers(count: int) -> dict[str, Any]:
     """Workers are forked from a clean process with the imports done: forking this one, with its threads, can hang."""
+    # A generator of its own: the loader's seeds, unused here, must not be drawn from the model's random state.
+    generator = torch.Generator()
     if not count:
-        return {"num_workers": 0}
+        return {"num_workers": 0, "generator": generator}
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return {
         "num_workers": count,
+        "generator": generator,
         "multiprocessing_context": context,
         "persistent_workers": True,
         "prefetch_factor": 4,

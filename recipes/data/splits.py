@@ -17,10 +17,6 @@ HOLDOUT = 0.1  # share of videos held out where a manifest names no test split
 log = logging.getLogger(__name__)
 
 
-class DataError(ValueError):
-    """Data that a run cannot use."""
-
-
 def train_and_test(config: Config) -> tuple[Dataset, Dataset]:
     """Load the training and the test index.
 
@@ -28,15 +24,8 @@ def train_and_test(config: Config) -> tuple[Dataset, Dataset]:
     manifest's split "test", else a tenth of the videos, chosen by a hash of their ids.
 
     Raises:
-        DataError: An index cannot be read, a video is in both, or one of the two is empty.
+        ValueError, OSError: An index cannot be read, a video is in both, or one of the two is empty.
     """
-    try:
-        return _train_and_test(config)
-    except (ValueError, OSError) as error:
-        raise DataError(str(error)) from error
-
-
-def _train_and_test(config: Config) -> tuple[Dataset, Dataset]:
     manifest, test = config.data.manifest, config.data.test
     if manifest is None:
         folder = procedural_corpus(config.corpus)

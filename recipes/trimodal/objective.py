@@ -1,6 +1,8 @@
 """Heads into the two common spaces, and the two contrastive losses: the losses stage of the recipe."""
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import harmony
 from recipes.config import ObjectiveConfig
@@ -27,15 +29,19 @@ class Objective(nn.Module):
         self.text_to_vt = nn.Linear(width, vt)
 
     def forward(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss terms (B,) of video-audio (NCE) and video-text (MIL-NCE); a missing modality takes no part."""
-        spaces = self.project(embeddings)
+        """Loss terms (B,) of video-audio (NCE) and video-text (MIL-NCE).
+
+        A sample takes no part in the loss of a modality it lacks. Its video still counts in the batch statistics of
+        that loss, as a constant: no gradient of that loss reaches it through its neighbours.
+        """
+        video, heard, told = embeddings["video"], embeddings["audio_valid"], embeddings["text_valid"]
+        video_va = self.video_to_va(_only(heard, video))
+        video_vt = self.va_to_vt(_once_more(self.video_to_va, _only(told.any(1), video)))
         keywords = {"temperature": self.config.temperature, "symmetric": self.config.symmetric}
-        video, audio = spaces["va"]
-        video_vt, text = spaces["vt"]
         return {
-            "va": harmony.losses.info_nce(video, audio, valid=embeddings["audio_valid"], **keywords),
+            "va": harmony.losses.info_nce(video_va, self.audio_to_va(embeddings["audio"]), valid=heard, **keywords),
             "vt": harmony.losses.mil_nce(
-                video_vt, text, valid=embeddings["text_valid"], positives=embeddings["same_text"], **keywords
+                video_vt, self.text_to_vt(embeddings["text"]), valid=told, positives=embeddings["same_text"], **keywords
             ),
         }
 
@@ -46,6 +52,17 @@ class Objective(nn.Module):
             "va": (video_va, self.audio_to_va(embeddings["audio"])),
             "vt": (self.va_to_vt(video_va), self.text_to_vt(embeddings["text"])),
         }
+
+
+def _only(valid: Tensor, x: Tensor) -> Tensor:
+    """The same values (B, D), through which a gradient reaches the valid samples alone."""
+    return torch.where(valid[:, None], x, x.detach())
+
+
+def _once_more(head: nn.Module, x: Tensor) -> Tensor:
+    """Apply a head to a batch it has seen in this step: the running statistics must not move again."""
+    output: Tensor = functional_call(head, {name: b.clone() for name, b in head.named_buffers()}, (x,))
+    return output
 
 
 def _norm(kind: str, width: int) -> nn.Module:

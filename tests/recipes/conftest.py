@@ -1,0 +1,34 @@
+"""A tiny procedural corpus and a tiny configuration, shared by the tests of the recipe."""
+
+from pathlib import Path
+
+import pytest
+
+from recipes import config as configuration
+from recipes.data.corpus import build
+
+DEMO = Path(__file__).parents[2] / "recipes" / "configs" / "demo.yaml"
+TINY = [
+    "clip.frames=4", "clip.size=32", "clip.sample_rate=4000", "clip.audio_seconds=0.64", "clip.words=8",
+    "model.audio_patch=128", "objective.audio_space=16", "objective.text_space=16",
+    "train.steps=6", "train.batch_size=4", "train.warmup=2", "train.log_every=2", "train.checkpoint_every=3",
+    "train.device=cpu", "data.workers=0", "model.dropout=0.1", "gamma.start=-1", "gamma.end=-1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A procedural corpus of ten videos, four of them held out."""
+    folder = tmp_path_factory.mktemp("corpora") / "narrated"
+    return build(folder, "narrated", videos=6, test_videos=4, seed=1, size=48, fps=5, workers=1)
+
+
+@pytest.fixture
+def tiny(corpus: Path, tmp_path: Path):
+    """Function of overrides that gives the configuration of a tiny run in the test's own folder."""
+
+    def make(*overrides: str) -> configuration.Config:
+        where = [f"run.dir={tmp_path / 'runs'}", f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}"]
+        return configuration.load(DEMO, [*TINY, *where, *overrides])
+
+    return make

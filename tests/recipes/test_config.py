@@ -1,0 +1,52 @@
+"""The configuration: what it accepts, how it refuses, and that it survives its own file."""
+
+import pytest
+
+from recipes import config as configuration
+from recipes.config import ConfigError, load
+from tests.recipes.conftest import DEMO
+
+
+def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
+    config = load(
+        DEMO, ["train.steps=7", "clip.frames=16", "model.video_patch=[2,8,8]", "gram.wrt=null", "run.name=x.1"]
+    )
+    assert (config.train.steps, config.clip.frames, config.model.video_patch, config.gram.wrt) == (
+        7,
+        16,
+        (2, 8, 8),
+        None,
+    )
+    assert config.folder.name == "x.1"
+    configuration.save(config, tmp_path / "config.yaml")
+    again = load(tmp_path / "config.yaml")
+    assert again == config and configuration.differences(config, again) == []
+    assert configuration.differences(config, load(DEMO, ["train.steps=8"]))[-1] == "train.steps: 7 -> 8"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {step: 3}", r"file\.yaml: key 'train\.step'.*Did you mean"),
+        ("train: {steps: soon}", r"file\.yaml: key 'train\.steps'.*'soon'"),
+        ("train: [1, 2]", r"file\.yaml"),
+        ("train: {steps: 3", r"file\.yaml: not a YAML file.*line 1"),
+        ("harmonize: sometimes", "expected one of"),
+        ("train: {batch_size: 1}", "at least 2 samples"),
+        ("clip: {size: 65}", r"clip\.size=65 is not a multiple of 16x16"),
+        ("gram: {wrt: '('}", "not a regular expression"),
+        ("run: {name: ../elsewhere}", "must be a folder name"),
+        ("objective: {temperature: 0}", "must be > 0"),
+    ],
+)
+def test_wrong_configurations_are_refused_by_file_and_key(tmp_path, text, message):
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        load(path)
+
+
+def test_every_problem_is_listed_at_once(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load(DEMO, ["train.steps=0", "model.dropout=1.5", "gram.group_size=0"])
+    assert str(error.value).count("\n  - ") == 3

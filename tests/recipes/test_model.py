@@ -1,0 +1,112 @@
+"""The model: its sizes, its masks, its tokens, and exact per-sample gradients through the whole of it."""
+
+import pytest
+import torch
+from torch.func import functional_call
+
+import harmony
+from recipes.config import ModelConfig, ObjectiveConfig
+from recipes.data.clips import ClipFormat
+from recipes.trimodal.model import VATT, parameter_counts
+from recipes.trimodal.objective import Objective
+from recipes.trimodal.tokens import VideoTokens, drop_tokens
+from tests.harmony import oracle
+
+CLIP = ClipFormat(frames=4, size=32, sample_rate=4000, audio_seconds=0.32, narrations=2, words=5)
+VATT_CLIP = ClipFormat(frames=32, size=224, sample_rate=48_000, audio_seconds=3.2, words=16)
+WORDS = 11
+
+
+def model(**overrides):
+    torch.manual_seed(0)
+    return VATT(ModelConfig(audio_patch=128, word_width=8, **overrides), CLIP, WORDS)
+
+
+def batch(size=3):
+    torch.manual_seed(1)
+    text = torch.randint(1, WORDS, (size, 2, 5))
+    text[0, 0, 3:] = 0
+    text[1, 1] = 0
+    return {
+        "video": torch.randint(0, 256, (size, 4, 32, 32, 3), dtype=torch.uint8),
+        "audio": torch.rand(size, CLIP.samples) - 0.5,
+        "text": text,
+        "audio_valid": torch.tensor([True, True, False] + [True] * (size - 3)),
+        "text_valid": text.any(-1),
+        "same_text": torch.zeros(size, size, 2, dtype=torch.bool),
+    }
+
+
+@pytest.mark.parametrize(("size", "millions"), [("small", 20.9), ("base", 87.9), ("medium", 155.0)])
+def test_sizes_are_those_of_the_paper_within_three_percent(size, millions):
+    with torch.device("meta"):
+        counts = parameter_counts(VATT(ModelConfig(size=size), VATT_CLIP, 2**16))
+    assert abs(counts["table"] / 1e6 / millions - 1) < 0.03
+    parts = sum(n for part, n in counts.items() if part != "table")
+    with torch.device("meta"):
+        assert parts == sum(p.numel() for p in VATT(ModelConfig(size=size), VATT_CLIP, 2**16).parameters())
+
+
+def test_padding_words_change_nothing():
+    net, inputs = model().eval(), batch()
+    shorter = net.encode("text", inputs["text"][0, :1, :3])
+    torch.testing.assert_close(net.encode("text", inputs["text"][0, :1]), shorter)
+
+
+def test_samples_do_not_mix_and_masks_pass_through():
+    net, inputs = model(dropout=0.0, drop_token=0.0).train(), batch()
+    together = net(**inputs)
+    for b in range(3):
+        alone = net(**{name: x[b : b + 1] for name, x in inputs.items()})
+        for m in ("video", "audio", "text"):
+            torch.testing.assert_close(alone[m][0], together[m][b])
+    assert together["same_text"] is inputs["same_text"]
+
+
+def test_video_patches_are_local_and_positions_distinct():
+    """A changed pixel changes one token; equal patches differ by their positions alone."""
+    torch.manual_seed(0)
+    tokens = VideoTokens(frames=4, size=32, patch=(2, 16, 16), width=12)
+    video = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
+    before = tokens(video)
+    assert before.shape == (1, 2 * 2 * 2, 12)
+    assert len({tuple(t.tolist()) for t in before[0]}) == 8
+    video[0, 3, 20, 5] = 255  # second in time, second row, first column: token 4 + 2 + 0
+    changed = (tokens(video) != before).any(-1)[0]
+    assert changed.nonzero().flatten().tolist() == [6]
+
+
+def test_drop_token_keeps_a_random_subset_of_each_sample():
+    x = torch.arange(10.0).expand(64, 10)[..., None]
+    torch.manual_seed(0)
+    kept = drop_tokens(x, 0.5)[..., 0]
+    assert kept.shape == (64, 5)
+    assert all(len(set(row.tolist())) == 5 for row in kept)
+    assert len({tuple(sorted(row.tolist())) for row in kept}) > 30
+    assert drop_tokens(x, 0.99).shape == (64, 1, 1)
+
+
+def test_frozen_word_vectors_are_used_and_not_trained():
+    vectors = torch.randn(WORDS, 6)
+    net = VATT(ModelConfig(audio_patch=128), CLIP, WORDS, vectors)
+    words = net.tokens["text"].words.weight
+    assert torch.equal(words, vectors) and not words.requires_grad
+
+
+@pytest.mark.parametrize("attribution", ["activation", "anchor"])
+def test_per_sample_gradients_of_the_backbone_are_exact(attribution):
+    net = model(dropout=0.0, drop_token=0.0).double()
+    objective = Objective(ObjectiveConfig(audio_space=6, text_space=5, temperature=0.5), 96).double()
+    inputs = {name: x.double() if x.is_floating_point() else x for name, x in batch(4).items()}
+    params = {n: p.detach() for n, p in net.named_parameters()}
+
+    def encode(p, b):
+        return functional_call(net, p, (), b)
+
+    _, gram, _ = harmony.gram_vjp(
+        encode, objective, params, inputs, attribution=attribution, wrt=lambda n: n.startswith("backbone.")
+    )
+    grads = oracle.per_sample_gradients(encode, objective, params, inputs, attribution)
+    expected = oracle.gram_blocks({n: g for n, g in grads.items() if n.startswith("backbone.")})
+    assert oracle.relative_error(gram, expected) < 1e-10
+    assert harmony.defined(gram).tolist() == [True, True, False, True]  # the third has no sound

@@ -1,0 +1,306 @@
+"""The whole recipe, small, on real mp4 files: to the end, interrupted and resumed, and on every kind of bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes import pretrain as recipe
+from recipes.config import ConfigError
+from recipes.data.clips import EvalClips, TrainClips, collate, train_loader
+from recipes.data.splits import train_and_test
+from recipes.evaluate import main as evaluate_main
+from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
+from recipes.training import checkpoint, metrics
+from recipes.training.step import train_step
+from recipes.trimodal.build import build
+from recipes.trimodal.harmonizer import harmonizer
+from tests.recipes import media
+from tests.recipes.conftest import DEMO, TINY
+
+
+def weights(config):
+    folder = checkpoint.latest(config.folder)
+    assert folder.name == f"step_{config.train.steps:08d}"
+    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_a_run_trains_evaluates_and_reports(tiny, capsys):
+    config = tiny("data.workers=1")
+    results = pretrain(config)
+    out = capsys.readouterr().out
+    assert "| text->video | untrained |" in out and "| audio->video | trained |" in out
+    folder = config.folder
+    assert json.loads((folder / "retrieval.json").read_text()) == results
+    assert results["trained"]["text->video"]["pairs"] == len(EvalClips(*held_out(config)))
+    rows = metrics.read(folder)
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    assert sum(sum(row["agreement_histogram"]) for row in rows) <= 6 * 4
+    assert all(row["loss"] == pytest.approx(row["loss_va"] + row["loss_vt"]) for row in rows)
+    assert rows[-1]["lr"] < 2e-3 and rows[-1]["skipped_clips"] == 0
+    page = (folder / "report.html").read_text()
+    assert 'src="http' not in page and "data:image/png;base64," in page and "StrictUndefined" not in page
+    assert {p.name for p in (folder / "figures").iterdir()} == {"losses.png", "agreement.png", "cosines.png"}
+    assert any((folder / "tensorboard").iterdir())
+
+
+def held_out(config):
+    train, test = train_and_test(config)
+    return test, vocabulary_of(train, config), config.clip
+
+
+class Crash(Exception):
+    """What a test raises in the middle of a run."""
+
+
+@pytest.mark.parametrize("harmonize", ["both", "none"])
+def test_a_crashed_and_resumed_run_ends_like_an_uninterrupted_one(tiny, monkeypatch, harmonize):
+    whole, torn = (tiny(f"run.name={n}", f"harmonize={harmonize}", "gram.every=2") for n in ("whole", "torn"))
+    pretrain(whole)
+    calls = []
+
+    def crashing(*arguments):
+        calls.append(1)
+        if len(calls) == 5:
+            raise Crash
+        return train_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "train_step", crashing)
+        with pytest.raises(Crash):
+            pretrain(torn)
+    assert latest_checkpoint(torn).name == "step_00000003"
+    torch.manual_seed(999)  # whatever the process did in between
+    pretrain(torn, resume=True)
+    assert same(weights(whole), weights(torn))
+    for row, other in zip(metrics.read(whole.folder), metrics.read(torn.folder), strict=True):
+        assert {**row, "samples_per_second": 0} == {**other, "samples_per_second": 0}
+    results = [json.loads((c.folder / "retrieval.json").read_text()) for c in (whole, torn)]
+    assert results[0] == results[1]
+
+
+def test_sigterm_writes_a_checkpoint_and_resuming_goes_on(tiny, monkeypatch):
+    whole, torn = tiny("run.name=whole", "data.workers=1"), tiny("run.name=torn", "data.workers=1")
+    pretrain(whole)
+
+    def asked(*arguments):
+        if arguments[6] == 3:  # the step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "train_step", asked)
+        assert pretrain(torn) == {}
+    assert latest_checkpoint(torn).name == "step_00000004"
+    pretrain(torn, resume=True)
+    assert same(weights(whole), weights(torn))
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume(tiny, corpus, tmp_path):
+    whole = tiny("run.name=whole", "train.steps=40")
+    pretrain(whole)
+    command = [
+        sys.executable,
+        "-m",
+        "recipes.pretrain",
+        "--config",
+        str(DEMO),
+        *TINY,
+        "run.name=torn",
+        "train.steps=40",
+    ]
+    command += [f"run.dir={tmp_path / 'runs'}", f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    torn = tmp_path / "runs" / "torn" / "checkpoints" / "latest"
+    while not torn.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    subprocess.run([*command, "--resume"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert same(weights(whole), weights(tiny("run.name=torn", "train.steps=40")))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["harmonize=realign", "gram.group_size=2"],
+        ["harmonize=curriculum", "gram.attribution=anchor", "gram.chunk_size=2"],
+        ["harmonize=both", "gram.attribution=loss", "gram.space=features"],
+        ["harmonize=none", "gram.every=0"],
+        ["objective.norm=layer", "gamma.schedule=cosine", "gram.wrt=null", "train.clip_norm=1.0"],
+    ],
+)
+def test_every_mode_trains(tiny, overrides):
+    config = tiny("train.steps=2", *overrides)
+    results = pretrain(config)
+    assert results["trained"]["text->video"]["pairs"] > 0
+    assert "loss" in metrics.read(config.folder)[-1]
+
+
+def test_an_evaluated_checkpoint_gives_the_figures_of_its_run(tiny, tmp_path, capsys):
+    config = tiny("train.steps=2")
+    results = pretrain(config)
+    out = tmp_path / "results.json"
+    assert evaluate_main(["retrieval", "--checkpoint", str(config.folder), "--out", str(out)]) == 0
+    assert json.loads(out.read_text()) == results["trained"]
+    assert evaluate_main(["retrieval", "--checkpoint", str(tmp_path / "nothing")]) == 2
+    assert "no checkpoint here" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def manifest(folder, rows):
+    path = folder / "manifest.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A manifest with every kind of clip: good, mute, without text, short, stereo, missing, empty, truncated."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for i in range(6):
+        media.write(folder / f"good{i}.mp4", seconds=2, size=(48, 48))
+    media.write(folder / "mute.mp4", seconds=2, size=(48, 48), audio=False)
+    media.write(folder / "short.mp4", seconds=0.3, size=(48, 48))
+    media.write(folder / "stereo.mp4", seconds=2, size=(48, 48), sample_rate=44_100, channels=2)
+    media.truncate(media.write(folder / "truncated.mp4", seconds=2, size=(48, 48)), 0.5)
+    (folder / "empty.mp4").touch()
+    rows = [{"video": f"good{i}.mp4", "text": f"<script>alert({i})</script> & a ball"} for i in range(6)]
+    rows += [{"video": f"{n}.mp4", "text": f"a {n} one"} for n in ("mute", "short", "stereo", "truncated", "empty")]
+    rows += [{"video": "gone.mp4", "text": "missing"}, {"video": "good0.mp4", "id": "silent", "text": None}]
+    rows = [{**row, "split": "train"} for row in rows]
+    for i in range(4):
+        media.write(folder / f"test{i}.mp4", seconds=2, size=(48, 48))
+        rows.append(
+            {"video": f"test{i}.mp4", "text": f"<img src=x onerror=alert({i})> unheard-of words", "split": "test"}
+        )
+    return manifest(folder, rows)
+
+
+def test_broken_clips_are_skipped_counted_and_reported(tiny, mixed):
+    config = tiny(f"data.manifest={mixed}", "data.test=null", "train.batch_size=13")
+    pretrain(config)
+    listed = [json.loads(line) for line in (config.folder / "skipped.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in listed} == {"truncated", "empty", "gone"}
+    assert metrics.read(config.folder)[-1]["skipped_clips"] == 3 * 6
+    page = (config.folder / "report.html").read_text()
+    assert "18 clip(s) could not be read" in page
+    assert "<script>alert" not in page and "<img src=x" not in page  # captions are text, not markup
+    assert "&lt;img src=x onerror=alert(0)&gt;" in page
+
+
+def test_nothing_readable_stops_the_run_with_a_reason(tiny, mixed):
+    rows = [json.loads(line) for line in mixed.read_text().splitlines()]
+    rows = [row for row in rows if row["split"] == "test" or row["video"] in ("truncated.mp4", "empty.mp4", "gone.mp4")]
+    config = tiny(f"data.manifest={manifest(mixed.parent, rows)}", "data.test=null", "train.max_bad_steps=3")
+    with pytest.raises(TrainingError, match="3 steps in a row could not be taken.*fewer than two clips"):
+        pretrain(config)
+
+
+def test_modalities_may_be_missing_altogether(tiny, mixed):
+    rows = [json.loads(line) for line in mixed.read_text().splitlines()]
+    mute = [media.write(mixed.parent / f"mute{i}.mp4", seconds=2, size=(48, 48), audio=False) for i in range(4)]
+    rows = [{"video": path.name, "text": f"mute number {i}", "split": "train"} for i, path in enumerate(mute)] + rows[
+        -4:
+    ]
+    config = tiny(f"data.manifest={manifest(mixed.parent, rows)}", "data.test=null", "train.steps=2")
+    pretrain(config)
+    last = metrics.read(config.folder)[-1]
+    assert last["loss_va"] == 0 and last["loss_vt"] > 0 and last["kept"] == 1 and last["skipped_steps"] == 0
+    assert "agreement_histogram" not in last  # no sample has both gradients
+
+
+@pytest.fixture
+def step(tiny):
+    """Everything `train_step` needs, and a good batch."""
+    config = tiny()
+    train, _ = train_and_test(config)
+    tokenizer = vocabulary_of(train, config)
+    torch.manual_seed(0)
+    modules = build(config, tokenizer)
+    optimizer = torch.optim.Adam(modules.parameters(), lr=1e-3)
+    transform = harmonizer(config)
+    clips = TrainClips(train, tokenizer, config.clip, 0, config.augment)
+    batch = next(iter(train_loader(clips, 4, seed=0, workers=0)))
+
+    def take(batch):
+        before = {n: t.clone() for n, t in modules.state_dict().items()}
+        result, _ = train_step(config, modules, optimizer, transform, transform.init(), batch, 0, torch.device("cpu"))
+        moved = [n for n, t in modules.state_dict().items() if not torch.equal(t, before[n])]
+        return result, moved
+
+    return take, batch, clips
+
+
+def test_nan_in_a_loss_leaves_everything_as_it_was(step):
+    take, batch, _ = step
+    bad = {**batch, "audio": batch["audio"].clone()}
+    bad["audio"][1, 5] = torch.nan
+    result, moved = take(bad)
+    assert result.reason == "the loss is not finite" and moved == []
+    assert result.cosines is not None and not result.defined[1]
+    result, moved = take(batch)
+    assert result.taken and any("running_mean" in n for n in moved) and any("backbone" in n for n in moved)
+
+
+def test_a_batch_of_one_has_nothing_to_contrast(step):
+    take, _, clips = step
+    result, moved = take(collate([clips[0, 0]]))
+    assert "fewer than two clips" in result.reason and moved == []
+
+
+def test_a_wrong_command_line_fails_before_any_work(tmp_path, corpus, capsys):
+    runs = tmp_path / "runs"
+    for arguments, message in [
+        (["train.stepz=3"], "train.stepz"),
+        (["train.steps=many"], "train.steps"),
+        (["harmonize=most"], "Invalid value 'most', expected one of"),
+        (["clip.frames=5"], "clip.frames=5 is not a multiple of 4"),
+        (["steps"], "expected key=value"),
+        ([f"data.manifest={tmp_path / 'nothing'}"], "there is nothing here"),
+        ([f"data.manifest={corpus}", f"data.test={corpus}"], "are both in training and in test"),
+        (
+            ["data.word_vectors=nothing.txt", f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}"],
+            "nothing.txt",
+        ),
+        (["--resume"], "there is no run to resume"),
+    ]:
+        code = main(["--config", str(DEMO), f"run.dir={runs}", "data.workers=0", *arguments])
+        assert (code, message in (error := capsys.readouterr().err), error.startswith("error: ")) == (2, True, True), (
+            error
+        )
+    assert not runs.exists()
+    assert main(["--config", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_a_run_is_never_overwritten_and_resumes_only_with_its_own_configuration(tiny):
+    config = tiny("train.steps=2")
+    pretrain(config)
+    before = (config.folder / "report.html").read_text()
+    with pytest.raises(ConfigError, match=r"train.lr: 0.002 -> 0.1"):
+        pretrain(tiny("train.steps=2", "train.lr=0.1"), resume=True)
+    pretrain(config)
+    assert (config.folder.with_name("demo.1") / "report.html").read_text() == before
+
+
+def test_data_errors_come_before_the_run_folder(tiny, tmp_path):
+    config = tiny(f"data.manifest={tmp_path}")
+    with pytest.raises(DataError, match=r"HowTo100M_v1\.csv"):
+        pretrain(config)
+    assert not config.folder.exists()

@@ -1,0 +1,112 @@
+"""Checkpoints are whole or absent; metrics forget nothing and repeat nothing."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from harmony import schedule
+from recipes.config import Config
+from recipes.training import checkpoint
+from recipes.training.metrics import Metrics, read
+from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
+
+
+def modules():
+    return nn.ModuleDict({"model": nn.Linear(3, 2), "objective": nn.BatchNorm1d(2)})
+
+
+def test_a_checkpoint_brings_everything_back(tmp_path):
+    torch.manual_seed(0)
+    net = modules()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net["objective"](net["model"](torch.randn(5, 3))).pow(2).sum().backward()
+        optimizer.step()
+    transform = harmonizer(Config(harmonize="both"))
+    _, state = transform.update(torch.eye(2)[None], transform.init())
+    tensors = checkpoint.optimizer_tensors(optimizer) | checkpoint.tree_tensors("harmonizer", state)
+    checkpoint.save(tmp_path, 3, net, tensors | checkpoint.random_tensors(), {"counts": {"skipped": 1}})
+    expected = torch.rand(2)
+
+    torch.manual_seed(1)
+    fresh = modules()
+    other = torch.optim.Adam(fresh.parameters(), lr=0.1)
+    folder = checkpoint.latest(tmp_path)
+    loaded, facts = checkpoint.load_state(folder)
+    checkpoint.load_weights(folder, fresh)
+    checkpoint.load_optimizer(other, loaded)
+    checkpoint.load_random(loaded)
+    assert torch.equal(torch.rand(2), expected)
+    assert facts == {"step": 3, "counts": {"skipped": 1}}
+    assert checkpoint.load_tree("harmonizer", transform.init(), loaded) == state
+    x = torch.randn(5, 3)
+    for n, o in ((net, optimizer), (fresh, other)):
+        o.zero_grad()
+        n["objective"](n["model"](x)).pow(2).sum().backward()
+        o.step()
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), fresh.state_dict().values(), strict=True))
+
+
+def test_a_crash_while_writing_leaves_the_checkpoint_before(tmp_path):
+    net = modules()
+    checkpoint.save(tmp_path, 1, net, {}, {})
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, 2, net, {}, {}, full)
+    assert checkpoint.latest(tmp_path).name == "step_00000001"
+    assert [p.name for p in tmp_path.glob("step_*")] == ["step_00000001"]
+    checkpoint.save(tmp_path, 2, net, {}, {})  # what was left behind is in nobody's way
+    assert checkpoint.latest(tmp_path).name == "step_00000002"
+
+
+def test_old_checkpoints_are_removed(tmp_path):
+    for step in range(5):
+        checkpoint.save(tmp_path, step, modules(), {}, {})
+    assert [p.name for p in sorted(tmp_path.glob("step_*"))] == ["step_00000003", "step_00000004"]
+
+
+def test_metrics_are_means_over_an_interval_with_the_moments_of_the_cosines(tmp_path):
+    log = Metrics(tmp_path, 0)
+    log.add({"loss": 1.0, "rare": 5.0}, torch.tensor([0.5, -0.5, 0.9]), torch.tensor([True, True, False]))
+    log.add({"loss": 3.0}, None, None)
+    row = log.write(2, lr=0.1)
+    assert row["loss"] == 2 and row["rare"] == 5 and row["lr"] == 0.1
+    assert row["agreement_mean"] == 0 and sum(row["agreement_histogram"]) == 2
+    log.add({"loss": 7.0}, torch.zeros(1), torch.zeros(1, dtype=torch.bool))
+    assert "agreement_mean" not in log.write(3)
+    log.close()
+    assert [r["loss"] for r in read(tmp_path)] == [2.0, 7.0]
+
+
+def test_rows_after_the_checkpoint_are_dropped_on_resume_and_torn_lines_ignored(tmp_path):
+    rows = "".join(json.dumps({"step": s}) + "\n" for s in (2, 4, 6))
+    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 8, "lo')
+    assert [r["step"] for r in read(tmp_path)] == [2, 4, 6]
+    Metrics(tmp_path, 4).close()
+    assert [r["step"] for r in read(tmp_path)] == [2, 4]
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+def test_gamma_follows_the_configuration(kind):
+    config = Config()
+    config.gamma.schedule = kind
+    gamma = gamma_schedule(config.gamma, steps=10)
+    expected = getattr(schedule, kind)(-0.3, *([] if kind == "constant" else [0.0, 10]))
+    assert [float(gamma(torch.tensor(t))) for t in (0, 5, 10)] == [float(expected(torch.tensor(t))) for t in (0, 5, 10)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "weights"),
+    [("none", [[1, 1], [1, 1]]), ("realign", [[1.5, 1.5], [1.1, 1.1]]), ("curriculum", [[0, 0], [1, 1]]),
+     ("both", [[0, 0], [1.1, 1.1]])],
+)  # fmt: skip
+def test_modes(mode, weights):
+    gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, -0.1], [-0.1, 1.0]]])
+    transform = harmonizer(Config(harmonize=mode))
+    torch.testing.assert_close(transform.update(gram, transform.init())[0], torch.tensor(weights, dtype=torch.float32))

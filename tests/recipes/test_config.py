@@ -8,16 +8,9 @@ from tests.recipes.conftest import DEMO
 
 
 def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
-    config = load(
-        DEMO, ["train.steps=7", "clip.frames=16", "model.video_patch=[2,8,8]", "gram.wrt=null", "run.name=x.1"]
-    )
-    assert (config.train.steps, config.clip.frames, config.model.video_patch, config.gram.wrt) == (
-        7,
-        16,
-        (2, 8, 8),
-        None,
-    )
-    assert config.folder.name == "x.1"
+    config = load(DEMO, ["train.steps=7", "model.video_patch=[2,8,8]", "gram.wrt=null", "run.name=x"])
+    assert config.train.steps == 7 and config.model.video_patch == (2, 8, 8) and config.gram.wrt is None
+    assert config.folder.name == "x"
     configuration.save(config, tmp_path / "config.yaml")
     again = load(tmp_path / "config.yaml")
     assert again == config and configuration.differences(config, again) == []

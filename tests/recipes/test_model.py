@@ -109,4 +109,15 @@ def test_per_sample_gradients_of_the_backbone_are_exact(attribution):
     grads = oracle.per_sample_gradients(encode, objective, params, inputs, attribution)
     expected = oracle.gram_blocks({n: g for n, g in grads.items() if n.startswith("backbone.")})
     assert oracle.relative_error(gram, expected) < 1e-10
-    assert harmony.defined(gram).tolist() == [True, True, False, True]  # the third has no sound
+    # The third has no sound: batch normalisation must not give it a gradient through its neighbours.
+    assert harmony.defined(gram).tolist() == [True, True, False, True]
+
+
+def test_running_statistics_move_once_a_step():
+    net, inputs = model(), batch(4)
+    for norm in ("batch", "layer", "none"):
+        objective = Objective(ObjectiveConfig(audio_space=6, text_space=5, norm=norm), 96)
+        terms = objective(net(**inputs))
+        assert all(t.shape == (4,) and t.isfinite().all() for t in terms.values())
+        moved = [int(b) for n, b in objective.named_buffers() if n.endswith("num_batches_tracked")]
+        assert moved == ([1, 1, 1] if norm == "batch" else [])

@@ -209,7 +209,7 @@ def test_nothing_readable_stops_the_run_with_a_reason(tiny, mixed):
     rows = [json.loads(line) for line in mixed.read_text().splitlines()]
     rows = [row for row in rows if row["split"] == "test" or row["video"] in ("truncated.mp4", "empty.mp4", "gone.mp4")]
     config = tiny(f"data.manifest={manifest(mixed.parent, rows)}", "data.test=null", "train.max_bad_steps=3")
-    with pytest.raises(TrainingError, match="3 steps in a row could not be taken.*fewer than two clips"):
+    with pytest.raises(TrainingError, match=r"3 steps in a row could not be taken.*fewer than two clips"):
         pretrain(config)
 
 

@@ -42,7 +42,7 @@ def write(
     rows = metrics.read(folder)
     (folder / "figures").mkdir(exist_ok=True)
     figures = {}
-    for name, figure in draw(rows).items():
+    for name, figure in draw(rows, config).items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
         figures[name] = _png((folder / "figures" / f"{name}.png").read_bytes())
     environment = jinja2.Environment(
@@ -58,12 +58,12 @@ def write(
     return folder / "report.html"
 
 
-def draw(rows: list[dict[str, Any]]) -> dict[str, Figure]:
+def draw(rows: list[dict[str, Any]], config: Config) -> dict[str, Figure]:
     """The figures of a run from its metrics: losses, agreement over training, and its distribution."""
     steps = [row["step"] for row in rows]
     figures = {}
 
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    figure = _figure()
     axes = figure.subplots()
     for name, label in (("loss_va", "video-audio"), ("loss_vt", "video-text")):
         axes.plot(steps, [row.get(name, np.nan) for row in rows], label=label)
@@ -77,21 +77,21 @@ def draw(rows: list[dict[str, Any]]) -> dict[str, Figure]:
     steps = [row["step"] for row in measured]
     mean, std = (np.array([row[f"agreement_{k}"] for row in measured], dtype=float) for k in ("mean", "std"))
 
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.fill_between(steps, mean - std, mean + std, alpha=0.2, label="one standard deviation")
-    axes.plot(steps, mean, label="mean cosine")
-    axes.plot(steps, [row.get("gamma", np.nan) for row in measured], "--", color="grey", label="gamma")
-    axes.set(xlabel="step", ylabel="cos(g_va, g_vt)", title="Agreement before realignment", ylim=(-1, 1))
-    shares = axes.twinx()
-    shares.plot(steps, [row.get("conflicts", np.nan) for row in measured], color="C3", label="share in conflict")
-    shares.plot(steps, [row.get("kept", np.nan) for row in measured], color="C2", label="share kept")
-    shares.set(ylabel="share of samples", ylim=(0, 1))
-    handles = [h for a in (axes, shares) for h in a.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, frameon=False, fontsize="small", ncols=2)
+    figure = _figure()
+    axes, shares = figure.subplots(2, sharex=True, height_ratios=[3, 2])
+    axes.fill_between(steps, mean - std, mean + std, alpha=0.2, label="± one standard deviation")
+    axes.plot(steps, mean, label="mean")
+    if config.harmonize in ("curriculum", "both"):
+        axes.plot(steps, [row.get("gamma", np.nan) for row in measured], "--", color="grey", label="gamma")
+    axes.set(ylabel="cos(g_va, g_vt)", title="Agreement before realignment")
+    shares.plot(steps, [row.get("conflicts", np.nan) for row in measured], color="C3", label="in conflict")
+    shares.plot(steps, [row.get("kept", np.nan) for row in measured], color="C2", label="kept")
+    shares.set(xlabel="step", ylabel="share of samples", ylim=(0, 1.05))
+    for part in (axes, shares):
+        part.legend(frameon=False, fontsize="small", ncols=3, loc="lower left")
     figures["agreement"] = figure
 
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    figure = _figure()
     axes = figure.subplots()
     thirds = [part for part in np.array_split(np.arange(len(measured)), 3) if len(part)]
     for part in thirds:
@@ -104,6 +104,10 @@ def draw(rows: list[dict[str, Any]]) -> dict[str, Figure]:
     axes.legend(frameon=False)
     figures["cosines"] = figure
     return figures
+
+
+def _figure() -> Figure:
+    return Figure(figsize=(6.4, 4.2), layout="constrained")
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -34,8 +34,8 @@ from PIL import Image
 from recipes.data.corpus.write import write_mp4
 from recipes.training.progress import progress_bar
 
-PACKAGES = ("qabcs-data", "gcompris-qt-data")
-QABCS, GCOMPRIS = Path("usr/share/qabcs/abcs"), Path("usr/share/gcompris-qt/rcc")
+QABCS, GCOMPRIS = "usr/share/qabcs/abcs", "usr/share/gcompris-qt/rcc"
+PACKAGES = {"qabcs-data": QABCS, "gcompris-qt-data": GCOMPRIS}
 LICENSES = {  # file by file: usr/share/doc/<package>/copyright
     "qabcs": "GPL-3+; a few pictures CC0 or public domain",
     "gcompris": "GPL-3+; media also Creative Commons or public domain",
@@ -89,6 +89,7 @@ def build(out: Path, root: Path | None = None, workers: int | None = None) -> Pa
     Raises:
         FileExistsError: `out` exists.
         PackageError: the packages cannot be downloaded, are not under `root`, or nothing in them can be used.
+        OSError: a file of the packages is missing, or the disk is full.
     """
     out = Path(out)
     if out.exists():
@@ -97,7 +98,10 @@ def build(out: Path, root: Path | None = None, workers: int | None = None) -> Pa
         with tempfile.TemporaryDirectory(prefix="debian-corpus-") as folder:
             _download(Path(folder))
             return build(out, Path(folder), workers)
-    entries = [*_read_qabcs(Path(root)), *_read_gcompris(Path(root))]
+    for package, folder in PACKAGES.items():
+        if not (Path(root) / folder).is_dir():
+            raise PackageError(f"{root} has no {folder}: --root must hold the unpacked package {package}")
+    entries = [*_read_qabcs(Path(root) / QABCS), *_read_gcompris(Path(root) / GCOMPRIS)]
     partial_out = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         (partial_out / "videos").mkdir(parents=True)
@@ -148,14 +152,10 @@ def _run(command: list[str], folder: Path, advice: str) -> None:
         raise PackageError(f"`{' '.join(command)}` failed; {advice}. It said:\n{done.stderr.strip()}")
 
 
-def _read_qabcs(root: Path) -> Iterator[Entry]:
+def _read_qabcs(base: Path) -> Iterator[Entry]:
     """The entries of an alphabet book: each picture with its noise, and with each recording of its English name."""
-    base = root / QABCS
-    pictures = sorted(base.glob("all/pics/*/*.png"))
-    if not pictures:
-        raise PackageError(f"{base}/all/pics: no picture; --root must hold the unpacked package {PACKAGES[0]}")
     words = _words(base / "en" / "abc1.properties") | _words(base / "en" / "abc2.properties")
-    for picture in pictures:
+    for picture in sorted(base.glob("all/pics/*/*.png")):
         stem, category = picture.stem, picture.parent.name
         text = words.get(stem, stem.replace("_", " "))
         sounds = {
@@ -172,16 +172,14 @@ def _read_qabcs(root: Path) -> Iterator[Entry]:
 
 def _words(table: Path) -> dict[str, str]:
     """From pictures to words: lines such as `animals:b=brown bear==brown_bear=brown_bear`."""
-    if not table.is_file():
-        raise PackageError(f"{table}: there is no such file; --root must hold the unpacked package {PACKAGES[0]}")
     rows = (line.split("=") for line in table.read_text(encoding="utf-8").splitlines())
     return {fields[3].strip(): fields[1].strip() for fields in rows if len(fields) > 3}
 
 
-def _read_gcompris(root: Path) -> Iterator[Entry]:
+def _read_gcompris(base: Path) -> Iterator[Entry]:
     """The entries of three activities: objects with an image, a text and a sound in their QML and JavaScript files."""
     for activity, category in ACTIVITIES.items():
-        files, seen = _read_rcc(root / GCOMPRIS / f"{activity}.rcc"), set()
+        files, seen = _read_rcc(base / f"{activity}.rcc"), set()
         sources = (data.decode("utf-8") for name, data in sorted(files.items()) if name.endswith((".qml", ".js")))
         for block in chain.from_iterable(re.findall(r"\{[^{}]*\}", source) for source in sources):
             fields = dict(re.findall(r'"(\w+)"\s*:\s*[^"\n]*"([^"\n]*)"', block))
@@ -197,8 +195,6 @@ def _read_gcompris(root: Path) -> Iterator[Entry]:
 
 def _read_rcc(path: Path) -> dict[str, bytes]:
     """The files in a Qt binary resource, by path; those compressed with zstd (no sound, no table) are left out."""
-    if not path.is_file():
-        raise PackageError(f"{path}: there is no such file; --root must hold the unpacked package {PACKAGES[1]}")
     data = path.read_bytes()
     try:
         magic, version, tree, contents, names = struct.unpack_from(">4s4I", data)
@@ -325,7 +321,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     try:
         build(**vars(parser.parse_args()))
-    except (FileExistsError, PackageError, ValueError) as error:
+    except (PackageError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -79,7 +79,7 @@ def train_step(
         )  # fmt: skip
         losses = info.values
         measured = {
-            "agreement": info.agreement.sum() / harmony.defined(info.gram).sum(),
+            "agreement": info.agreement.sum() / info.defined.sum(),
             "conflicts": harmony.stats.conflict_rate(info.gram),
             "kept": info.kept / len(info.weights),
         }
@@ -104,5 +104,5 @@ def train_step(
     else:
         optimizer.step()
     cosines = None if info is None else info.agreement.cpu()
-    defined = None if info is None else (harmony.defined(info.gram) & info.agreement.isfinite()).cpu()
+    defined = None if info is None else (info.defined & info.agreement.isfinite()).cpu()
     return StepResult(values, cosines, defined, reason), state

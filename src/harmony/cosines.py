@@ -19,6 +19,7 @@ def cosine(gram: Tensor) -> Tensor:
         tensor([[[ 1.0000, -0.5000],
                  [-0.5000,  1.0000]]])
     """
+    check_blocks(gram)
     norm = _norms(gram)
     norm = torch.where(norm > 0, norm, 1)
     # Two divisions: the product of two norms may leave the range of the dtype where each of them does not.
@@ -43,6 +44,7 @@ def agreement(gram: Tensor) -> Tensor:
     References:
         Wu et al., 2022 (arXiv:2211.02077), supplement, section 1: cos(g_va, g_vt).
     """
+    check_blocks(gram)
     pairs = _defined_pairs(gram)
     least = torch.where(pairs, cosine(gram), 2).flatten(-2).amin(-1)
     return torch.where(pairs.flatten(-2).any(-1), least, 0)
@@ -65,12 +67,17 @@ def defined(gram: Tensor) -> Tensor:
         >>> harmony.defined(torch.tensor([[[4.0, -3.0], [-3.0, 9.0]], [[4.0, 0.0], [0.0, 0.0]]]))
         tensor([ True, False])
     """
+    check_blocks(gram)
     return (_norms(gram) > 0).sum(-1) >= 2
 
 
-def _norms(gram: Tensor) -> Tensor:
+def check_blocks(gram: Tensor) -> None:
+    """Raise a ValueError unless ``gram`` has the shape of Gram blocks, (B, K, K)."""
     if gram.ndim != 3 or gram.shape[-1] != gram.shape[-2]:
         raise ValueError(f"expected Gram blocks of shape (B, K, K); got {tuple(gram.shape)}.")
+
+
+def _norms(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
 
 

@@ -19,7 +19,8 @@ class StepState(NamedTuple):
 def threshold(gamma: float | Schedule = 0.0) -> Transform:
     """Keep the samples whose gradients agree by more than ``gamma``; drop the others.
 
-    A sample whose agreement is undefined (one modality is missing) is never dropped.
+    The comparison is strict: at gamma = 0, orthogonal gradients are dropped. A sample whose agreement is undefined (one
+    modality is missing) is never dropped. The gradient is not rescaled for the samples that are gone.
 
     Args:
         gamma: Cosine in [-1, 1], or a schedule of it. The paper raises it during training.

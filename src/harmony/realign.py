@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from harmony.cosines import check_blocks
+
 
 def pcgrad(gram: Tensor) -> Tensor:
     """Project each gradient on the normal plane of every other gradient it conflicts with.
@@ -27,6 +29,7 @@ def pcgrad(gram: Tensor) -> Tensor:
         Yu et al., Gradient Surgery for Multi-Task Learning, 2020 (arXiv:2001.06782), algorithm 1;
         Wu et al., 2022 (arXiv:2211.02077).
     """
+    check_blocks(gram)
     k = gram.shape[-1]
     squared = gram.diagonal(dim1=-2, dim2=-1)
     safe = torch.where(squared > 0, squared, 1)

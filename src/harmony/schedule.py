@@ -15,6 +15,12 @@ Schedule = Callable[[Tensor], Tensor]
 def constant(value: float) -> Schedule:
     """The same value at every step.
 
+    Args:
+        value: The value.
+
+    Returns:
+        The schedule.
+
     Examples:
         >>> import torch, harmony
         >>> harmony.schedule.constant(0.1)(torch.tensor(7))
@@ -115,7 +121,19 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
 
 
 def as_schedule(value: float | Schedule) -> Schedule:
-    """A number is the constant schedule of that value."""
+    """A schedule as it is; a number as the constant schedule of that value.
+
+    Args:
+        value: A number or a schedule.
+
+    Returns:
+        The schedule.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.schedule.as_schedule(0.1)(torch.tensor(7))
+        tensor(0.1000)
+    """
     return value if callable(value) else constant(value)
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from harmony.cosines import agreement
+from harmony.cosines import agreement, defined
 from harmony.gram import gram_vjp
-from harmony.transform import State, Transform
+from harmony.transform import Member, State, Transform, chain
 
 PyTree = Any
 
@@ -21,16 +21,20 @@ class Info(NamedTuple):
         values: {name: mean loss}.
         terms: Loss terms (B, K).
         gram: Gram blocks (groups, K, K), before realignment.
-        agreement: Agreement (groups,), before realignment.
+        agreement: Agreement (groups,), before realignment; 0 where it is not defined.
+        defined: Mask (groups,) of the samples, or groups, that have an agreement.
         weights: Weights (groups, K).
         kept: Number of groups (samples, where the group size is 1) with a weight that is not zero. Where it is 0 the
             gradient is zero: take no optimizer step.
+
+    A loss that is not finite makes the gradient not finite, as in ordinary training: look before the optimizer step.
     """
 
     values: dict[str, Tensor]
     terms: Tensor
     gram: Tensor
     agreement: Tensor
+    defined: Tensor
     weights: Tensor
     kept: Tensor
 
@@ -38,7 +42,7 @@ class Info(NamedTuple):
 def harmonized_grad(
     encode: Callable[[PyTree, PyTree], PyTree],
     losses: Callable[..., Mapping[str, Tensor]],
-    harmonizer: Transform,
+    harmonizer: Member,
     **keywords: Any,
 ) -> Callable[..., tuple[PyTree, State, Info]]:
     """Compose Gram blocks, weights and pullback into one gradient function.
@@ -46,7 +50,7 @@ def harmonized_grad(
     Args:
         encode: As in [gram_vjp][harmony.gram_vjp].
         losses: As in [gram_vjp][harmony.gram_vjp].
-        harmonizer: A transform, see [chain][harmony.chain].
+        harmonizer: A transform, see [chain][harmony.chain], or a function ``gram -> weights``.
         **keywords: Options of [gram_vjp][harmony.gram_vjp] (``wrt``, ``chunk_size``, ``attribution``, ...).
 
     Returns:
@@ -64,6 +68,7 @@ def harmonized_grad(
         >>> grads["w"], info.agreement
         (tensor([-0.5000,  1.5000]), tensor([-0.7071]))
     """
+    transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
 
     def step(
         params: PyTree, batch: PyTree, state: State, *, ids: Tensor | None = None, loss_params: PyTree | None = None
@@ -71,9 +76,10 @@ def harmonized_grad(
         values, gram, pullback, aux = gram_vjp(
             encode, losses, params, batch, loss_params=loss_params, has_aux=True, **keywords
         )
-        weights, state = harmonizer.update(gram, state, terms=aux.terms, ids=ids)
+        weights, state = transform.update(gram, state, terms=aux.terms, ids=ids)
         kept = (weights != 0).any(1).sum()
-        return pullback(weights), state, Info(values, aux.terms, gram, agreement(gram), weights, kept)
+        info = Info(values, aux.terms, gram, agreement(gram), defined(gram), weights, kept)
+        return pullback(weights), state, info
 
     return step
 
@@ -82,7 +88,7 @@ def backward(
     module: nn.Module,
     batch: PyTree,
     losses: Callable[..., Mapping[str, Tensor]],
-    harmonizer: Transform,
+    harmonizer: Member,
     state: State | None = None,
     *,
     forward: Callable[[nn.Module, Any], PyTree] | None = None,
@@ -92,13 +98,13 @@ def backward(
     """In an ordinary training loop, stand in for the forward pass, the losses and ``loss.backward()``.
 
     Adds the harmonized gradient to ``.grad`` of the module's trainable parameters, and of the losses' where ``losses``
-    is a module with parameters of its own (heads, a learnable temperature).
+    is a module with parameters of its own (heads, a learnable temperature). Parameters that no loss reaches get zeros.
 
     Args:
         module: The encoder. Frozen parameters stay frozen; the others are named as in ``named_parameters()``.
         batch: Tree whose tensors have leading axis B.
         losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function or a module.
-        harmonizer: A transform, see [chain][harmony.chain].
+        harmonizer: A transform, see [chain][harmony.chain], or a function ``gram -> weights``.
         state: Its state; None for a fresh one.
         forward: ``forward(module, batch) -> embeddings``. Default: ``module(**batch)`` for a dictionary,
             ``module(*batch)`` for a tuple or list, else ``module(batch)``.
@@ -110,6 +116,7 @@ def backward(
 
     Raises:
         ValueError: See [gram_vjp][harmony.gram_vjp]; or a module without trainable parameters.
+        TypeError: A module wrapped for several processes: its gradient would stay local.
 
     Examples:
         >>> import torch, harmony
@@ -120,6 +127,8 @@ def backward(
         >>> module.weight.grad.shape, int(info.kept)
         (torch.Size([2, 3]), 4)
     """
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        raise TypeError("backward does not synchronise gradients yet: pass the module inside DistributedDataParallel.")
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient.")
@@ -137,8 +146,9 @@ def backward(
         outputs: Mapping[str, Tensor] = functional_call(loss_module, loss_params, (embeddings,))
         return outputs
 
-    step = harmonized_grad(encode, losses_of if loss_trainable else losses, harmonizer, **keywords)
-    state = harmonizer.init() if state is None else state
+    transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
+    step = harmonized_grad(encode, losses_of if loss_trainable else losses, transform, **keywords)
+    state = transform.init() if state is None else state
     if loss_trainable:
         (grads, loss_grads), state, info = step(trainable, batch, state, ids=ids, loss_params=loss_trainable)
         _accumulate(loss_trainable, loss_grads)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from harmony.cosines import check_blocks
+
 State = Any
 
 
@@ -69,8 +71,7 @@ def chain(*members: Member) -> Transform:
         return tuple(t.init() for t in transforms)
 
     def update(gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
-        if gram.ndim != 3 or gram.shape[-1] != gram.shape[-2]:
-            raise ValueError(f"expected Gram blocks of shape (B, K, K); got {tuple(gram.shape)}.")
+        check_blocks(gram)
         if len(state) != len(transforms):
             raise ValueError(f"the state is of {len(state)} members, the chain has {len(transforms)}: use init().")
         weights = torch.ones(gram.shape[:2], dtype=gram.dtype, device=gram.device)

@@ -320,3 +320,16 @@ def test_lower_precision_accumulates_in_float32(dtype):
     _, exact, _ = harmony.gram_vjp(*case)
     assert oracle.relative_error(gram.double(), exact) < (0.1 if dtype == torch.bfloat16 else 1e-4)
     assert all(g.dtype == dtype for g in pullback(torch.ones(gram.shape[:2])).values())
+
+
+def test_under_autocast_products_are_still_accumulated_in_float32():
+    case = zoo.mlp()
+    params, batch = {n: p.float() for n, p in case.params.items()}, case.batch.float()
+    _, exact, _ = harmony.gram_vjp(case.encode, case.losses, params, batch)
+    for options in ({}, {"attribution": "loss"}, {"space": "features"}, {"chunk_size": 2}):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            _, gram, pullback = harmony.gram_vjp(case.encode, case.losses, params, batch, **options)
+            grads = pullback(torch.ones(gram.shape[:2]))
+        assert gram.dtype == torch.float32 and all(g.dtype == torch.float32 for g in grads.values())
+        if "space" not in options and "attribution" not in options:
+            assert oracle.relative_error(gram, exact) < 0.1

@@ -1,5 +1,6 @@
 """Properties of the projection, with explicit vectors behind every Gram block."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +73,11 @@ def test_zero_and_opposite_gradients():
     assert weights.isfinite().all()
     assert weights[0].tolist() == [1, 1] and weights[2].tolist() == [1, 1]
     assert torch.einsum("k,kd->d", weights[1], g[1]).abs().max() == 0  # opposite gradients leave nothing
+
+
+def test_wrong_shape_is_an_error():
+    with pytest.raises(ValueError, match=r"\(B, K, K\); got \(2, 2\)"):
+        harmony.realign.pcgrad(torch.eye(2))
 
 
 def test_input_is_not_changed_and_compiles_without_a_break():

@@ -86,6 +86,29 @@ def test_backward_trains_heads_and_ties_and_moves_running_statistics_once():
     assert int(heads.norm.num_batches_tracked) == 1
 
 
+def test_a_plain_function_is_a_harmonizer():
+    case, x = zoo.mlp(), zoo.randn(4, 4)
+    wrapped, _, _ = harmony.harmonized_grad(case.encode, case.losses, harmony.chain(harmony.realign.pcgrad))(
+        case.params, case.batch, ((),)
+    )
+    grads, state, info = harmony.harmonized_grad(case.encode, case.losses, harmony.realign.pcgrad)(
+        case.params, case.batch, ((),)
+    )
+    torch.testing.assert_close(grads, wrapped)
+    assert torch.equal(info.defined, harmony.defined(info.gram)) and state == ((),)
+    harmony.backward(nn.Linear(4, 2).double(), x, lambda f: {"a": f[:, 0], "b": f[:, 1]}, harmony.realign.pcgrad)
+
+
+def test_a_data_parallel_module_is_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+        with pytest.raises(TypeError, match="does not synchronise"):
+            harmony.backward(parallel, torch.ones(1, 2), zoo.supervised, harmony.chain())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_backward_needs_something_to_train():
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         harmony.backward(nn.Linear(2, 2).requires_grad_(False), torch.ones(1, 2), zoo.supervised, harmony.chain())

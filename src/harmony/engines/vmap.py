@@ -113,10 +113,11 @@ def sum_groups(grads: Tensor, group_size: int) -> Tensor:
 def inner_products(grads: Sequence[Sequence[Tensor]]) -> Tensor:
     """Gram blocks (groups, K, K) of K lists of gradients with leaves (groups, *shape), in at least float32."""
     total: Tensor | None = None
-    for leaves in zip(*grads, strict=True):
-        rows = torch.stack([accumulating(leaf).flatten(1) for leaf in leaves], dim=1)  # (groups, K, p)
-        product = rows @ rows.mT
-        total = product if total is None else total + product
+    with torch.autocast(grads[0][0].device.type, enabled=False):
+        for leaves in zip(*grads, strict=True):
+            rows = torch.stack([accumulating(leaf).flatten(1) for leaf in leaves], dim=1)  # (groups, K, p)
+            product = rows @ rows.mT
+            total = product if total is None else total + product
     assert total is not None
     return total
 

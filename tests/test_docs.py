@@ -1,0 +1,158 @@
+"""The documentation holds: python blocks run, commands name keys that exist, public docstrings are complete."""
+
+import doctest
+import inspect
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import harmony
+from recipes import config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if page.is_file()]
+BLOCK = re.compile(r"^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+SHELL = re.compile(r"^ *```(?:bash|sh)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+DOCTEST_OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+MODULES = [harmony.realign, harmony.curriculum, harmony.schedule, harmony.losses, harmony.stats]
+
+
+class Block(NamedTuple):
+    """A python block of a page."""
+
+    code: str
+    line: int  # of its first line of code, from 1
+
+
+def blocks(text: str) -> list[Block]:
+    """The python blocks of a page, in order."""
+    return [
+        Block(textwrap.dedent(match["code"]), text.count("\n", 0, match.start("code")) + 1)
+        for match in BLOCK.finditer(text)
+    ]
+
+
+def run(block: Block, page: Path, namespace: dict[str, Any]) -> None:
+    """Run a block in a namespace: as a doctest where it has a prompt, else as a program."""
+    if ">>> " not in block.code:
+        # Blank lines before it make every traceback show the line of the page.
+        exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
+        return
+    test = doctest.DocTestParser().get_doctest(block.code, namespace, page.name, str(page), block.line - 1)
+    runner, report = doctest.DocTestRunner(optionflags=DOCTEST_OPTIONS, verbose=False), []
+    runner.run(test, out=report.append, clear_globs=False)
+    namespace |= test.globs
+    if runner.failures:
+        pytest.fail("".join(report), pytrace=False)
+
+
+def runnable_pages() -> list[Path]:
+    return [page for page in PAGES if blocks(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page", runnable_pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_page_runs(page: Path) -> None:
+    with torch.random.fork_rng():
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        for block in blocks(page.read_text(encoding="utf-8")):
+            run(block, page, namespace)
+
+
+def test_the_pages_that_teach_have_code() -> None:
+    pages = {page.relative_to(ROOT).as_posix() for page in runnable_pages()}
+    assert pages >= {"docs/index.md", "docs/concepts.md", "docs/tutorials/multitask.md"}
+
+
+def test_a_failing_block_names_its_page_and_line(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Title\n\n```python\nx = 1\nassert x == 2\n```\n\n```python\n>>> x + 1\n3\n```\n", encoding="utf-8"
+    )
+    program, session = blocks(page.read_text(encoding="utf-8"))
+    namespace: dict[str, Any] = {}
+    with pytest.raises(AssertionError) as failure:
+        run(program, page, namespace)
+    assert (str(failure.traceback[-1].path), failure.traceback[-1].lineno + 1) == (str(page), 5)
+    with pytest.raises(pytest.fail.Exception, match=f'File "{re.escape(str(page))}", line 9'):
+        run(session, page, namespace)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Page and line of every shell command that starts a training run."""
+    return [
+        (page.relative_to(ROOT).as_posix(), line.strip())
+        for page in PAGES
+        for shell in SHELL.findall(page.read_text(encoding="utf-8"))
+        for line in shell.replace("\\\n", " ").splitlines()
+        if "recipes.pretrain" in line or "make pretrain" in line
+    ]
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_commands_name_configurations_and_keys_that_exist(page: str, command: str) -> None:
+    words = shlex.split(command.removeprefix("$ "), comments=True)
+    words = [part for word in words for part in (shlex.split(word[5:]) if word.startswith("ARGS=") else [word])]
+    file = words[words.index("--config") + 1] if "--config" in words else "recipes/configs/demo.yaml"
+    config.load(ROOT / file, [word for word in words if re.match(r"[a-z_.]+=", word)])
+
+
+def test_configurations_on_the_pages_are_valid(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "tutorials" / "trimodal.md").read_text(encoding="utf-8")
+    found = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert found
+    for number, text in enumerate(found):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text, encoding="utf-8")
+        config.load(file)
+
+
+def public_symbols() -> Iterator[tuple[str, Any]]:
+    """Names and objects of the public functions and classes, the top level's first."""
+    for name in harmony.__all__:
+        if not isinstance(getattr(harmony, name), ModuleType):
+            yield f"harmony.{name}", getattr(harmony, name)
+    for module in MODULES:
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if own and not name.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
+                yield f"{module.__name__}.{name}", value
+
+
+SYMBOLS = dict(public_symbols())
+
+
+@pytest.mark.parametrize("name", SYMBOLS)
+def test_docstring_is_complete(name: str) -> None:
+    symbol = SYMBOLS[name]
+    doc = inspect.getdoc(symbol) or ""
+    assert doc.partition("\n")[0].endswith("."), "no summary: one sentence on the first line, with its full stop"
+    missing = [section for section in required_sections(symbol) if not re.search(rf"^{section}:$", doc, re.MULTILINE)]
+    assert not missing, f"docstring without {', '.join(missing)}"
+
+
+def required_sections(symbol: Any) -> list[str]:
+    """A function explains what it takes and gives, and shows itself in use.
+
+    A class may leave the example to the function that returns it if it is a record, that is, a named tuple.
+    """
+    if inspect.isclass(symbol):
+        return [] if issubclass(symbol, tuple) else ["Examples"]
+    signature = inspect.signature(symbol)
+    return [
+        *(["Args"] if signature.parameters else []),
+        *(["Returns"] if signature.return_annotation not in (None, signature.empty) else []),
+        "Examples",
+    ]
+
+
+def test_every_public_symbol_is_on_the_api_page() -> None:
+    directives = set(re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
+    missing = [name for name in SYMBOLS if name not in directives and name.rpartition(".")[0] not in directives]
+    assert not missing, f"docs/api.md lacks {', '.join(missing)}"

@@ -20,8 +20,8 @@ from recipes.data import vocabulary
 from recipes.data.clips import EvalClips, Skipped, eval_loader
 from recipes.data.index import load_index
 from recipes.data.splits import train_and_test
+from recipes.progress import progress_bar
 from recipes.training import checkpoint
-from recipes.training.progress import progress_bar
 from recipes.trimodal.build import build, device_of, model_inputs
 
 

@@ -26,10 +26,10 @@ from recipes.data import vocabulary
 from recipes.data.clips import EvalClips, TrainClips, train_loader
 from recipes.data.splits import train_and_test
 from recipes.evaluate import embed, retrieve, table
+from recipes.progress import progress_bar
 from recipes.training import checkpoint
 from recipes.training.interruption import Interruption
 from recipes.training.metrics import Metrics
-from recipes.training.progress import progress_bar
 from recipes.training.skipped import SkippedClips
 from recipes.training.step import train_step
 from recipes.trimodal.build import build, device_of, use_cores

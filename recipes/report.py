@@ -87,8 +87,9 @@ def draw(rows: list[dict[str, Any]], config: Config) -> dict[str, Figure]:
     shares.plot(steps, [row.get("conflicts", np.nan) for row in measured], color="C3", label="in conflict")
     shares.plot(steps, [row.get("kept", np.nan) for row in measured], color="C2", label="kept")
     shares.set(xlabel="step", ylabel="share of samples", ylim=(0, 1.05))
-    for part in (axes, shares):
-        part.legend(frameon=False, fontsize="small", ncols=3, loc="lower left")
+    axes.margins(y=0.25)
+    axes.legend(frameon=False, fontsize="small", ncols=3, loc="upper left")
+    shares.legend(frameon=False, fontsize="small", ncols=2, loc="lower left")
     figures["agreement"] = figure
 
     figure = _figure()

@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from recipes.data.corpus.write import write_mp4
-from recipes.training.progress import progress_bar
+from recipes.progress import progress_bar
 
 QABCS, GCOMPRIS = "usr/share/qabcs/abcs", "usr/share/gcompris-qt/rcc"
 PACKAGES = {"qabcs-data": QABCS, "gcompris-qt-data": GCOMPRIS}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.training.progress import progress_bar
+from recipes.progress import progress_bar
 
 from .plan import STYLES, Plan, plan_video
 from .scene import draw

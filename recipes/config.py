@@ -1,15 +1,28 @@
 """The typed configuration of a run: a YAML file and key=value overrides, checked before any work starts."""
 
+import operator
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.data.augment import AugmentConfig
 from recipes.data.clips import ClipFormat
+
+AT_LEAST = {
+    "gamma.steps": 1, "gram.group_size": 1, "gram.chunk_size": 1, "gram.every": 0, "corpus.videos": 2,
+    "corpus.test_videos": 1, "data.workers": 0, "data.vocabulary": 3, "clip.frames": 1, "clip.size": 1,
+    "clip.narrations": 1, "clip.words": 1, "clip.sample_rate": 1, "model.audio_patch": 1, "model.word_width": 1,
+    "model.drop_token": 0, "model.dropout": 0, "objective.audio_space": 1, "objective.text_space": 1, "train.steps": 1,
+    "train.batch_size": 2, "train.lr": 0, "train.end_lr": 0, "train.warmup": 0, "train.log_every": 1,
+    "train.checkpoint_every": 1, "train.max_bad_steps": 1, "evaluate.batch_size": 1, "evaluate.limit": 1,
+}  # fmt: skip
+MORE_THAN = {"clip.fps": 0, "clip.audio_seconds": 0, "objective.temperature": 0, "train.clip_norm": 0}
+LESS_THAN = {"model.drop_token": 1, "model.dropout": 1}
 
 
 class ConfigError(ValueError):
@@ -172,33 +185,43 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def check(config: Config) -> None:
     """Raise a ConfigError that lists every value that cannot work."""
-    clip, model, train, gram = config.clip, config.model, config.train, config.gram
-    t, h, w = model.video_patch
+    t, h, w = config.model.video_patch
+    problems = [
+        f"{key}={value} must be {kind} {bound}"
+        for kind, compare, bounds in (
+            ("at least", operator.ge, AT_LEAST),
+            ("more than", operator.gt, MORE_THAN),
+            ("less than", operator.lt, LESS_THAN),
+        )
+        for key, bound in bounds.items()
+        if (value := _value(config, key)) is not None and not compare(value, bound)
+    ]
+    if min(t, h, w) < 1:
+        problems.append(f"model.video_patch={[t, h, w]} must be positive")
+    if problems:
+        raise ConfigError("the configuration cannot be run:\n" + "\n".join(f"  - {p}" for p in problems))
+    clip, patch = config.clip, config.model.audio_patch
     problems = [
         message
         for wrong, message in [
             (clip.frames % t, f"clip.frames={clip.frames} is not a multiple of {t} (model.video_patch)"),
             (clip.size % h or clip.size % w, f"clip.size={clip.size} is not a multiple of {h}x{w} (model.video_patch)"),
             (
-                clip.samples % model.audio_patch,
+                clip.samples % patch or clip.samples < patch,
                 f"clip.audio_seconds * clip.sample_rate = {clip.samples} samples is not a multiple of "
-                f"model.audio_patch={model.audio_patch}",
+                f"model.audio_patch={patch}",
             ),
-            (train.steps < 1, f"train.steps={train.steps} must be at least 1"),
-            (train.batch_size < 2, f"train.batch_size={train.batch_size}: a contrastive loss needs at least 2 samples"),
-            (train.warmup < 0, f"train.warmup={train.warmup} must not be negative"),
-            (train.log_every < 1, f"train.log_every={train.log_every} must be at least 1"),
-            (train.checkpoint_every < 1, f"train.checkpoint_every={train.checkpoint_every} must be at least 1"),
-            (gram.group_size < 1, f"gram.group_size={gram.group_size} must be at least 1"),
-            (gram.every < 0, f"gram.every={gram.every} must not be negative"),
-            (not 0 <= model.drop_token < 1, f"model.drop_token={model.drop_token} must be in [0, 1)"),
-            (not 0 <= model.dropout < 1, f"model.dropout={model.dropout} must be in [0, 1)"),
-            (config.objective.temperature <= 0, f"objective.temperature={config.objective.temperature} must be > 0"),
-            (not _compiles(gram.wrt), f"gram.wrt={gram.wrt!r} is not a regular expression"),
+            (not _compiles(config.gram.wrt), f"gram.wrt={config.gram.wrt!r} is not a regular expression"),
             (
-                not re.fullmatch(r"[\w.-]+", config.run.name),
+                not all(0 < low <= high for low, high in (config.augment.crop_area, config.augment.crop_aspect)),
+                "augment.crop_area and augment.crop_aspect must be [low, high] with 0 < low <= high",
+            ),
+            (config.augment.crop_area[1] > 1, "augment.crop_area is a share of the picture: at most 1"),
+            (
+                not re.fullmatch(r"\w[\w.-]*", config.run.name),
                 f"run.name={config.run.name!r} must be a folder name of letters, digits, '.', '_' and '-'",
             ),
+            (not _device_exists(config.train.device), f"train.device={config.train.device!r} is not a device here"),
         ]
         if wrong
     ]
@@ -226,6 +249,18 @@ def differences(old: Config, new: Config) -> list[str]:
 
     a, b = flat(as_dict(old)), flat(as_dict(new))
     return [f"{key}: {a[key]} -> {b[key]}" for key in a if a[key] != b[key]]
+
+
+def _value(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _device_exists(name: str) -> bool:
+    try:
+        return name == "auto" or torch.empty(0, device=name) is not None
+    except (RuntimeError, AssertionError):  # unknown, or a build without CUDA
+        return False
 
 
 def _compiles(pattern: str | None) -> bool:

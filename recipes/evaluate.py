@@ -19,7 +19,7 @@ from recipes.config import Config, ConfigError, load
 from recipes.data import vocabulary
 from recipes.data.clips import EvalClips, Skipped, eval_loader
 from recipes.data.index import load_index
-from recipes.data.splits import train_and_test
+from recipes.data.splits import DataError, train_and_test
 from recipes.progress import progress_bar
 from recipes.training import checkpoint
 from recipes.trimodal.build import build, device_of, model_inputs
@@ -58,7 +58,9 @@ def embed(modules: nn.ModuleDict, clips: EvalClips, config: Config, workers: int
             bar.update(size)
     modules.train(training)
     if not parts:
-        raise ValueError(f"none of the {count} test clips could be read; first: {skipped[0]}")
+        raise DataError(
+            f"none of the {count} test clips could be read; the first is {skipped[0].id}: {skipped[0].reason}"
+        )
     joined = {name: tuple(torch.cat([p[name][i] for p in parts]) for i in (0, 1)) for name in ("va", "vt")}
     joined["vt"] = (joined["vt"][0], joined["vt"][1][:, 0])
     return Embedded(joined, torch.cat(valid), videos, items, skipped)
@@ -103,13 +105,13 @@ def main(arguments: list[str] | None = None) -> int:
         folder = checkpoint.latest(options.checkpoint)
         config = load(folder / "config.yaml")
         index = train_and_test(config)[1] if options.data is None else load_index(options.data)
-    except (ConfigError, FileNotFoundError, ValueError) as error:
+        tokenizer = vocabulary.load(folder / "vocabulary.json")
+        modules = build(config, tokenizer).to(device_of(config))
+        checkpoint.load_weights(folder, modules)
+        embedded = embed(modules, EvalClips(index, tokenizer, config.clip), config, config.data.workers)
+    except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    tokenizer = vocabulary.load(folder / "vocabulary.json")
-    modules = build(config, tokenizer).to(device_of(config))
-    checkpoint.load_weights(folder, modules)
-    embedded = embed(modules, EvalClips(index, tokenizer, config.clip), config, config.data.workers)
     results = retrieve(embedded)
     print(table({str(options.checkpoint): results}))
     if embedded.skipped:

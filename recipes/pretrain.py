@@ -9,6 +9,7 @@ skipped.jsonl, report.html.
 import argparse
 import json
 import logging
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
+from torch import nn
 
 import harmony
 from recipes import config as configuration
@@ -24,7 +26,7 @@ from recipes import report
 from recipes.config import Config, ConfigError
 from recipes.data import vocabulary
 from recipes.data.clips import EvalClips, TrainClips, train_loader
-from recipes.data.splits import train_and_test
+from recipes.data.splits import DataError, train_and_test
 from recipes.evaluate import embed, retrieve, table
 from recipes.progress import progress_bar
 from recipes.training import checkpoint
@@ -36,10 +38,6 @@ from recipes.trimodal.build import build, device_of, use_cores
 from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 
 log = logging.getLogger(__name__)
-
-
-class DataError(ValueError):
-    """Data that a run cannot use."""
 
 
 class TrainingError(RuntimeError):
@@ -73,6 +71,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
         modules = build(config, tokenizer).to(device)
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
+    check_wrt(config, modules["model"])
     if not resume:
         begin(folder, config)
     log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
@@ -152,11 +151,20 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
     skipped.record(embedded.skipped)
     results["trained"] = retrieve(embedded)
     checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
+    counts["unreadable"] = len(skipped.known)
     page = report.write(folder, config, results, embedded, clips, counts)
     print(table(results))
-    log.info("%d clip(s) skipped, %d step(s) not taken", counts["skipped_clips"], counts["skipped_steps"])
+    log.info("%d clip(s) not readable, %d step(s) not taken", counts["unreadable"], counts["skipped_steps"])
     log.info("report: %s", page)
     return results
+
+
+def check_wrt(config: Config, model: nn.Module) -> None:
+    """Raise a ConfigError where `gram.wrt` selects no parameter."""
+    pattern = config.gram.wrt
+    if pattern is not None and not any(re.search(pattern, name) for name, _ in model.named_parameters()):
+        parts = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+        raise ConfigError(f"gram.wrt={pattern!r} matches no parameter; their names begin with {', '.join(parts)}")
 
 
 def vocabulary_of(train: Dataset, config: Config) -> Tokenizer:

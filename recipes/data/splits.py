@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +12,23 @@ from recipes.config import Config, CorpusConfig
 from recipes.data.corpus import build
 from recipes.data.index import load_index
 
-HELD_OUT = ("test", "val", "valid", "validation", "dev")
+TRAIN = ("train", "training", "")  # "": no split is named
+TEST = ("test", "testing")
 HOLDOUT = 0.1  # share of videos held out where a manifest names no test split
 
 log = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """Data that a run cannot use."""
 
 
 def train_and_test(config: Config) -> tuple[Dataset, Dataset]:
     """Load the training and the test index.
 
     The procedural corpus is built where `data.manifest` is not given. Test clips are those of `data.test`, else the
-    manifest's split "test", else a tenth of the videos, chosen by a hash of their ids.
+    manifest's split "test", else a tenth of the videos, chosen by a hash of their paths. Training takes the rows of
+    split "train" and those without one; other splits are left alone.
 
     Raises:
         ValueError, OSError: An index cannot be read, a video is in both, or one of the two is empty.
@@ -31,21 +38,28 @@ def train_and_test(config: Config) -> tuple[Dataset, Dataset]:
         folder = procedural_corpus(config.corpus)
         manifest, test = str(folder), test or str(folder / "test.jsonl")
     index = load_index(manifest)
+    splits = {name.casefold() for name in index["split"]}
     if test is not None:
         held_out = load_index(test)
-        if "test" in held_out["split"]:
-            held_out = _rows(held_out, lambda row: row["split"] == "test")
-        train = _rows(index, lambda row: row["split"] not in HELD_OUT)
+        if any(name.casefold() in TEST for name in held_out["split"]):
+            held_out = _rows(held_out, lambda row: row["split"].casefold() in TEST)
+        train = _rows(index, lambda row: row["split"].casefold() in TRAIN)
+    elif splits & set(TEST):
+        held_out = _rows(index, lambda row: row["split"].casefold() in TEST)
+        train = _rows(index, lambda row: row["split"].casefold() in TRAIN)
     else:
-        marked = "test" in index["split"]
-        if not marked:
-            log.warning("%s names no test split: a tenth of its videos is held out by a hash of their ids", manifest)
-        held_out = _rows(index, lambda row: row["split"] == "test" if marked else _held_out(row["id"]))
-        train = _rows(index, lambda row: row["split"] not in HELD_OUT and (marked or not _held_out(row["id"])))
-    for name, part in (("train on", train), ("test on", held_out)):
-        if not len(part):
-            raise ValueError(f"{manifest}: no video is left to {name}")
-    leaked = set(train["video"]) & set(held_out["video"])
+        log.warning("%s names no test split: a tenth of its videos is held out by a hash of their paths", manifest)
+        root = Path(manifest).resolve()
+        held_out = _rows(index, lambda row: _held_out(row["video"], root))
+        train = _rows(index, lambda row: not _held_out(row["video"], root) and row["split"].casefold() in TRAIN)
+    if unused := splits - set(TRAIN) - set(TEST):
+        log.warning("%s: rows of split %s are left alone", manifest, ", ".join(map(repr, sorted(unused))))
+    if len(train) < 2 or not len(held_out):
+        raise ValueError(
+            f"{manifest}: {len(train)} video(s) to train on and {len(held_out)} to test on; at least 2 and 1 are "
+            f"needed. Splits: {', '.join(map(repr, sorted(splits)))}."
+        )
+    leaked = {os.path.realpath(v) for v in train["video"]} & {os.path.realpath(v) for v in held_out["video"]}
     if leaked:
         raise ValueError(f"{len(leaked)} video(s) are both in training and in test, for example {min(leaked)}")
     return train, held_out
@@ -62,9 +76,11 @@ def procedural_corpus(corpus: CorpusConfig) -> Path:
 
 
 def _rows(index: Dataset, keep: Callable[[dict[str, str]], bool]) -> Dataset:
-    columns = index.select_columns(["id", "split"])
+    columns = index.select_columns(["video", "split"])
     return index.select([i for i, row in enumerate(columns) if keep(row)])
 
 
-def _held_out(name: str) -> bool:
-    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT
+def _held_out(video: str, root: Path) -> bool:
+    """By the path relative to the manifest: the same on every machine, and for every row of a video."""
+    path = os.path.relpath(os.path.realpath(video), root)
+    return int(hashlib.sha1(path.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT

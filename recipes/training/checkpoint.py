@@ -42,7 +42,8 @@ def save(
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left_over in (temporary, folder / f".{final.name}.old"):
+        shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(
         {n: t.detach().contiguous().cpu() for n, t in modules.state_dict().items()}, temporary / "model.safetensors"
@@ -53,9 +54,12 @@ def save(
         write(temporary)
     for file in temporary.iterdir():
         _flush(file)
-    shutil.rmtree(final, ignore_errors=True)
+    _flush(temporary)
+    if final.exists():  # the same step again: at no moment is there neither
+        os.replace(final, folder / f".{final.name}.old")
     os.replace(temporary, final)
     write_atomically(folder / "latest", final.name)
+    shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
     for old in sorted(folder.glob("step_*"))[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -71,7 +75,10 @@ def latest(folder: Path) -> Path:
         if (place / "model.safetensors").is_file():
             return place
         if (place / "latest").is_file():
-            return place / (place / "latest").read_text(encoding="utf-8").strip()
+            named = place / (place / "latest").read_text(encoding="utf-8").strip()
+            whole = [named] if named.is_dir() else sorted(place.glob("step_*"))
+            if whole:
+                return whole[-1]
     raise FileNotFoundError(f"{folder}: no checkpoint here; expected a run's folder or one of its checkpoints")
 
 
@@ -133,8 +140,13 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.write_text(text, encoding="utf-8")
     _flush(temporary)
     os.replace(temporary, path)
+    _flush(path.parent)
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Make a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -4,7 +4,6 @@ The disk it takes is bounded by the number of intervals: a row holds moments and
 cosines.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from harmony import stats
+from recipes.training import jsonl
 from recipes.training.checkpoint import write_atomically
 
 BINS = 100
@@ -25,9 +25,8 @@ class Metrics:
     def __init__(self, folder: Path, step: int) -> None:
         """Continue the metrics of a run at a step; rows after it, from a run that died, are dropped."""
         self.file = folder / "metrics.jsonl"
-        rows = [row for row in read(folder) if row["step"] <= step] if self.file.exists() else []
-        write_atomically(self.file, "".join(json.dumps(row) + "\n" for row in rows))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        write_atomically(self.file, jsonl.dump([row for row in read(folder) if row["step"] <= step]))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._reset()
 
     def add(self, values: dict[str, float], cosines: Tensor | None, defined: Tensor | None) -> None:
@@ -53,8 +52,7 @@ class Metrics:
             row |= {f"agreement_{k}": finite(getattr(m, k)) for k in ("mean", "std", "skew", "kurtosis")}
             row["agreement_histogram"] = self.histogram.counts.tolist()
         if self.steps:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            jsonl.append(self.file, row)
             for name, value in row.items():
                 if isinstance(value, float) and name != "step":
                     self.board.add_scalar(name, value, step)
@@ -84,14 +82,8 @@ class Metrics:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics; a last line that was cut off by a crash is left out."""
-    rows = []
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The rows of a run's metrics."""
+    return jsonl.read(folder / "metrics.jsonl")
 
 
 def finite(value: Tensor) -> float | None:

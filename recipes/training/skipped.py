@@ -1,21 +1,26 @@
 """The list of clips that could not be read."""
 
-import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
 from recipes.data.clips import Skipped
+from recipes.training import jsonl
+from recipes.training.checkpoint import write_atomically
 
 
 class SkippedClips:
     """Clips that could not be read, each listed once in skipped.jsonl."""
 
     def __init__(self, folder: Path) -> None:
+        """Continue the list of a run; a last line that a crash cut off is dropped."""
         self.file = folder / "skipped.jsonl"
-        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
-        self.known = {json.loads(line)["id"] for line in lines}
+        rows = jsonl.read(self.file)
+        if rows:
+            write_atomically(self.file, jsonl.dump(rows))
+        self.known = {row["id"] for row in rows}
 
     def record(self, clips: list[Skipped]) -> int:
         """Note the clips of a batch; returns how many there were."""
@@ -23,6 +28,5 @@ class SkippedClips:
             if clip.id not in self.known:
                 self.known.add(clip.id)
                 tqdm.write(f"skipped {clip.id}: {clip.reason}", file=sys.stderr)
-                with self.file.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"id": clip.id, "reason": clip.reason}, ensure_ascii=False) + "\n")
+                jsonl.append(self.file, asdict(clip))
         return len(clips)

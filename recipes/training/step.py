@@ -57,6 +57,7 @@ def train_step(
     which the curriculum kept nothing, leaves the parameters, the running statistics and the optimizer as they were.
     """
     if len(batch.get("id", [])) < 2:
+        _, state = transform.update(torch.zeros(0, 2, 2), state)  # schedules follow the steps, taken or not
         return StepResult({}, reason="fewer than two clips of the batch could be read"), state
     model, objective = modules["model"], modules["objective"]
     inputs = model_inputs(batch, device)
@@ -87,7 +88,7 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), config.train.clip_norm or math.inf)
     device_values = {"loss": sum(losses.values()), **{f"loss_{k}": v for k, v in losses.items()}, "gradient_norm": norm}
     device_values |= measured
-    # One transfer to the host a step, which the decision below needs.
+    # The decision below needs the numbers on the host: the one place where a step waits for the device.
     numbers = dict(zip(device_values, torch.stack([v.double() for v in device_values.values()]).tolist(), strict=True))
     values = {name: v for name, v in numbers.items() if math.isfinite(v)}
 

@@ -51,7 +51,7 @@ def agreement(gram: Tensor) -> Tensor:
 
 
 def defined(gram: Tensor) -> Tensor:
-    """Whether a sample has an agreement at all: at least two of its gradients are nonzero.
+    """Whether a sample has an agreement at all: at least two of its gradients are nonzero, and finite.
 
     A sample without text or without sound has one loss that does not see it, and no agreement: it counts for no
     quantile, no histogram and no conflict rate, and no curriculum drops it.
@@ -68,7 +68,7 @@ def defined(gram: Tensor) -> Tensor:
         tensor([ True, False])
     """
     check_blocks(gram)
-    return (_norms(gram) > 0).sum(-1) >= 2
+    return _nonzero(_norms(gram)).sum(-1) >= 2
 
 
 def check_blocks(gram: Tensor) -> None:
@@ -81,8 +81,12 @@ def _norms(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
 
 
+def _nonzero(norms: Tensor) -> Tensor:
+    return (norms > 0) & norms.isfinite()
+
+
 def _defined_pairs(gram: Tensor) -> Tensor:
-    nonzero = _norms(gram) > 0
+    nonzero = _nonzero(_norms(gram))
     k = gram.shape[-1]
     off_diagonal = ~torch.eye(k, dtype=torch.bool, device=gram.device)
     return nonzero[..., :, None] & nonzero[..., None, :] & off_diagonal

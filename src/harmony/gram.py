@@ -99,6 +99,8 @@ def gram_vjp(
         Wu et al., Scaling Multimodal Pre-Training via Cross-Modality Gradient Harmonization, 2022 (arXiv:2211.02077).
     """
     _check_options(method, group_size, chunk_size, attribution, space)
+    if loss_params is not None:
+        _check_floating("loss_params", loss_params)
     inputs = _flatten(encode, params, batch, wrt if space == "parameters" else None)
     size = inputs.size
     encoded = vmap.encode_batch(
@@ -136,9 +138,11 @@ def gram_vjp(
                 f"got {tuple(weights.shape)}."
             )
         per_sample = weights.detach().repeat_interleave(group_size, dim=0)[:size]
-        cotangent, loss_grads = cotangents.weighted(stage, per_sample)
         if attribution == "activation":
             cotangent = cotangents.mix(per_loss, per_sample)
+        if attribution != "activation" or loss_params is not None:
+            of_terms, loss_grads = cotangents.weighted(stage, per_sample)
+            cotangent = cotangent if attribution == "activation" else of_terms
         grads = encoded.pull(cotangent)
         if loss_params is None:
             return grads
@@ -183,16 +187,20 @@ def _check_options(method: str, group_size: int, chunk_size: int | None, attribu
             raise ValueError(f"{name} must be at least 1; got {size}.")
 
 
-def _flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Callable[[str], bool] | None) -> Inputs:
-    names = leaf_names(params)
-    leaves, params_spec = pytree.tree_flatten(params)
-    for name, leaf in zip(names, leaves, strict=True):
+def _check_floating(argument: str, params: PyTree) -> None:
+    for name, leaf in zip(leaf_names(params), pytree.tree_leaves(params), strict=True):
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             got = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(
-                f"params[{name!r}] must be a floating-point tensor; got {got}. Buffers and constants do not belong in "
-                "params: close over them in encode."
+                f"{argument}[{name!r}] must be a floating-point tensor; got {got}. Buffers and constants do not belong "
+                f"in {argument}: close over them."
             )
+
+
+def _flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Callable[[str], bool] | None) -> Inputs:
+    names = leaf_names(params)
+    leaves, params_spec = pytree.tree_flatten(params)
+    _check_floating("params", params)
     selected = [wrt is None or bool(wrt(name)) for name in names]
     if not any(selected):
         raise ValueError(f"wrt selects none of the parameters: {', '.join(names) or 'params is empty'}.")

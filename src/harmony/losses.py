@@ -92,7 +92,7 @@ def mil_nce(
         Miech et al., End-to-End Learning of Visual Representations from Uncurated Instructional Videos, 2020
         (arXiv:1912.06430), equation 1.
     """
-    b, p = candidates.shape[:2]
+    b, p = candidates.shape[:2] if candidates.ndim == 3 else (0, 0)
     expected = {"queries": (b, candidates.shape[-1]), "valid": (b, p), "positives": (b, b, p)}
     for name, x in {"queries": queries, "valid": valid, "positives": positives}.items():
         if candidates.ndim != 3 or (x is not None and tuple(x.shape) != expected[name]):

@@ -36,8 +36,8 @@ def pcgrad(gram: Tensor) -> Tensor:
     # coefficients[b, i, :]: the i-th projected gradient in terms of the K original ones
     coefficients = torch.eye(k, dtype=gram.dtype, device=gram.device).expand(len(gram), k, k).clone()
     for other in range(k):
-        product = coefficients @ gram[:, :, other, None]  # (B, K, 1)
-        step = product.squeeze(-1).clamp(max=0) / safe[:, other, None]
+        product = (coefficients * gram[:, None, :, other]).sum(-1)  # (B, K); no matmul, which autocast would coarsen
+        step = product.clamp(max=0) / safe[:, other, None]
         step[:, other] = 0
         coefficients[:, :, other] -= step
     return coefficients.sum(1)

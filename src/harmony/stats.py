@@ -101,7 +101,9 @@ def moments(values: Tensor, mask: Tensor | None = None) -> Moments:
         (2.5, 0.0, -1.36)
     """
     x = values.detach().double()
-    keep = torch.ones_like(x) if mask is None else mask.double()
+    keep = torch.ones_like(x)
+    if mask is not None:
+        x, keep = torch.where(mask, x, 0), mask.double()
     count = keep.sum()
     mean = (keep * x).sum() / count.clamp(min=1)
     d = (x - mean) * keep
@@ -135,7 +137,7 @@ class Histogram(NamedTuple):
 
 
 def histogram(values: Tensor, mask: Tensor | None = None, bins: int = 100) -> Histogram:
-    """Histogram of the values of one batch over [-1, 1]; values beyond fall into the outer bins.
+    """Histogram of the values of one batch over [-1, 1]; values beyond fall into the outer bins, NaN into none.
 
     Args:
         values: Values (B,).
@@ -154,5 +156,5 @@ def histogram(values: Tensor, mask: Tensor | None = None, bins: int = 100) -> Hi
     """
     values = values.detach()
     index = ((values.double() + 1) / 2 * bins).long().clamp(0, bins - 1)
-    keep = torch.ones_like(index) if mask is None else mask.long()
-    return Histogram(torch.zeros(bins, dtype=torch.int64, device=values.device).scatter_add(0, index, keep))
+    keep = ~values.isnan() if mask is None else mask & ~values.isnan()
+    return Histogram(torch.zeros(bins, dtype=torch.int64, device=values.device).scatter_add(0, index, keep.long()))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from harmony.cosines import agreement, defined
 from harmony.gram import gram_vjp
@@ -69,6 +70,8 @@ def harmonized_grad(
         (tensor([-0.5000,  1.5000]), tensor([-0.7071]))
     """
     transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
+    for name in keywords.keys() & {"has_aux", "loss_params"}:
+        raise TypeError(f"{name} is no option of harmonized_grad: the step returns info, and takes loss_params.")
 
     def step(
         params: PyTree, batch: PyTree, state: State, *, ids: Tensor | None = None, loss_params: PyTree | None = None
@@ -115,7 +118,8 @@ def backward(
         ``info, state``: an [Info][harmony.Info] and the next state.
 
     Raises:
-        ValueError: See [gram_vjp][harmony.gram_vjp]; or a module without trainable parameters.
+        ValueError: See [gram_vjp][harmony.gram_vjp]; a module without trainable parameters; a trainable parameter
+            that ``forward`` or ``losses`` uses and that is in neither module.
         TypeError: A module wrapped for several processes: its gradient would stay local.
 
     Examples:
@@ -135,19 +139,24 @@ def backward(
     caller = _Caller(module, forward or call_module)
 
     def encode(params: dict[str, Tensor], batch: PyTree) -> PyTree:
-        return functional_call(caller, {f"module.{name}": p for name, p in params.items()}, (batch,))
+        with _NoStrayParameters("forward", "make the module that owns it a submodule of the encoder"):
+            return functional_call(caller, {f"module.{name}": p for name, p in params.items()}, (batch,))
 
     loss_module, loss_trainable = losses if isinstance(losses, nn.Module) else None, {}
     if loss_module is not None:
         loss_trainable = {name: p for name, p in loss_module.named_parameters() if p.requires_grad}
 
-    def losses_of(loss_params: dict[str, Tensor], embeddings: PyTree) -> Mapping[str, Tensor]:
-        assert loss_module is not None
-        outputs: Mapping[str, Tensor] = functional_call(loss_module, loss_params, (embeddings,))
-        return outputs
+    def losses_of(*arguments: PyTree) -> Mapping[str, Tensor]:
+        """``losses(embeddings)``, or ``losses(loss_params, embeddings)`` where it has parameters."""
+        with _NoStrayParameters("losses", "pass the module that owns it as `losses`"):
+            if loss_module is None or not loss_trainable:
+                return losses(*arguments)
+            loss_params, embeddings = arguments
+            outputs: Mapping[str, Tensor] = functional_call(loss_module, loss_params, (embeddings,))
+            return outputs
 
     transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
-    step = harmonized_grad(encode, losses_of if loss_trainable else losses, transform, **keywords)
+    step = harmonized_grad(encode, losses_of, transform, **keywords)
     state = transform.init() if state is None else state
     if loss_trainable:
         (grads, loss_grads), state, info = step(trainable, batch, state, ids=ids, loss_params=loss_trainable)
@@ -177,6 +186,29 @@ class _Caller(nn.Module):
 
     def forward(self, batch: PyTree) -> PyTree:
         return self.call(self.module, batch)
+
+
+class _NoStrayParameters(TorchFunctionMode):
+    """Refuse trainable parameters that an ordinary loop would train and this step would not.
+
+    Inside, the parameters that are trained have been swapped for plain tensors: whatever is still a trainable
+    ``nn.Parameter`` was closed over.
+    """
+
+    def __init__(self, where: str, remedy: str) -> None:
+        super().__init__()
+        self.where = where
+        self.remedy = remedy
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, nn.Parameter) and x.requires_grad and func.__name__ != "__get__":  # not x.shape
+                raise ValueError(
+                    f"{self.where} uses a trainable parameter of shape {tuple(x.shape)} that this step would not "
+                    f"train: {self.remedy}, or freeze it with requires_grad_(False)."
+                )
+        return func(*args, **kwargs)
 
 
 def _accumulate(params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:

@@ -39,6 +39,12 @@ def test_extreme_entries_stay_finite(dtype, extreme):
     torch.testing.assert_close(cos[0].double().item(), -1.0, rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("broken", [torch.inf, torch.nan])
+def test_gradients_that_are_not_finite_have_no_agreement(broken):
+    gram = torch.tensor([[[broken, broken], [broken, 1.0]]])
+    assert harmony.agreement(gram).item() == 0 and not harmony.defined(gram).item()
+
+
 def test_wrong_shape_is_an_error():
     with pytest.raises(ValueError, match=r"\(B, K, K\); got \(3, 2\)"):
         harmony.agreement(torch.zeros(3, 2))

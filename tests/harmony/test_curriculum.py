@@ -121,3 +121,15 @@ def test_extras_reach_every_member():
     chain = harmony.chain(harmony.realign.pcgrad, harmony.chain(harmony.Transform(lambda: (), update)))
     chain.update(gram_of([0.1]), chain.init(), terms="terms", ids="ids")
     assert seen == {"terms": "terms", "ids": "ids"}
+
+
+def test_a_chain_compiles_without_a_break_and_equals_eager():
+    gamma = schedule.warmup(schedule.linear(-0.5, 0.5, steps=4), steps=2)
+    chain = harmony.chain(harmony.curriculum.threshold(gamma), harmony.realign.pcgrad)
+    update = torch.compile(chain.update, fullgraph=True, backend="aot_eager")
+    gram, state, eager = gram_of([-0.9, -0.4, 0.0, 0.3]), chain.init(), chain.init()
+    for _ in range(3):
+        weights, state = update(gram, state)
+        expected, eager = chain.update(gram, eager)
+        torch.testing.assert_close(weights, expected)
+        assert state == eager

@@ -91,5 +91,7 @@ def test_temperature_learns_and_half_precision_is_raised():
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"queries and keys \(B, D\); got \(3, 4\) and \(2, 4\)"):
         info_nce(torch.ones(3, 4), torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"got candidates \(4,\)"):
+        mil_nce(torch.ones(4), torch.ones(4))
     with pytest.raises(ValueError, match=r"candidates \(3, 2, 4\) and valid \(3,\)"):
         mil_nce(torch.ones(3, 4), torch.ones(3, 2, 4), valid=torch.ones(3, dtype=torch.bool))

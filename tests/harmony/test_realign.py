@@ -87,3 +87,11 @@ def test_input_is_not_changed_and_compiles_without_a_break():
     compiled = torch.compile(harmony.realign.pcgrad, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(gram), harmony.realign.pcgrad(gram))
     assert torch.equal(gram, before)
+
+
+def test_autocast_does_not_coarsen_the_weights():
+    g = vectors(1, k=3).float()
+    gram = g @ g.mT
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = harmony.realign.pcgrad(gram)
+    assert torch.equal(inside, harmony.realign.pcgrad(gram))

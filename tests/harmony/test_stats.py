@@ -38,6 +38,8 @@ def test_masks_leave_values_out():
     x, mask = torch.tensor([0.5, -0.5, 0.9]), torch.tensor([True, True, False])
     assert float(stats.moments(x, mask).mean) == 0
     assert int(stats.histogram(x, mask).counts.sum()) == 2
+    x[2] = torch.nan
+    assert float(stats.moments(x, mask).mean) == 0 and int(stats.histogram(x).counts.sum()) == 2
     nothing = stats.moments(x, torch.zeros(3, dtype=torch.bool))
     assert nothing.mean.isnan() and nothing.std.isnan()
 

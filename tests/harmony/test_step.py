@@ -109,6 +109,24 @@ def test_a_data_parallel_module_is_refused(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+def test_parameters_that_an_ordinary_loop_would_train_are_not_left_out_silently():
+    encoder, heads, x = nn.Linear(3, 4), nn.Linear(4, 2), torch.randn(5, 3)
+    split = lambda out: {"a": out[:, 0] ** 2, "b": out[:, 1] ** 2}  # noqa: E731
+    for options in ({"method": "vmap"}, {"method": "loop"}, {"space": "features"}):
+        with pytest.raises(ValueError, match=r"losses uses a trainable parameter of shape \(2, 4\)"):
+            harmony.backward(encoder, x, lambda f: split(heads(f)), harmony.chain(), **options)
+        with pytest.raises(ValueError, match=r"forward uses a trainable parameter of shape \(2, 4\)"):
+            harmony.backward(encoder, x, split, harmony.chain(), forward=lambda m, x: heads(m(x)), **options)
+    heads.requires_grad_(False)
+    harmony.backward(encoder, x, lambda f: split(heads(f)), harmony.chain())
+    harmony.backward(encoder, x, split, harmony.chain(), forward=lambda m, x: heads(m(x)))
+
+
+def test_options_that_belong_to_the_step_are_refused_by_name():
+    with pytest.raises(TypeError, match="has_aux is no option of harmonized_grad"):
+        harmony.harmonized_grad(None, None, harmony.chain(), has_aux=True)
+
+
 def test_backward_needs_something_to_train():
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         harmony.backward(nn.Linear(2, 2).requires_grad_(False), torch.ones(1, 2), zoo.supervised, harmony.chain())

@@ -50,7 +50,7 @@ def test_a_run_trains_evaluates_and_reports(tiny, capsys):
     assert all(row["loss"] == pytest.approx(row["loss_va"] + row["loss_vt"]) for row in rows)
     assert rows[-1]["lr"] < 2e-3 and rows[-1]["skipped_clips"] == 0
     page = (folder / "report.html").read_text()
-    assert 'src="http' not in page and "data:image/png;base64," in page and "StrictUndefined" not in page
+    assert 'src="http' not in page and "data:image/png;base64," in page
     assert {p.name for p in (folder / "figures").iterdir()} == {"losses.png", "agreement.png", "cosines.png"}
     assert any((folder / "tensorboard").iterdir())
 
@@ -200,7 +200,7 @@ def test_broken_clips_are_skipped_counted_and_reported(tiny, mixed):
     assert {row["id"] for row in listed} == {"truncated", "empty", "gone"}
     assert metrics.read(config.folder)[-1]["skipped_clips"] == 3 * 6
     page = (config.folder / "report.html").read_text()
-    assert "18 clip(s) could not be read" in page
+    assert "3 clip(s) could not be read" in page and "were skipped 18 time(s) in training" in page
     assert "<script>alert" not in page and "<img src=x" not in page  # captions are text, not markup
     assert "&lt;img src=x onerror=alert(0)&gt;" in page
 
@@ -241,7 +241,9 @@ def step(tiny):
 
     def take(batch):
         before = {n: t.clone() for n, t in modules.state_dict().items()}
-        result, _ = train_step(config, modules, optimizer, transform, transform.init(), batch, 0, torch.device("cpu"))
+        result, take.state = train_step(
+            config, modules, optimizer, transform, transform.init(), batch, 0, torch.device("cpu")
+        )
         moved = [n for n, t in modules.state_dict().items() if not torch.equal(t, before[n])]
         return result, moved
 
@@ -263,6 +265,7 @@ def test_a_batch_of_one_has_nothing_to_contrast(step):
     take, _, clips = step
     result, moved = take(collate([clips[0, 0]]))
     assert "fewer than two clips" in result.reason and moved == []
+    assert take.state[0].step == 1  # the schedule follows the steps, taken or not
 
 
 def test_a_wrong_command_line_fails_before_any_work(tmp_path, corpus, capsys):
@@ -280,6 +283,7 @@ def test_a_wrong_command_line_fails_before_any_work(tmp_path, corpus, capsys):
             "nothing.txt",
         ),
         (["--resume"], "there is no run to resume"),
+        ([f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}", "gram.wrt=^typo"], "matches no parameter"),
     ]:
         code = main(["--config", str(DEMO), f"run.dir={runs}", "data.workers=0", *arguments])
         assert (code, message in (error := capsys.readouterr().err), error.startswith("error: ")) == (2, True, True), (
@@ -297,6 +301,13 @@ def test_a_run_is_never_overwritten_and_resumes_only_with_its_own_configuration(
         pretrain(tiny("train.steps=2", "train.lr=0.1"), resume=True)
     pretrain(config)
     assert (config.folder.with_name("demo.1") / "report.html").read_text() == before
+
+
+def test_unreadable_test_clips_are_an_error_that_names_one(tiny, mixed):
+    rows = [json.loads(line) for line in mixed.read_text().splitlines()]
+    rows = [{**row, "split": "test" if row["video"] in ("truncated.mp4", "empty.mp4") else "train"} for row in rows]
+    with pytest.raises(DataError, match=r"none of the 2 test clips could be read; the first is (truncated|empty)"):
+        pretrain(tiny(f"data.manifest={manifest(mixed.parent, rows)}", "data.test=null"))
 
 
 def test_data_errors_come_before_the_run_folder(tiny, tmp_path):

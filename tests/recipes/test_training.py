@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from harmony import schedule
 from recipes.config import Config
-from recipes.training import checkpoint
+from recipes.data.clips import Skipped
+from recipes.training import checkpoint, jsonl
 from recipes.training.metrics import Metrics, read
+from recipes.training.skipped import SkippedClips
 from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 
 
@@ -65,6 +66,29 @@ def test_a_crash_while_writing_leaves_the_checkpoint_before(tmp_path):
     assert checkpoint.latest(tmp_path).name == "step_00000002"
 
 
+def test_a_step_saved_again_is_never_absent_and_a_lost_name_is_found_by_what_is_there(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, modules(), {}, {})
+    replace, present = checkpoint.os.replace, []
+
+    def watched(source, target):
+        replace(source, target)
+        present.append(any((p / "model.safetensors").exists() for p in tmp_path.glob("*step_00000001*")))
+
+    monkeypatch.setattr(checkpoint.os, "replace", watched)
+    checkpoint.save(tmp_path, 1, modules(), {}, {})
+    assert all(present) and checkpoint.latest(tmp_path).name == "step_00000001"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000001"]
+    (tmp_path / "latest").write_text("step_00000009")
+    assert checkpoint.latest(tmp_path).name == "step_00000001"
+
+
+def test_a_torn_list_of_skipped_clips_is_mended(tmp_path):
+    (tmp_path / "skipped.jsonl").write_text('{"id": "a", "reason": "x"}\n{"id": "b", "rea')
+    skipped = SkippedClips(tmp_path)
+    assert skipped.record([Skipped("a", "x"), Skipped("c", "y")]) == 2
+    assert [row["id"] for row in jsonl.read(tmp_path / "skipped.jsonl")] == ["a", "c"]
+
+
 def test_old_checkpoints_are_removed(tmp_path):
     for step in range(5):
         checkpoint.save(tmp_path, step, modules(), {}, {})
@@ -92,13 +116,16 @@ def test_rows_after_the_checkpoint_are_dropped_on_resume_and_torn_lines_ignored(
     assert [r["step"] for r in read(tmp_path)] == [2, 4]
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
-def test_gamma_follows_the_configuration(kind):
+@pytest.mark.parametrize(
+    ("kind", "middle", "end"), [("linear", -0.15, 0.0), ("cosine", -0.15, 0.0), ("constant", -0.3, -0.3)]
+)
+def test_gamma_follows_the_configuration(kind, middle, end):
     config = Config()
     config.gamma.schedule = kind
-    gamma = gamma_schedule(config.gamma, steps=10)
-    expected = getattr(schedule, kind)(-0.3, *([] if kind == "constant" else [0.0, 10]))
-    assert [float(gamma(torch.tensor(t))) for t in (0, 5, 10)] == [float(expected(torch.tensor(t))) for t in (0, 5, 10)]
+    for steps in (None, 10):
+        config.gamma.steps = steps
+        gamma = gamma_schedule(config.gamma, steps=10 if steps is None else 999)
+        assert [float(gamma(torch.tensor(t))) for t in (0, 5, 10)] == pytest.approx([-0.3, middle, end])
 
 
 @pytest.mark.parametrize(

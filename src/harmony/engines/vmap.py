@@ -4,6 +4,7 @@ It is exact for every function that ``vmap`` can batch, and loops over samples, 
 (recurrent layers, data-dependent control flow). It materialises the gradients of one chunk at a time.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -39,9 +40,8 @@ def encode_batch(inputs: Inputs, *, per_sample: bool, group_size: int, chunk_siz
         states.append(snapshot(inputs.params))
         trace, run = _trace_or_loop(run, inputs.narrow(chunk))
         parts.append(trace.leaves)
-    spec, tracked = trace.spec, trace.tracked
-    kept = trace if keep_graph else None
-    del trace
+        spec, tracked, kept = trace.spec, trace.tracked, trace if keep_graph else None
+        del trace  # the graph of one chunk at a time
 
     def traced(chunk: slice) -> Trace:
         """The run of one chunk: the graph that was kept, or the same run again with the same random numbers."""
@@ -60,6 +60,7 @@ def encode_batch(inputs: Inputs, *, per_sample: bool, group_size: int, chunk_siz
             for chunk in block:
                 trace = traced(chunk)
                 grads = [pull_selected(trace, narrow(c, chunk)) for c in cotangents]
+                del trace
                 total = _add(total, [[sum_groups(g, group_size) for g in leaves] for leaves in grads])
             grams.append(inner_products(total))
         return torch.cat(grams)
@@ -113,13 +114,20 @@ def sum_groups(grads: Tensor, group_size: int) -> Tensor:
 def inner_products(grads: Sequence[Sequence[Tensor]]) -> Tensor:
     """Gram blocks (groups, K, K) of K lists of gradients with leaves (groups, *shape), in at least float32."""
     total: Tensor | None = None
-    with torch.autocast(grads[0][0].device.type, enabled=False):
+    with full_precision(grads[0][0].device.type):
         for leaves in zip(*grads, strict=True):
             rows = torch.stack([accumulating(leaf).flatten(1) for leaf in leaves], dim=1)  # (groups, K, p)
             product = rows @ rows.mT
             total = product if total is None else total + product
     assert total is not None
     return total
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Inside, autocast does not lower the precision of matrix products."""
+    return (
+        torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
+    )
 
 
 def accumulating(x: Tensor) -> Tensor:

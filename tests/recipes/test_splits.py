@@ -1,0 +1,57 @@
+"""What is trained on and what is held out: nothing is in both, whatever a manifest calls its splits."""
+
+import json
+import logging
+
+import pytest
+
+from recipes.config import load
+from recipes.data.splits import train_and_test
+from tests.recipes.conftest import DEMO
+
+
+@pytest.fixture
+def split(tmp_path):
+    """Function of rows {video: split} that gives the names of the training and of the test videos."""
+
+    def run(rows, *overrides, name="manifest.jsonl"):
+        path = tmp_path / name
+        lines = []
+        for i, (video, part) in enumerate(rows):
+            (tmp_path / video).touch()
+            lines.append(json.dumps({"id": str(i), "video": video, "text": f"text {i}", "split": part}))
+        path.write_text("\n".join(lines))
+        parts = train_and_test(load(DEMO, [f"data.manifest={path}", *overrides]))
+        return [sorted(v.rsplit("/", 1)[1] for v in part["video"]) for part in parts]
+
+    return run
+
+
+def test_names_of_splits_in_any_case_and_others_left_alone(split, caplog):
+    rows = [("a", "Train"), ("b", "TRAINING"), ("c", ""), ("d", "Test"), ("e", "validate"), ("f", "dev")]
+    with caplog.at_level(logging.WARNING):
+        assert split(rows) == [["a", "b", "c"], ["d"]]
+    assert "'dev', 'validate' are left alone" in caplog.text
+
+
+def test_without_splits_a_tenth_is_held_out_by_video(split):
+    rows = [(f"v{i // 3}", "") for i in range(300)]  # three captions a video
+    train, test = split(rows)
+    assert not set(train) & set(test) and len(train) + len(test) == 300
+    assert 3 <= len(set(test)) <= 20
+    assert all(test.count(video) == 3 for video in test)
+
+
+def test_a_video_under_two_names_is_a_leak(split, tmp_path, monkeypatch):
+    rows = [(f"v{i}", "") for i in range(4)]
+    (tmp_path / "deep").mkdir()
+    other = tmp_path / "deep" / "other.jsonl"
+    other.write_text(json.dumps({"video": "../v1", "text": "again"}))
+    monkeypatch.chdir(tmp_path / "deep")
+    with pytest.raises(ValueError, match=r"1 video\(s\) are both in training and in test"):
+        split(rows, "data.test=other.jsonl")
+
+
+def test_too_little_to_train_on_is_an_error_with_the_splits(split):
+    with pytest.raises(ValueError, match=r"1 video\(s\) to train on and 1 to test on.*Splits: 'test', 'train'"):
+        split([("a", "train"), ("b", "test")])

@@ -19,7 +19,7 @@ from recipes.data.augment import AugmentConfig, add_noise, augment, center
 from recipes.data.decode import BrokenClip, Window, open_clip
 from recipes.data.decode import Clip as OpenClip
 from recipes.data.sampler import EpochBatchSampler, Key
-from recipes.data.vocabulary import encode
+from recipes.data.vocabulary import UNKNOWN, encode
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
     Returns:
         `video` uint8 (B, T, H, W, 3); `audio` float32 (B, S), `audio_valid` bool (B,): zeros and False without sound;
         `text` int64 (B, P, W) and `text_valid` bool (B, P): zeros and False without a word;
-        `same_text` bool (B, B, P): [b, b', p] is True where caption p of b' has the word ids of a valid caption of b,
+        `same_text` bool (B, B, P): [b, b', p] is True where caption p of b' is also a caption of b,
         so it is no negative of b (for b = b' it is `text_valid`);
         `index` int64 (B,); `id` list of B; `captions` list of B lists; `start` float64 (B,); `skipped` list.
         Where every item was skipped there is `skipped` alone.
@@ -193,7 +193,7 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
         "audio_valid": torch.tensor([clip.has_audio for clip in clips]),
         "text": torch.from_numpy(text),
         "text_valid": torch.from_numpy(valid),
-        "same_text": torch.from_numpy(same_text(text, valid)),
+        "same_text": torch.from_numpy(same_text(clips)),
         "index": torch.tensor([clip.index for clip in clips]),
         "id": [clip.id for clip in clips],
         "captions": [clip.captions for clip in clips],
@@ -202,20 +202,23 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
     }
 
 
-def same_text(text: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Finds equal captions in a batch.
+def same_text(clips: Sequence[Clip]) -> np.ndarray:
+    """Finds equal captions in a batch: the same words, and where one of them is unknown, the same letters.
 
     Args:
-        text: word ids (B, P, W).
-        valid: bool (B, P).
+        clips: B clips with P captions each.
     Returns:
-        bool (B, B, P): [b, b', p] is True where caption p of b' equals, id for id, a valid caption of b.
+        bool (B, B, P): [b, b', p] is True where caption p of b' equals a valid caption of b.
     """
-    clips, captions, words = text.shape
-    _, name = np.unique(text.reshape(-1, words), axis=0, return_inverse=True)
-    name = name.reshape(clips, captions)
+    names: dict[tuple[bytes, str], int] = {}
+    name = np.full((len(clips), len(clips[0].text)), -1)  # -1: no text
+    for b, clip in enumerate(clips):
+        for p, (words, caption) in enumerate(zip(clip.text, clip.captions, strict=False)):
+            if words.any():
+                key = (words.tobytes(), caption.casefold() if (words == UNKNOWN).any() else "")
+                name[b, p] = names.setdefault(key, len(names))
     equal = name[:, :, None, None] == name[None, None]  # [b, q, b', p]
-    return (equal & valid[:, :, None, None] & valid[None, None]).any(1)
+    return (equal & (name >= 0)).any(1)
 
 
 def train_loader(

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import WordLevelTrainer
 
 PAD, UNK = "[PAD]", "[UNK]"  # ids 0 and 1
+UNKNOWN = 1
 WORD = r"\w+(?:['’]\w+)*"  # letters and digits, apostrophes inside: don't; blanks and punctuation lie between words
 
 

@@ -196,6 +196,17 @@ def test_same_text_marks_equal_captions() -> None:
     assert expected[0, 1, 0] and not expected[0, 2].any()  # the case is there
 
 
+def test_unknown_words_are_not_all_the_same() -> None:
+    tok = vocabulary.build(["a ball"])
+    items = []
+    for row, caption in enumerate(["a zebra", "a piano", "A Zebra"]):
+        text = vocabulary.encode(tok, caption, 3)[None]
+        video, audio = np.zeros((1, 2, 2, 3), np.uint8), np.zeros(4, np.float32)
+        items.append(Clip(row, str(row), video, audio, True, text, [caption], 0.0))
+    same = collate(items)["same_text"][:, :, 0]
+    assert same.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+
+
 def test_unknown_words_are_valid_text(index: Dataset) -> None:
     clips = TrainClips(index, vocabulary.build(["nothing of it"]), FMT, 0, STILL)
     batch = collate([clips[(0, 0)]])

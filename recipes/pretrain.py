@@ -7,6 +7,7 @@ skipped.jsonl, report.html.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import re
@@ -38,6 +39,9 @@ from recipes.trimodal.build import build, device_of, use_cores
 from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 
 log = logging.getLogger(__name__)
+
+
+FREE = ("data.workers:", "train.device:", "train.max_bad_steps:")  # keys that may change on resume
 
 
 class TrainingError(RuntimeError):
@@ -79,11 +83,16 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
     transform = harmonizer(config)
     state, step, counts = transform.init(), 0, {"skipped_clips": 0, "skipped_steps": 0}
 
+    data = fingerprint(train)
     if start is None:
         results = {"untrained": retrieve(embed(modules, clips, config, config.data.workers))}
         torch.manual_seed(config.train.seed)
     else:
         tensors, facts = checkpoint.load_state(start)
+        if facts["data"] != data:
+            raise DataError(
+                f"the training videos are not those that {start} was trained on: a run cannot go on with others"
+            )
         checkpoint.load_weights(start, modules)
         checkpoint.load_optimizer(optimizer, tensors)
         state = checkpoint.load_tree("harmonizer", state, tensors)
@@ -95,7 +104,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
         tensors = checkpoint.optimizer_tensors(optimizer) | checkpoint.random_tensors()
         checkpoint.save(
             folder / "checkpoints", step, modules, tensors | checkpoint.tree_tensors("harmonizer", state),
-            {"counts": counts, "results": results},
+            {"counts": counts, "results": results, "data": data},
             lambda place: configuration.save(config, place / "config.yaml"),
             lambda place: vocabulary.save(tokenizer, place / "vocabulary.json"),
         )  # fmt: skip
@@ -167,6 +176,11 @@ def check_wrt(config: Config, model: nn.Module) -> None:
         raise ConfigError(f"gram.wrt={pattern!r} matches no parameter; their names begin with {', '.join(parts)}")
 
 
+def fingerprint(train: Dataset) -> str:
+    """Hash of the ids in their order, on which the order of training rests."""
+    return hashlib.sha256("\n".join(train["id"]).encode()).hexdigest()
+
+
 def vocabulary_of(train: Dataset, config: Config) -> Tokenizer:
     """The words of the training captions."""
     captions = (narration["text"] for row in train["narrations"] for narration in row)
@@ -195,6 +209,7 @@ def latest_checkpoint(config: Config) -> Path | None:
     if not (config.folder / "config.yaml").is_file():
         raise ConfigError(f"{config.folder}: there is no run to resume; start it without --resume")
     changed = configuration.differences(configuration.load(config.folder / "config.yaml"), config)
+    changed = [line for line in changed if not line.startswith(FREE)]
     if changed:
         raise ConfigError(f"{config.folder} was started with another configuration:\n  " + "\n  ".join(changed))
     try:

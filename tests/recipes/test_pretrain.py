@@ -299,6 +299,8 @@ def test_a_run_is_never_overwritten_and_resumes_only_with_its_own_configuration(
     before = (config.folder / "report.html").read_text()
     with pytest.raises(ConfigError, match=r"train.lr: 0.002 -> 0.1"):
         pretrain(tiny("train.steps=2", "train.lr=0.1"), resume=True)
+    pretrain(tiny("train.steps=2", "data.workers=1"), resume=True)  # nothing left to train; workers may change
+    before = (config.folder / "report.html").read_text()
     pretrain(config)
     assert (config.folder.with_name("demo.1") / "report.html").read_text() == before
 
@@ -308,6 +310,14 @@ def test_unreadable_test_clips_are_an_error_that_names_one(tiny, mixed):
     rows = [{**row, "split": "test" if row["video"] in ("truncated.mp4", "empty.mp4") else "train"} for row in rows]
     with pytest.raises(DataError, match=r"none of the 2 test clips could be read; the first is (truncated|empty)"):
         pretrain(tiny(f"data.manifest={manifest(mixed.parent, rows)}", "data.test=null"))
+
+
+def test_a_run_does_not_go_on_with_other_videos(tiny, mixed):
+    overrides = [f"data.manifest={mixed}", "data.test=null", "train.steps=2"]
+    pretrain(tiny(*overrides))
+    mixed.write_text("\n".join(mixed.read_text().splitlines()[1:]))
+    with pytest.raises(DataError, match="the training videos are not those"):
+        pretrain(tiny(*overrides), resume=True)
 
 
 def test_data_errors_come_before_the_run_folder(tiny, tmp_path):

@@ -50,8 +50,9 @@ def train_and_test(config: Config) -> tuple[Dataset, Dataset]:
     else:
         log.warning("%s names no test split: a tenth of its videos is held out by a hash of their paths", manifest)
         root = Path(manifest).resolve()
+        index = _rows(index, lambda row: row["split"].casefold() in TRAIN)
         held_out = _rows(index, lambda row: _held_out(row["video"], root))
-        train = _rows(index, lambda row: not _held_out(row["video"], root) and row["split"].casefold() in TRAIN)
+        train = _rows(index, lambda row: not _held_out(row["video"], root))
     if unused := splits - set(TRAIN) - set(TEST):
         log.warning("%s: rows of split %s are left alone", manifest, ", ".join(map(repr, sorted(unused))))
     if len(train) < 2 or not len(held_out):

@@ -42,6 +42,13 @@ def test_without_splits_a_tenth_is_held_out_by_video(split):
     assert all(test.count(video) == 3 for video in test)
 
 
+def test_without_a_test_split_the_others_are_left_alone_all_the_same(split):
+    rows = [(f"v{i}", "val" if i % 2 else "train") for i in range(200)]
+    train, test = split(rows)
+    assert len(train) + len(test) == 100 and test
+    assert all(int(video[1:]) % 2 == 0 for video in train + test)
+
+
 def test_a_video_under_two_names_is_a_leak(split, tmp_path, monkeypatch):
     rows = [(f"v{i}", "") for i in range(4)]
     (tmp_path / "deep").mkdir()

@@ -76,6 +76,7 @@ def encode_batch(inputs: Inputs, *, per_sample: bool, group_size: int, chunk_siz
                 pulled = [
                     [pull_selected(trace, narrow(_row(c, r), chunk)) for r in range(len(block))] for c in cotangents
                 ]
+                del trace
                 total = _add(total, [[torch.stack(leaf) for leaf in zip(*k, strict=True)] for k in pulled])
             grams.append(inner_products(total))
         return torch.cat(grams)

@@ -4,7 +4,7 @@ from harmony import curriculum, losses, realign, schedule, stats
 from harmony.cosines import agreement, cosine, defined
 from harmony.gram import Aux, gram_vjp
 from harmony.step import Info, backward, harmonized_grad
-from harmony.transform import Transform, chain
+from harmony.transform import Transform, chain, samplewise
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "harmonized_grad",
     "losses",
     "realign",
+    "samplewise",
     "schedule",
     "stats",
 ]

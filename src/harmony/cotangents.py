@@ -101,19 +101,6 @@ def weighted(stage: LossStage, weights: Tensor) -> tuple[Cotangent, list[Tensor]
     return grads[:n], [torch.zeros_like(p) if g is None else g for p, g in zip(stage.params, grads[n:], strict=True)]
 
 
-def mix(cotangents: Sequence[Cotangent], weights: Tensor) -> Cotangent:
-    """``sum_k W_bk c_bk``: one cotangent out of K; weights (B, K)."""
-    mixed: list[Tensor | None] = []
-    for leaf in zip(*cotangents, strict=True):
-        scaled = [
-            c * w.to(c.dtype).view(-1, *[1] * (c.ndim - 1))
-            for c, w in zip(leaf, weights.unbind(1), strict=True)
-            if c is not None
-        ]
-        mixed.append(torch.stack(scaled).sum(0) if scaled else None)
-    return mixed
-
-
 def _grad(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
     if not total.requires_grad:
         return [None] * len(inputs)

@@ -49,4 +49,4 @@ def threshold(gamma: float | Schedule = 0.0) -> Transform:
         keep = (agreement(gram) > schedule(state.step)) | ~defined(gram)
         return keep.to(gram.dtype)[:, None].expand(gram.shape[:2]), StepState(state.step + 1)
 
-    return Transform(init, update)
+    return Transform(init, update, samplewise=True)

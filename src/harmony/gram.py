@@ -1,21 +1,24 @@
 """Gram blocks of per-sample gradients, and the pullback of per-sample weights: the heart of the library."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from harmony import cotangents
-from harmony.engines import vmap
-from harmony.engines.encoded import Cotangent, Encoded
+from harmony.engines.chunks import Options, encode_batch
+from harmony.engines.encoded import Cotangent, Encoded, mix
+from harmony.engines.precision import inner_products
 from harmony.engines.trace import Inputs
 
 PyTree = Any
 Attribution = Literal["activation", "loss", "anchor"]
 Space = Literal["parameters", "features"]
-Method = Literal["auto", "vmap", "loop"]
+Method = Literal["auto", "tape", "vmap", "loop"]
+Update = Literal["auto", "kept", "tape", "backward"]
+MEMORY = 256 * 2**20
 
 
 class Aux(NamedTuple):
@@ -32,6 +35,8 @@ def gram_vjp(
     batch: PyTree,
     *,
     method: Method = "auto",
+    update: Update = "auto",
+    memory: int = MEMORY,
     group_size: int = 1,
     wrt: Callable[[str], bool] | None = None,
     chunk_size: int | None = None,
@@ -58,7 +63,12 @@ def gram_vjp(
             couple samples (in-batch negatives, batch normalisation); runs once. The loss is the mean of the terms.
         params: Tree of floating-point tensors.
         batch: Tree whose tensors have leading axis B; leaves without axes are shared by all samples.
-        method: ``"vmap"``, the reference engine; ``"loop"``, a Python loop over samples; ``"auto"`` picks.
+        method: ``"tape"``, the fast engine: it reads the autograd graph of one ordinary forward pass; ``"vmap"``, the
+            reference, by ``torch.func``; ``"loop"``, a Python loop over samples; ``"auto"``, the first of them that
+            can, with a warning if it is not the first. All are exact. [plan][harmony.plan] shows what is done.
+        update: Where the tape's weighted gradient comes from: ``"kept"``, the per-sample gradients that gave the Gram;
+            ``"tape"``, the recorded ops; ``"backward"``, one ordinary backward pass; ``"auto"``, the cheapest.
+        memory: Bytes that ``"auto"`` may spend on keeping per-sample gradients.
         group_size: Consecutive samples whose gradients are summed before the Gram; the last group may be smaller. In
             feature space a gradient has one part per sample, so that the blocks of a group add up.
         wrt: Predicate on the names of the parameters (paths joined by dots) that the Gram is taken over; default all.
@@ -98,19 +108,12 @@ def gram_vjp(
     References:
         Wu et al., Scaling Multimodal Pre-Training via Cross-Modality Gradient Harmonization, 2022 (arXiv:2211.02077).
     """
-    _check_options(method, group_size, chunk_size, attribution, space)
-    if loss_params is not None:
-        _check_floating("loss_params", loss_params)
-    inputs = _flatten(encode, params, batch, wrt if space == "parameters" else None)
+    options = Options(method, update, memory, group_size, chunk_size)
+    check_options(options, attribution, space)
+    per_sample = space == "parameters" and attribution != "loss"
+    inputs = flatten(encode, params, batch, wrt if space == "parameters" else None)
+    encoded, stage = run(inputs, losses, loss_params, options, per_sample=per_sample)
     size = inputs.size
-    encoded = vmap.encode_batch(
-        inputs,
-        per_sample=space == "parameters" and attribution != "loss",
-        group_size=group_size,
-        chunk_size=chunk_size,
-        loop=method == "loop",
-    )
-    stage = cotangents.evaluate(losses, loss_params, encoded, size)
     per_loss = cotangents.activation(stage)
 
     def rows(groups: range) -> list[Cotangent]:
@@ -118,8 +121,12 @@ def gram_vjp(
 
     own = cotangents.anchor(stage, chunk_size) if attribution == "anchor" else per_loss
     gram: Tensor
-    if space == "parameters":
-        gram = encoded.gram_of_rows(rows) if attribution == "loss" else encoded.gram(own)
+    combine: Callable[[Tensor], Any] = lambda weights: encoded.pull(mix(per_loss, weights))  # noqa: E731
+    if per_sample:
+        gram, from_own = encoded.gram(own)
+        combine = from_own if attribution == "activation" else combine
+    elif space == "parameters":
+        gram = encoded.gram_of_rows(rows)
     else:
         chosen = _feature_leaves(encoded, per_loss, list(stage.terms), wrt)
         if attribution == "loss":
@@ -137,23 +144,44 @@ def gram_vjp(
                 f"pullback expects weights of shape {tuple(gram.shape[:2])}, one per group of samples and loss; "
                 f"got {tuple(weights.shape)}."
             )
-        per_sample = weights.detach().repeat_interleave(group_size, dim=0)[:size]
+        weights = spread(weights.detach(), group_size, size)
         if attribution == "activation":
-            cotangent = cotangents.mix(per_loss, per_sample)
-        if attribution != "activation" or loss_params is not None:
-            of_terms, loss_grads = cotangents.weighted(stage, per_sample)
-            cotangent = cotangent if attribution == "activation" else of_terms
+            grads = combine(weights)
+            return grads if loss_params is None else (grads, loss_gradient(stage, weights))
+        cotangent, of_loss_params = cotangents.weighted(stage, weights)
         grads = encoded.pull(cotangent)
-        if loss_params is None:
-            return grads
-        return grads, pytree.tree_unflatten(loss_grads, stage.params_spec)
+        return grads if loss_params is None else (grads, pytree.tree_unflatten(of_loss_params, stage.params_spec))
 
+    values, aux = observed(stage)
+    return (values, gram, pullback, aux) if has_aux else (values, gram, pullback)
+
+
+def run(
+    inputs: Inputs, losses: Callable[..., Mapping[str, Tensor]], loss_params: PyTree | None, options: Options, *,
+    per_sample: bool,
+) -> tuple[Encoded, cotangents.LossStage]:  # fmt: skip
+    """Encode the batch and evaluate the losses."""
+    if loss_params is not None:
+        _check_floating("loss_params", loss_params)
+    encoded = encode_batch(inputs, options, per_sample=per_sample)
+    return encoded, cotangents.evaluate(losses, loss_params, encoded, inputs.size)
+
+
+def spread(weights: Tensor, group_size: int, size: int) -> Tensor:
+    """Weights of groups (groups, K) -> weights of samples (B, K)."""
+    return weights.repeat_interleave(group_size, dim=0)[:size]
+
+
+def loss_gradient(stage: cotangents.LossStage, weights: Tensor) -> PyTree:
+    """Gradient of ``sum_bk W_bk l_bk / B`` by the losses' parameters; weights (B, K)."""
+    return pytree.tree_unflatten(cotangents.weighted(stage, weights)[1], stage.params_spec)
+
+
+def observed(stage: cotangents.LossStage) -> tuple[dict[str, Tensor], Aux]:
+    """Mean losses, loss terms and embeddings, detached."""
     values = {name: term.detach().mean() for name, term in stage.terms.items()}
-    if not has_aux:
-        return values, gram, pullback
     terms = torch.stack([term.detach() for term in stage.terms.values()], dim=1)
-    embeddings = pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, stage.embeddings)
-    return values, gram, pullback, Aux(terms, embeddings)
+    return values, Aux(terms, pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, stage.embeddings))
 
 
 def leaf_names(tree: PyTree) -> list[str]:
@@ -173,16 +201,19 @@ def _key(entry: Any) -> str:
     return str(entry)
 
 
-def _check_options(method: str, group_size: int, chunk_size: int | None, attribution: str, space: str) -> None:
+def check_options(options: Options, attribution: str = "activation", space: str = "parameters") -> None:
+    """Raise a ValueError for an option that is not one."""
     choices = {
-        "method": (method, ("auto", "vmap", "loop")),
-        "attribution": (attribution, ("activation", "loss", "anchor")),
-        "space": (space, ("parameters", "features")),
+        "method": (options.method, get_args(Method)),
+        "update": (options.update, get_args(Update)),
+        "attribution": (attribution, get_args(Attribution)),
+        "space": (space, get_args(Space)),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
-    for name, size in (("group_size", group_size), ("chunk_size", chunk_size)):
+    for name in ("group_size", "chunk_size", "memory"):
+        size = getattr(options, name)
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1; got {size}.")
 
@@ -197,7 +228,8 @@ def _check_floating(argument: str, params: PyTree) -> None:
             )
 
 
-def _flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Callable[[str], bool] | None) -> Inputs:
+def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Callable[[str], bool] | None) -> Inputs:
+    """Check and flatten a call of the encoder; ``wrt`` selects parameters by name."""
     names = leaf_names(params)
     leaves, params_spec = pytree.tree_flatten(params)
     _check_floating("params", params)
@@ -206,7 +238,7 @@ def _flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Callable[[str], bo
         raise ValueError(f"wrt selects none of the parameters: {', '.join(names) or 'params is empty'}.")
 
     batch_leaves, batch_spec = pytree.tree_flatten(batch)
-    inputs = Inputs(encode, [p.detach() for p in leaves], params_spec, selected, batch_leaves, batch_spec)
+    inputs = Inputs(encode, names, [p.detach() for p in leaves], params_spec, selected, batch_leaves, batch_spec)
     sizes = {
         name: leaf.shape[0]
         for name, leaf, mapped in zip(leaf_names(batch), batch_leaves, inputs.mapped, strict=True)
@@ -253,4 +285,4 @@ def _feature_gram(cotangent: list[Cotangent], chosen: list[bool]) -> Tensor:
         if template is None:
             raise ValueError("no loss reaches the embedding leaf that wrt selects: there is no gradient to compare.")
         filled.append([torch.zeros_like(template) if c is None else c for c in leaf])
-    return vmap.inner_products(list(zip(*filled, strict=True)))
+    return inner_products(list(zip(*filled, strict=True)))

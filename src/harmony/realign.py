@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from harmony.cosines import check_blocks
+from harmony.transform import samplewise
 
 
+@samplewise
 def pcgrad(gram: Tensor) -> Tensor:
     """Project each gradient on the normal plane of every other gradient it conflicts with.
 

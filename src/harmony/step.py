@@ -9,7 +9,9 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from harmony.cosines import agreement, defined
-from harmony.gram import gram_vjp
+from harmony import cotangents
+from harmony.engines.chunks import Options
+from harmony.gram import check_options, flatten, gram_vjp, loss_gradient, observed, run, spread
 from harmony.transform import Member, State, Transform, chain
 
 PyTree = Any
@@ -48,6 +50,10 @@ def harmonized_grad(
 ) -> Callable[..., tuple[PyTree, State, Info]]:
     """Compose Gram blocks, weights and pullback into one gradient function.
 
+    Where the harmonizer is samplewise (all of ``realign``, ``curriculum.threshold`` and chains of them), Gram, weights
+    and update are made part by part: per-sample gradients serve both and are gone before the next part, and with
+    ``chunk_size`` each chunk is encoded twice, not three times.
+
     Args:
         encode: As in [gram_vjp][harmony.gram_vjp].
         losses: As in [gram_vjp][harmony.gram_vjp].
@@ -73,16 +79,18 @@ def harmonized_grad(
     for name in keywords.keys() & {"has_aux", "loss_params"}:
         raise TypeError(f"{name} is no option of harmonized_grad: the step returns info, and takes loss_params.")
 
+    exact = {"attribution": "activation", "space": "parameters"}
+    fusible = transform.samplewise and all(keywords.get(name, value) == value for name, value in exact.items())
+
     def step(
         params: PyTree, batch: PyTree, state: State, *, ids: Tensor | None = None, loss_params: PyTree | None = None
     ) -> tuple[PyTree, State, Info]:
-        values, gram, pullback, aux = gram_vjp(
-            encode, losses, params, batch, loss_params=loss_params, has_aux=True, **keywords
-        )
+        arguments = (encode, losses, params, batch)
+        if fusible:
+            return _fused(arguments, transform, state, ids, loss_params, keywords)
+        values, gram, pullback, aux = gram_vjp(*arguments, loss_params=loss_params, has_aux=True, **keywords)
         weights, state = transform.update(gram, state, terms=aux.terms, ids=ids)
-        kept = (weights != 0).any(1).sum()
-        info = Info(values, aux.terms, gram, agreement(gram), defined(gram), weights, kept)
-        return pullback(weights), state, info
+        return pullback(weights), state, _info(values, aux.terms, gram, weights)
 
     return step
 
@@ -209,6 +217,39 @@ class _NoStrayParameters(TorchFunctionMode):
                     f"train: {self.remedy}, or freeze it with requires_grad_(False)."
                 )
         return func(*args, **kwargs)
+
+
+def _fused(
+    arguments: tuple[Any, Any, PyTree, PyTree], transform: Transform, state: State, ids: Tensor | None,
+    loss_params: PyTree | None, keywords: dict[str, Any],
+) -> tuple[PyTree, State, Info]:  # fmt: skip
+    """Gram blocks, weights and update of an exact activation-wise step with a samplewise transform, part by part."""
+    encode, losses, params, batch = arguments
+    options = Options(**{k: v for k, v in keywords.items() if k in Options._fields})
+    check_options(options, **{k: keywords[k] for k in ("attribution", "space") if k in keywords})
+    inputs = flatten(encode, params, batch, keywords.get("wrt"))
+    encoded, stage = run(inputs, losses, loss_params, options, per_sample=True)
+    values, aux = observed(stage)
+    rows: list[Tensor] = []
+
+    def weigh(gram: Tensor, groups: range) -> Tensor:
+        nonlocal after
+        part = slice(groups.start * options.group_size, groups.stop * options.group_size)
+        weights, after = transform.update(gram, state, terms=aux.terms[part], ids=None if ids is None else ids[part])
+        rows.append(weights)
+        return weights
+
+    after = state
+    gram, grads = encoded.fused(cotangents.activation(stage), weigh)
+    weights = torch.cat(rows)
+    if loss_params is not None:
+        grads = grads, loss_gradient(stage, spread(weights, options.group_size, inputs.size))
+    return grads, after, _info(values, aux.terms, gram, weights)
+
+
+def _info(values: dict[str, Tensor], terms: Tensor, gram: Tensor, weights: Tensor) -> Info:
+    kept = (weights != 0).any(1).sum()
+    return Info(values, terms, gram, agreement(gram), defined(gram), weights, kept)
 
 
 def _accumulate(params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:

@@ -47,7 +47,7 @@ def per_sample_gradients(
 
 def gram_blocks(grads: dict[str, Tensor], group_size: int = 1) -> Tensor:
     """Gram blocks (groups, K, K) of gradients {name: (B, K, *shape)}, summed over groups of consecutive samples."""
-    flat = torch.cat([g.flatten(2) for g in grads.values()], dim=2)
+    flat = torch.cat([g.reshape(*g.shape[:2], -1) for g in grads.values()], dim=2)
     groups = torch.stack([part.sum(0) for part in flat.split(group_size)])
     return groups @ groups.mT
 

@@ -1,10 +1,10 @@
 """Three ways to run an encoder once and pull cotangents back: vmapped over samples, looped over samples, or whole.
 
-All three share one signature, ``trace(encode, params, selected, batch) -> Trace``: parameters and batch as flat leaves.
+All three take ``Inputs`` and return a ``Trace``. The fourth, and fast, way is in ``tape``.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from harmony.engines.encoded import Cotangent
+from harmony.engines.encoded import Cotangent, PerSample, Trace
+from harmony.engines.materialised import Materialised
 
 
 class Inputs(NamedTuple):
     """A flattened encoder call: parameter leaves, which of them are differentiated per sample, and the batch."""
 
     encode: Callable[[Any, Any], Any]
+    names: list[str]
     params: list[Tensor]
     params_spec: Any
     selected: list[bool]
@@ -51,18 +53,6 @@ class Inputs(NamedTuple):
         return pytree.tree_flatten(output)
 
 
-class Trace(NamedTuple):
-    """An encoder run: detached leaves, and ``pull`` from cotangents to one gradient per parameter leaf.
-
-    ``pull`` gives (n, *shape) for the parameters that are differentiated per sample and (*shape) for the others.
-    """
-
-    leaves: list[Any]
-    spec: Any
-    tracked: list[bool]
-    pull: Callable[[Cotangent], list[Tensor]]
-
-
 def trace_vmap(inputs: Inputs) -> Trace:
     """Run the encoder with ``torch.func.vmap``: every sample sees its own (expanded) selected parameters."""
     n, mapped = inputs.size, inputs.mapped
@@ -88,7 +78,7 @@ def trace_vmap(inputs: Inputs) -> Trace:
 
     primals = [p.expand(n, *p.shape) if s else p for p, s in zip(inputs.params, inputs.selected, strict=True)]
     # Fused attention has no batching rule for its backward on every device; the math backend has.
-    with torch.no_grad(), per_sample_semantics(), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), per_sample_semantics(vmapped=True), sdpa_kernel(SDPBackend.MATH):
         outputs, pull_outputs, others = vjp(run, primals, has_aux=True)  # type: ignore[misc]
 
     tracked_leaves, other_leaves, flags = iter(outputs), iter(others), iter(structure["tracked"])
@@ -97,36 +87,52 @@ def trace_vmap(inputs: Inputs) -> Trace:
         tracked.append(next(flags) if is_tensor else False)
         leaves.append(next(tracked_leaves if tracked[-1] else other_leaves) if is_tensor else constant)
 
-    def pull(cotangent: Cotangent) -> list[Tensor]:
+    def rows(cotangent: Cotangent) -> list[Tensor]:
         filled = [torch.zeros_like(o) if c is None else c.to(o.dtype) for c, o in zip(cotangent, outputs, strict=True)]
         with torch.no_grad():
             (grads,) = pull_outputs(filled)
         return list(grads)
 
-    return Trace(leaves, structure["spec"], tracked, pull)
+    return _from_rows(leaves, structure["spec"], tracked, rows, inputs.selected)
 
 
 def trace_batch(inputs: Inputs) -> Trace:
     """Run the encoder once on the whole batch with ordinary autograd: nothing is differentiated per sample."""
     params = [p.detach().requires_grad_() for p in inputs.params]
-    with torch.enable_grad(), per_sample_semantics():
+    leaves, spec, tracked = run_batch(inputs, params)
+    outputs = [leaf for leaf, t in zip(leaves, tracked, strict=True) if t]
+
+    def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
+        raise AssertionError("a plain run has no per-sample gradients")
+
+    return Trace(detached(leaves), spec, tracked, lambda c: pull_batch(outputs, params, c), per_sample)
+
+
+def run_batch(inputs: Inputs, params: list[Tensor]) -> tuple[list[Any], Any, list[bool]]:
+    """Encode with ordinary autograd by parameters that require a gradient: leaves, spec, which leaves are tracked."""
+    names = {p: name for p, name in zip(params, inputs.names, strict=True)}
+    with torch.enable_grad(), per_sample_semantics(names):
         leaves, spec = inputs.call(params, inputs.batch)
     check_leaves(leaves, spec, inputs.size)
     tracked = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
     require_tracked(tracked)
-    outputs = [leaf for leaf, t in zip(leaves, tracked, strict=True) if t]
+    return leaves, spec, tracked
 
-    def pull(cotangent: Cotangent) -> list[Tensor]:
-        reached = [(o, c.to(o.dtype)) for o, c in zip(outputs, cotangent, strict=True) if c is not None]
-        if not reached:
-            return [torch.zeros_like(p) for p in params]
-        grads = torch.autograd.grad(
-            [o for o, _ in reached], params, [c for _, c in reached], retain_graph=True, materialize_grads=True
-        )
-        return list(grads)
 
-    detached = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return Trace(detached, spec, tracked, pull)
+def pull_batch(outputs: list[Tensor], params: list[Tensor], cotangent: Cotangent) -> list[Tensor]:
+    """One ordinary backward pass: a gradient per parameter."""
+    reached = [(o, c.to(o.dtype)) for o, c in zip(outputs, cotangent, strict=True) if c is not None]
+    if not reached:
+        return [torch.zeros_like(p) for p in params]
+    grads = torch.autograd.grad(
+        [o for o, _ in reached], params, [c for _, c in reached], retain_graph=True, materialize_grads=True
+    )
+    return list(grads)
+
+
+def detached(leaves: list[Any]) -> list[Any]:
+    """The leaves, cut off from the graph."""
+    return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def trace_loop(inputs: Inputs) -> Trace:
@@ -135,7 +141,7 @@ def trace_loop(inputs: Inputs) -> Trace:
     first = traces[0]
     leaves = join([trace.leaves for trace in traces])
 
-    def pull(cotangent: Cotangent) -> list[Tensor]:
+    def rows(cotangent: Cotangent) -> list[Tensor]:
         rows = [trace.pull([None if c is None else c[b : b + 1] for c in cotangent]) for b, trace in enumerate(traces)]
         columns = zip(*rows, strict=True)
         return [
@@ -143,7 +149,22 @@ def trace_loop(inputs: Inputs) -> Trace:
             for column, s in zip(columns, inputs.selected, strict=True)
         ]
 
-    return Trace(leaves, first.spec, first.tracked, pull)
+    return _from_rows(leaves, first.spec, first.tracked, rows, inputs.selected)
+
+
+def _from_rows(
+    leaves: list[Any], spec: Any, tracked: list[bool], rows: Callable[[Cotangent], list[Tensor]], selected: list[bool]
+) -> Trace:
+    """A trace out of a function that gives gradients (n, *shape) for selected parameters and (*shape) for the others."""
+
+    def pull(cotangent: Cotangent) -> list[Tensor]:
+        return [g.sum(0) if s else g for g, s in zip(rows(cotangent), selected, strict=True)]
+
+    def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
+        grads = [[g for g, s in zip(rows(c), selected, strict=True) if s] for c in cotangents]
+        return Materialised(grads, cotangents, pull)
+
+    return Trace(leaves, spec, tracked, pull, per_sample)
 
 
 def join(parts: Sequence[list[Any]]) -> list[Any]:
@@ -168,35 +189,53 @@ def require_tracked(tracked: list[bool]) -> None:
         raise ValueError("no output of encode depends on params: there is no gradient to take.")
 
 
-class _NoBatchStatistics(TorchFunctionMode):
-    """Refuse batch normalisation in training mode: it mixes samples, so a gradient per sample does not exist."""
+class _EncoderOps(TorchFunctionMode):
+    """Watch over the ops of an encoder.
+
+    Batch normalisation in training mode mixes samples, so a gradient per sample does not exist: it is refused. An
+    embedding keeps its padding row free of gradients even under ``vmap``, whose rule forgets ``padding_idx``.
+    """
+
+    def __init__(self, names: Mapping[Tensor, str], vmapped: bool) -> None:
+        super().__init__()
+        self.names = names
+        self.vmapped = vmapped
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # `training` is the sixth argument of both
         if func in (F.batch_norm, torch.batch_norm) and kwargs.get("training", args[5] if len(args) > 5 else False):
-            raise BatchStatisticsError(tuple(args[0].shape))
-        return func(*args, **kwargs)
+            weight = kwargs.get("weight", args[3] if len(args) > 3 else None)
+            raise BatchStatisticsError(tuple(args[0].shape), self.names.get(weight, "") if weight is not None else "")
+        output = func(*args, **kwargs)
+        if self.vmapped and func is F.embedding:
+            padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
+            weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+            if padding is not None and weight is not None:
+                padded = kwargs.get("input", args[0] if args else None) == padding % weight.shape[0]
+                return torch.where(padded.unsqueeze(-1), output.detach(), output)
+        return output
 
 
 class BatchStatisticsError(ValueError):
     """Batch normalisation in training mode inside the encoder."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], parameter: str) -> None:
+        module = f" {parameter.rpartition('.')[0]!r} (parameter {parameter!r})" if parameter else ""
         super().__init__(
-            f"encode calls batch normalisation in training mode on an input of shape {shape}: it mixes the samples of "
-            "the batch, so a gradient per sample does not exist. Move the layer into the losses stage (loss_params), "
-            "put it in eval mode, or use LayerNorm or GroupNorm."
+            f"encode calls batch normalisation{module} in training mode on an input of shape {shape}: it mixes the "
+            "samples of the batch, so a gradient per sample does not exist. Move the layer into the losses stage "
+            "(loss_params), put it in eval mode, or use LayerNorm or GroupNorm."
         )
 
 
 @contextlib.contextmanager
-def per_sample_semantics() -> Iterator[None]:
+def per_sample_semantics(names: Mapping[Tensor, str] | None = None, *, vmapped: bool = False) -> Iterator[None]:
     """Inside, encoders keep samples apart: no batch statistics, no inference-only fast path without a derivative."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _NoBatchStatistics():
+        with _EncoderOps(names or {}, vmapped):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

@@ -1,0 +1,196 @@
+"""Measure what a harmonized step costs, and what its cheap variants are worth.
+
+python -m recipes.benchmark --suite step [--workload reference] [--batch 8 16 32 64 128] [--quick]
+python -m recipes.benchmark --suite variants [--run runs/demo]
+
+`step` times every engine against the plain step, each checked first, and measures peak memory; `variants` correlates
+the cheap readings of agreement with the exact ones over training. Tables, CSV and plots are under runs/benchmark.
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes import config as configuration
+from recipes.benchmarks import memory, plots, tables, variants
+from recipes.benchmarks.contestants import CONTESTANTS
+from recipes.benchmarks.timing import Result, profile, race, reason
+from recipes.benchmarks.workloads import DEFAULTS, DEMO, DTYPES, WORKLOADS, Spec, WorkloadError
+from recipes.config import ConfigError
+from recipes.data.splits import DataError
+from recipes.progress import progress_bar
+from recipes.training.checkpoint import write_atomically
+from recipes.trimodal.build import device_of
+
+log = logging.getLogger(__name__)
+
+SWEEPS = {
+    "reference": {"batch": [8, 16, 32, 64, 128], "tokens": [64, 128, 256], "width": [128, 256, 512]},
+    "demo": {"batch": [8, 16, 32, 64, 128]},
+    "bert": {"batch": [8, 16, 32, 64, 128], "tokens": [64, 128, 256], "width": [128, 256, 512]},
+    "vit": {"batch": [8, 16, 32, 64, 128], "tokens": [64, 144, 256], "width": [128, 256, 512]},
+}
+QUICK = {"batch": [4, 8], "tokens": [16], "width": [32]}
+QUICK_LAYERS, QUICK_REPEATS, REPEATS = 2, 3, 5
+
+
+# --------------------------------------------------------------------------------------------------------------- step
+def step_suite(options: argparse.Namespace) -> list[Path]:
+    """Time, measure, write; after every point, so that an interruption loses one point at most."""
+    base, points = sweep(options)
+    names = options.contestants or list(CONTESTANTS)
+    repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS)
+    where = options.memory or ("none" if options.quick else "base")
+    facts = tables.machine(options.device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = f"step-{base.workload}" + ("" if base.dtype == "float32" else f"-{base.dtype}")
+    csv, markdown, png = (options.out / f"{stem}.{ending}" for ending in ("csv", "md", "png"))
+
+    results: list[Result] = []
+    text = ""
+    with progress_bar(total=len(points) * (repeats + 2), desc=base.workload, unit="round") as bar:
+        for point in points:
+            bar.set_postfix(B=point.batch, tokens=point.tokens, width=point.width)
+            specs = [point, replace(point, compiled=True)] if options.compile else [point]
+            found = race(specs, names, repeats, options.limit, bar.update)
+            if where == "all" or (where == "base" and point == base):
+                measure_memory(found, options.limit)
+            results += found
+            text = tables.report(results, base, facts)
+            tables.write_csv(csv, tables.records(results, facts))
+            write_atomically(markdown, text)
+            if any(r.seconds for r in results):
+                plots.save(png, results, base)
+    print(text)
+    return [csv, markdown, png]
+
+
+def sweep(options: argparse.Namespace) -> tuple[Spec, list[Spec]]:
+    """The base point, and all points in the order of their cost: each axis is swept with the others at the base.
+
+    Raises:
+        WorkloadError: A size that the workload does not have.
+    """
+    default = DEFAULTS[options.workload]
+    fixed = {"device": options.device, "dtype": options.dtype, "symmetric": options.symmetric, "chunk": options.chunk}
+    axes = dict(SWEEPS[options.workload])
+    if options.quick:
+        axes = {axis: QUICK[axis] for axis in axes}
+        default = replace(default, layers=QUICK_LAYERS)
+    for axis in tables.SWEPT:
+        given = getattr(options, axis)
+        if given and axis not in axes:
+            raise WorkloadError(f"--{axis}: the {options.workload} workload has its own size")
+        axes |= {axis: given} if given else {}
+    for name in ("layers", "heads"):
+        given = getattr(options, name)
+        if given and options.workload == "demo":
+            raise WorkloadError(f"--{name}: the demo workload has its own size")
+        fixed |= {name: given} if given else {}
+    start = {axis: value if (value := getattr(default, axis)) in values else values[0] for axis, values in axes.items()}
+    base = replace(default, **fixed, **start)
+    points = {replace(base, **{axis: value}) for axis, values in axes.items() for value in values}
+    return base, sorted(points, key=lambda p: (p != base, p.batch * p.tokens * p.width**2))
+
+
+def measure_memory(results: list[Result], limit: float) -> None:
+    """Fill in the peak memory of those that were timed."""
+    for r in progress_bar(iterable=results, desc="memory", unit="step", leave=False):
+        if r.skipped:
+            continue
+        try:
+            r.memory = memory.peak(r.spec, r.contestant, timeout=120 + 4 * limit)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            log.warning("no peak memory of %s: %s", r.label, reason(error))
+
+
+# ----------------------------------------------------------------------------------------------------------- variants
+def variants_suite(options: argparse.Namespace) -> list[Path]:
+    """Correlate, write."""
+    config = configuration.load(options.config, options.overrides)
+    rows = variants.compare(config, options.points, options.batches, options.run)
+    facts = tables.machine(device_of(config).type)
+    options.out.mkdir(parents=True, exist_ok=True)
+    csv, markdown = options.out / "variants.csv", options.out / "variants.md"
+    text = variants.report(rows, facts)
+    tables.write_csv(csv, [row | facts for row in rows])
+    write_atomically(markdown, text)
+    print(text)
+    return [csv, markdown]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise WorkloadError("--device cuda: there is no CUDA device here")
+        if options.profile:
+            print(profile(sweep(options)[0], options.profile))
+            return 0
+        files = {"step": step_suite, "variants": variants_suite}[options.suite](options)
+    except (WorkloadError, ConfigError, DataError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("written: " + ", ".join(map(str, files)))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of both suites."""
+    p = argparse.ArgumentParser(
+        prog="python -m recipes.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--suite", choices=["step", "variants"], default="step")
+    p.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of what is written")
+
+    step = p.add_argument_group("step")
+    step.add_argument("--workload", choices=list(WORKLOADS), default="reference")
+    step.add_argument("--quick", action="store_true", help="a tiny model, a minute: whether everything runs")
+    positive: Any = {"type": _positive, "nargs": "+", "metavar": "N"}
+    step.add_argument("--batch", **positive, help="samples; the first value, or 32, is the base of the other sweeps")
+    step.add_argument("--tokens", **positive, help="tokens (of video; audio has half, text an eighth)")
+    step.add_argument("--width", **positive, help="width of the encoder; VATT-small 512, VATT-medium 1024")
+    step.add_argument("--layers", type=_positive, metavar="N", help="VATT-small 6, VATT-medium 12; default 4")
+    step.add_argument("--heads", type=_positive, metavar="N", help="VATT-small 8, VATT-medium 16; default 4")
+    step.add_argument("--symmetric", action="store_true", help="contrast both ways (reference workload)")
+    step.add_argument("--chunk", type=_positive, default=8, metavar="N", help="samples per chunk, where one chunks")
+    step.add_argument("--repeats", type=_positive, metavar="N", help=f"rounds; default {REPEATS}")
+    step.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    step.add_argument("--dtype", choices=list(DTYPES), default="float32", help="bfloat16 is by autocast")
+    step.add_argument("--compile", action="store_true", help="everybody once more with a compiled encoder")
+    step.add_argument("--limit", type=float, default=60.0, metavar="SECONDS", help="skip what takes longer per step")
+    step.add_argument("--memory", choices=["base", "all", "none"], help="points to measure peak memory at")
+    step.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), metavar="NAME", help="only these")
+    step.add_argument(
+        "--profile", choices=list(CONTESTANTS), metavar="NAME", help="print the operations of one, no more"
+    )
+
+    more = p.add_argument_group("variants")
+    more.add_argument("--config", type=Path, default=DEMO, help="recipe that is trained")
+    more.add_argument(
+        "--points", type=int, nargs="+", default=[0, 100, 200, 400], metavar="STEP", help="when to compare"
+    )
+    more.add_argument("--batches", type=_positive, default=4, metavar="N", help="batches compared at each point")
+    more.add_argument("--run", type=Path, help="a run's folder or checkpoint: compare there, train nothing")
+    more.add_argument("overrides", nargs="*", metavar="key=value", help="override keys of the recipe")
+    p.epilog = "contestants: " + "; ".join(CONTESTANTS)
+    return p
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main())

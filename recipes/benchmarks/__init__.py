@@ -1,0 +1,1 @@
+"""The parts of the benchmark: workloads, contestants, timing, memory, variants of the agreement, tables and plots."""

@@ -1,0 +1,218 @@
+"""Encode a batch with one of the engines, in chunks of samples where memory asks for it."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from harmony.engines.encoded import Cotangent, Encoded, Trace, Weigh, mix
+from harmony.engines.precision import inner_products
+from harmony.engines.random import replay, restore, snapshot
+from harmony.engines.tape.errors import UnsupportedError
+from harmony.engines.tape.fill import Storage
+from harmony.engines.tape.trace import trace_tape
+from harmony.engines.trace import Inputs, detached, join, per_sample_semantics, trace_batch, trace_loop, trace_vmap
+
+
+class Options(NamedTuple):
+    """How per-sample gradients are computed; see ``gram_vjp``."""
+
+    method: str = "auto"
+    update: str = "auto"
+    memory: int = 256 * 2**20
+    group_size: int = 1
+    chunk_size: int | None = None
+
+
+def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encoded:
+    """Encode a batch, ready to pull cotangents back.
+
+    With a chunk size smaller than the batch the embeddings come first, without their graph; each chunk is encoded
+    again, with the same random numbers, when it is differentiated.
+
+    Args:
+        inputs: The flattened call; ``inputs.selected`` marks the parameters the Gram is taken over.
+        options: Engine, groups, chunks.
+        per_sample: Whether gradients of single samples will be asked for (``gram``, ``fused``). Without, the encoder
+            runs on whole chunks with ordinary autograd, which is all that ``pull`` and ``gram_of_rows`` need.
+    """
+    group_size = options.group_size
+    blocks = list(whole_groups(inputs.size, group_size, options.chunk_size))
+    chunks = [chunk for block in blocks for chunk in block]
+    states = [snapshot(inputs.params)]
+    first, run = _first(inputs.narrow(chunks[0]), options, per_sample)
+    parts = [first.leaves]
+    for chunk in chunks[1:]:
+        states.append(snapshot(inputs.params))
+        parts.append(_embed(inputs.narrow(chunk), run))
+    kept: list[Trace] = [first]
+
+    def traced(chunk: slice) -> Trace:
+        """The run of one chunk: the graph there is, or the same run again with the same random numbers."""
+        if chunk is chunks[0] and kept:
+            return kept[0] if len(chunks) == 1 else kept.pop()  # the graph of one chunk at a time
+        kept.clear()
+        with replay(states[chunks.index(chunk)]):
+            return run(inputs.narrow(chunk))
+
+    def unflatten(grads: list[Tensor]) -> Any:
+        return pytree.tree_unflatten(grads, inputs.params_spec)
+
+    def group_sums(block: list[slice], cotangents: Sequence[Cotangent]) -> Tensor:
+        """Gram of one group that is larger than a chunk: its gradients have to be added up first."""
+        total: list[list[Tensor]] = []
+        for chunk in block:
+            sums = traced(chunk).per_sample(_narrow_all(cotangents, chunk), False).sums(chunk.stop - chunk.start)
+            total = _add(total, sums)
+        return inner_products(total)
+
+    def gram(cotangents: Sequence[Cotangent]) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        if len(chunks) == 1:
+            gradients = traced(chunks[0]).per_sample(cotangents, False)
+            return gradients.gram(group_size), lambda weights: unflatten(gradients.combine(weights))
+        grams = [
+            traced(block[0]).per_sample(_narrow_all(cotangents, block[0]), False).gram(group_size)
+            if len(block) == 1
+            else group_sums(block, cotangents)
+            for block in blocks
+        ]
+        return torch.cat(grams), lambda weights: pull(mix(cotangents, weights))
+
+    def fused(cotangents: Sequence[Cotangent], weigh: Weigh) -> tuple[Tensor, Any]:
+        grams, total, groups = [], [], 0
+        for block in blocks:
+            shifted = functools.partial(_shifted, weigh, groups)
+            if len(block) == 1:
+                gradients = traced(block[0]).per_sample(_narrow_all(cotangents, block[0]), True)
+                block_gram, grads = gradients.fused(group_size, shifted)
+                total = _add(total, [grads])
+            else:
+                block_gram = group_sums(block, cotangents)
+                weights = shifted(block_gram, range(1))
+                for chunk in block:
+                    rows = weights.expand(chunk.stop - chunk.start, -1)
+                    total = _add(total, [traced(chunk).pull(mix(_narrow_all(cotangents, chunk), rows))])
+            grams.append(block_gram)
+            groups += len(block_gram)
+        return torch.cat(grams), unflatten(total[0])
+
+    def gram_of_rows(rows: Callable[[range], Sequence[Cotangent]]) -> Tensor:
+        groups, step = -(-inputs.size // group_size), options.chunk_size or 1
+        grams = []
+        for block in (range(start, min(start + step, groups)) for start in range(0, groups, step)):
+            cotangents = rows(block)  # leaves (len(block), B, ...)
+            total: list[list[Tensor]] = []
+            for chunk in chunks:
+                trace = traced(chunk)
+                pulled = [
+                    [_selected(trace.pull(narrow(_row(c, r), chunk)), inputs) for r in range(len(block))]
+                    for c in cotangents
+                ]
+                del trace
+                total = _add(total, [[torch.stack(leaf) for leaf in zip(*k, strict=True)] for k in pulled])
+            grams.append(inner_products(total))
+        return torch.cat(grams)
+
+    def pull(cotangent: Cotangent) -> Any:
+        total: list[list[Tensor]] = []
+        for chunk in chunks:
+            total = _add(total, [traced(chunk).pull(narrow(cotangent, chunk))])
+        return unflatten(total[0])
+
+    return Encoded(join(parts), first.spec, first.tracked, gram, fused, gram_of_rows, pull)
+
+
+Run = Callable[[Inputs], Trace]
+
+
+def _first(inputs: Inputs, options: Options, per_sample: bool) -> tuple[Trace, Run]:
+    """Run the first chunk with the engine that was asked for, or the first that can."""
+    if not per_sample:
+        return trace_batch(inputs), trace_batch
+    if options.method == "loop":
+        return trace_loop(inputs), trace_loop
+    reason = ""
+    state = snapshot(inputs.params)
+    if options.method in ("auto", "tape"):
+        run = functools.partial(trace_tape, options=options, storage=Storage())
+        try:
+            return run(inputs), run
+        except UnsupportedError as error:
+            if options.method == "tape":
+                raise
+            restore(state)
+            reason = f"the tape engine cannot record this encoder ({error})"
+    try:
+        trace = trace_vmap(inputs)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError | NotImplementedError):
+            raise
+        restore(state)
+        trace = trace_loop(inputs)  # an encoder that is broken by itself raises its own error here
+        reason += "; " if reason else ""
+        reason += f"torch.func.vmap cannot batch it ({str(error).splitlines()[0]})"
+        _warn(
+            f"{reason}: its per-sample gradients are computed in a Python loop over samples, which is exact and slow. "
+            'Pass method="loop" to silence this.'
+        )
+        return trace, trace_loop
+    if reason:
+        _warn(f'{reason}: torch.func.vmap is used, which is exact and slower. Pass method="vmap" to silence this.')
+    return trace, trace_vmap
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message[0].upper() + message[1:], stacklevel=6)
+
+
+def _embed(inputs: Inputs, run: Run) -> list[Any]:
+    """Embeddings of a chunk, in the way that ``run`` computes them, so that they draw the same random numbers."""
+    if run in (trace_vmap, trace_loop):
+        return run(inputs).leaves
+    with torch.no_grad(), per_sample_semantics():
+        leaves, _ = inputs.call(inputs.params, inputs.batch)
+    return detached(leaves)
+
+
+def _shifted(weigh: Weigh, groups: int, gram: Tensor, part: range) -> Tensor:
+    """Weights of a block's groups, which are numbered from ``groups`` on in the batch."""
+    return weigh(gram, range(groups + part.start, groups + part.stop))
+
+
+def _selected(grads: list[Tensor], inputs: Inputs) -> list[Tensor]:
+    return [g for g, s in zip(grads, inputs.selected, strict=True) if s]
+
+
+def _narrow_all(cotangents: Sequence[Cotangent], chunk: slice) -> list[Cotangent]:
+    return [narrow(c, chunk) for c in cotangents]
+
+
+def whole_groups(size: int, group_size: int, chunk_size: int | None) -> Iterator[list[slice]]:
+    """Cut the batch into blocks of whole groups, and each block into chunks of at most ``chunk_size`` samples.
+
+    A block has several chunks only where one group is larger than a chunk.
+    """
+    chunk = min(chunk_size or size, size)
+    block = max(chunk // group_size, 1) * group_size
+    for start in range(0, size, block):
+        stop = min(start + block, size)
+        yield [slice(s, min(s + chunk, stop)) for s in range(start, stop, chunk)]
+
+
+def narrow(cotangent: Cotangent, chunk: slice) -> Cotangent:
+    """The cotangents of a chunk of samples."""
+    return [None if c is None else c[chunk] for c in cotangent]
+
+
+def _row(cotangent: Cotangent, row: int) -> Cotangent:
+    return [None if c is None else c[row] for c in cotangent]
+
+
+def _add(total: list[list[Tensor]], more: list[list[Tensor]]) -> list[list[Tensor]]:
+    if not total:
+        return more
+    return [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(total, more, strict=True)]

@@ -1,0 +1,32 @@
+"""Sums of squares in at least float32, whatever the precision of the model."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def inner_products(grads: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Gram blocks (groups, K, K) of K lists of gradients with leaves (groups, *shape), in at least float32."""
+    total: Tensor | None = None
+    with full_precision(grads[0][0].device.type):
+        for leaves in zip(*grads, strict=True):
+            rows = torch.stack([accumulating(leaf).reshape(len(leaf), -1) for leaf in leaves], dim=1)  # (groups, K, p)
+            product = rows @ rows.mT
+            total = product if total is None else total + product
+    assert total is not None
+    return total
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Inside, autocast does not lower the precision of matrix products."""
+    return (
+        torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
+    )
+
+
+def accumulating(x: Tensor) -> Tensor:
+    """Half precision is too coarse for sums of squares: raise it to float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

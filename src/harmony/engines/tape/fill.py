@@ -1,0 +1,144 @@
+"""Per-sample gradients of parameters, written side by side into buffers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harmony.engines.precision import accumulating
+from harmony.engines.tape.layout import Part
+from harmony.engines.tape.plan import Piece
+from harmony.engines.tape.target import Target
+from harmony.engines.tape.use import Grads, Matrix, Reduced
+
+
+class Storage:
+    """Memory that is handed out piece after piece and used again from the start: fresh memory is slow."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Tensor] = []
+        self.used = 0
+
+    def reset(self) -> None:
+        """Hand out the same memory again."""
+        self.used = 0
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor of the given shape, its entries undefined."""
+        n = torch.Size(shape).numel()
+        if self.used == len(self.chunks) or self.chunks[self.used].numel() < n:
+            self.chunks[self.used :] = [torch.empty(n, dtype=dtype, device=device)]
+        self.used += 1
+        return self.chunks[self.used - 1][:n].view(*shape)
+
+
+class _Product(NamedTuple):
+    """A gradient that is one matrix product per group, as it stands in the parameter: ``a @ b``, (g, ...) each."""
+
+    loss: int
+    param: int
+    a: Tensor
+    b: Tensor
+
+
+class Filler:
+    """Computes the gradients of pieces for any block of a part; views that all blocks share are made once."""
+
+    def __init__(self, pieces: Sequence[Piece], grads: Grads, leaves: Sequence[Tensor], part: Part) -> None:
+        self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
+        self.grads = grads
+        self.leaves = leaves
+        self.part = part
+        self.products: dict[int, list[_Product]] = {}
+        self.others: dict[int, list[Target]] = {}
+        for piece in pieces:
+            self.products[id(piece)] = [product for target in piece.targets for product in self._products(target)]
+            self.others[id(piece)] = [target for target in piece.targets if not _is_product(target)]
+
+    def _products(self, target: Target) -> list[_Product]:
+        if not _is_product(target):
+            return []
+        found = []
+        for use, outputs in target.uses:
+            left = None
+            for k, loss in enumerate(self.grads):
+                grad = loss.get(outputs[0])
+                if grad is None:
+                    continue
+                if isinstance(use, Matrix):
+                    left = use.left(self.part)[:, 0] if left is None else left
+                    right = use.right(grad, self.part)[:, 0]
+                    a, b = (right.mT, left) if use.out_first != target.transposed else (left.mT, right)
+                else:
+                    assert isinstance(use, Reduced)
+                    b = use.site.grouped(grad, self.part).flatten(1, -2)
+                    a = b.new_ones(1, 1, 1).expand(len(b), 1, b.shape[1])
+                found.append(_Product(k, target.params[0], a, b))
+        return found
+
+    def fill(self, piece: Piece, block: Part, storage: Storage) -> Tensor:
+        """Gradients (K, g, width) of a piece's parameters under each loss, for a block of the groups."""
+        shape = (len(self.grads), block.groups, piece.width)
+        buffer = storage.take(shape, self.dtype, self.leaves[0].device)
+        places = {
+            (p, k): buffer[k, :, offset : offset + self.leaves[p].numel()]
+            for p, offset in zip(piece.params, piece.offsets, strict=True)
+            for k in range(len(self.grads))
+        }
+        empty = set(places)
+        first = (block.start - self.part.start) // block.size
+        groups = slice(first, first + block.groups)
+        for k, p, a, b in self.products[id(piece)]:
+            a, b, place = accumulating(a[groups]), accumulating(b[groups]), places[p, k]
+            if not place.is_contiguous():  # among small ones
+                _put(place, (a @ b).flatten(1), (p, k) in empty)
+            elif (p, k) in empty:
+                torch.bmm(a, b, out=place.view(len(a), a.shape[1], b.shape[2]))
+            else:
+                place.view(len(a), a.shape[1], b.shape[2]).baddbmm_(a, b)
+            empty.discard((p, k))
+        for target in self.others[id(piece)]:
+            for k, total in enumerate(self._sums(target, block)):
+                if total is not None:
+                    for p, grad in zip(target.params, target.pull(total, self.leaves), strict=True):
+                        _put(places[p, k], grad.flatten(1) if grad.ndim > 1 else grad[:, None], (p, k) in empty)
+                        empty.discard((p, k))
+        for place in empty:
+            places[place].zero_()
+        return buffer
+
+    def _sums(self, target: Target, block: Part) -> list[Tensor | None]:
+        """Gradients (g, *shape) of a shared tensor under each loss, over all its uses."""
+        sums: list[Tensor | None] = [None] * len(self.grads)
+        for use, outputs in target.uses:
+            reached = [k for k, loss in enumerate(self.grads) if any(o in loss for o in outputs)]
+            prepared = use.prepare(block) if reached else None
+            for k in reached:
+                grad = use.gradient(prepared, [self.grads[k].get(o) for o in outputs], block)  # type: ignore[arg-type]
+                before = sums[k]
+                sums[k] = grad if before is None else before + grad
+        return sums
+
+
+def _is_product(target: Target) -> bool:
+    """Whether all uses of a target are matrix products on views, which give the parameter's gradient as it stands."""
+    return all(target.direct(use) or (target.flat and _is_bias(use)) for use, _ in target.uses)
+
+
+def _is_bias(use: object) -> bool:
+    """Whether a use adds a vector along the last axis: its gradient is a product with ones."""
+    return (
+        isinstance(use, Reduced)
+        and use.plain
+        and len(use.site.shape) == 1
+        and use.site.layout.axis < len(use.site.output) - 1
+        and use.site.shape[0] == use.site.output[-1]
+    )
+
+
+def _put(place: Tensor, grad: Tensor, first: bool) -> None:
+    if first:
+        place.copy_(grad)
+    else:
+        place.add_(grad)

@@ -1,0 +1,96 @@
+"""The autograd graph behind a run of the encoder, as plain lists: nodes, edges, shapes, and a signature to compare runs."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+Output = tuple[int, int]
+"""An output of an op: the index of its node in the graph, and which of the op's outputs."""
+
+
+class Graph(NamedTuple):
+    """Nodes in the order of a walk from the outputs towards the parameters.
+
+    Attributes:
+        nodes: The backward nodes; a node stands for the op that was run forward.
+        names: Their names, such as ``AddmmBackward0``.
+        inputs: For each node and each differentiable input of its op, the output it came from; None where the input
+            needs no gradient.
+        shapes: For each node, the shapes of its op's outputs.
+    """
+
+    nodes: list[Node]
+    names: list[str]
+    inputs: list[list[Output | None]]
+    shapes: list[list[torch.Size]]
+
+    def edge(self, output: Output) -> GradientEdge:
+        """The handle by which autograd takes or gives the gradient of an output."""
+        return GradientEdge(self.nodes[output[0]], output[1])
+
+    def shape(self, output: Output) -> torch.Size:
+        """Shape of an output."""
+        return self.shapes[output[0]][output[1]]
+
+    def parameter(self, node: int) -> Tensor | None:
+        """The leaf tensor that a node stands for, if it is a leaf."""
+        return getattr(self.nodes[node], "variable", None)
+
+    def topology(self) -> tuple[Any, ...]:
+        """What two runs of one encoder share, whatever the number of samples."""
+        return tuple(self.names), tuple(map(tuple, self.inputs))
+
+    def signature(self) -> tuple[Any, ...]:
+        """What determines where the samples lie in each tensor: topology, shapes and the ops' options."""
+        options = tuple(tuple(getattr(node, name) for name in _options(type(node))) for node in self.nodes)
+        return *self.topology(), tuple(map(tuple, self.shapes)), _hashable(options)
+
+
+def walk(outputs: Sequence[Tensor]) -> Graph:
+    """Collect the graph behind tensors that require a gradient."""
+    index: dict[Node, int] = {}
+    graph = Graph([], [], [], [])
+
+    def visit(node: Node) -> int:
+        if node not in index:
+            index[node] = len(graph.nodes)
+            graph.nodes.append(node)
+            graph.names.append(node.name())
+            graph.shapes.append(_shapes(node))
+            stack.append(node)
+        return index[node]
+
+    stack: list[Node] = []
+    for output in outputs:
+        assert output.grad_fn is not None
+        visit(output.grad_fn)
+    inputs: dict[int, list[Output | None]] = {}
+    while stack:
+        node = stack.pop()
+        inputs[index[node]] = [None if n is None else (visit(n), nr) for n, nr in node.next_functions]
+    graph.inputs.extend(inputs[i] for i in range(len(graph.nodes)))
+    return graph
+
+
+def _shapes(node: Node) -> list[torch.Size]:
+    variable = getattr(node, "variable", None)  # leaves carry the tensor itself
+    if variable is not None:
+        return [variable.shape]
+    return [torch.Size(meta.shape) for meta in node._input_metadata]  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _options(kind: type) -> tuple[str, ...]:
+    """Names of the saved attributes that are not tensors: dimensions, sizes, scales."""
+    names = dir(kind)
+    return tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in names)
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(_hashable(v) for v in value)
+    return value if isinstance(value, int | float | bool | str | None) else str(value)

@@ -1,0 +1,166 @@
+"""What each parameter's Gram blocks will cost, two ways, and which one is taken."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from harmony.engines.tape.target import Target
+from harmony.engines.tape.use import Isolated, Matrix
+
+Choice = Literal["instantiate", "ghost"]
+Update = Literal["kept", "tape", "backward"]
+
+FLOPS_PER_BYTE = 12
+"""Floating-point operations that take the time of moving a byte; about the same on a server CPU and on a large GPU."""
+
+GHOST_EFFICIENCY = 0.7
+"""Many small products run below the speed of few large ones."""
+
+
+class Piece(NamedTuple):
+    """Parameters whose gradients are computed together, side by side in one buffer.
+
+    Attributes:
+        params: Their numbers.
+        offsets: Where each begins in the buffer.
+        width: Entries in all.
+        targets: The shared tensors made of them.
+        counted: Whether the Gram is taken over them; the others are in the update alone.
+        choice: Whether their per-sample gradients are computed, or only their products.
+        flops: Estimate for the Gram, for one group and all losses.
+        bytes: Memory moved, likewise.
+    """
+
+    params: list[int]
+    offsets: list[int]
+    width: int
+    targets: list[Target]
+    counted: bool
+    choice: Choice
+    flops: float
+    bytes: float
+
+
+SMALL = 1 << 14  # parameters with fewer entries share one buffer: a product for each would be all overhead
+
+
+def pieces(
+    targets: Sequence[Target], leaves: Sequence[Tensor], counted: Sequence[bool], reached: Sequence[set[int]],
+    group: int, kept: bool,
+) -> list[Piece]:  # fmt: skip
+    """Sort parameters into pieces, and choose for each how its products are computed.
+
+    Args:
+        targets: The shared tensors of the recorded parameters.
+        leaves: All parameters.
+        counted: Which of them the Gram is taken over.
+        reached: For each loss, the nodes of the graph that it reaches.
+        group: Samples in a group.
+        kept: Whether per-sample gradients, once computed, also give the update.
+    """
+    parts = _connected(targets, leaves)
+    small: dict[bool, tuple[list[int], list[Target]]] = {}
+    found = []
+    for params, members in parts:
+        in_gram = counted[params[0]]
+        alone = len(params) > 1 or leaves[params[0]].numel() >= SMALL
+        ghost = _ghost_cost(members, reached, group, kept) if in_gram else None
+        plain = _instantiate_cost(members, leaves, params, reached, group, kept)
+        if ghost is not None and _time(ghost) < _time(plain):
+            found.append(_piece(params, members, leaves, in_gram, "ghost", ghost))
+        elif alone:
+            found.append(_piece(params, members, leaves, in_gram, "instantiate", plain))
+        else:
+            together = small.setdefault(in_gram, ([], []))
+            together[0].extend(params)
+            together[1].extend(members)
+    for in_gram, (params, members) in small.items():
+        cost = _instantiate_cost(members, leaves, params, reached, group, kept)
+        found.append(_piece(params, members, leaves, in_gram, "instantiate", cost))
+    return found
+
+
+def work(targets: Sequence[Target], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:
+    """Floating-point operations of the weight gradients of one group: under the losses that reach them, or one."""
+    return sum(
+        _product(use, group) * (1 if reached is None else sum(outputs[0][0] in nodes for nodes in reached))
+        for target in targets
+        for use, outputs in target.uses
+    )
+
+
+def _product(use: object, group: int) -> float:
+    if isinstance(use, Matrix):
+        n, t, i, o = use.sizes
+        return 2.0 * n * t * group * o if use.table else 2.0 * n * t * group * i * o
+    if isinstance(use, Isolated):
+        return 0.0  # not known
+    return 2.0 * use.site.output.numel() * group  # type: ignore[attr-defined]
+
+
+def _connected(targets: Sequence[Target], leaves: Sequence[Tensor]) -> list[tuple[list[int], list[Target]]]:
+    """Parameters that one shared tensor is made of belong together."""
+    groups: list[tuple[set[int], list[Target]]] = []
+    for target in targets:
+        params, members = set(target.params), [target]
+        apart = []
+        for other in groups:
+            if other[0] & params:
+                params |= other[0]
+                members = other[1] + members
+            else:
+                apart.append(other)
+        groups = [*apart, (params, members)]
+    return sorted(((sorted(params), members) for params, members in groups), key=lambda part: part[0])
+
+
+def _piece(
+    params: list[int], members: list[Target], leaves: Sequence[Tensor], counted: bool, choice: Choice,
+    cost: tuple[float, float],
+) -> Piece:  # fmt: skip
+    offsets, width = [], 0
+    for p in params:
+        offsets.append(width)
+        width += leaves[p].numel()
+    return Piece(params, offsets, width, members, counted, choice, *cost)
+
+
+def _time(cost: tuple[float, float]) -> float:
+    return cost[0] + FLOPS_PER_BYTE * cost[1]
+
+
+def _instantiate_cost(
+    targets: Sequence[Target], leaves: Sequence[Tensor], params: Sequence[int], reached: Sequence[set[int]], group: int, kept: bool
+) -> tuple[float, float]:
+    flops = work(targets, group, reached) + (0 if kept else work(targets, group))
+    entries = len(reached) * sum(leaves[p].numel() for p in params)
+    return flops, (3.0 if kept else 2.0) * 4 * entries
+
+
+def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: int, kept: bool) -> tuple[float, float] | None:
+    """None where products of rows do not give the Gram."""
+    uses = [(target, use) for target in targets for use, _ in target.uses]
+    matrices = [(target, use) for target, use in uses if isinstance(use, Matrix)]
+    if len(matrices) != len(uses) or any(target.moves is None for target, _ in uses):
+        return None
+    if len({(use.table, use.sizes[0], use.sizes[2], use.sizes[3], _orientation(t, use)) for t, use in matrices}) != 1:
+        return None
+    n, _, i, o = matrices[0][1].sizes
+    rows = [
+        group * sum(use.sizes[1] for t in targets for use, outputs in t.uses if outputs[0][0] in nodes)
+        for nodes in reached
+    ]
+    rows_of_all = group * sum(use.sizes[1] for _, use in matrices)
+    pairs = [rows[k] * rows[l] for k in range(len(rows)) for l in range(k, len(rows))]
+    affinity = 1 if matrices[0][1].table else 2 * i
+    flops = n * (rows_of_all**2 * affinity + 2 * o * sum(pairs)) + work(targets, group)  # the last is the update
+    moved = n * (3 * (rows_of_all**2 + sum(pairs)) + (sum(rows) + 2 * rows_of_all) * o)
+    return flops / GHOST_EFFICIENCY, 4.0 * moved
+
+
+def _orientation(target: Target, use: Matrix) -> object:
+    """Ghost products need one way of reading all the factors: as they stand in the parameter."""
+    if target.flat or target.transposed:
+        return use.out_first != target.transposed
+    return target.source  # any rearrangement keeps inner products, as long as there is one

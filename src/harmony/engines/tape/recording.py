@@ -1,0 +1,199 @@
+"""Per-sample gradients of a recorded run under K losses: their Gram blocks, and their weighted sums."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from harmony.engines.encoded import Weigh
+from harmony.engines.precision import accumulating, full_precision
+from harmony.engines.tape.fill import Filler, Storage
+from harmony.engines.tape.ghost import ghost
+from harmony.engines.tape.graph import Output
+from harmony.engines.tape.layout import Layout, Part, along
+from harmony.engines.tape.plan import Piece, Update
+from harmony.engines.tape.use import Grads
+
+
+class Recording:
+    """The output gradients of every op that uses a parameter, under each loss, and what to make of them."""
+
+    def __init__(
+        self,
+        pieces: list[Piece],
+        grads: Grads,
+        layouts: dict[Output, Layout],
+        leaves: list[Tensor],
+        size: int,
+        memory: int,
+        update: Update,
+        storage: Storage,
+        backward: Callable[[Tensor], list[Tensor]],
+    ) -> None:
+        """Hold on to what one run gave.
+
+        Args:
+            pieces: The parameters, and how the products of each are computed.
+            grads: See ``Grads``.
+            layouts: Where the samples lie in these gradients.
+            leaves: All parameters.
+            size: B.
+            memory: Bytes for per-sample gradients.
+            update: Where the update comes from.
+            storage: Memory for per-sample gradients that are used and forgotten.
+            backward: Weights (B, K) -> the update by one ordinary backward pass.
+        """
+        self.pieces = pieces
+        self.grads = grads
+        self.layouts = layouts
+        self.leaves = leaves
+        self.size = size
+        self.memory = memory
+        self.update = update
+        self.storage = storage
+        self.backward = backward
+        self.losses = len(grads)
+        self.device = leaves[0].device
+        self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
+        self._kept: list[tuple[Part, list[Tensor | None]]] = []
+
+    @torch.no_grad()
+    def gram(self, group_size: int) -> Tensor:
+        """Gram blocks (groups, K, K); per-sample gradients are kept for ``combine`` where the update wants them."""
+        whole = self.update == "kept"
+        grams = []
+        for part in self._parts(group_size):
+            filler = self._filler(self._counted(), self.grads, part)
+            for block in _blocks(part, part.groups if whole else self._groups_at_once()):
+                gram, buffers = self._block(filler, block, Storage() if whole else self.storage, keep=whole)
+                grams.append(gram)
+                if whole:
+                    self._kept.append((block, buffers))
+        return torch.cat(grams)
+
+    @torch.no_grad()
+    def fused(self, group_size: int, weigh: Weigh) -> tuple[Tensor, list[Tensor]]:
+        """Gram blocks, and the update by the weights made of them; per-sample gradients live in one block alone."""
+        keep = self.update == "kept"
+        total = self._zeros()
+        grams, rows, groups = [], [], 0
+        for part in self._parts(group_size):
+            filler = self._filler(self._counted(), self.grads, part)
+            for block in _blocks(part, self._groups_at_once()):
+                gram, buffers = self._block(filler, block, self.storage, keep=keep)
+                weights = weigh(gram, range(groups, groups + block.groups))
+                groups += block.groups
+                self._add_kept(total, buffers, weights)
+                grams.append(gram)
+                rows.append(weights.repeat_interleave(block.size, 0))
+        return torch.cat(grams), self._finish(total, torch.cat(rows), keep)
+
+    @torch.no_grad()
+    def combine(self, weights: Tensor) -> list[Tensor]:
+        """The update ``sum_bk W_bk g_b^k`` for weights (B, K): one gradient per parameter."""
+        total = self._zeros()
+        for block, buffers in self._kept:
+            self._add_kept(total, buffers, weights[block.samples][:: block.size])
+        return self._finish(total, weights, bool(self._kept))
+
+    @torch.no_grad()
+    def sums(self, group_size: int) -> list[list[Tensor]]:
+        """Gradients summed over each group: K lists of (groups, width) tensors, one for each piece of the Gram."""
+        counted = self._counted()
+        rows: list[list[list[Tensor]]] = [[] for _ in self.grads]
+        for part in self._parts(group_size):
+            filler = self._filler(counted, self.grads, part)
+            buffers = [filler.fill(piece, part, Storage()) for piece in counted]
+            for k, row in enumerate(rows):
+                row.append([buffer[k] for buffer in buffers])
+        return [[torch.cat(column) for column in zip(*row, strict=True)] for row in rows]
+
+    def _parts(self, group_size: int) -> Iterator[Part]:
+        """Parts of equal groups: the whole groups, and what is left over at the end."""
+        groups, rest = divmod(self.size, group_size)
+        if groups:
+            yield Part(0, groups, group_size)
+        if rest:
+            yield Part(groups * group_size, 1, rest)
+
+    def _groups_at_once(self) -> int:
+        """Groups whose gradients fit in the memory allowed for them."""
+        width = sum(p.width for p in self._counted() if p.choice == "instantiate")
+        return max(1, self.memory // max(1, width * self.losses * self.dtype.itemsize))
+
+    def _counted(self) -> list[Piece]:
+        return [piece for piece in self.pieces if piece.counted]
+
+    def _filler(self, pieces: Sequence[Piece], grads: Grads, part: Part) -> Filler:
+        return Filler([p for p in pieces if p.choice == "instantiate" or not p.counted], grads, self.leaves, part)
+
+    def _block(
+        self, filler: Filler, block: Part, storage: Storage, *, keep: bool
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Gram blocks of a block of groups, and the buffers (K, g, width) of the pieces that were instantiated."""
+        gram = torch.zeros(block.groups, self.losses, self.losses, dtype=self.dtype, device=self.device)
+        buffers: list[Tensor | None] = []
+        storage.reset()
+        with full_precision(self.device.type):
+            for piece in self.pieces:
+                buffer = None
+                if piece.counted and piece.choice == "ghost":
+                    gram += ghost(piece, self.grads, block, self.dtype)
+                elif piece.counted:
+                    if not keep:
+                        storage.reset()
+                    buffer = filler.fill(piece, block, storage)
+                    rows = buffer.transpose(0, 1)
+                    gram += rows @ rows.mT
+                buffers.append(buffer if keep else None)
+        return gram, buffers
+
+    def _zeros(self) -> list[Tensor]:
+        return [torch.zeros(piece.width, dtype=self.dtype, device=self.device) for piece in self.pieces]
+
+    def _add_kept(self, total: list[Tensor], buffers: Sequence[Tensor | None], weights: Tensor) -> None:
+        """Add what the per-sample gradients (K, g, width) of a block give with weights (g, K)."""
+        row = weights.to(self.dtype).mT.reshape(-1)
+        with full_precision(self.device.type):
+            for sum_, buffer in zip(total, buffers, strict=True):
+                if buffer is not None:
+                    torch.addmv(sum_, buffer.flatten(0, 1).mT, row, out=sum_)
+
+    def _finish(self, total: list[Tensor], weights: Tensor, kept: bool) -> list[Tensor]:
+        """The update by weights (B, K), of which the kept gradients have given their part."""
+        if self.update == "backward":
+            return self.backward(weights)
+        missing = [n for n, p in enumerate(self.pieces) if not (kept and p.counted and p.choice == "instantiate")]
+        mixed = self._mixed([self.pieces[n] for n in missing], weights)
+        whole = Part(0, 1, self.size)
+        filler = Filler([self.pieces[n] for n in missing], [mixed], self.leaves, whole)
+        with full_precision(self.device.type):
+            for n in missing:
+                total[n] += filler.fill(self.pieces[n], whole, Storage())[0, 0]
+        grads: dict[int, Tensor] = {}
+        for piece, flat in zip(self.pieces, total, strict=True):
+            for p, offset in zip(piece.params, piece.offsets, strict=True):
+                leaf = self.leaves[p]
+                grads[p] = flat[offset : offset + leaf.numel()].view(leaf.shape).to(leaf.dtype)
+        return [grads[p] if p in grads else torch.zeros_like(leaf) for p, leaf in enumerate(self.leaves)]
+
+    def _mixed(self, pieces: Sequence[Piece], weights: Tensor) -> dict[Output, Tensor]:
+        """``sum_k W_bk dL_k/d(output)`` of every output that some pieces need, for weights (B, K)."""
+        outputs = {o for piece in pieces for target in piece.targets for _, outputs in target.uses for o in outputs}
+        mixed: dict[Output, Tensor] = {}
+        for output in outputs:
+            for loss, column in zip(self.grads, weights.unbind(1), strict=True):
+                if output in loss:
+                    grad = accumulating(loss[output])
+                    spread = along(column.to(grad.dtype), self.layouts[output], grad.ndim)
+                    if output in mixed:
+                        mixed[output].addcmul_(grad, spread)
+                    else:
+                        mixed[output] = grad * spread
+        return mixed
+
+
+def _blocks(part: Part, at_once: int) -> Iterator[Part]:
+    """Consecutive blocks of a part, of at most ``at_once`` groups."""
+    for first in range(0, part.groups, at_once):
+        yield Part(part.start + first * part.size, min(at_once, part.groups - first), part.size)

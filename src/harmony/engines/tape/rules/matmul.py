@@ -1,0 +1,98 @@
+"""Linear maps: mm, addmm, bmm, baddbmm, mv. A linear layer is an ``addmm`` or ``mm`` on flattened rows."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from harmony.engines.tape.layout import Layout, Part, grouped
+from harmony.engines.tape.use import Matrix, Reduced, Site
+
+
+def product(site: Site, left: Tensor | None, right: Tensor | None, slot: int, alpha: float) -> Matrix | None:
+    """``out = alpha * left @ right``, with or without a leading axis of products side by side.
+
+    Args:
+        site: Where.
+        left: (n, rows, i) or (rows, i).
+        right: (n, i, o) or (i, o).
+        slot: 0 where the left is the shared one, 1 where the right is.
+        alpha: Scale of the product.
+    """
+    batched = len(site.output) - 2  # 1 for bmm, 0 for mm
+    axis, known = (batched, left) if slot == 1 else (batched + 1, right)
+    if site.layout.axis != axis or known is None:
+        return None
+    n = site.output[0] if batched else 1
+    features = known.shape[-1] if slot == 1 else known.shape[-2]
+    outputs = site.output[-1] if slot == 1 else site.output[-2]
+
+    def rows(x: Tensor, part: Part) -> Tensor:
+        """(g, n, t, features)."""
+        x = grouped(x, site.layout, part)  # (g, size, [n,] t, f), or (g, size, [n,] f, t) where the left is shared
+        if slot == 0:
+            x = x.mT
+        if not batched:
+            return x.flatten(1, 2).unsqueeze(1)
+        return x.movedim(2, 1).flatten(2, 3)
+
+    conjugate = known.conj() if known.is_complex() else known
+    scaled: Callable[[Tensor, Part], Tensor] = rows if alpha == 1 else lambda g, part: rows(g, part) * alpha
+    return Matrix(
+        site, lambda part: rows(conjugate, part), scaled, (n, site.layout.rows, features, outputs),
+        out_first=slot == 0, views=alpha == 1,
+    )  # fmt: skip
+
+
+def mm(site: Site) -> Matrix | None:
+    """``self @ mat2``."""
+    return product(site, _saved(site.node, "self"), _saved(site.node, "mat2"), site.slot, 1.0)
+
+
+def addmm(site: Site) -> Matrix | Reduced | None:
+    """``beta * self + alpha * mat1 @ mat2``."""
+    return _added(site, "mat1", "mat2")
+
+
+def baddbmm(site: Site) -> Matrix | Reduced | None:
+    """``beta * self + alpha * batch1 @ batch2``."""
+    return _added(site, "batch1", "batch2")
+
+
+def mv(site: Site) -> Matrix | None:
+    """``self @ vec`` with rows of samples and a shared vector: a linear map to one feature."""
+    matrix = _saved(site.node, "self")
+    if site.slot != 1 or matrix is None or site.layout.axis != 0:
+        return None
+    layout = Layout(0, site.layout.outer, site.layout.inner)
+
+    def rows(x: Tensor, part: Part) -> Tensor:
+        return grouped(x, layout, part).flatten(1, 2).unsqueeze(1)
+
+    conjugate = matrix.conj() if matrix.is_complex() else matrix
+    return Matrix(
+        site, lambda part: rows(conjugate, part), lambda g, part: rows(g.unsqueeze(-1), part),
+        (1, layout.rows, matrix.shape[1], 1), out_first=False, views=True,
+    )  # fmt: skip
+
+
+def _added(site: Site, left: str, right: str) -> Matrix | Reduced | None:
+    node = site.node
+    if site.slot == 0:
+        return Reduced(site, scale=node._saved_beta)  # type: ignore[attr-defined]
+    alpha = node._saved_alpha  # type: ignore[attr-defined]
+    return product(site, _saved(node, left), _saved(node, right), site.slot - 1, alpha)
+
+
+def _saved(node: Node, name: str) -> Tensor | None:
+    tensor: Tensor | None = getattr(node, f"_saved_{name}")
+    return tensor
+
+
+RULES = {
+    "MmBackward0": mm,
+    "AddmmBackward0": addmm,
+    "BmmBackward0": mm,
+    "BaddbmmBackward0": baddbmm,
+    "MvBackward0": mv,
+}

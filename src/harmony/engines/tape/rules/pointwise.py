@@ -1,0 +1,90 @@
+"""Elementwise ops that broadcast a shared tensor, and ops that copy it to every sample."""
+
+import torch
+from torch import Tensor
+
+from harmony.engines.precision import accumulating
+from harmony.engines.tape.layout import Part
+from harmony.engines.tape.use import Reduced, Site
+
+
+def add(site: Site) -> Reduced:
+    """``self + alpha * other``."""
+    return Reduced(site, scale=site.node._saved_alpha if site.slot == 1 else 1.0)  # type: ignore[attr-defined]
+
+
+def sub(site: Site) -> Reduced:
+    """``self - alpha * other``."""
+    return Reduced(site, scale=-site.node._saved_alpha if site.slot == 1 else 1.0)  # type: ignore[attr-defined]
+
+
+def mul(site: Site) -> Reduced | None:
+    """``self * other``."""
+    partner = site.node._saved_other if site.slot == 0 else site.node._saved_self  # type: ignore[attr-defined]
+    return _times(site, partner)
+
+
+def div(site: Site) -> Reduced | None:
+    """``self / other``."""
+    x, other = site.node._saved_self, site.node._saved_other  # type: ignore[attr-defined]
+    if not isinstance(other, Tensor):
+        return None
+    if site.slot == 0:
+        return Reduced(site, lambda part: 1 / _partner(site, other, part))
+    return Reduced(site, lambda part: -_partner(site, x, part) / _partner(site, other, part) ** 2)
+
+
+def where(site: Site) -> Reduced:
+    """``where(condition, self, other)``."""
+    condition = site.node._saved_condition  # type: ignore[attr-defined]
+    chosen = condition if site.slot == 0 else ~condition
+    return Reduced(site, lambda part: site.grouped(chosen, part))
+
+
+def prelu(site: Site) -> Reduced | None:
+    """``where(self > 0, self, weight * self)``."""
+    if site.slot != 1:
+        return None
+    x = site.node._saved_self  # type: ignore[attr-defined]
+    return Reduced(site, lambda part: accumulating(site.grouped(x, part)).clamp(max=0))
+
+
+def expand(site: Site) -> Reduced:
+    """Copies by broadcasting."""
+    return Reduced(site)
+
+
+def repeat(site: Site) -> Reduced:
+    """Copies side by side, along any axes."""
+    return Reduced(site, total=_sum_tiles)
+
+
+def _sum_tiles(x: Tensor, shape: torch.Size) -> Tensor:
+    """Sum (g, size, *tiles) over the group and the tiles: (g, *shape)."""
+    x = x.flatten(1, x.ndim - 1 - len(shape))
+    tiles = [n for have, want in zip(x.shape[2:], shape, strict=True) for n in (have // want, want)]
+    over = [1, *range(2, 2 + len(tiles), 2)]
+    return x.reshape(*x.shape[:2], *tiles).sum(over)
+
+
+def _times(site: Site, partner: Tensor | None) -> Reduced | None:
+    if not isinstance(partner, Tensor):
+        return None
+    return Reduced(site, lambda part: _partner(site, partner, part))
+
+
+def _partner(site: Site, partner: Tensor, part: Part) -> Tensor:
+    partner = site.grouped(partner, part)
+    return partner.conj() if partner.is_complex() else partner
+
+
+RULES = {
+    "AddBackward0": add,
+    "SubBackward0": sub,
+    "MulBackward0": mul,
+    "DivBackward0": div,
+    "WhereBackward0": where,
+    "PreluKernelBackward0": prelu,
+    "ExpandBackward0": expand,
+    "RepeatBackward0": repeat,
+}

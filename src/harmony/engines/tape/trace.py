@@ -1,0 +1,175 @@
+"""Run the encoder once on the whole batch, and find in its autograd graph all that per-sample gradients need."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from harmony.engines.encoded import Cotangent, PerSample, Trace, mix
+from harmony.engines.random import replay, snapshot
+from harmony.engines.tape.fill import Storage
+from harmony.engines.tape.graph import Graph, Output, walk
+from harmony.engines.tape.plan import Piece, Update, pieces, work
+from harmony.engines.tape.probe import Anatomy, anatomy
+from harmony.engines.tape.recording import Recording
+from harmony.engines.tape.target import Target, find_targets
+from harmony.engines.tape.use import Isolated
+from harmony.engines.trace import Inputs, detached, pull_batch, run_batch
+
+
+class Settings(Protocol):
+    """The options that the tape looks at."""
+
+    @property
+    def update(self) -> str:
+        """Where the update comes from."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes for per-sample gradients."""
+
+    @property
+    def group_size(self) -> int:
+        """Samples in a group."""
+
+
+class Run(NamedTuple):
+    """A run on the tape: the graph, where the samples lie in it, and the shared tensors it uses."""
+
+    params: list[Tensor]
+    leaves: list[Any]
+    spec: Any
+    tracked: list[bool]
+    graph: Graph
+    anatomy: Anatomy
+    targets: list[Target]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The embedding leaves that depend on the parameters, with their graph."""
+        return [leaf for leaf, t in zip(self.leaves, self.tracked, strict=True) if t]
+
+
+def record(inputs: Inputs) -> Run:
+    """Encode with ordinary autograd and read the graph.
+
+    Raises:
+        MixedSamplesError: The encoder mixes samples.
+        UnsupportedError: It cannot be recorded.
+    """
+    params = [p.detach().requires_grad_() for p in inputs.params]
+    state = snapshot(params)
+    leaves, spec, tracked = run_batch(inputs, params)
+    graph = walk([leaf for leaf, t in zip(leaves, tracked, strict=True) if t])
+
+    def encode_copies(n: int) -> list[Tensor]:
+        copies = [leaf[[0] * n] if m else leaf for leaf, m in zip(inputs.batch, inputs.mapped, strict=True)]
+        with replay(state):
+            found, _, flags = run_batch(inputs._replace(batch=copies), params)
+        return [leaf for leaf, t in zip(found, flags, strict=True) if t]
+
+    names = dict(zip(params, inputs.names, strict=True))
+    found = anatomy(graph, inputs.size, encode_copies, names)
+    targets = _in_one_task(lambda: find_targets(graph, found, params, [True] * len(params)))
+    return Run(params, leaves, spec, tracked, graph, found, targets)
+
+
+def trace_tape(inputs: Inputs, options: Settings, storage: Storage) -> Trace:
+    """Run the encoder on the tape; runs that follow one another may share their working storage."""
+    run = record(inputs)
+    _warn_of_isolated(run, inputs.names)
+
+    def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
+        update, chosen = plan(run, inputs, options, reached_by(run, cotangents), fused)
+        grads = _output_gradients(run, chosen, cotangents)
+        return Recording(
+            chosen, grads, run.anatomy.layouts, run.params, inputs.size, options.memory, update, storage,
+            backward=lambda weights: pull(mix(cotangents, weights)),
+        )  # fmt: skip
+
+    def pull(cotangent: Cotangent) -> list[Tensor]:
+        return pull_batch(run.outputs, run.params, cotangent)
+
+    return Trace(detached(run.leaves), run.spec, run.tracked, pull, per_sample)
+
+
+def reached_by(run: Run, cotangents: Sequence[Cotangent]) -> list[set[int]]:
+    """For each loss, the nodes that its cotangents reach."""
+    nodes = {node: i for i, node in enumerate(run.graph.nodes)}
+    found = []
+    for cotangent in cotangents:
+        roots = [nodes[o.grad_fn] for o, c in zip(run.outputs, cotangent, strict=True) if c is not None and o.grad_fn]
+        stack, seen = list(roots), set(roots)
+        while stack:
+            for source in run.graph.inputs[stack.pop()]:
+                if source is not None and source[0] not in seen:
+                    seen.add(source[0])
+                    stack.append(source[0])
+        found.append(seen)
+    return found
+
+
+def plan(
+    run: Run, inputs: Inputs, options: Settings, reached: list[set[int]], fused: bool
+) -> tuple[Update, list[Piece]]:
+    """Where the update comes from, and what is computed for each parameter."""
+    group = min(options.group_size, inputs.size)
+    groups = -(-inputs.size // group)
+    counted = [t for t in run.targets if any(inputs.selected[p] for p in t.params)]
+    update = options.update
+    if update == "auto":
+        entries = len(reached) * sum(p.numel() for p, s in zip(run.params, inputs.selected, strict=True) if s)
+        at_least = 1 if fused else groups
+        fits = at_least * entries * 4 <= options.memory
+        # Where the Gram is taken over few parameters, the passes of the losses may stop early.
+        partial = work(counted) < 0.5 * work(run.targets)
+        update = "backward" if partial else "kept" if fits else "tape"
+    targets = counted if update == "backward" else run.targets
+    return update, pieces(targets, run.params, inputs.selected, reached, group, update == "kept")  # type: ignore[return-value]
+
+
+def _output_gradients(
+    run: Run, chosen: list[Piece], cotangents: Sequence[Cotangent]
+) -> list[dict[Output, Tensor]]:
+    """One activation-only backward pass for each loss, through what it reaches."""
+    wanted = sorted({o for piece in chosen for t in piece.targets for _, outputs in t.uses for o in outputs})
+    edges = [run.graph.edge(o) for o in wanted]
+    found = []
+    for cotangent in cotangents:
+        reached = [(o, c.to(o.dtype)) for o, c in zip(run.outputs, cotangent, strict=True) if c is not None]
+        if not reached or not edges:
+            found.append({})
+            continue
+        grads = torch.autograd.grad(
+            [o for o, _ in reached], edges, [c for _, c in reached], retain_graph=True, allow_unused=True
+        )
+        found.append({o: g for o, g in zip(wanted, grads, strict=True) if g is not None})
+    return found
+
+
+def _in_one_task(read: Callable[[], Any]) -> Any:
+    """Call a function inside a backward pass of nothing.
+
+    Activation checkpointing computes a saved tensor again when it is read: once for all of them within one backward
+    pass, once for each outside of any.
+    """
+    found: list[Any] = []
+    with torch.enable_grad():
+        start = torch.zeros((), requires_grad=True)
+        end = start.clone()
+    end.register_hook(lambda grad: found.append(read()))
+    torch.autograd.grad(end, start)
+    return found[0]
+
+
+def _warn_of_isolated(run: Run, names: list[str]) -> None:
+    for target in run.targets:
+        for use, _ in target.uses:
+            if isinstance(use, Isolated):
+                warnings.warn(
+                    f"{use.site.node.name()}, which uses parameter {names[target.params[0]]!r}, has no closed form for "
+                    "gradients of single samples: its own backward is run once for each of them, in a Python loop.",
+                    stacklevel=7,
+                )

@@ -1,0 +1,185 @@
+"""How an op uses a shared tensor, and the gradient that each group of samples sends to it.
+
+Shapes: ``g`` groups, ``n`` matrix products side by side (1, or the groups of a convolution), ``t`` rows of one group of
+samples (tokens, pixels), ``i`` input features, ``o`` output features.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from harmony.engines.precision import accumulating
+from harmony.engines.tape.graph import Output
+from harmony.engines.tape.layout import Layout, Part, grouped
+
+
+Grads = list[dict[Output, Tensor]]
+"""For each loss, the gradients of the outputs it reaches."""
+
+Gradients = Sequence[Any]
+"""Gradients of the outputs of an op that pass any on, over the whole batch; None where a loss sends nothing."""
+
+
+class Site(NamedTuple):
+    """One input of one op, fed by a shared tensor.
+
+    Attributes:
+        node: The op.
+        slot: Which of its differentiable inputs.
+        layout: Where the samples lie in its (first) output.
+        output: Shape of that output.
+        shape: Shape of the shared tensor.
+    """
+
+    node: Node
+    slot: int
+    layout: Layout
+    output: torch.Size
+    shape: torch.Size
+
+    def grouped(self, x: Tensor, part: Part) -> Tensor:
+        """Groups first, of a tensor that broadcasts against the output: (g, size, *one sample)."""
+        if x.shape != self.output:
+            x = x.expand(self.output)
+        return grouped(x, self.layout, part)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A sum over rows of outer products, ``sum_t left_t right_t^T``: linear maps, convolutions, tables.
+
+    Attributes:
+        site: Where.
+        left: Part -> factor that all losses share, (g, n, t, i); for a table the indices, (g, n, t).
+        right: Gradient of the output, part -> factor of one loss, (g, n, t, o).
+        sizes: n, t for groups of one sample, i, o.
+        out_first: Whether the shared tensor is stored (n, o, i) rather than (n, i, o).
+        table: Whether ``left`` gives indices of rows in place of features.
+        views: Whether the factors are views of what was saved, which cost nothing.
+    """
+
+    site: Site
+    left: Callable[[Part], Tensor]
+    right: Callable[[Tensor, Part], Tensor]
+    sizes: tuple[int, int, int, int]
+    out_first: bool
+    table: bool = False
+    views: bool = False
+
+    def prepare(self, part: Part) -> Tensor:
+        """What all losses share: the left factor."""
+        return self.left(part) if self.table else accumulating(self.left(part))
+
+    def gradient(self, left: Tensor, grads: Gradients, part: Part) -> Tensor:
+        """Gradients (g, *shape) of the shared tensor, given what was prepared."""
+        right = accumulating(self.right(grads[0], part))
+        _, _, i, o = self.sizes
+        if self.table:
+            rows = left.reshape(part.groups, -1) + i * torch.arange(part.groups, device=left.device)[:, None]
+            total = right.new_zeros(part.groups * i, o).index_add_(0, rows.flatten(), right.reshape(-1, o))
+        else:
+            total = right.mT @ left if self.out_first else left.mT @ right
+        return total.reshape(part.groups, *self.site.shape)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """An elementwise use that broadcasts: the gradient is summed over what the shared tensor was spread over.
+
+    Attributes:
+        site: Where.
+        factor: Part -> what the gradient of the output is multiplied by, (g, size, *one sample); None for one.
+        scale: A number to multiply with.
+        spread: Shape by which the shared tensor broadcasts, where it is not its own.
+        total: Sums (g, size, *one sample) to (g, *spread).
+    """
+
+    site: Site
+    factor: Callable[[Part], Tensor] | None = None
+    scale: float = 1.0
+    spread: torch.Size | None = None
+    total: Callable[[Tensor, torch.Size], Tensor] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the gradient is nothing but a sum."""
+        return self.factor is None and self.scale == 1 and self.total is None and self.spread is None
+
+    def prepare(self, part: Part) -> Tensor | None:
+        """What all losses share: the factor."""
+        return None if self.factor is None else accumulating(self.factor(part))
+
+    def gradient(self, factor: Tensor | None, grads: Gradients, part: Part) -> Tensor:
+        """Gradients (g, *shape) of the shared tensor, given what was prepared."""
+        x = accumulating(self.site.grouped(grads[0], part))
+        x = x if factor is None else x * factor
+        x = (self.total or sum_to)(x, self.site.shape if self.spread is None else self.spread)
+        return (x if self.scale == 1 else x * self.scale).reshape(part.groups, *self.site.shape)
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """Any op: its own backward, once for each group, with the other samples' gradients set to zero. Exact, and slow.
+
+    Attributes:
+        site: Where.
+        layouts: Where the samples lie in each output of the op that passes gradients on.
+        numbers: The numbers of these outputs.
+        source: The shared tensor.
+    """
+
+    site: Site
+    layouts: list[Layout]
+    numbers: list[int]
+    source: GradientEdge
+
+    def prepare(self, part: Part) -> None:
+        """Nothing is shared."""
+
+    def gradient(self, _: None, grads: Gradients, part: Part) -> Tensor:
+        """Gradients (g, *shape) of the shared tensor."""
+        reached = [
+            (GradientEdge(self.site.node, number), layout, grad)
+            for number, layout, grad in zip(self.numbers, self.layouts, grads, strict=True)
+            if grad is not None
+        ]
+        rows = []
+        for group in range(part.groups):
+            start = part.start + group * part.size
+            masked = [_only(grad, layout, slice(start, start + part.size)) for _, layout, grad in reached]
+            (row,) = torch.autograd.grad(
+                [edge for edge, _, _ in reached], [self.source], masked, retain_graph=True, materialize_grads=False
+            )
+            rows.append(accumulating(row))
+        return torch.stack(rows)
+
+
+Use = Matrix | Reduced | Isolated
+"""All have ``prepare(part)``, for what the losses share, and ``gradient(prepared, grads, part)``, for each of them."""
+
+
+def sum_to(x: Tensor, shape: torch.Size) -> Tensor:
+    """Sum (g, size, *broadcast shape) over the group and all that was broadcast: (g, *shape)."""
+    missing = x.ndim - 2 - len(shape)
+    ones = next((axis for axis, n in enumerate(shape) if n != 1), len(shape))
+    x = x.flatten(1, 1 + missing + ones)
+    kept = x.shape[2:]
+    rows = x.reshape(*x.shape[:2], -1)
+    # A product with ones sums rows several times faster than `sum` does.
+    x = (rows.new_ones(len(rows), 1, rows.shape[1]) @ rows).view(len(x), *kept)
+    spread = [axis + 1 for axis, (have, want) in enumerate(zip(kept, shape[ones:], strict=True)) if have != want]
+    return (x.sum(spread, keepdim=True) if spread else x).reshape(len(x), *shape)
+
+
+def _only(grad: Tensor, layout: Layout, samples: slice) -> Tensor:
+    """The gradient of some samples, zero elsewhere."""
+    axis, outer, inner = layout
+    split = (outer, grad.shape[axis] // (outer * inner), inner)
+    masked = torch.zeros_like(grad)
+    index = (*[slice(None)] * (axis + 1), samples)
+    masked.unflatten(axis, split)[index] = grad.unflatten(axis, split)[index]
+    return masked

@@ -2,6 +2,7 @@
 
 from harmony import curriculum, losses, realign, schedule, stats
 from harmony.cosines import agreement, cosine, defined
+from harmony.diagnostics import Check, Plan, check, plan
 from harmony.gram import Aux, gram_vjp
 from harmony.step import Info, backward, harmonized_grad
 from harmony.transform import Transform, chain, samplewise
@@ -10,17 +11,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Aux",
+    "Check",
     "Info",
+    "Plan",
     "Transform",
     "agreement",
     "backward",
     "chain",
+    "check",
     "cosine",
     "curriculum",
     "defined",
     "gram_vjp",
     "harmonized_grad",
     "losses",
+    "plan",
     "realign",
     "samplewise",
     "schedule",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from harmony.engines.encoded import Cotangent, Encoded
+from harmony.engines.encoded import Cotangent, Encoded, Trace
 
 ROWS_AT_ONCE = 64  # rows of the Jacobian of the loss terms held at a time where no chunk size bounds them
 
@@ -37,7 +37,9 @@ class LossStage(NamedTuple):
         return len(next(iter(self.terms.values())))
 
 
-def evaluate(losses: Callable[..., Mapping[str, Tensor]], loss_params: Any, encoded: Encoded, size: int) -> LossStage:
+def evaluate(
+    losses: Callable[..., Mapping[str, Tensor]], loss_params: Any, encoded: Encoded | Trace, size: int
+) -> LossStage:
     """Run the losses stage once on the encoded batch."""
     leaves = [
         leaf.detach().requires_grad_() if t else leaf for leaf, t in zip(encoded.leaves, encoded.tracked, strict=True)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from harmony.cosines import agreement, defined
 from harmony import cotangents
+from harmony.cosines import agreement, defined
 from harmony.engines.chunks import Options
 from harmony.gram import check_options, flatten, gram_vjp, loss_gradient, observed, run, spread
 from harmony.transform import Member, State, Transform, chain
@@ -231,6 +231,7 @@ def _fused(
     encoded, stage = run(inputs, losses, loss_params, options, per_sample=True)
     values, aux = observed(stage)
     rows: list[Tensor] = []
+    after = state
 
     def weigh(gram: Tensor, groups: range) -> Tensor:
         nonlocal after
@@ -239,7 +240,6 @@ def _fused(
         rows.append(weights)
         return weights
 
-    after = state
     gram, grads = encoded.fused(cotangents.activation(stage), weigh)
     weights = torch.cat(rows)
     if loss_params is not None:

@@ -83,7 +83,9 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         return torch.cat(grams), lambda weights: pull(mix(cotangents, weights))
 
     def fused(cotangents: Sequence[Cotangent], weigh: Weigh) -> tuple[Tensor, Any]:
-        grams, total, groups = [], [], 0
+        grams: list[Tensor] = []
+        total: list[list[Tensor]] = []
+        groups = 0
         for block in blocks:
             shifted = functools.partial(_shifted, weigh, groups)
             if len(block) == 1:

@@ -10,7 +10,7 @@ from harmony.engines.precision import inner_products
 
 
 class Materialised:
-    """Gradients of n samples under K losses: K lists of leaves (n, *shape), of the parameters the Gram is taken over."""
+    """Gradients of n samples under K losses: K lists of leaves (n, *shape), one for each parameter in the Gram."""
 
     def __init__(
         self,

@@ -14,6 +14,11 @@ class RandomState(NamedTuple):
     cpu: Tensor
     cuda: dict[int, Tensor]
 
+    def equal(self, other: "RandomState") -> bool:
+        """Whether nothing was drawn between the two."""
+        pairs = [(self.cpu, other.cpu), *((state, other.cuda[d]) for d, state in self.cuda.items())]
+        return all(torch.equal(a, b) for a, b in pairs)
+
 
 def snapshot(tensors: Iterable[Tensor]) -> RandomState:
     """Read the random state of the CPU and of the CUDA devices that hold the given tensors."""

@@ -155,7 +155,7 @@ def trace_loop(inputs: Inputs) -> Trace:
 def _from_rows(
     leaves: list[Any], spec: Any, tracked: list[bool], rows: Callable[[Cotangent], list[Tensor]], selected: list[bool]
 ) -> Trace:
-    """A trace out of a function that gives gradients (n, *shape) for selected parameters and (*shape) for the others."""
+    """A trace out of a function that gives gradients (n, *shape) of selected parameters, (*shape) of the others."""
 
     def pull(cotangent: Cotangent) -> list[Tensor]:
         return [g.sum(0) if s else g for g, s in zip(rows(cotangent), selected, strict=True)]

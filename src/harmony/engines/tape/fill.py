@@ -104,8 +104,8 @@ class Filler:
                     for p, grad in zip(target.params, target.pull(total, self.leaves), strict=True):
                         _put(places[p, k], grad.flatten(1) if grad.ndim > 1 else grad[:, None], (p, k) in empty)
                         empty.discard((p, k))
-        for place in empty:
-            places[place].zero_()
+        for unreached in empty:
+            places[unreached].zero_()
         return buffer
 
     def _sums(self, target: Target, block: Part) -> list[Tensor | None]:

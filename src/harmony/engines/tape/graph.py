@@ -1,4 +1,4 @@
-"""The autograd graph behind a run of the encoder, as plain lists: nodes, edges, shapes, and a signature to compare runs."""
+"""The autograd graph behind a run of the encoder, as plain lists, and a signature to compare runs by."""
 
 import functools
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ def _shapes(node: Node) -> list[torch.Size]:
     variable = getattr(node, "variable", None)  # leaves carry the tensor itself
     if variable is not None:
         return [variable.shape]
-    return [torch.Size(meta.shape) for meta in node._input_metadata]  # type: ignore[attr-defined]
+    return [torch.Size(meta.shape) for meta in node._input_metadata]
 
 
 @functools.cache

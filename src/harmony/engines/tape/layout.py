@@ -1,12 +1,13 @@
 """Where the samples lie in a tensor, and how to bring them to the front, in groups."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 
 class Layout(NamedTuple):
-    """Samples along one axis, as in einops: ``(outer b inner)``; each of the two is 1 where there is nothing to merge."""
+    """Samples along one axis, in einops' words ``(outer b inner)``; 1 where nothing is merged on that side."""
 
     axis: int
     outer: int
@@ -38,8 +39,13 @@ def grouped(x: Tensor, layout: Layout, part: Part) -> Tensor:
     merged axes.
     """
     axis, outer, inner = layout
-    x = x.unflatten(axis, (outer, x.shape[axis] // (outer * inner), inner)).movedim(axis + 1, 0)
-    return x[part.samples].flatten(axis + 1, axis + 2).unflatten(0, (part.groups, part.size))
+    x = split(x, axis, (outer, x.shape[axis] // (outer * inner), inner)).movedim(axis + 1, 0)
+    return split(x[part.samples].flatten(axis + 1, axis + 2), 0, (part.groups, part.size))
+
+
+def split(x: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
+    """Cut one axis into several: a typed ``unflatten``."""
+    return x.view(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
 
 
 def along(values: Tensor, layout: Layout, ndim: int) -> Tensor:

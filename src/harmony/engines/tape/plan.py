@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from harmony.engines.tape.target import Target
-from harmony.engines.tape.use import Isolated, Matrix
+from harmony.engines.tape.use import Isolated, Matrix, Reduced, Use
 
 Choice = Literal["instantiate", "ghost"]
 Update = Literal["kept", "tape", "backward"]
@@ -28,7 +28,7 @@ class Piece(NamedTuple):
         targets: The shared tensors made of them.
         counted: Whether the Gram is taken over them; the others are in the update alone.
         choice: Whether their per-sample gradients are computed, or only their products.
-        flops: Estimate for the Gram, for one group and all losses.
+        flops: For each parameter an estimate for the Gram, for one group and all losses.
         bytes: Memory moved, likewise.
     """
 
@@ -38,9 +38,12 @@ class Piece(NamedTuple):
     targets: list[Target]
     counted: bool
     choice: Choice
-    flops: float
-    bytes: float
+    flops: list[float]
+    bytes: list[float]
 
+
+Cost = tuple[float, float]
+"""Floating-point operations, bytes."""
 
 SMALL = 1 << 14  # parameters with fewer entries share one buffer: a product for each would be all overhead
 
@@ -60,7 +63,7 @@ def pieces(
         kept: Whether per-sample gradients, once computed, also give the update.
     """
     parts = _connected(targets, leaves)
-    small: dict[bool, tuple[list[int], list[Target]]] = {}
+    small: dict[bool, list[tuple[list[int], list[Target], Cost]]] = {}
     found = []
     for params, members in parts:
         in_gram = counted[params[0]]
@@ -68,17 +71,12 @@ def pieces(
         ghost = _ghost_cost(members, reached, group, kept) if in_gram else None
         plain = _instantiate_cost(members, leaves, params, reached, group, kept)
         if ghost is not None and _time(ghost) < _time(plain):
-            found.append(_piece(params, members, leaves, in_gram, "ghost", ghost))
+            found.append(_piece([(params, members, ghost)], leaves, in_gram, "ghost"))
         elif alone:
-            found.append(_piece(params, members, leaves, in_gram, "instantiate", plain))
+            found.append(_piece([(params, members, plain)], leaves, in_gram, "instantiate"))
         else:
-            together = small.setdefault(in_gram, ([], []))
-            together[0].extend(params)
-            together[1].extend(members)
-    for in_gram, (params, members) in small.items():
-        cost = _instantiate_cost(members, leaves, params, reached, group, kept)
-        found.append(_piece(params, members, leaves, in_gram, "instantiate", cost))
-    return found
+            small.setdefault(in_gram, []).append((params, members, plain))
+    return found + [_piece(together, leaves, in_gram, "instantiate") for in_gram, together in small.items()]
 
 
 def work(targets: Sequence[Target], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:
@@ -90,13 +88,15 @@ def work(targets: Sequence[Target], group: int = 1, reached: Sequence[set[int]] 
     )
 
 
-def _product(use: object, group: int) -> float:
+def _product(use: Use, group: int) -> float:
     if isinstance(use, Matrix):
         n, t, i, o = use.sizes
         return 2.0 * n * t * group * o if use.table else 2.0 * n * t * group * i * o
     if isinstance(use, Isolated):
         return 0.0  # not known
-    return 2.0 * use.site.output.numel() * group  # type: ignore[attr-defined]
+    assert isinstance(use, Reduced)
+    axis = use.site.layout.axis
+    return 2.0 * use.site.output.numel() / use.site.output[axis] * use.site.layout.rows * group
 
 
 def _connected(targets: Sequence[Target], leaves: Sequence[Tensor]) -> list[tuple[list[int], list[Target]]]:
@@ -116,39 +116,49 @@ def _connected(targets: Sequence[Target], leaves: Sequence[Tensor]) -> list[tupl
 
 
 def _piece(
-    params: list[int], members: list[Target], leaves: Sequence[Tensor], counted: bool, choice: Choice,
-    cost: tuple[float, float],
-) -> Piece:  # fmt: skip
-    offsets, width = [], 0
-    for p in params:
-        offsets.append(width)
-        width += leaves[p].numel()
-    return Piece(params, offsets, width, members, counted, choice, *cost)
+    parts: Sequence[tuple[list[int], list[Target], Cost]], leaves: Sequence[Tensor], counted: bool, choice: Choice
+) -> Piece:
+    params, offsets, targets, width = [], [], [], 0
+    flops, moved = [], []
+    for numbers, members, cost in parts:
+        targets += members
+        for p in numbers:
+            params.append(p)
+            offsets.append(width)
+            width += leaves[p].numel()
+            flops.append(cost[0] / len(numbers))
+            moved.append(cost[1] / len(numbers))
+    return Piece(params, offsets, width, targets, counted, choice, flops, moved)
 
 
-def _time(cost: tuple[float, float]) -> float:
+def _time(cost: Cost) -> float:
     return cost[0] + FLOPS_PER_BYTE * cost[1]
 
 
 def _instantiate_cost(
-    targets: Sequence[Target], leaves: Sequence[Tensor], params: Sequence[int], reached: Sequence[set[int]], group: int, kept: bool
-) -> tuple[float, float]:
+    targets: Sequence[Target],
+    leaves: Sequence[Tensor],
+    params: Sequence[int],
+    reached: Sequence[set[int]],
+    group: int,
+    kept: bool,
+) -> Cost:
     flops = work(targets, group, reached) + (0 if kept else work(targets, group))
     entries = len(reached) * sum(leaves[p].numel() for p in params)
     return flops, (3.0 if kept else 2.0) * 4 * entries
 
 
-def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: int, kept: bool) -> tuple[float, float] | None:
+def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: int, kept: bool) -> Cost | None:
     """None where products of rows do not give the Gram."""
     uses = [(target, use) for target in targets for use, _ in target.uses]
     matrices = [(target, use) for target, use in uses if isinstance(use, Matrix)]
     if len(matrices) != len(uses) or any(target.moves is None for target, _ in uses):
         return None
-    if len({(use.table, use.sizes[0], use.sizes[2], use.sizes[3], _orientation(t, use)) for t, use in matrices}) != 1:
+    if len({(use.table, use.sizes[0], use.sizes[2:], _orientation(target, use)) for target, use in matrices}) != 1:
         return None
     n, _, i, o = matrices[0][1].sizes
     rows = [
-        group * sum(use.sizes[1] for t in targets for use, outputs in t.uses if outputs[0][0] in nodes)
+        group * sum(u.sizes[1] for t in targets for u, o in t.uses if isinstance(u, Matrix) and o[0][0] in nodes)
         for nodes in reached
     ]
     rows_of_all = group * sum(use.sizes[1] for _, use in matrices)

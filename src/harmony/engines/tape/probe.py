@@ -69,7 +69,9 @@ def anatomy(graph: Graph, size: int, encode_copies: Callable[[int], list[Tensor]
     return found
 
 
-def _examine(graph: Graph, size: int, encode_copies: Callable[[int], list[Tensor]], names: dict[Tensor, str]) -> Anatomy:
+def _examine(
+    graph: Graph, size: int, encode_copies: Callable[[int], list[Tensor]], names: dict[Tensor, str]
+) -> Anatomy:
     copies = 2 if size != 2 else 3
     leaves = encode_copies(copies)
     small = walk(leaves)
@@ -81,33 +83,68 @@ def _examine(graph: Graph, size: int, encode_copies: Callable[[int], list[Tensor
     shared = [a == b for a, b in zip(graph.shapes, small.shapes, strict=True)]
     for node, inputs in enumerate(graph.inputs):
         if shared[node] and any(source is not None and not shared[source[0]] for source in inputs):
+            op, parameter = graph.names[node], parameter_behind(graph, node, names)
             raise MixedSamplesError(
-                graph.names[node], parameter_behind(graph, node, names), tuple(graph.shapes[node][0]),
-                "does not grow with the number of samples",
-            )  # fmt: skip
+                op, op, parameter, tuple(graph.shapes[node][0]), "does not grow with the number of samples"
+            )
 
     incomplete = Anatomy(shared, {})
     users = {node for node, _ in incomplete.uses(graph)}
-    taken = {source for inputs in graph.inputs for source in inputs if source is not None and source[0] in users}
-    roots = {node: (node, leaf.output_nr) for leaf in leaves if (node := _index(small, leaf)) in users}
-    outputs = sorted(taken | set(roots.values()))
+    outputs = [output for output in _passing(graph, small, leaves) if output[0] in users]
+    found = _layouts(graph, small, leaves, outputs, size, copies)
+    for output, layout in found.items():
+        if isinstance(layout, _Mixed):
+            node, parameter = output[0], parameter_behind(graph, output[0], names)
+            raise MixedSamplesError(
+                _culprit(graph, small, leaves, size, copies, shared, output), graph.names[node], parameter,
+                tuple(graph.shape(output)), str(layout),
+            )  # fmt: skip
+        if isinstance(layout, _Unknown):
+            raise UnsupportedError(f"{graph.names[output[0]]} of shape {tuple(graph.shape(output))}: {layout}")
+    return Anatomy(shared, {o: layout for o, layout in found.items() if isinstance(layout, Layout)})
+
+
+def _layouts(
+    graph: Graph, small: Graph, leaves: list[Tensor], outputs: list[Output], size: int, copies: int
+) -> dict[Output, "Layout | _Mixed | _Unknown"]:
+    """Where the samples lie in each output, or what is wrong with it."""
     if not outputs:
-        return incomplete
+        return {}
     reached = [_reached(small, leaves, outputs, copy) for copy in range(copies)]
-    layouts = {}
+    found: dict[Output, Layout | _Mixed | _Unknown] = {}
     for number, output in enumerate(outputs):
         try:
-            layouts[output] = infer(
-                graph.shape(output), small.shape(output), size, copies, [r[number] for r in reached]
-            )
-        except _Mixed as error:
-            node = output[0]
-            raise MixedSamplesError(
-                graph.names[node], parameter_behind(graph, node, names), tuple(graph.shape(output)), str(error)
-            ) from None
-        except _Unknown as error:
-            raise UnsupportedError(f"{graph.names[output[0]]} of shape {tuple(graph.shape(output))}: {error}") from None
-    return Anatomy(shared, layouts)
+            found[output] = infer(graph.shape(output), small.shape(output), size, copies, [r[number] for r in reached])
+        except (_Mixed, _Unknown) as error:
+            found[output] = error
+    return found
+
+
+def _passing(graph: Graph, small: Graph, leaves: list[Tensor]) -> list[Output]:
+    """All outputs that pass gradients on."""
+    taken = {source for inputs in graph.inputs for source in inputs if source is not None}
+    return sorted(taken | {(_index(small, leaf), leaf.output_nr) for leaf in leaves})
+
+
+def _culprit(
+    graph: Graph, small: Graph, leaves: list[Tensor], size: int, copies: int, shared: list[bool], mixed: Output
+) -> str:
+    """Name of an op whose outputs keep the samples apart and whose inputs do not, downstream of a mixed output."""
+    outputs = [output for output in _passing(graph, small, leaves) if not shared[output[0]]]
+    found = _layouts(graph, small, leaves, outputs, size, copies)
+    apart = {node for node in range(len(graph.nodes)) if all(
+        isinstance(layout, Layout) for output, layout in found.items() if output[0] == node
+    )}  # fmt: skip
+    queue, seen = [mixed], {mixed}
+    for current in queue:
+        for node, inputs in enumerate(graph.inputs):
+            if current in inputs:
+                if node in apart and not shared[node]:
+                    return graph.names[node]
+                ahead = [o for o in outputs if o[0] == node and o not in seen]
+                queue += ahead
+                seen |= set(ahead)
+    return graph.names[mixed[0]]
 
 
 def parameter_behind(graph: Graph, node: int, names: dict[Tensor, str]) -> str:
@@ -135,7 +172,7 @@ class _Unknown(Exception):
 def infer(
     shape: Sequence[int], small: Sequence[int], size: int, copies: int, reached: Sequence[Tensor | None]
 ) -> Layout:
-    """Layout of a tensor from its shapes with ``size`` and with ``copies`` samples, and the entries each copy reaches."""
+    """Layout of a tensor, from its shapes with ``size`` and ``copies`` samples and the entries each copy reaches."""
     axes = [axis for axis, (a, b) in enumerate(zip(shape, small, strict=True)) if a != b]
     if len(axes) != 1:
         raise _Mixed(f"grows with the number of samples along {len(axes)} axes")

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from harmony.engines.tape.graph import Graph, Output
-from harmony.engines.tape.layout import Layout
 from harmony.engines.tape.probe import Anatomy
 from harmony.engines.tape.rules import closed_form
-from harmony.engines.tape.use import Isolated, Matrix, Site, Use
+from harmony.engines.tape.use import Isolated, Matrix, Site, Use, batched_vjp
 
 
 class Target(NamedTuple):
@@ -21,7 +20,6 @@ class Target(NamedTuple):
         source: Its output in the graph.
         edge: The same, for autograd.
         shape: Its shape.
-        dtype: Its dtype, None for a parameter itself.
         params: The parameters it depends on.
         uses: The ops that use it, each with the outputs whose gradients it needs.
         moves: Where it is one parameter, rearranged: maps from gradients (g, *shape) to the parameter's; else None.
@@ -44,7 +42,7 @@ class Target(NamedTuple):
             for move in self.moves:
                 grads = move(grads)
             return [grads]
-        return _batched_vjp(self.edge, [leaves[p] for p in self.params], grads)
+        return batched_vjp([self.edge], [leaves[p] for p in self.params], [grads])
 
     def direct(self, use: Use) -> bool:
         """Whether the use's matrix product can be written straight into the parameter's gradient."""
@@ -78,9 +76,7 @@ def find_targets(graph: Graph, anatomy: Anatomy, leaves: list[Tensor], wanted: l
             for node, slots in by_node.items()
             for use in _uses_at(graph, anatomy, source, node, slots, passed[node])
         ]
-        targets.append(
-            Target(source, graph.edge(source), graph.shape(source), params, uses, moves, flat, transposed)
-        )
+        targets.append(Target(source, graph.edge(source), graph.shape(source), params, uses, moves, flat, transposed))
     return targets
 
 
@@ -89,7 +85,7 @@ def _uses_at(
 ) -> list[tuple[Use, list[Output]]]:
     """The uses of one shared tensor by one op: one for each slot it feeds, by the op's rule, or one for all of them."""
     layouts = [anatomy.layouts[node, number] for number in outputs]
-    found = []
+    found: list[tuple[Use, list[Output]]] = []
     for slot in slots:
         site = Site(graph.nodes[node], slot, layouts[0], graph.shape((node, outputs[0])), graph.shape(source))
         use = closed_form(site) if outputs == [0] else None
@@ -178,15 +174,3 @@ _MOVES = _IN_PLACE | {
     "SqueezeBackward0": _reshape,
     "SqueezeBackward1": _reshape,
 }
-
-
-def _batched_vjp(edge: GradientEdge, leaves: list[Tensor], grads: Tensor) -> list[Tensor]:
-    """Pull gradients (g, *shape) through a function of parameters alone."""
-    options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
-    if len(grads) > 1:
-        try:
-            return list(torch.autograd.grad([edge], leaves, [grads], is_grads_batched=True, **options))
-        except RuntimeError:  # an op without a batching rule
-            pass
-    rows = [torch.autograd.grad([edge], leaves, [row], **options) for row in grads]
-    return [torch.stack(column) for column in zip(*rows, strict=True)]

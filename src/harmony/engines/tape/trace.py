@@ -130,13 +130,11 @@ def plan(
     return update, pieces(targets, run.params, inputs.selected, reached, group, update == "kept")  # type: ignore[return-value]
 
 
-def _output_gradients(
-    run: Run, chosen: list[Piece], cotangents: Sequence[Cotangent]
-) -> list[dict[Output, Tensor]]:
+def _output_gradients(run: Run, chosen: list[Piece], cotangents: Sequence[Cotangent]) -> list[dict[Output, Tensor]]:
     """One activation-only backward pass for each loss, through what it reaches."""
     wanted = sorted({o for piece in chosen for t in piece.targets for _, outputs in t.uses for o in outputs})
     edges = [run.graph.edge(o) for o in wanted]
-    found = []
+    found: list[dict[Output, Tensor]] = []
     for cotangent in cotangents:
         reached = [(o, c.to(o.dtype)) for o, c in zip(run.outputs, cotangent, strict=True) if c is not None]
         if not reached or not edges:
@@ -159,7 +157,7 @@ def _in_one_task(read: Callable[[], Any]) -> Any:
     with torch.enable_grad():
         start = torch.zeros((), requires_grad=True)
         end = start.clone()
-    end.register_hook(lambda grad: found.append(read()))
+    end.register_hook(lambda grad: found.append(read()))  # type: ignore[no-untyped-call]
     torch.autograd.grad(end, start)
     return found[0]
 

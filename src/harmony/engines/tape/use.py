@@ -14,8 +14,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from harmony.engines.precision import accumulating
 from harmony.engines.tape.graph import Output
-from harmony.engines.tape.layout import Layout, Part, grouped
-
+from harmony.engines.tape.layout import Layout, Part, grouped, split
 
 Grads = list[dict[Output, Tensor]]
 """For each loss, the gradients of the outputs it reaches."""
@@ -147,15 +146,12 @@ class Isolated:
             for number, layout, grad in zip(self.numbers, self.layouts, grads, strict=True)
             if grad is not None
         ]
-        rows = []
-        for group in range(part.groups):
-            start = part.start + group * part.size
-            masked = [_only(grad, layout, slice(start, start + part.size)) for _, layout, grad in reached]
-            (row,) = torch.autograd.grad(
-                [edge for edge, _, _ in reached], [self.source], masked, retain_graph=True, materialize_grads=False
-            )
-            rows.append(accumulating(row))
-        return torch.stack(rows)
+        masked = [
+            torch.stack([_only(grad, layout, part, group) for group in range(part.groups)])
+            for _, layout, grad in reached
+        ]
+        (rows,) = batched_vjp([edge for edge, _, _ in reached], [self.source], masked)
+        return accumulating(rows)
 
 
 Use = Matrix | Reduced | Isolated
@@ -175,11 +171,29 @@ def sum_to(x: Tensor, shape: torch.Size) -> Tensor:
     return (x.sum(spread, keepdim=True) if spread else x).reshape(len(x), *shape)
 
 
-def _only(grad: Tensor, layout: Layout, samples: slice) -> Tensor:
-    """The gradient of some samples, zero elsewhere."""
+def batched_vjp(edges: Sequence[Any], inputs: Sequence[Any], grads: Sequence[Tensor]) -> list[Tensor]:
+    """Pull gradients (g, *shape) of some outputs back to inputs: (g, *input shape) each."""
+    options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}
+    kinds = [edge.node._input_metadata[edge.output_nr].dtype for edge in edges]
+    grads = [grad.to(kind) for grad, kind in zip(grads, kinds, strict=True)]
+    if len(grads[0]) > 1 and sum(grad.numel() for grad in grads) <= _BATCHED_AT_MOST:
+        try:
+            return list(torch.autograd.grad(edges, inputs, grads, is_grads_batched=True, **options))
+        except RuntimeError:  # an op without a batching rule
+            pass
+    rows = [torch.autograd.grad(edges, inputs, row, **options) for row in zip(*grads, strict=True)]
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+_BATCHED_AT_MOST = 1 << 24  # entries; beyond, a loop takes no more time and less memory
+
+
+def _only(grad: Tensor, layout: Layout, part: Part, group: int) -> Tensor:
+    """The gradient of one group of a part, zero elsewhere."""
     axis, outer, inner = layout
-    split = (outer, grad.shape[axis] // (outer * inner), inner)
-    masked = torch.zeros_like(grad)
-    index = (*[slice(None)] * (axis + 1), samples)
-    masked.unflatten(axis, split)[index] = grad.unflatten(axis, split)[index]
+    sizes = (outer, grad.shape[axis] // (outer * inner), inner)
+    first = part.start + group * part.size
+    index = (*[slice(None)] * (axis + 1), slice(first, first + part.size))
+    masked = torch.zeros_like(grad, memory_format=torch.contiguous_format)
+    split(masked, axis, sizes)[index] = split(grad, axis, sizes)[index]
     return masked

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harmony.engines.tape.layout import Part, grouped
+from harmony.engines.tape.layout import Part, grouped, split
 from harmony.engines.tape.use import Matrix, Reduced, Site
 
 
@@ -33,12 +33,12 @@ def convolution(site: Site) -> Matrix | Reduced | None:
         """(g, groups, t, channels / groups * kernel)."""
         image = grouped(image, site.layout, part)
         folded = unfold(image.flatten(0, 2), groups, geometry, positions)  # (g size n, groups, *positions, c, *kernel)
-        folded = folded.unflatten(0, (part.groups, -1)).movedim(2, 1)
+        folded = split(folded, 0, (part.groups, -1)).movedim(2, 1)
         return folded.reshape(part.groups, groups, -1, windowed_shape[1] // groups * math.prod(kernel))
 
     def pixels(image: Tensor, part: Part) -> Tensor:
         """(g, groups, t, channels / groups)."""
-        image = grouped(image, site.layout, part).flatten(3).unflatten(3, (groups, -1, math.prod(positions)))
+        image = split(grouped(image, site.layout, part).flatten(3), 3, (groups, -1, math.prod(positions)))
         # (g, size, n, groups, c, positions)
         return image.permute(0, 3, 1, 2, 5, 4).flatten(2, 4)
 
@@ -49,13 +49,11 @@ def convolution(site: Site) -> Matrix | Reduced | None:
     return Matrix(site, lambda part: windows(x, part), pixels, (n, t, wide, narrow), out_first=True)
 
 
-def unfold(
-    x: Tensor, groups: int, geometry: tuple[Sequence[int], ...], positions: Sequence[int]
-) -> Tensor:
-    """Windows (b, groups, *positions, c / groups, *kernel) of an image (b, c, *space), as a view of the padded image."""
+def unfold(x: Tensor, groups: int, geometry: tuple[Sequence[int], ...], positions: Sequence[int]) -> Tensor:
+    """Windows (b, groups, *positions, c / groups, *kernel) of an image (b, c, *space): a view of the padded image."""
     kernel, stride, padding, dilation = geometry
     x = F.pad(x, [p for p in reversed(padding) for _ in range(2)]).contiguous()
-    x = x.unflatten(1, (groups, -1))
+    x = split(x, 1, (groups, -1))
     b, group, channel, *space = x.stride()
     return x.as_strided(
         (len(x), groups, *positions, x.shape[2], *kernel),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from harmony.engines.precision import accumulating
-from harmony.engines.tape.layout import Part, grouped
+from harmony.engines.tape.layout import Part, grouped, split
 from harmony.engines.tape.use import Reduced, Site
 
 
@@ -37,8 +37,8 @@ def group_norm(site: Site) -> Reduced | None:
 
     def normalized(part: Part) -> Tensor:
         x_part, mean_part, rstd_part = (accumulating(grouped(t, site.layout, part)) for t in (x, mean, rstd))
-        split = x_part.unflatten(3, (groups, -1)).flatten(4)  # (g, size, n, groups, channels / groups * space)
-        return ((split - mean_part[..., None]) * rstd_part[..., None]).view(x_part.shape)
+        by_group = split(x_part, 3, (groups, -1)).flatten(4)  # (g, size, n, groups, channels / groups * space)
+        return ((by_group - mean_part[..., None]) * rstd_part[..., None]).view(x_part.shape)
 
     return Reduced(site, spread=spread, factor=normalized)
 

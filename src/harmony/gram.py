@@ -111,6 +111,8 @@ def gram_vjp(
     options = Options(method, update, memory, group_size, chunk_size)
     check_options(options, attribution, space)
     per_sample = space == "parameters" and attribution != "loss"
+    if attribution != "activation":  # the update is no combination of the gradients that the Gram is made of
+        options = options._replace(update="backward")
     inputs = flatten(encode, params, batch, wrt if space == "parameters" else None)
     encoded, stage = run(inputs, losses, loss_params, options, per_sample=per_sample)
     size = inputs.size

@@ -207,6 +207,11 @@ class _EncoderOps(TorchFunctionMode):
         if func in (F.batch_norm, torch.batch_norm) and kwargs.get("training", args[5] if len(args) > 5 else False):
             weight = kwargs.get("weight", args[3] if len(args) > 3 else None)
             raise BatchStatisticsError(tuple(args[0].shape), self.names.get(weight, "") if weight is not None else "")
+        if func is F.embedding and kwargs.get("scale_grad_by_freq", args[5] if len(args) > 5 else False):
+            raise ValueError(
+                "encode calls an embedding with scale_grad_by_freq=True: it counts words over the whole batch, so a "
+                "gradient per sample does not exist. Set it to False."
+            )
         output = func(*args, **kwargs)
         if self.vmapped and func is F.embedding:
             padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)

@@ -73,7 +73,7 @@ class Filler:
                 else:
                     assert isinstance(use, Reduced)
                     b = use.site.grouped(grad, self.part).flatten(1, -2)
-                    a = b.new_ones(1, 1, 1).expand(len(b), 1, b.shape[1])
+                    a = b.new_ones(len(b), 1, b.shape[1])
                 found.append(_Product(k, target.params[0], a, b))
         return found
 

@@ -27,8 +27,13 @@ def product(site: Site, left: Tensor | None, right: Tensor | None, slot: int, al
     features = known.shape[-1] if slot == 1 else known.shape[-2]
     outputs = site.output[-1] if slot == 1 else site.output[-2]
 
+    t = site.layout.rows
+    plain = not batched and slot == 1 and site.layout.outer == 1
+
     def rows(x: Tensor, part: Part) -> Tensor:
         """(g, n, t, features)."""
+        if plain:  # the common case, in the fewest steps
+            return x[part.samples.start * t : part.samples.stop * t].view(part.groups, 1, part.size * t, -1)
         x = grouped(x, site.layout, part)  # (g, size, [n,] t, f), or (g, size, [n,] f, t) where the left is shared
         if slot == 0:
             x = x.mT

@@ -47,11 +47,13 @@ class Contestant:
     attribution: str | None = None
 
 
+@harmony.samplewise
 def pcgrad(gram: Tensor) -> Tensor:
     """The weights everybody is timed with."""
     return harmony.realign.pcgrad(gram)
 
 
+@harmony.samplewise
 def ones(gram: Tensor) -> Tensor:
     """Weights with which every step is the plain one."""
     return torch.ones(gram.shape[:2], dtype=gram.dtype, device=gram.device)

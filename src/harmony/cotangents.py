@@ -64,11 +64,13 @@ def evaluate(
     )
 
 
+@torch.enable_grad()  # the caller may have switched it off
 def activation(stage: LossStage) -> list[Cotangent]:
     """``dL_k/df``: K cotangents with leaves (B, ...), the gradients of the mean losses."""
     return [_grad(term.mean(), stage.leaves) for term in stage.terms.values()]
 
 
+@torch.enable_grad()
 def rows(stage: LossStage, group_size: int, groups: range) -> list[Cotangent]:
     """``sum_(b in g) d l_bk/df / B`` for a range of groups: K cotangents with leaves (len(groups), B, ...)."""
     _require_terms(stage, "loss")
@@ -77,6 +79,7 @@ def rows(stage: LossStage, group_size: int, groups: range) -> list[Cotangent]:
     return _jacobian(stage, members == wanted[:, None])
 
 
+@torch.enable_grad()
 def anchor(stage: LossStage, rows_at_once: int | None) -> list[Cotangent]:
     """``(d l_bk/df_b) / B``: K cotangents with leaves (B, ...), each sample's own term at its own embedding."""
     _require_terms(stage, "anchor")
@@ -93,6 +96,7 @@ def anchor(stage: LossStage, rows_at_once: int | None) -> list[Cotangent]:
     ]
 
 
+@torch.enable_grad()
 def weighted(stage: LossStage, weights: Tensor) -> tuple[Cotangent, list[Tensor]]:
     """Cotangent at the leaves, and gradient of the losses' parameters, of ``sum_bk W_bk l_bk / B``; weights (B, K)."""
     columns = weights.unbind(1)

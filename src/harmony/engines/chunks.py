@@ -49,6 +49,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
     for chunk in chunks[1:]:
         states.append(snapshot(inputs.params))
         parts.append(_embed(inputs.narrow(chunk), run))
+    states.append(snapshot(inputs.params))
     kept: list[Trace] = [first]
 
     def traced(chunk: slice) -> Trace:
@@ -56,8 +57,16 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         if chunk is chunks[0] and kept:
             return kept[0] if len(chunks) == 1 else kept.pop()  # the graph of one chunk at a time
         kept.clear()
-        with replay(states[chunks.index(chunk)]):
-            return run(inputs.narrow(chunk))
+        number = chunks.index(chunk)
+        try:
+            with replay(states[number]):
+                return run(inputs.narrow(chunk))
+        except UnsupportedError as error:
+            # The first chunk could be recorded and this one cannot. A loop gives the same numbers, unless drawn ones.
+            if options.method != "auto" or not states[number].equal(states[number + 1]):
+                raise
+            _warn(f"the tape engine cannot record a chunk of this encoder ({error}): a loop over its samples is used.")
+            return trace_loop(inputs.narrow(chunk))
 
     def unflatten(grads: list[Tensor]) -> Any:
         return pytree.tree_unflatten(grads, inputs.params_spec)

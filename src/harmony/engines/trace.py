@@ -45,6 +45,11 @@ class Inputs(NamedTuple):
         batch = [leaf[part] if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
         return self._replace(batch=batch)
 
+    def copies(self, sample: int, n: int) -> "Inputs":
+        """The same call on n copies of one sample."""
+        batch = [leaf[[sample] * n] if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
+        return self._replace(batch=batch)
+
     def call(self, params: Sequence[Tensor], batch: Sequence[Any]) -> tuple[list[Any], Any]:
         """Encode, and flatten the embeddings."""
         output = self.encode(

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harmony.engines.precision import accumulating
 from harmony.engines.tape.layout import Part
 from harmony.engines.tape.plan import Piece
 from harmony.engines.tape.target import Target
@@ -90,7 +89,7 @@ class Filler:
         first = (block.start - self.part.start) // block.size
         groups = slice(first, first + block.groups)
         for k, p, a, b in self.products[id(piece)]:
-            a, b, place = accumulating(a[groups]), accumulating(b[groups]), places[p, k]
+            a, b, place = a[groups].to(self.dtype), b[groups].to(self.dtype), places[p, k]
             if not place.is_contiguous():  # among small ones
                 _put(place, (a @ b).flatten(1), (p, k) in empty)
             elif (p, k) in empty:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harmony.engines.precision import accumulating
 from harmony.engines.tape.layout import Part
 from harmony.engines.tape.plan import Piece
 from harmony.engines.tape.use import Grads, Matrix
@@ -21,8 +20,8 @@ def ghost(piece: Piece, grads: Grads, part: Part, dtype: torch.dtype) -> Tensor:
         models can be strong differentially private learners, 2022 (arXiv:2110.05679), section 4.
     """
     uses = [(use, outputs[0]) for target in piece.targets for use, outputs in target.uses if isinstance(use, Matrix)]
-    lefts = [use.prepare(part) for use, _ in uses]
-    rights = [[accumulating(use.right(g[o], part)) if o in g else None for g in grads] for use, o in uses]
+    lefts = [use.left(part) if use.table else use.left(part).to(dtype) for use, _ in uses]
+    rights = [[use.right(g[o], part).to(dtype) if o in g else None for g in grads] for use, o in uses]
     gram = torch.zeros(part.groups, len(grads), len(grads), dtype=dtype, device=lefts[0].device)
     for s, left_s in enumerate(lefts):
         for t, left_t in enumerate(lefts):

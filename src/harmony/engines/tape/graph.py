@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from harmony.engines.tape.errors import UnsupportedError
+
 Output = tuple[int, int]
 """An output of an op: the index of its node in the graph, and which of the op's outputs."""
 
@@ -66,7 +68,8 @@ def walk(outputs: Sequence[Tensor]) -> Graph:
 
     stack: list[Node] = []
     for output in outputs:
-        assert output.grad_fn is not None
+        if output.grad_fn is None:
+            raise UnsupportedError("encode returns a parameter itself, which belongs to no sample")
         visit(output.grad_fn)
     inputs: dict[int, list[Output | None]] = {}
     while stack:

@@ -62,7 +62,7 @@ def pieces(
         group: Samples in a group.
         kept: Whether per-sample gradients, once computed, also give the update.
     """
-    parts = _connected(targets, leaves)
+    parts = _connected(_split(targets, counted))
     small: dict[bool, list[tuple[list[int], list[Target], Cost]]] = {}
     found = []
     for params, members in parts:
@@ -99,7 +99,18 @@ def _product(use: Use, group: int) -> float:
     return 2.0 * use.site.output.numel() / use.site.output[axis] * use.site.layout.rows * group
 
 
-def _connected(targets: Sequence[Target], leaves: Sequence[Tensor]) -> list[tuple[list[int], list[Target]]]:
+def _split(targets: Sequence[Target], counted: Sequence[bool]) -> list[Target]:
+    """Shared tensors that are made of parameters in the Gram and of others stand for each kind apart."""
+    found = []
+    for target in targets:
+        for kind in (True, False):
+            params = [p for p in target.params if counted[p] == kind]
+            if params:
+                found.append(target._replace(params=params))
+    return found
+
+
+def _connected(targets: Sequence[Target]) -> list[tuple[list[int], list[Target]]]:
     """Parameters that one shared tensor is made of belong together."""
     groups: list[tuple[set[int], list[Target]]] = []
     for target in targets:

@@ -8,7 +8,7 @@ training loop pays for it once.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.graph import Graph, Output, walk
 from harmony.engines.tape.layout import Layout
+from harmony.engines.tape.order import Move, check_moves, movers, sort_out, verify
 
 
 class Anatomy(NamedTuple):
@@ -25,10 +26,14 @@ class Anatomy(NamedTuple):
     Attributes:
         shared: For each node, whether its outputs belong to the parameters alone, the same for all samples.
         layouts: Where the samples lie in the outputs of the ops that use something shared.
+        moves: Ops that pick rows by indices; whether they keep the order of the samples depends on the batch.
+        doubtful: Whether other ops may change it.
     """
 
     shared: list[bool]
     layouts: dict[Output, Layout]
+    moves: list[Move] = []  # noqa: RUF012
+    doubtful: bool = False
 
     def uses(self, graph: Graph) -> list[tuple[int, int]]:
         """The ops that use something shared: node and number of the input."""
@@ -45,40 +50,58 @@ _KNOWN: OrderedDict[Any, Anatomy] = OrderedDict()
 _REMEMBERED = 64
 
 
-def anatomy(graph: Graph, size: int, encode_copies: Callable[[int], list[Tensor]], names: dict[Tensor, str]) -> Anatomy:
+Encode = Callable[[int, int], list[Tensor]]
+
+
+def anatomy(
+    graph: Graph, outputs: Sequence[Tensor], size: int, encode_copies: Encode, names: Mapping[Tensor, str]
+) -> Anatomy:
     """Learn where the samples lie.
 
     Args:
         graph: The graph of a run on ``size`` samples.
+        outputs: The tracked embedding leaves of this run.
         size: B.
-        encode_copies: Runs the encoder on n copies of a sample and returns the tracked embedding leaves, (n, ...).
+        encode_copies: Runs the encoder on n copies of a sample, given n and the sample's number, and returns the
+            tracked embedding leaves, (n, ...).
         names: Names of the parameters.
 
     Raises:
         MixedSamplesError: An op mixes samples.
-        UnsupportedError: The graph itself depends on the number of samples, or samples lie in an unknown order.
+        UnsupportedError: The graph itself depends on the samples, or their order does.
     """
     signature = (size, graph.signature())
     if signature in _KNOWN:
         _KNOWN.move_to_end(signature)
-        return _KNOWN[signature]
-    found = _examine(graph, size, encode_copies, names)
+        found = _KNOWN[signature]
+        check_moves(graph, found.moves, size)
+        if found.doubtful:
+            verify(graph, outputs, found.layouts, size)
+        return found
+    for sample in sorted({0, size // 2, size - 1}):
+        try:
+            found = _examine(graph, size, encode_copies, names, sample)
+            break
+        except UnsupportedError as error:  # masked away, say: another sample may tell more
+            failed = error
+    else:
+        raise failed
+    check_moves(graph, found.moves, size)
+    verify(graph, outputs, found.layouts, size)
     _KNOWN[signature] = found
     if len(_KNOWN) > _REMEMBERED:
         _KNOWN.popitem(last=False)
     return found
 
 
-def _examine(
-    graph: Graph, size: int, encode_copies: Callable[[int], list[Tensor]], names: dict[Tensor, str]
-) -> Anatomy:
+def _examine(graph: Graph, size: int, encode_copies: Encode, names: Mapping[Tensor, str], sample: int) -> Anatomy:
     copies = 2 if size != 2 else 3
-    leaves = encode_copies(copies)
+    leaves = encode_copies(copies, sample)
     small = walk(leaves)
     if small.topology() != graph.topology():
         raise UnsupportedError(
             f"the autograd graph of encode depends on the samples: {len(graph.nodes)} nodes for {size} samples, "
-            f"{len(small.nodes)} for {copies} copies of the first (a Python loop over samples, or a branch on data)"
+            f"{len(small.nodes)} for {copies} copies of one (a Python loop over samples, or a branch on data)"
         )
     shared = [a == b for a, b in zip(graph.shapes, small.shapes, strict=True)]
     for node, inputs in enumerate(graph.inputs):
@@ -88,20 +111,24 @@ def _examine(
                 op, op, parameter, tuple(graph.shapes[node][0]), "does not grow with the number of samples"
             )
 
-    incomplete = Anatomy(shared, {})
-    users = {node for node, _ in incomplete.uses(graph)}
-    outputs = [output for output in _passing(graph, small, leaves) if output[0] in users]
-    found = _layouts(graph, small, leaves, outputs, size, copies)
-    for output, layout in found.items():
-        if isinstance(layout, _Mixed):
-            node, parameter = output[0], parameter_behind(graph, output[0], names)
-            raise MixedSamplesError(
-                _culprit(graph, small, leaves, size, copies, shared, output), graph.names[node], parameter,
-                tuple(graph.shape(output)), str(layout),
-            )  # fmt: skip
-        if isinstance(layout, _Unknown):
-            raise UnsupportedError(f"{graph.names[output[0]]} of shape {tuple(graph.shape(output))}: {layout}")
-    return Anatomy(shared, {o: layout for o, layout in found.items() if isinstance(layout, Layout)})
+    users = {node for node, _ in Anatomy(shared, {}).uses(graph)}
+    moving = movers(graph, shared)
+    around = {(node, 0) for node in moving} | {s for node in moving for s in graph.inputs[node] if s is not None}
+    passing = [output for output in _passing(graph, small, leaves) if not shared[output[0]]]
+    needed = [output for output in passing if output[0] in users]
+    found = _layouts(graph, small, leaves, [o for o in passing if o[0] in users or o in around], size, copies)
+    for kind in (_Mixed, _Unknown):
+        for output in needed:
+            problem = found[output]
+            if isinstance(problem, kind):
+                op, shape = graph.names[output[0]], tuple(graph.shape(output))
+                if kind is _Unknown:
+                    raise UnsupportedError(f"{op} of shape {shape}: {problem}")
+                culprit = _culprit(graph, small, leaves, size, copies, shared, output)
+                raise MixedSamplesError(culprit, op, parameter_behind(graph, output[0], names), shape, str(problem))
+    layouts = {o: layout for o, layout in found.items() if isinstance(layout, Layout)}
+    moves, doubtful = sort_out(graph, moving, layouts)
+    return Anatomy(shared, {o: layouts[o] for o in needed}, moves, doubtful)
 
 
 def _layouts(
@@ -147,7 +174,7 @@ def _culprit(
     return graph.names[mixed[0]]
 
 
-def parameter_behind(graph: Graph, node: int, names: dict[Tensor, str]) -> str:
+def parameter_behind(graph: Graph, node: int, names: Mapping[Tensor, str]) -> str:
     """Name of a parameter that an op depends on: the nearest."""
     queue, seen = [node], {node}
     for current in queue:
@@ -174,8 +201,11 @@ def infer(
 ) -> Layout:
     """Layout of a tensor, from its shapes with ``size`` and ``copies`` samples and the entries each copy reaches."""
     axes = [axis for axis, (a, b) in enumerate(zip(shape, small, strict=True)) if a != b]
-    if len(axes) != 1:
+    in_step = [a for a in axes if small[a] % copies == 0 and shape[a] == small[a] // copies * size]
+    if len(axes) > 1 and in_step == axes:
         raise _Mixed(f"grows with the number of samples along {len(axes)} axes")
+    if len(axes) != 1:
+        raise _Unknown(f"its shape depends on the samples along axes {axes}")
     axis = axes[0]
     rows, rest = divmod(small[axis], copies)
     if rest or shape[axis] != rows * size:

@@ -25,6 +25,7 @@ class Recording:
         layouts: dict[Output, Layout],
         leaves: list[Tensor],
         size: int,
+        rows: int,
         memory: int,
         update: Update,
         storage: Storage,
@@ -38,6 +39,7 @@ class Recording:
             layouts: Where the samples lie in these gradients.
             leaves: All parameters.
             size: B.
+            rows: Samples in the run: B, or one more where a lone sample has a companion.
             memory: Bytes for per-sample gradients.
             update: Where the update comes from.
             storage: Memory for per-sample gradients that are used and forgotten.
@@ -48,6 +50,7 @@ class Recording:
         self.layouts = layouts
         self.leaves = leaves
         self.size = size
+        self.rows = rows
         self.memory = memory
         self.update = update
         self.storage = storage
@@ -63,7 +66,7 @@ class Recording:
         whole = self.update == "kept"
         grams = []
         for part in self._parts(group_size):
-            filler = self._filler(self._counted(), self.grads, part)
+            filler = self._filler(part)
             for block in _blocks(part, part.groups if whole else self._groups_at_once()):
                 gram, buffers = self._block(filler, block, Storage() if whole else self.storage, keep=whole)
                 grams.append(gram)
@@ -78,7 +81,7 @@ class Recording:
         total = self._zeros()
         grams, rows, groups = [], [], 0
         for part in self._parts(group_size):
-            filler = self._filler(self._counted(), self.grads, part)
+            filler = self._filler(part)
             for block in _blocks(part, self._groups_at_once()):
                 gram, buffers = self._block(filler, block, self.storage, keep=keep)
                 weights = weigh(gram, range(groups, groups + block.groups))
@@ -98,14 +101,19 @@ class Recording:
 
     @torch.no_grad()
     def sums(self, group_size: int) -> list[list[Tensor]]:
-        """Gradients summed over each group: K lists of (groups, width) tensors, one for each piece of the Gram."""
+        """Gradients summed over each group: K lists of (groups, entries), one for each parameter in the Gram."""
         counted = self._counted()
         rows: list[list[list[Tensor]]] = [[] for _ in self.grads]
         for part in self._parts(group_size):
-            filler = self._filler(counted, self.grads, part)
+            filler = Filler(counted, self.grads, self.leaves, part)
             buffers = [filler.fill(piece, part, Storage()) for piece in counted]
+            places = sorted(
+                (p, n, offset)
+                for n, piece in enumerate(counted)
+                for p, offset in zip(piece.params, piece.offsets, strict=True)
+            )
             for k, row in enumerate(rows):
-                row.append([buffer[k] for buffer in buffers])
+                row.append([buffers[n][k, :, at : at + self.leaves[p].numel()] for p, n, at in places])
         return [[torch.cat(column) for column in zip(*row, strict=True)] for row in rows]
 
     def _parts(self, group_size: int) -> Iterator[Part]:
@@ -121,11 +129,11 @@ class Recording:
         width = sum(p.width for p in self._counted() if p.choice == "instantiate")
         return max(1, self.memory // max(1, width * self.losses * self.dtype.itemsize))
 
+    def _filler(self, part: Part) -> Filler:
+        return Filler([p for p in self._counted() if p.choice == "instantiate"], self.grads, self.leaves, part)
+
     def _counted(self) -> list[Piece]:
         return [piece for piece in self.pieces if piece.counted]
-
-    def _filler(self, pieces: Sequence[Piece], grads: Grads, part: Part) -> Filler:
-        return Filler([p for p in pieces if p.choice == "instantiate" or not p.counted], grads, self.leaves, part)
 
     def _block(
         self, filler: Filler, block: Part, storage: Storage, *, keep: bool
@@ -181,8 +189,9 @@ class Recording:
         """``sum_k W_bk dL_k/d(output)`` of every output that some pieces need, for weights (B, K)."""
         outputs = {o for piece in pieces for target in piece.targets for _, outputs in target.uses for o in outputs}
         mixed: dict[Output, Tensor] = {}
+        columns = torch.cat([weights, weights.new_zeros(self.rows - len(weights), self.losses)]).unbind(1)
         for output in outputs:
-            for loss, column in zip(self.grads, weights.unbind(1), strict=True):
+            for loss, column in zip(self.grads, columns, strict=True):
                 if output in loss:
                     grad = accumulating(loss[output])
                     spread = along(column.to(grad.dtype), self.layouts[output], grad.ndim)

@@ -45,6 +45,7 @@ class Run(NamedTuple):
     graph: Graph
     anatomy: Anatomy
     targets: list[Target]
+    size: int
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -60,20 +61,22 @@ def record(inputs: Inputs) -> Run:
         UnsupportedError: It cannot be recorded.
     """
     params = [p.detach().requires_grad_() for p in inputs.params]
+    if inputs.size == 1:  # ops take other ways where an axis has one entry: a lone sample gets a companion
+        inputs = inputs.copies(0, 2)
     state = snapshot(params)
     leaves, spec, tracked = run_batch(inputs, params)
-    graph = walk([leaf for leaf, t in zip(leaves, tracked, strict=True) if t])
+    outputs = [leaf for leaf, t in zip(leaves, tracked, strict=True) if t]
+    graph = walk(outputs)
 
-    def encode_copies(n: int) -> list[Tensor]:
-        copies = [leaf[[0] * n] if m else leaf for leaf, m in zip(inputs.batch, inputs.mapped, strict=True)]
+    def encode_copies(n: int, sample: int) -> list[Tensor]:
         with replay(state):
-            found, _, flags = run_batch(inputs._replace(batch=copies), params)
+            found, _, flags = run_batch(inputs.copies(sample, n), params)
         return [leaf for leaf, t in zip(found, flags, strict=True) if t]
 
     names = dict(zip(params, inputs.names, strict=True))
-    found = anatomy(graph, inputs.size, encode_copies, names)
+    found = anatomy(graph, outputs, inputs.size, encode_copies, names)
     targets = _in_one_task(lambda: find_targets(graph, found, params, [True] * len(params)))
-    return Run(params, leaves, spec, tracked, graph, found, targets)
+    return Run(params, leaves, spec, tracked, graph, found, targets, inputs.size)
 
 
 def trace_tape(inputs: Inputs, options: Settings, storage: Storage) -> Trace:
@@ -82,17 +85,27 @@ def trace_tape(inputs: Inputs, options: Settings, storage: Storage) -> Trace:
     _warn_of_isolated(run, inputs.names)
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
+        cotangents = [_padded(c, run) for c in cotangents]
         update, chosen = plan(run, inputs, options, reached_by(run, cotangents), fused)
         grads = _output_gradients(run, chosen, cotangents)
         return Recording(
-            chosen, grads, run.anatomy.layouts, run.params, inputs.size, options.memory, update, storage,
+            chosen, grads, run.anatomy.layouts, run.params, inputs.size, run.size,
+            options.memory, update, storage,
             backward=lambda weights: pull(mix(cotangents, weights)),
         )  # fmt: skip
 
     def pull(cotangent: Cotangent) -> list[Tensor]:
-        return pull_batch(run.outputs, run.params, cotangent)
+        return pull_batch(run.outputs, run.params, _padded(cotangent, run))
 
-    return Trace(detached(run.leaves), run.spec, run.tracked, pull, per_sample)
+    leaves = [leaf[: inputs.size] if isinstance(leaf, Tensor) else leaf for leaf in detached(run.leaves)]
+    return Trace(leaves, run.spec, run.tracked, pull, per_sample)
+
+
+def _padded(cotangent: Cotangent, run: Run) -> Cotangent:
+    """Zeros for the companion of a lone sample."""
+    if all(c is None or len(c) == run.size for c in cotangent):
+        return cotangent
+    return [None if c is None else torch.cat([c, c.new_zeros(run.size - len(c), *c.shape[1:])]) for c in cotangent]
 
 
 def reached_by(run: Run, cotangents: Sequence[Cotangent]) -> list[set[int]]:
@@ -163,11 +176,14 @@ def _in_one_task(read: Callable[[], Any]) -> Any:
 
 
 def _warn_of_isolated(run: Run, names: list[str]) -> None:
+    isolated: dict[str, list[str]] = {}
     for target in run.targets:
         for use, _ in target.uses:
             if isinstance(use, Isolated):
-                warnings.warn(
-                    f"{use.site.node.name()}, which uses parameter {names[target.params[0]]!r}, has no closed form for "
-                    "gradients of single samples: its own backward is run once for each of them, in a Python loop.",
-                    stacklevel=7,
-                )
+                isolated.setdefault(use.site.node.name(), []).append(repr(names[target.params[0]]))
+    for op, users in isolated.items():
+        warnings.warn(
+            f"{op}, which uses {', '.join(sorted(set(users)))}, has no closed form for gradients of single samples: "
+            "its own backward is run once for each of them.",
+            stacklevel=7,
+        )

@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup pretrain test test-slow lint format docs wheel clean
+.PHONY: help setup pretrain test test-slow test-models lint format docs wheel clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 setup: $(STAMP)  ## install everything for recipes, tests, docs and lint into .venv
 
@@ -34,6 +34,10 @@ test: $(STAMP)  ## all fast tests; ARGS="-k name" narrows them
 
 test-slow: $(STAMP)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-models: $(STAMP)  ## the tape on small models of transformers, which it installs
+	@$(PIP) --editable '.[models]'
+	@$(BIN)/python -m pytest -n 2 tests/harmony/test_third_party.py $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy, nothing is changed
 	@echo "lint: ruff check"

@@ -14,9 +14,10 @@ from harmony.engines.precision import inner_products
 from harmony.engines.random import snapshot
 from harmony.engines.tape.errors import UnsupportedError
 from harmony.engines.tape.fill import Storage
+from harmony.engines.tape.graph import dtypes
 from harmony.engines.tape.plan import Piece
+from harmony.engines.tape.trace import Run, reached_by, record, trace_of
 from harmony.engines.tape.trace import plan as plan_pieces
-from harmony.engines.tape.trace import reached_by, record, trace_tape
 from harmony.engines.tape.use import Isolated
 from harmony.engines.trace import Inputs, trace_loop, trace_vmap
 from harmony.gram import PyTree, check_options, flatten
@@ -146,7 +147,7 @@ def plan(
         if settings.method == "tape":
             raise
         return Plan("vmap", f"the tape cannot record this encoder: {error}", "backward", [])
-    trace = trace_tape(inputs, settings, Storage())
+    trace = trace_of(run, inputs, settings, Storage())
     per_loss = _cotangents(trace, losses, loss_params, inputs.size)
     update, pieces = plan_pieces(run, inputs, settings, reached_by(run, per_loss), fused=True)
     piece_of = {p: piece for piece in pieces for p in piece.params}
@@ -203,7 +204,8 @@ def check(
     check_options(settings)
     inputs = flatten(encode, params, batch, wrt)
     before = snapshot(inputs.params)
-    trace = trace_tape(inputs, settings, Storage())
+    run = record(inputs)
+    trace = trace_of(run, inputs, settings, Storage())
     random = not before.equal(snapshot(inputs.params))
     per_loss = _cotangents(trace, losses, loss_params, inputs.size)
     recorded = trace.per_sample(per_loss, False)
@@ -225,9 +227,7 @@ def check(
         leaves = zip(trace.leaves, alone.leaves, trace.tracked, strict=True)
         embeddings = max(_error(a[two], b) for a, b, tracked in leaves if tracked)
 
-    tolerance = TOLERANCE[
-        _lowest([*inputs.params, *(x for x, t in zip(trace.leaves, trace.tracked, strict=True) if t)])
-    ]
+    tolerance = TOLERANCE[_lowest(run)]
     scale = max(float(g.abs().max()) for g in expected_update)
     errors = {
         n: float((a - b).abs().max()) / (scale or 1.0)
@@ -296,10 +296,7 @@ def _error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max()) / (scale or 1.0)
 
 
-def _lowest(tensors: list[Tensor]) -> torch.dtype:
+def _lowest(run: Run) -> torch.dtype:
     """The least precise dtype at work."""
-    kinds = {t.dtype for t in tensors} & TOLERANCE.keys()
-    device = tensors[0].device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        kinds.add(torch.get_autocast_dtype(device))
+    kinds = {kind for node in run.graph.nodes for kind in dtypes(node)} & TOLERANCE.keys()
     return max(kinds, key=TOLERANCE.__getitem__)

@@ -86,6 +86,12 @@ def _shapes(node: Node) -> list[torch.Size]:
     return [torch.Size(meta.shape) for meta in node._input_metadata]
 
 
+def dtypes(node: Node) -> list[torch.dtype]:
+    """Of the outputs of an op, or of a leaf."""
+    variable = getattr(node, "variable", None)
+    return [variable.dtype] if variable is not None else [meta.dtype for meta in node._input_metadata]
+
+
 @functools.cache
 def _options(kind: type) -> tuple[str, ...]:
     """Names of the saved attributes that are not tensors: dimensions, sizes, scales."""

@@ -83,6 +83,11 @@ def trace_tape(inputs: Inputs, options: Settings, storage: Storage) -> Trace:
     """Run the encoder on the tape; runs that follow one another may share their working storage."""
     run = record(inputs)
     _warn_of_isolated(run, inputs.names)
+    return trace_of(run, inputs, options, storage)
+
+
+def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> Trace:
+    """What the other parts of the library see of a run."""
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
         cotangents = [_padded(c, run) for c in cotangents]

@@ -49,6 +49,16 @@ def prelu(site: Site) -> Reduced | None:
     return Reduced(site, lambda part: accumulating(site.grouped(x, part)).clamp(max=0))
 
 
+def masked_put(site: Site) -> Reduced | None:
+    """``self[mask] = value``."""
+    indices = site.node._saved_indices  # type: ignore[attr-defined]
+    mask = indices[0] if len(indices) == 1 else None
+    if site.slot != 1 or mask is None or mask.dtype != torch.bool or site.layout.axis >= mask.ndim:
+        return None
+    mask = mask.view(*mask.shape, *[1] * (len(site.output) - mask.ndim))
+    return Reduced(site, lambda part: site.grouped(mask, part))
+
+
 def expand(site: Site) -> Reduced:
     """Copies by broadcasting."""
     return Reduced(site)
@@ -84,6 +94,7 @@ RULES = {
     "MulBackward0": mul,
     "DivBackward0": div,
     "WhereBackward0": where,
+    "IndexPutBackward0": masked_put,
     "PreluKernelBackward0": prelu,
     "ExpandBackward0": expand,
     "RepeatBackward0": repeat,

@@ -100,6 +100,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
             if len(block) == 1:
                 gradients = traced(block[0]).per_sample(_narrow_all(cotangents, block[0]), True)
                 block_gram, grads = gradients.fused(group_size, shifted)
+                del gradients  # and the graph behind it, before the next chunk is encoded
                 total = _add(total, [grads])
             else:
                 block_gram = group_sums(block, cotangents)

@@ -14,6 +14,9 @@ from harmony.engines.tape.layout import Layout, Part, along
 from harmony.engines.tape.plan import Piece, Update
 from harmony.engines.tape.use import Grads
 
+Flat = dict[int, Tensor]
+"""Gradients (width,) of pieces, by their number."""
+
 
 class Recording:
     """The output gradients of every op that uses a parameter, under each loss, and what to make of them."""
@@ -78,7 +81,7 @@ class Recording:
     def fused(self, group_size: int, weigh: Weigh) -> tuple[Tensor, list[Tensor]]:
         """Gram blocks, and the update by the weights made of them; per-sample gradients live in one block alone."""
         keep = self.update == "kept"
-        total = self._zeros()
+        total: Flat = {}
         grams, rows, groups = [], [], 0
         for part in self._parts(group_size):
             filler = self._filler(part)
@@ -89,15 +92,15 @@ class Recording:
                 self._add_kept(total, buffers, weights)
                 grams.append(gram)
                 rows.append(weights.repeat_interleave(block.size, 0))
-        return torch.cat(grams), self._finish(total, torch.cat(rows), keep)
+        return torch.cat(grams), self._finish(total, torch.cat(rows))
 
     @torch.no_grad()
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The update ``sum_bk W_bk g_b^k`` for weights (B, K): one gradient per parameter."""
-        total = self._zeros()
+        total: Flat = {}
         for block, buffers in self._kept:
             self._add_kept(total, buffers, weights[block.samples][:: block.size])
-        return self._finish(total, weights, bool(self._kept))
+        return self._finish(total, weights)
 
     @torch.no_grad()
     def sums(self, group_size: int) -> list[list[Tensor]]:
@@ -156,33 +159,31 @@ class Recording:
                 buffers.append(buffer if keep else None)
         return gram, buffers
 
-    def _zeros(self) -> list[Tensor]:
-        return [torch.zeros(piece.width, dtype=self.dtype, device=self.device) for piece in self.pieces]
-
-    def _add_kept(self, total: list[Tensor], buffers: Sequence[Tensor | None], weights: Tensor) -> None:
+    def _add_kept(self, total: Flat, buffers: Sequence[Tensor | None], weights: Tensor) -> None:
         """Add what the per-sample gradients (K, g, width) of a block give with weights (g, K)."""
         row = weights.to(self.dtype).mT.reshape(-1)
         with full_precision(self.device.type):
-            for sum_, buffer in zip(total, buffers, strict=True):
+            for n, buffer in enumerate(buffers):
                 if buffer is not None:
-                    torch.addmv(sum_, buffer.flatten(0, 1).mT, row, out=sum_)
+                    rows = buffer.flatten(0, 1)
+                    total[n] = torch.addmv(total[n], rows.mT, row, out=total[n]) if n in total else rows.mT @ row
 
-    def _finish(self, total: list[Tensor], weights: Tensor, kept: bool) -> list[Tensor]:
+    def _finish(self, total: Flat, weights: Tensor) -> list[Tensor]:
         """The update by weights (B, K), of which the kept gradients have given their part."""
         if self.update == "backward":
             return self.backward(weights)
-        missing = [n for n, p in enumerate(self.pieces) if not (kept and p.counted and p.choice == "instantiate")]
-        mixed = self._mixed([self.pieces[n] for n in missing], weights)
+        missing = {n: piece for n, piece in enumerate(self.pieces) if n not in total}
+        mixed = self._mixed(list(missing.values()), weights)
         whole = Part(0, 1, self.size)
-        filler = Filler([self.pieces[n] for n in missing], [mixed], self.leaves, whole)
+        filler = Filler(list(missing.values()), [mixed], self.leaves, whole)
         with full_precision(self.device.type):
-            for n in missing:
-                total[n] += filler.fill(self.pieces[n], whole, Storage())[0, 0]
+            for n, piece in missing.items():
+                total[n] = filler.fill(piece, whole, Storage())[0, 0]
         grads: dict[int, Tensor] = {}
-        for piece, flat in zip(self.pieces, total, strict=True):
+        for n, piece in enumerate(self.pieces):
             for p, offset in zip(piece.params, piece.offsets, strict=True):
                 leaf = self.leaves[p]
-                grads[p] = flat[offset : offset + leaf.numel()].view(leaf.shape).to(leaf.dtype)
+                grads[p] = total[n][offset : offset + leaf.numel()].view(leaf.shape).to(leaf.dtype)
         return [grads[p] if p in grads else torch.zeros_like(leaf) for p, leaf in enumerate(self.leaves)]
 
     def _mixed(self, pieces: Sequence[Piece], weights: Tensor) -> dict[Output, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from harmony import cotangents
-from harmony.engines.chunks import Options, narrow
-from harmony.engines.encoded import Cotangent, Trace, mix
+from harmony.engines.chunks import Options, encode_batch, narrow
+from harmony.engines.encoded import Cotangent, Encoded, Trace, mix
 from harmony.engines.precision import inner_products
 from harmony.engines.random import snapshot
 from harmony.engines.tape.errors import UnsupportedError
@@ -141,14 +141,18 @@ def plan(
     inputs = flatten(encode, params, batch, wrt)
     if settings.method in ("vmap", "loop"):
         return Plan(settings.method, "it was asked for", "backward", [])
+    encoded = encode_batch(inputs, settings, per_sample=False)
+    first = slice(0, min(settings.chunk_size or inputs.size, inputs.size))
+    per_loss = [narrow(c, first) for c in _cotangents(encoded, losses, loss_params, inputs.size)]
+    inputs = inputs.narrow(first)
     try:
         run = record(inputs)
     except UnsupportedError as error:
         if settings.method == "tape":
             raise
-        return Plan("vmap", f"the tape cannot record this encoder: {error}", "backward", [])
-    trace = trace_of(run, inputs, settings, Storage())
-    per_loss = _cotangents(trace, losses, loss_params, inputs.size)
+        name, _ = _reference(inputs)
+        engine = "vmap" if name == "vmap" else "loop"
+        return Plan(engine, f"the tape cannot record this encoder: {error}", "backward", [])
     update, pieces = plan_pieces(run, inputs, settings, reached_by(run, per_loss), fused=True)
     piece_of = {p: piece for piece in pieces for p in piece.params}
     rows = [_row(p, name, inputs, piece_of.get(p)) for p, name in enumerate(inputs.names)]
@@ -262,7 +266,7 @@ def _row(number: int, name: str, inputs: Inputs, piece: Piece | None) -> Row:
     return Row(name, shape, listed, choice, piece.flops[at], piece.bytes[at])
 
 
-def _cotangents(trace: Trace, losses: Any, loss_params: Any, size: int) -> list[Cotangent]:
+def _cotangents(trace: Trace | Encoded, losses: Any, loss_params: Any, size: int) -> list[Cotangent]:
     """Gradients of the losses at the embeddings."""
     return cotangents.activation(cotangents.evaluate(losses, loss_params, trace, size))
 

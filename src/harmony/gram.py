@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from harmony import cotangents
-from harmony.engines.chunks import Options, encode_batch
+from harmony.engines.chunks import MEMORY, Options, encode_batch
 from harmony.engines.encoded import Cotangent, Encoded, mix
 from harmony.engines.precision import inner_products
 from harmony.engines.trace import Inputs
@@ -18,7 +18,6 @@ Attribution = Literal["activation", "loss", "anchor"]
 Space = Literal["parameters", "features"]
 Method = Literal["auto", "tape", "vmap", "loop"]
 Update = Literal["auto", "kept", "tape", "backward"]
-MEMORY = 256 * 2**20
 
 
 class Aux(NamedTuple):
@@ -240,6 +239,7 @@ def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Callable[[str], boo
         raise ValueError(f"wrt selects none of the parameters: {', '.join(names) or 'params is empty'}.")
 
     batch_leaves, batch_spec = pytree.tree_flatten(batch)
+    batch_leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in batch_leaves]
     inputs = Inputs(encode, names, [p.detach() for p in leaves], params_spec, selected, batch_leaves, batch_spec)
     sizes = {
         name: leaf.shape[0]

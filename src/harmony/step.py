@@ -1,5 +1,6 @@
 """The whole step in one call: gradients realigned and filtered sample by sample, for pure functions or modules."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -78,6 +79,8 @@ def harmonized_grad(
     transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
     for name in keywords.keys() & {"has_aux", "loss_params"}:
         raise TypeError(f"{name} is no option of harmonized_grad: the step returns info, and takes loss_params.")
+    for name in keywords.keys() - inspect.signature(gram_vjp).parameters.keys():
+        raise TypeError(f"{name} is no option of gram_vjp.")
 
     exact = {"attribution": "activation", "space": "parameters"}
     fusible = transform.samplewise and all(keywords.get(name, value) == value for name, value in exact.items())

@@ -704,3 +704,75 @@ def test_a_later_chunk_that_cannot_be_recorded_is_looped_over():
         assert oracle.relative_error(gram, oracle.gram_blocks(truth)) < EXACT
     with pytest.raises(NotImplementedError, match="the data decide the order"):
         harmony.gram_vjp(*case, chunk_size=3, method="tape")
+
+
+# What a reviewer found
+
+
+class Product(torch.autograd.Function):
+    """``x * w``, unknown to the rules."""
+
+    @staticmethod
+    def forward(x, w):
+        return x * w
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad * w, (grad * x).sum(0)
+
+
+@pytest.mark.parametrize("case", [
+    zoo.Case(lambda p, x: Product.apply(Product.apply(x, p["w"]).tanh(), p["w"]), zoo.supervised,
+             {"w": zoo.randn(3)}, zoo.randn(zoo.B, 3)),
+    zoo.Case(lambda p, x: torch.addcmul(x, p["w"], p["w"].exp()).tanh(), zoo.supervised,
+             {"w": zoo.randn(3)}, zoo.randn(zoo.B, 3)),
+    zoo.Case(lambda p, x: (x @ p["w"].t().reshape(3, 8)).tanh() @ p["w"].reshape(8, 3), zoo.supervised,
+             {"w": zoo.randn(4, 6)}, zoo.randn(zoo.B, 3)),
+    zoo.Case(lambda p, x: (x @ p["w"].reshape(3, 8).t()).tanh() @ p["w"].t().reshape(3, 8), zoo.supervised,
+             {"w": zoo.randn(4, 6)}, zoo.randn(zoo.B, 8)),
+], ids=["function_twice", "made_of_itself", "reshaped_transpose", "transposed_reshape"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_parameter_that_reaches_an_op_in_two_ways(case):
+    for update in ("kept", "tape", "backward"):
+        assert_exact(case, truth_of(case), method="auto", update=update)
+
+
+def test_a_lone_last_sample_has_one_mask_in_all_its_dropouts():
+    """Two dropouts: the second draws where the first has left off."""
+    dropout, sizes = nn.Dropout(0.5), []
+    x, params = torch.rand(7, 64, dtype=torch.float64) + 1, {"w": torch.ones(64, dtype=torch.float64)}
+
+    def encode(p, x):
+        sizes.append(len(x))
+        return dropout(dropout(x * p["w"]))
+
+    _, gram, pullback, aux = harmony.gram_vjp(
+        encode, lambda f: {"first": f[:, :32].sum(1), "all": f.sum(1)}, params, x, chunk_size=2, has_aux=True
+    )
+    mask = aux.embeddings / x  # 0 or 4
+    every = mask * x / 7
+    half = torch.cat([every[:, :32], torch.zeros(7, 32)], dim=1)
+    grads = torch.stack([half, every], dim=1)
+    torch.testing.assert_close(gram, grads @ grads.mT)
+    torch.testing.assert_close(pullback(torch.ones(7, 2, dtype=torch.float64))["w"], grads.sum((0, 1)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_rows_that_are_copied_over_others_are_not_taken_for_their_own():
+    """Sample 0 reads what belongs to sample 1: no permutation, and no entry that several samples depend on twice."""
+    index = torch.tensor([1, 1, 2, 3, 4])[:, None].expand(-1, 3)
+    case = zoo.Case(lambda p, x: (x @ p["w"]).tanh().gather(0, index[: len(x)]), zoo.supervised,
+                    {"w": zoo.randn(4, 3)}, zoo.randn(5, 4))  # fmt: skip
+    with pytest.raises((ValueError, NotImplementedError)):
+        harmony.gram_vjp(*case, method="tape")
+
+
+def test_a_misspelt_option_is_an_error():
+    case = zoo.mlp()
+    with pytest.raises(TypeError, match="chunk_sise is no option"):
+        harmony.harmonized_grad(case.encode, case.losses, harmony.realign.pcgrad, chunk_sise=2)

@@ -14,8 +14,11 @@ from harmony.engines.precision import inner_products
 from harmony.engines.random import replay, restore, snapshot
 from harmony.engines.tape.errors import UnsupportedError
 from harmony.engines.tape.fill import Storage
-from harmony.engines.tape.trace import trace_tape
+from harmony.engines.tape.trace import trace_tape, with_companion
 from harmony.engines.trace import Inputs, detached, join, per_sample_semantics, trace_batch, trace_loop, trace_vmap
+
+MEMORY = 256 * 2**20
+"""Bytes for kept per-sample gradients, unless told otherwise."""
 
 
 class Options(NamedTuple):
@@ -23,7 +26,7 @@ class Options(NamedTuple):
 
     method: str = "auto"
     update: str = "auto"
-    memory: int = 256 * 2**20
+    memory: int = MEMORY
     group_size: int = 1
     chunk_size: int | None = None
 
@@ -63,7 +66,8 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
                 return run(inputs.narrow(chunk))
         except UnsupportedError as error:
             # The first chunk could be recorded and this one cannot. A loop gives the same numbers, unless drawn ones.
-            if options.method != "auto" or not states[number].equal(states[number + 1]):
+            drawn = not states[number].equal(states[number + 1])
+            if options.method != "auto" or drawn or len(blocks) < len(chunks):
                 raise
             _warn(f"the tape engine cannot record a chunk of this encoder ({error}): a loop over its samples is used.")
             return trace_loop(inputs.narrow(chunk))
@@ -185,9 +189,10 @@ def _embed(inputs: Inputs, run: Run) -> list[Any]:
     """Embeddings of a chunk, in the way that ``run`` computes them, so that they draw the same random numbers."""
     if run in (trace_vmap, trace_loop):
         return run(inputs).leaves
+    n, inputs = inputs.size, with_companion(inputs)
     with torch.no_grad(), per_sample_semantics():
         leaves, _ = inputs.call(inputs.params, inputs.batch)
-    return detached(leaves)
+    return [leaf[:n] if isinstance(leaf, Tensor) else leaf for leaf in detached(leaves)]
 
 
 def _shifted(weigh: Weigh, groups: int, gram: Tensor, part: range) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from harmony.engines.encoded import Cotangent, PerSample, Trace
 from harmony.engines.materialised import Materialised
+from harmony.engines.precision import full_precision
 
 
 class Inputs(NamedTuple):
@@ -129,9 +130,10 @@ def pull_batch(outputs: list[Tensor], params: list[Tensor], cotangent: Cotangent
     reached = [(o, c.to(o.dtype)) for o, c in zip(outputs, cotangent, strict=True) if c is not None]
     if not reached:
         return [torch.zeros_like(p) for p in params]
-    grads = torch.autograd.grad(
-        [o for o, _ in reached], params, [c for _, c in reached], retain_graph=True, materialize_grads=True
-    )
+    with full_precision(params[0].device.type):  # the backward pass follows the forward's choices, not autocast's
+        grads = torch.autograd.grad(
+            [o for o, _ in reached], params, [c for _, c in reached], retain_graph=True, materialize_grads=True
+        )
     return list(grads)
 
 

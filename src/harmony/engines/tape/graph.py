@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
 from harmony.engines.tape.errors import UnsupportedError
@@ -48,7 +49,7 @@ class Graph(NamedTuple):
 
     def signature(self) -> tuple[Any, ...]:
         """What determines where the samples lie in each tensor: topology, shapes and the ops' options."""
-        options = tuple(tuple(getattr(node, name) for name in _options(type(node))) for node in self.nodes)
+        options = tuple(map(_options_of, self.nodes))
         return *self.topology(), tuple(map(tuple, self.shapes)), _hashable(options)
 
 
@@ -92,6 +93,12 @@ def dtypes(node: Node) -> list[torch.dtype]:
     return [variable.dtype] if variable is not None else [meta.dtype for meta in node._input_metadata]
 
 
+def _options_of(node: Node) -> tuple[Any, ...]:
+    if isinstance(node, BackwardCFunction):  # a custom function: the numbers and names it keeps in its context
+        return type(node), *((n, v) for n, v in vars(node).items() if isinstance(v, int | float | str | tuple | list))
+    return tuple(getattr(node, name) for name in _options(type(node)))
+
+
 @functools.cache
 def _options(kind: type) -> tuple[str, ...]:
     """Names of the saved attributes that are not tensors: dimensions, sizes, scales."""
@@ -102,4 +109,4 @@ def _options(kind: type) -> tuple[str, ...]:
 def _hashable(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(_hashable(v) for v in value)
-    return value if isinstance(value, int | float | bool | str | None) else str(value)
+    return value if isinstance(value, int | float | bool | str | type | None) else str(value)

@@ -1,5 +1,6 @@
 """Whether the samples are where they seem to be: ops that move rows by the data can change that from batch to batch."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ _BY_INDEX = {"IndexBackward0", "IndexSelectBackward0"}
 _BY_DATA = _BY_INDEX | {
     f"{op}Backward{overload}"
     for op in (
-        "CumMax", "CumMin", "Cummax", "Cummin", "Gather", "IndexAdd", "IndexCopy", "IndexPut", "IndexPutImpl",
+        "Cummax", "Cummin", "Embedding", "EmbeddingBag", "Gather", "IndexAdd", "IndexCopy", "IndexPut", "IndexPutImpl",
         "IndexReduce", "MaskedScatter", "MaskedSelect", "Put", "Scatter", "ScatterAdd", "ScatterReduce", "Sort", "Take",
         "Topk",
     )
@@ -39,7 +40,9 @@ def movers(graph: Graph, shared: Sequence[bool]) -> list[int]:
     ]
 
 
-def sort_out(graph: Graph, nodes: Sequence[int], layouts: dict[Output, Layout]) -> tuple[list[Move], bool]:
+def sort_out(
+    graph: Graph, nodes: Sequence[int], layouts: dict[Output, Layout], shared: Sequence[bool]
+) -> tuple[list[Move], bool]:
     """Of ops that move entries by the data: those whose indices have to be looked at, and whether others are left.
 
     An op that moves entries along another axis than that of the samples is harmless.
@@ -52,12 +55,21 @@ def sort_out(graph: Graph, nodes: Sequence[int], layouts: dict[Output, Layout]) 
             rank = max(len(graph.shape((node, 0))), 1)
             if (dim - 2**64 if dim >= 2**63 else dim) % rank != picked.axis:
                 continue
+        if graph.names[node].startswith("IndexPut") and _masked_constant(graph, node, shared):
+            continue
         from_layout = None if source is None else layouts.get(source)
         if graph.names[node] in _BY_INDEX and picked is not None and from_layout is not None:
             moves.append(Move(node, from_layout, picked))
         else:
             others = True
     return moves, others
+
+
+def _masked_constant(graph: Graph, node: int, shared: Sequence[bool]) -> bool:
+    """``self[mask] = value`` with the same value for all: every row stays where it is."""
+    value = graph.inputs[node][1]
+    indices = graph.nodes[node]._saved_indices  # type: ignore[attr-defined]
+    return (value is None or shared[value[0]]) and len(indices) == 1 and indices[0].dtype == torch.bool
 
 
 def check_moves(graph: Graph, moves: Sequence[Move], size: int) -> None:
@@ -104,14 +116,14 @@ def _expanded(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
 def verify(graph: Graph, leaves: Sequence[Tensor], layouts: dict[Output, Layout], size: int) -> None:
     """Raise an UnsupportedError unless every row depends on the sample in whose place it stands.
 
-    NaN is sent back from half of the samples at a time, those whose number has a certain bit: one backward pass for
-    each bit.
+    NaN is sent back from half of the samples at a time, those whose number has a certain bit, then from the other half:
+    two backward passes for each bit.
     """
     outputs = list(layouts)
     numbers = torch.arange(size, device=leaves[0].device)
     wrong: list[Tensor] = []
-    for bit in range((size - 1).bit_length()):
-        chosen = (numbers >> bit) % 2 == 1
+    for bit, value in itertools.product(range((size - 1).bit_length()), (0, 1)):
+        chosen = (numbers >> bit) % 2 == value
         cotangents = [torch.zeros_like(leaf) for leaf in leaves]
         for cotangent in cotangents:
             cotangent[chosen] = torch.nan

@@ -7,6 +7,7 @@ number of samples belongs to the parameters alone. The finding holds for every g
 training loop pays for it once.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ class Anatomy(NamedTuple):
 
 _KNOWN: OrderedDict[Any, Anatomy] = OrderedDict()
 _REMEMBERED = 64
+_LOCK = threading.Lock()
 
 
 Encode = Callable[[int, int], list[Tensor]]
@@ -71,9 +73,10 @@ def anatomy(
         UnsupportedError: The graph itself depends on the samples, or their order does.
     """
     signature = (size, graph.signature())
-    if signature in _KNOWN:
-        _KNOWN.move_to_end(signature)
-        found = _KNOWN[signature]
+    with _LOCK:
+        known = _KNOWN.get(signature)
+    if known is not None:
+        found = known
         check_moves(graph, found.moves, size)
         if found.doubtful:
             verify(graph, outputs, found.layouts, size)
@@ -82,15 +85,16 @@ def anatomy(
         try:
             found = _examine(graph, size, encode_copies, names, sample)
             break
-        except UnsupportedError as error:  # masked away, say: another sample may tell more
-            failed = error
+        except (UnsupportedError, MixedSamplesError) as error:  # masked away, say: another sample may tell more
+            failed: Exception = error
     else:
         raise failed
     check_moves(graph, found.moves, size)
     verify(graph, outputs, found.layouts, size)
-    _KNOWN[signature] = found
-    if len(_KNOWN) > _REMEMBERED:
-        _KNOWN.popitem(last=False)
+    with _LOCK:
+        _KNOWN[signature] = found
+        if len(_KNOWN) > _REMEMBERED:
+            _KNOWN.popitem(last=False)
     return found
 
 
@@ -127,7 +131,7 @@ def _examine(graph: Graph, size: int, encode_copies: Encode, names: Mapping[Tens
                 culprit = _culprit(graph, small, leaves, size, copies, shared, output)
                 raise MixedSamplesError(culprit, op, parameter_behind(graph, output[0], names), shape, str(problem))
     layouts = {o: layout for o, layout in found.items() if isinstance(layout, Layout)}
-    moves, doubtful = sort_out(graph, moving, layouts)
+    moves, doubtful = sort_out(graph, moving, layouts, shared)
     return Anatomy(shared, {o: layouts[o] for o in needed}, moves, doubtful)
 
 

@@ -106,6 +106,8 @@ class Recording:
     def sums(self, group_size: int) -> list[list[Tensor]]:
         """Gradients summed over each group: K lists of (groups, entries), one for each parameter in the Gram."""
         counted = self._counted()
+        if not counted:  # nothing in the Gram is used
+            return [[torch.zeros(-(-self.size // group_size), 1, dtype=self.dtype, device=self.device)]] * self.losses
         rows: list[list[list[Tensor]]] = [[] for _ in self.grads]
         for part in self._parts(group_size):
             filler = Filler(counted, self.grads, self.leaves, part)

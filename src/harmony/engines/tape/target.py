@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from harmony.engines.tape.errors import UnsupportedError
 from harmony.engines.tape.graph import Graph, Output
 from harmony.engines.tape.probe import Anatomy
 from harmony.engines.tape.rules import closed_form
@@ -90,9 +91,26 @@ def _uses_at(
         site = Site(graph.nodes[node], slot, layouts[0], graph.shape((node, outputs[0])), graph.shape(source))
         use = closed_form(site) if outputs == [0] else None
         if use is None:
+            others = [s for n, s in enumerate(graph.inputs[node]) if s is not None and n not in slots]
+            if _reaches(graph, others, source[0]):
+                raise UnsupportedError(
+                    f"{graph.names[node]} has no closed form and uses a parameter that its other inputs depend on too: "
+                    "its own backward would count it twice"
+                )
             return [(Isolated(site, layouts, outputs, graph.edge(source)), [(node, number) for number in outputs])]
         found.append((use, [(node, 0)]))
     return found
+
+
+def _reaches(graph: Graph, outputs: list[Output], wanted: int) -> bool:
+    """Whether a node lies behind some outputs."""
+    stack, seen = [node for node, _ in outputs], {node for node, _ in outputs}
+    while stack:
+        for source in graph.inputs[stack.pop()]:
+            if source is not None and source[0] not in seen:
+                seen.add(source[0])
+                stack.append(source[0])
+    return wanted in seen
 
 
 def _passed_on(anatomy: Anatomy) -> dict[int, list[int]]:
@@ -120,7 +138,7 @@ def _params_behind(graph: Graph, source: Output, index: dict[Tensor, int]) -> li
 def _rearrangement(graph: Graph, source: Output) -> tuple[list[Callable[[Tensor], Tensor]] | None, bool, bool]:
     """The maps back to the one parameter behind a target, if it is only rearranged on the way."""
     moves: list[Callable[[Tensor], Tensor]] = []
-    flips, others = 0, 0
+    flips, reshapes, others = 0, 0, 0
     node = source[0]
     while graph.parameter(node) is None:
         name, parents = graph.names[node], graph.inputs[node]
@@ -129,11 +147,11 @@ def _rearrangement(graph: Graph, source: Output) -> tuple[list[Callable[[Tensor]
         moves.append(_MOVES[name](graph.nodes[node], graph.shape(parents[0])))
         flips += name == "TBackward0"
         others += name in ("TransposeBackward0", "PermuteBackward0")
-        reshaped = name not in _IN_PLACE
-        others += reshaped and flips > 0  # a reshape of a transpose is neither
+        reshapes += name not in _IN_PLACE
         node = parents[0][0]
-    flat = flips % 2 == 0 and others == 0
-    return moves, flat, flips % 2 == 1 and others == 0
+    # Reshapes keep the order of the entries, transposes of matrices cancel in pairs; mixed, they are neither.
+    flat = others == 0 and (flips == 0 or (flips % 2 == 0 and reshapes == 0))
+    return moves, flat, others == 0 and flips % 2 == 1 and reshapes == 0
 
 
 def _signed(dim: int) -> int:

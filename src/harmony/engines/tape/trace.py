@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harmony.engines.encoded import Cotangent, PerSample, Trace, mix
+from harmony.engines.precision import full_precision
 from harmony.engines.random import replay, snapshot
 from harmony.engines.tape.fill import Storage
 from harmony.engines.tape.graph import Graph, Output, walk
@@ -61,8 +62,7 @@ def record(inputs: Inputs) -> Run:
         UnsupportedError: It cannot be recorded.
     """
     params = [p.detach().requires_grad_() for p in inputs.params]
-    if inputs.size == 1:  # ops take other ways where an axis has one entry: a lone sample gets a companion
-        inputs = inputs.copies(0, 2)
+    inputs = with_companion(inputs)
     state = snapshot(params)
     leaves, spec, tracked = run_batch(inputs, params)
     outputs = [leaf for leaf, t in zip(leaves, tracked, strict=True) if t]
@@ -77,6 +77,11 @@ def record(inputs: Inputs) -> Run:
     found = anatomy(graph, outputs, inputs.size, encode_copies, names)
     targets = _in_one_task(lambda: find_targets(graph, found, params, [True] * len(params)))
     return Run(params, leaves, spec, tracked, graph, found, targets, inputs.size)
+
+
+def with_companion(inputs: Inputs) -> Inputs:
+    """Ops take other ways where an axis has one entry: a lone sample gets a copy of itself beside it."""
+    return inputs.copies(0, 2) if inputs.size == 1 else inputs
 
 
 def trace_tape(inputs: Inputs, options: Settings, storage: Storage) -> Trace:
@@ -158,9 +163,10 @@ def _output_gradients(run: Run, chosen: list[Piece], cotangents: Sequence[Cotang
         if not reached or not edges:
             found.append({})
             continue
-        grads = torch.autograd.grad(
-            [o for o, _ in reached], edges, [c for _, c in reached], retain_graph=True, allow_unused=True
-        )
+        with full_precision(run.params[0].device.type):
+            grads = torch.autograd.grad(
+                [o for o, _ in reached], edges, [c for _, c in reached], retain_graph=True, allow_unused=True
+            )
         found.append({o: g for o, g in zip(wanted, grads, strict=True) if g is not None})
     return found
 

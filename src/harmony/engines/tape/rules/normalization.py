@@ -1,4 +1,4 @@
-"""Scale and shift of layer, group, batch (in eval mode) and fused RMS normalisation."""
+"""Scale and shift of layer, group and batch normalisation (the latter in eval mode)."""
 
 import torch
 from torch import Tensor

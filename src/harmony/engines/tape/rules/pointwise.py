@@ -29,14 +29,17 @@ def div(site: Site) -> Reduced | None:
     x, other = site.node._saved_self, site.node._saved_other  # type: ignore[attr-defined]
     if not isinstance(other, Tensor):
         return None
-    if site.slot == 0:
-        return Reduced(site, lambda part: 1 / _partner(site, other, part))
-    return Reduced(site, lambda part: -_partner(site, x, part) / _partner(site, other, part) ** 2)
+
+    def factor(part: Part) -> Tensor:
+        divisor = _partner(site, other, part)
+        return 1 / divisor if site.slot == 0 else -_partner(site, x, part) / divisor / divisor
+
+    return Reduced(site, factor)
 
 
 def where(site: Site) -> Reduced:
     """``where(condition, self, other)``."""
-    condition = site.node._saved_condition  # type: ignore[attr-defined]
+    condition = site.node._saved_condition.bool()  # type: ignore[attr-defined]
     chosen = condition if site.slot == 0 else ~condition
     return Reduced(site, lambda part: site.grouped(chosen, part))
 
@@ -84,7 +87,7 @@ def _times(site: Site, partner: Tensor | None) -> Reduced | None:
 
 
 def _partner(site: Site, partner: Tensor, part: Part) -> Tensor:
-    partner = site.grouped(partner, part)
+    partner = accumulating(site.grouped(partner, part))
     return partner.conj() if partner.is_complex() else partner
 
 

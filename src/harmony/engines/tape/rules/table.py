@@ -23,7 +23,7 @@ def index(site: Site) -> Matrix | None:
     node: Any = site.node
     indices = node._saved_indices
     first = indices[0] if indices else None
-    if first is None or first.dtype == torch.bool or any(i is not None for i in indices[1:]):
+    if first is None or first.dtype in (torch.bool, torch.uint8) or any(i is not None for i in indices[1:]):
         return None
     return _rows(site, first % site.shape[0], None)
 

@@ -744,11 +744,10 @@ def test_a_parameter_that_reaches_an_op_in_two_ways(case):
 
 def test_a_lone_last_sample_has_one_mask_in_all_its_dropouts():
     """Two dropouts: the second draws where the first has left off."""
-    dropout, sizes = nn.Dropout(0.5), []
+    dropout = nn.Dropout(0.5)
     x, params = torch.rand(7, 64, dtype=torch.float64) + 1, {"w": torch.ones(64, dtype=torch.float64)}
 
     def encode(p, x):
-        sizes.append(len(x))
         return dropout(dropout(x * p["w"]))
 
     _, gram, pullback, aux = harmony.gram_vjp(

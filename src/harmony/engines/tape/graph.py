@@ -87,6 +87,11 @@ def _shapes(node: Node) -> list[torch.Size]:
     return [torch.Size(meta.shape) for meta in node._input_metadata]
 
 
+def signed(dim: int) -> int:
+    """A dimension as it was given: autograd saves negative ones as large numbers."""
+    return dim - 2**64 if dim >= 2**63 else dim
+
+
 def dtypes(node: Node) -> list[torch.dtype]:
     """Of the outputs of an op, or of a leaf."""
     variable = getattr(node, "variable", None)

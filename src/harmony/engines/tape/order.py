@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harmony.engines.tape.errors import UnsupportedError
-from harmony.engines.tape.graph import Graph, Output
+from harmony.engines.tape.graph import Graph, Output, signed
 from harmony.engines.tape.layout import Layout
 
 _BY_INDEX = {"IndexBackward0", "IndexSelectBackward0"}
@@ -53,7 +53,7 @@ def sort_out(
         dim = getattr(graph.nodes[node], "_saved_dim", None)
         if picked is not None and dim is not None:
             rank = max(len(graph.shape((node, 0))), 1)
-            if (dim - 2**64 if dim >= 2**63 else dim) % rank != picked.axis:
+            if signed(dim) % rank != picked.axis:
                 continue
         if graph.names[node].startswith("IndexPut") and _masked_constant(graph, node, shared):
             continue

@@ -68,7 +68,7 @@ def pieces(
     for params, members in parts:
         in_gram = counted[params[0]]
         alone = len(params) > 1 or leaves[params[0]].numel() >= SMALL
-        ghost = _ghost_cost(members, reached, group, kept) if in_gram else None
+        ghost = _ghost_cost(members, reached, group) if in_gram else None
         plain = _instantiate_cost(members, leaves, params, reached, group, kept)
         if ghost is not None and _time(ghost) < _time(plain):
             found.append(_piece([(params, members, ghost)], leaves, in_gram, "ghost"))
@@ -159,7 +159,7 @@ def _instantiate_cost(
     return flops, (3.0 if kept else 2.0) * 4 * entries
 
 
-def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: int, kept: bool) -> Cost | None:
+def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: int) -> Cost | None:
     """None where products of rows do not give the Gram."""
     uses = [(target, use) for target in targets for use, _ in target.uses]
     matrices = [(target, use) for target, use in uses if isinstance(use, Matrix)]
@@ -169,7 +169,7 @@ def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: i
         return None
     n, _, i, o = matrices[0][1].sizes
     rows = [
-        group * sum(u.sizes[1] for t in targets for u, o in t.uses if isinstance(u, Matrix) and o[0][0] in nodes)
+        group * sum(u.sizes[1] for t in targets for u, at in t.uses if isinstance(u, Matrix) and at[0][0] in nodes)
         for nodes in reached
     ]
     rows_of_all = group * sum(use.sizes[1] for _, use in matrices)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from harmony.engines.tape.errors import UnsupportedError
-from harmony.engines.tape.graph import Graph, Output
+from harmony.engines.tape.graph import Graph, Output, signed
 from harmony.engines.tape.probe import Anatomy
 from harmony.engines.tape.rules import closed_form
 from harmony.engines.tape.use import Isolated, Matrix, Site, Use, batched_vjp
@@ -56,9 +56,9 @@ class Target(NamedTuple):
         )
 
 
-def find_targets(graph: Graph, anatomy: Anatomy, leaves: list[Tensor], wanted: list[bool]) -> list[Target]:
-    """The shared tensors, and all their uses, behind the wanted parameters."""
-    index = {leaf: i for i, leaf in enumerate(leaves) if wanted[i]}
+def find_targets(graph: Graph, anatomy: Anatomy, leaves: list[Tensor]) -> list[Target]:
+    """The shared tensors that are made of parameters, and all their uses."""
+    index = {leaf: i for i, leaf in enumerate(leaves)}
     sites: dict[Output, dict[int, list[int]]] = {}
     for node, slot in anatomy.uses(graph):
         source = graph.inputs[node][slot]
@@ -154,18 +154,14 @@ def _rearrangement(graph: Graph, source: Output) -> tuple[list[Callable[[Tensor]
     return moves, flat, others == 0 and flips % 2 == 1 and reshapes == 0
 
 
-def _signed(dim: int) -> int:
-    return dim - 2**64 if dim >= 2**63 else dim
-
-
 def _unpermute(node: Any, shape: torch.Size) -> Callable[[Tensor], Tensor]:
-    dims = [_signed(d) % len(shape) for d in node._saved_dims]
+    dims = [signed(d) % len(shape) for d in node._saved_dims]
     inverse = [0, *(1 + dims.index(axis) for axis in range(len(shape)))]
     return lambda x: x.permute(inverse)
 
 
 def _untranspose(node: Any, shape: torch.Size) -> Callable[[Tensor], Tensor]:
-    first, second = (1 + _signed(d) % len(shape) for d in (node._saved_dim0, node._saved_dim1))
+    first, second = (1 + signed(d) % len(shape) for d in (node._saved_dim0, node._saved_dim1))
     return lambda x: x.transpose(first, second)
 
 

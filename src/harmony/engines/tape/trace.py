@@ -75,7 +75,7 @@ def record(inputs: Inputs) -> Run:
 
     names = dict(zip(params, inputs.names, strict=True))
     found = anatomy(graph, outputs, inputs.size, encode_copies, names)
-    targets = _in_one_task(lambda: find_targets(graph, found, params, [True] * len(params)))
+    targets = _in_one_task(lambda: find_targets(graph, found, params))
     return Run(params, leaves, spec, tracked, graph, found, targets, inputs.size)
 
 

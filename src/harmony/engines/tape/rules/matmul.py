@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from harmony.engines.tape.layout import Layout, Part, grouped
+from harmony.engines.tape.layout import Part, grouped
 from harmony.engines.tape.use import Matrix, Reduced, Site
 
 
@@ -69,15 +69,14 @@ def mv(site: Site) -> Matrix | None:
     matrix = _saved(site.node, "self")
     if site.slot != 1 or matrix is None or site.layout.axis != 0:
         return None
-    layout = Layout(0, site.layout.outer, site.layout.inner)
 
     def rows(x: Tensor, part: Part) -> Tensor:
-        return grouped(x, layout, part).flatten(1, 2).unsqueeze(1)
+        return grouped(x, site.layout, part).flatten(1, 2).unsqueeze(1)
 
     conjugate = matrix.conj() if matrix.is_complex() else matrix
     return Matrix(
         site, lambda part: rows(conjugate, part), lambda g, part: rows(g.unsqueeze(-1), part),
-        (1, layout.rows, matrix.shape[1], 1), out_first=False, views=True,
+        (1, site.layout.rows, matrix.shape[1], 1), out_first=False, views=True,
     )  # fmt: skip
 
 

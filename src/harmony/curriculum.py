@@ -1,19 +1,12 @@
 """Curricula: which samples to learn from, by the agreement of their gradients."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from harmony.cosines import agreement, defined
 from harmony.schedule import Schedule, as_schedule
-from harmony.transform import Transform
-
-
-class StepState(NamedTuple):
-    """State of a curriculum that follows a schedule: the number of updates so far, a 0-d tensor on the host."""
-
-    step: Tensor
+from harmony.transform import StepState, Transform, first_step
 
 
 def threshold(gamma: float | Schedule = 0.0) -> Transform:
@@ -42,11 +35,8 @@ def threshold(gamma: float | Schedule = 0.0) -> Transform:
     """
     schedule = as_schedule(gamma)
 
-    def init() -> StepState:
-        return StepState(torch.zeros((), dtype=torch.int64))
-
     def update(gram: Tensor, state: StepState, **extras: Any) -> tuple[Tensor, StepState]:
         keep = (agreement(gram) > schedule(state.step)) | ~defined(gram)
-        return keep.to(gram.dtype)[:, None].expand(gram.shape[:2]), StepState(state.step + 1)
+        return keep.to(gram.dtype)[:, None].expand(gram.shape[:2]), state.next()
 
-    return Transform(init, update, samplewise=True)
+    return Transform(first_step, update, samplewise=True)

@@ -12,6 +12,26 @@ from harmony.cosines import check_blocks
 State = Any
 
 
+class StepState(NamedTuple):
+    """State of what follows a schedule: the number of updates so far, a 0-d tensor on the host."""
+
+    step: Tensor
+
+    def next(self) -> "StepState":
+        """One update later."""
+        return StepState(self.step + 1)
+
+
+def first_step() -> StepState:
+    """The state before the first update.
+
+    Examples:
+        >>> first_step().next()
+        StepState(step=tensor(1))
+    """
+    return StepState(torch.zeros((), dtype=torch.int64))
+
+
 class Update(Protocol):
     """``update(gram, state, **extras) -> (weights, state)``."""
 

@@ -1,0 +1,63 @@
+"""Gram blocks in normal form: cosines, relative norms, and who takes part. All realignments start from here."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harmony.cosines import check_blocks
+
+
+class UnitBlocks(NamedTuple):
+    """The Gram blocks of unit gradients, in float64, whatever the range and the precision of the input.
+
+    Attributes:
+        cosine: Cosines (B, K, K). A zero gradient counts as a direction orthogonal to all others.
+        norm: Norms (B, K) relative to the largest of the sample, in (0, 1]; 1 for a zero gradient.
+        scale: The largest norm of each sample (B, 1); 1 if there is none.
+        active: Mask (B, K) of the gradients that are not zero, and finite.
+        dtype: Of the Gram that came in.
+    """
+
+    cosine: Tensor
+    norm: Tensor
+    scale: Tensor
+    active: Tensor
+    dtype: torch.dtype
+
+    @property
+    def ridge(self) -> float:
+        """What is added to the diagonal of systems that may be singular: the rounding error of the input."""
+        return max(torch.finfo(self.dtype).eps, 1e-12)
+
+    @property
+    def rarest(self) -> Tensor:
+        """Least norm over norm (B, K), in (0, 1]; 0 for zero gradients. Proportional to 1 / norm, without overflow."""
+        least = torch.where(self.active, self.norm, 1).amin(-1, keepdim=True)
+        return torch.where(self.active, least / self.norm, 0)
+
+    def weights(self, weights: Tensor, idle: float | Tensor = 1.0) -> Tensor:
+        """Weights (B, K) in the dtype of the input, ``idle`` for zero gradients; no infinity, whatever the norms."""
+        limit = torch.finfo(self.dtype).max
+        return torch.where(self.active, weights, idle).clamp(-limit, limit).to(self.dtype)
+
+
+def unit_blocks(gram: Tensor) -> UnitBlocks:
+    """Bring Gram blocks (B, K, K) into normal form."""
+    check_blocks(gram)
+    g = gram.detach().to(torch.float32 if gram.device.type == "mps" else torch.float64)  # MPS has no float64
+    norm = g.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    active = (norm > 0) & norm.isfinite()
+    norm = torch.where(active, norm, 1)
+    pairs = active[:, :, None] & active[:, None, :]
+    # Two divisions: the product of two norms may leave the range of the dtype where each of them does not.
+    cosine = torch.where(pairs, (g / norm[:, :, None] / norm[:, None, :]).clamp(-1, 1), 0)
+    eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
+    scale = torch.where(active, norm, 0).amax(-1, keepdim=True)
+    scale = torch.where(scale > 0, scale, 1)
+    return UnitBlocks(torch.where(eye > 0, eye, cosine), torch.where(active, norm / scale, 1), scale, active, gram.dtype)
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Products (..., K) of matrices (..., K, K) and vectors (..., K); elementwise, so that autocast leaves it alone."""
+    return (matrix * vector[..., None, :]).sum(-1)

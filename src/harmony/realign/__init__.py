@@ -1,0 +1,34 @@
+"""Realignment: what to make of a sample's gradients where they conflict. Pure functions of Gram blocks (B, K, K).
+
+Weights of one leave the ordinary gradient of the summed losses as it is. A loss whose gradient is zero takes no part: the
+method sees the others, and its own weight is 1 (its preference, where there are preferences). A sample with a single
+gradient gets what the method makes of a single gradient: 1, unless the method rescales gradients by their norms.
+
+All arithmetic is done on cosines and relative norms in float64: weights are finite for any finite block, in any dtype.
+"""
+
+from harmony.realign.balance import fairgrad, imtl_g, nash_mtl
+from harmony.realign.constant import mean, normalized, random, sum
+from harmony.realign.descent import cagrad, mgda
+from harmony.realign.dual_cone import dualproj, upgrad
+from harmony.realign.projection import gradvac, pcgrad, pcgrad_random
+from harmony.realign.spectral import aligned_mtl, config
+
+__all__ = [
+    "aligned_mtl",
+    "cagrad",
+    "config",
+    "dualproj",
+    "fairgrad",
+    "gradvac",
+    "imtl_g",
+    "mean",
+    "mgda",
+    "nash_mtl",
+    "normalized",
+    "pcgrad",
+    "pcgrad_random",
+    "random",
+    "sum",
+    "upgrad",
+]

@@ -1,0 +1,142 @@
+"""Balance: updates that serve all losses alike. IMTL-G, Nash-MTL, FairGrad."""
+
+import torch
+from torch import Tensor
+
+from harmony.numerics.eigen import pseudo_inverse_times
+from harmony.numerics.elimination import solve
+from harmony.numerics.unit import times, unit_blocks
+from harmony.transform import samplewise
+
+STEPS = 40
+"""Newton steps of the bargaining solvers; each may make an unknown ten times larger."""
+
+
+@samplewise
+def imtl_g(gram: Tensor) -> Tensor:
+    """Impartial: the combination whose inner products with all unit gradients are equal.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+
+    Returns:
+        Weights (B, K) that sum to 1 over the nonzero gradients. For two losses proportional to ``1 / |g_k|``; for more,
+        weights may be negative, and large where gradients nearly oppose each other. Where no combination sums to a
+        positive number, the signs are turned so that the update still descends. Linearly dependent gradients are dealt
+        with by the pseudo-inverse.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.realign.imtl_g(torch.tensor([[[1.0, -0.5], [-0.5, 9.0]]]))
+        tensor([[0.7500, 0.2500]])
+
+    References:
+        Liu et al., Towards Impartial Multi-task Learning, 2021, equation 4.
+    """
+    blocks = unit_blocks(gram)
+    v = blocks.rarest  # proportional to 1 / |g_k|
+    if gram.shape[-1] > 2:
+        ones = blocks.active.to(v.dtype)
+        v = v * pseudo_inverse_times(blocks.cosine, ones, torch.finfo(gram.dtype).eps) * ones
+    total = v.sum(-1, keepdim=True).abs()
+    floor = blocks.ridge * v.abs().sum(-1, keepdim=True)
+    total = torch.maximum(total, floor)
+    return blocks.weights(v / torch.where(total > 0, total, 1))
+
+
+@samplewise
+def nash_mtl(gram: Tensor) -> Tensor:
+    """Nash bargaining: weights with ``W_k <g_k, update> = 1`` for every loss.
+
+    The update maximises the product of what the losses gain. It has length sqrt(K), whatever the gradients' lengths:
+    choose the learning rate accordingly.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+
+    Returns:
+        Weights (B, K), positive. For two losses ``1 / (|g_k| sqrt(1 + cos))``; for more, 40 Newton steps. Opposite
+        gradients have no solution: the cosine is kept above -1 by the rounding error of the Gram's dtype.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.realign.nash_mtl(torch.tensor([[[1.0, 0.0], [0.0, 4.0]]]))
+        tensor([[1.0000, 0.5000]])
+
+    References:
+        Navon et al., Multi-Task Learning as a Bargaining Game, 2022 (arXiv:2202.01017), section 3.2.
+    """
+    blocks = unit_blocks(gram)
+    if gram.shape[-1] == 2:  # a zero gradient has cosine 0
+        u = (1 + blocks.cosine[:, 0, 1, None]).clamp(min=blocks.ridge).rsqrt()
+    else:
+        u = _bargain(blocks.cosine, torch.ones_like(blocks.norm), 1.0, blocks.ridge)
+    return blocks.weights(u / blocks.norm / blocks.scale)
+
+
+@samplewise
+def fairgrad(gram: Tensor, alpha: float = 2.0) -> Tensor:
+    """Alpha-fair: weights with ``<g_k, update> = W_k ** (-1 / alpha)`` for every loss.
+
+    ``alpha`` goes from efficiency (0, the ordinary gradient) over proportional fairness (1, which is Nash-MTL) towards
+    max-min fairness. The update does not scale with the gradients: where these double, the weights change by
+    ``2 ** (-2 alpha / (1 + alpha))``.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+        alpha: Fairness, more than 0.
+
+    Returns:
+        Weights (B, K), positive, by 40 Newton steps.
+
+    Raises:
+        ValueError: An alpha that is not positive.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.realign.fairgrad(torch.tensor([[[1.0, 0.0], [0.0, 8.0]]]), alpha=0.5)
+        tensor([[1.0000, 0.5000]])
+
+    References:
+        Ban and Ji, Fair Resource Allocation in Multi-Task Learning, 2024 (arXiv:2402.15638), equation 4.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive; got {alpha}. At 0 this is the ordinary gradient: realign.sum.")
+    blocks = unit_blocks(gram)
+    target = blocks.norm ** (1 / alpha - 1)
+    u = _bargain(blocks.cosine, target, alpha, blocks.ridge)
+    return blocks.weights(u / blocks.norm * blocks.scale ** (-2 * alpha / (1 + alpha)))
+
+
+def _bargain(cosine: Tensor, target: Tensor, alpha: float, ridge: float) -> Tensor:
+    """Solve ``C u = m u ** (-1 / alpha)`` for u > 0: where a strictly convex function is least, by Newton's method.
+
+    Args:
+        cosine: C (B, K, K).
+        target: m (B, K), positive.
+        alpha: Fairness.
+        ridge: Added to the diagonal of C: without, opposite gradients have no solution.
+
+    Returns:
+        u (B, K).
+    """
+    eye = torch.eye(cosine.shape[-1], dtype=cosine.dtype, device=cosine.device)
+    matrix = cosine + ridge * eye
+    start = target ** (alpha / (1 + alpha))  # the solution for orthogonal gradients
+    lengths = 2.0 ** torch.arange(3, -8, -1, dtype=cosine.dtype, device=cosine.device)
+
+    def value(u: Tensor) -> Tensor:
+        v = u / start[:, None]
+        gain = v.log() if alpha == 1 else v ** (1 - 1 / alpha) / (1 - 1 / alpha)
+        return ((u * times(matrix[:, None], u)) / 2 - start[:, None] ** 2 * gain).sum(-1)
+
+    u = start
+    for _ in range(STEPS):
+        v = u / start
+        slope = times(matrix, u) - start * v ** (-1 / alpha)
+        step = -solve(matrix + torch.diag_embed(v ** (-1 / alpha - 1) / alpha), slope)
+        room = 0.95 / (-step / u).amax(-1, keepdim=True).clamp(min=1e-9)  # u stays positive
+        tried = u[:, None] + torch.minimum(lengths, room)[..., None] * step[:, None]
+        best = value(tried).argmin(-1)
+        u = tried.take_along_dim(best[:, None, None], 1)[:, 0]
+    return u

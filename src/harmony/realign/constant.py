@@ -1,0 +1,98 @@
+"""Weights that do not depend on conflict: the baselines of every comparison."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harmony.cosines import check_blocks
+from harmony.numerics.counter import normal
+from harmony.numerics.unit import unit_blocks
+from harmony.transform import StepState, Transform, first_step, samplewise
+
+
+@samplewise
+def sum(gram: Tensor) -> Tensor:
+    """Leave all gradients as they are: the ordinary gradient of the summed losses.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+
+    Returns:
+        Weights (B, K), ones.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.realign.sum(torch.eye(2)[None])
+        tensor([[1., 1.]])
+    """
+    check_blocks(gram)
+    return torch.ones(gram.shape[:2], dtype=gram.dtype, device=gram.device)
+
+
+@samplewise
+def mean(gram: Tensor) -> Tensor:
+    """The gradient of the mean of the losses.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+
+    Returns:
+        Weights (B, K), 1 / K.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.realign.mean(torch.eye(2)[None])
+        tensor([[0.5000, 0.5000]])
+    """
+    return sum(gram) / gram.shape[-1]
+
+
+@samplewise
+def normalized(gram: Tensor) -> Tensor:
+    """Give every gradient of every sample length one.
+
+    The update then has no scale of the losses left in it: choose the learning rate accordingly. As every member of a
+    chain sees the raw Gram, ``chain(normalized, pcgrad)`` is not PCGrad of normalised gradients.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+
+    Returns:
+        Weights (B, K), ``1 / |g_b^k|``.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.realign.normalized(torch.tensor([[[4.0, 0.0], [0.0, 0.25]]]))
+        tensor([[0.5000, 2.0000]])
+    """
+    blocks = unit_blocks(gram)
+    return blocks.weights(1 / blocks.norm / blocks.scale)
+
+
+def random(seed: int = 0) -> Transform:
+    """Random loss weighting: weights drawn anew for every sample and step, a baseline that is hard to beat.
+
+    Args:
+        seed: The weights are a pure function of seed, step and place in the batch.
+
+    Returns:
+        A transform whose weights (B, K) are the softmax of standard normal numbers; they sum to 1. Not samplewise.
+
+    Examples:
+        >>> import torch, harmony
+        >>> method = harmony.realign.random(seed=1)
+        >>> weights, state = method.update(torch.eye(2).expand(3, 2, 2), method.init())
+        >>> weights.shape, weights.sum(1)
+        (torch.Size([3, 2]), tensor([1., 1., 1.]))
+
+    References:
+        Lin et al., Reasonable Effectiveness of Random Weighting, 2022 (arXiv:2111.10603).
+    """
+
+    def update(gram: Tensor, state: StepState, **extras: Any) -> tuple[Tensor, StepState]:
+        check_blocks(gram)
+        drawn = normal(seed, state.step, *gram.shape[:2], gram.device)
+        return drawn.softmax(-1).to(gram.dtype), state.next()
+
+    return Transform(first_step, update)

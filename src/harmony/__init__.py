@@ -1,11 +1,11 @@
 """Harmony: per-sample gradients of several losses, realigned and filtered where they conflict."""
 
-from harmony import curriculum, losses, realign, schedule, stats
+from harmony import curriculum, losses, realign, schedule, score, stats
 from harmony.cosines import agreement, cosine, defined
 from harmony.diagnostics import Check, Plan, check, plan
 from harmony.gram import Aux, gram_vjp
 from harmony.step import Info, backward, harmonized_grad
-from harmony.transform import Transform, chain, samplewise
+from harmony.transform import Transform, chain, layerwise, samplewise
 
 __version__ = "0.1.0"
 
@@ -24,10 +24,12 @@ __all__ = [
     "defined",
     "gram_vjp",
     "harmonized_grad",
+    "layerwise",
     "losses",
     "plan",
     "realign",
     "samplewise",
     "schedule",
+    "score",
     "stats",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harmony import cotangents
 from harmony.engines.chunks import Options, encode_batch, narrow
-from harmony.engines.encoded import Cotangent, Encoded, Trace, mix
+from harmony.engines.encoded import Cotangent, Encoded, Trace, by_label, pull_mixed
 from harmony.engines.precision import inner_products
 from harmony.engines.random import snapshot
 from harmony.engines.tape.errors import UnsupportedError
@@ -20,7 +20,7 @@ from harmony.engines.tape.trace import Run, reached_by, record, trace_of
 from harmony.engines.tape.trace import plan as plan_pieces
 from harmony.engines.tape.use import Isolated
 from harmony.engines.trace import Inputs, trace_loop, trace_vmap
-from harmony.gram import PyTree, check_options, flatten
+from harmony.gram import PyTree, Wrt, check_options, flatten
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -101,7 +101,7 @@ def plan(
     params: PyTree,
     batch: PyTree,
     *,
-    wrt: Callable[[str], bool] | None = None,
+    wrt: Wrt | None = None,
     loss_params: PyTree | None = None,
     **options: Any,
 ) -> Plan:
@@ -171,7 +171,7 @@ def check(
     params: PyTree,
     batch: PyTree,
     *,
-    wrt: Callable[[str], bool] | None = None,
+    wrt: Wrt | None = None,
     loss_params: PyTree | None = None,
     **options: Any,
 ) -> Check:
@@ -215,15 +215,15 @@ def check(
     recorded = trace.per_sample(per_loss, False)
     gram = recorded.gram(1)
     two = slice(0, min(2, inputs.size))
-    weights = torch.zeros_like(gram[:, 0])
+    weights = torch.zeros_like(gram[:, :, 0])
     weights[two] = torch.linspace(0.5, 1.5, weights[two].numel()).to(weights).view_as(weights[two])
     update = recorded.combine(weights)
 
     embeddings = 0.0
     if random:
         reference = "backward passes through the same graph"
-        expected_gram = _one_by_one(trace, per_loss, two, inputs.selected)
-        expected_update = trace.pull(mix(per_loss, weights))
+        expected_gram = _one_by_one(trace, per_loss, two, inputs.label)
+        expected_update = pull_mixed(trace.pull, per_loss, weights, inputs.label)
     else:
         reference, alone = _reference(inputs.narrow(two))
         per_sample = alone.per_sample([narrow(c, two) for c in per_loss], False)
@@ -278,8 +278,8 @@ def _reference(inputs: Inputs) -> tuple[str, Trace]:
         return "a loop over samples", trace_loop(inputs)
 
 
-def _one_by_one(trace: Trace, per_loss: Sequence[Cotangent], samples: slice, selected: list[bool]) -> Tensor:
-    """Gram blocks by one ordinary backward pass for each sample and loss."""
+def _one_by_one(trace: Trace, per_loss: Sequence[Cotangent], samples: slice, label: list[int]) -> Tensor:
+    """Gram blocks (2, L, K, K) by one ordinary backward pass for each sample and loss."""
     rows = []
     for cotangent in per_loss:
         of_loss = []
@@ -290,9 +290,10 @@ def _one_by_one(trace: Trace, per_loss: Sequence[Cotangent], samples: slice, sel
                 else torch.zeros_like(c).index_copy(0, torch.tensor([b], device=c.device), c[b : b + 1])
                 for c in cotangent
             ]
-            of_loss.append([g for g, s in zip(trace.pull(only), selected, strict=True) if s])
+            of_loss.append([g for g, number in zip(trace.pull(only), label, strict=True) if number >= 0])
         rows.append([torch.stack(column) for column in zip(*of_loss, strict=True)])
-    return inner_products(rows)
+    selected = [number for number in label if number >= 0]
+    return torch.stack([inner_products(k) for k in by_label(rows, selected)], 1)
 
 
 def _error(got: Tensor, expected: Tensor) -> float:

@@ -9,8 +9,9 @@ from torch.utils import _pytree as pytree
 
 from harmony import cotangents
 from harmony.engines.chunks import MEMORY, Options, encode_batch
-from harmony.engines.encoded import Cotangent, Encoded, mix
-from harmony.engines.precision import inner_products
+from harmony.engines.encoded import Cotangent, Encoded, mix, pull_labelled
+from harmony.engines.materialised import sum_groups
+from harmony.engines.precision import accumulating, inner_products
 from harmony.engines.trace import Inputs
 
 PyTree = Any
@@ -18,13 +19,24 @@ Attribution = Literal["activation", "loss", "anchor"]
 Space = Literal["parameters", "features"]
 Method = Literal["auto", "tape", "vmap", "loop"]
 Update = Literal["auto", "kept", "tape", "backward"]
+Wrt = Callable[[str], bool | str | None]
+"""Which parameters a Gram is taken over, by name: yes or no, or the label of the Gram that a parameter belongs to."""
+Blocks = Tensor | Mapping[str, Tensor]
+"""One tensor, or one for each label of parameters."""
 
 
 class Aux(NamedTuple):
-    """What ``gram_vjp(..., has_aux=True)`` adds: loss terms (B, K), detached, and the tree of embeddings."""
+    """What ``gram_vjp(..., has_aux=True)`` adds, all of it detached.
+
+    Attributes:
+        terms: Loss terms (B, K).
+        embeddings: The tree of embeddings.
+        toward: With ``toward_batch``, inner products (groups, K) with the batch's gradient; else None.
+    """
 
     terms: Tensor
     embeddings: PyTree
+    toward: Tensor | None = None
 
 
 def gram_vjp(
@@ -37,11 +49,12 @@ def gram_vjp(
     update: Update = "auto",
     memory: int = MEMORY,
     group_size: int = 1,
-    wrt: Callable[[str], bool] | None = None,
+    wrt: Wrt | None = None,
     chunk_size: int | None = None,
     attribution: Attribution = "activation",
     space: Space = "parameters",
     loss_params: PyTree | None = None,
+    toward_batch: bool = False,
     has_aux: bool = False,
 ) -> tuple[Any, ...]:
     """Losses, Gram blocks of their per-sample gradients, and a pullback of per-sample weights.
@@ -71,19 +84,24 @@ def gram_vjp(
         group_size: Consecutive samples whose gradients are summed before the Gram; the last group may be smaller. In
             feature space a gradient has one part per sample, so that the blocks of a group add up.
         wrt: Predicate on the names of the parameters (paths joined by dots) that the Gram is taken over; default all.
-            In feature space: on the names of the embedding leaves; default those that every loss reaches.
+            In feature space: on the names of the embedding leaves; default those that every loss reaches. A function
+            that returns labels (strings, None for no Gram) asks for one Gram for each label: layer-wise, say.
         chunk_size: Samples encoded at a time. Bounds memory: embeddings first, then chunk by chunk, each encoded
             again with the same random numbers.
         attribution: Which reading of "the gradient of a sample under a loss".
         space: ``"parameters"``, or ``"features"``: gradients at the embeddings, nearly free.
         loss_params: Tree of parameters of the losses stage (heads, temperature), if it has any.
-        has_aux: Also return the loss terms and the embeddings.
+        toward_batch: Also give ``<g_b^k, g>``, g being the gradient of the summed losses of the whole batch. Costs a
+            backward pass and the per-sample gradients once more. For activation and anchor.
+        has_aux: Also return the loss terms, the embeddings and what ``toward_batch`` asks for.
 
     Returns:
         ``values, gram, pullback`` and, with ``has_aux``, an [Aux][harmony.gram.Aux]. ``values`` is {name: scalar};
         ``gram`` (groups, K, K) in at least float32, with K in the order of ``values``. ``pullback(weights)`` takes
         (groups, K) and returns gradients in the tree of ``params``: ``sum_bk W_bk g_b^k`` for activation,
-        the gradient of ``sum_bk W_bk l_bk / B`` for loss and anchor. With ``loss_params`` it returns ``(grads,
+        the gradient of ``sum_bk W_bk l_bk / B`` for loss and anchor. Where ``wrt`` gives labels, ``gram`` is {label:
+        (groups, K, K)}, and ``pullback`` takes {label: (groups, K)} or one tensor for all; parameters without a label,
+        and those of the losses, get the mean of the labels' weights. With ``loss_params`` it returns ``(grads,
         loss_grads)``, the second being the gradient of ``sum_bk W_bk l_bk / B`` by the losses' parameters.
 
     Raises:
@@ -113,6 +131,8 @@ def gram_vjp(
     if attribution != "activation":  # the update is no combination of the gradients that the Gram is made of
         options = options._replace(update="backward")
     inputs = flatten(encode, params, batch, wrt if space == "parameters" else None)
+    if toward_batch and attribution == "loss":
+        raise ValueError('toward_batch needs attribution="activation" or "anchor".')
     encoded, stage = run(inputs, losses, loss_params, options, per_sample=per_sample)
     size = inputs.size
     per_loss = cotangents.activation(stage)
@@ -122,10 +142,20 @@ def gram_vjp(
 
     own = cotangents.anchor(stage, chunk_size) if attribution == "anchor" else per_loss
     gram: Tensor
-    combine: Callable[[Tensor], Any] = lambda weights: encoded.pull(mix(per_loss, weights))  # noqa: E731
+
+    def by_cotangents(weights: Tensor) -> Any:
+        """The update by weights (B, L, K): backward passes."""
+        pull = lambda w: pytree.tree_leaves(encoded.pull(mix(per_loss, w)))  # noqa: E731
+        return pytree.tree_unflatten(pull_labelled(pull, weights, inputs.label), inputs.params_spec)
+
+    combine: Callable[[Tensor], Any] = by_cotangents
+    toward: Tensor | None = None
     if per_sample:
         gram, from_own = encoded.gram(own)
-        combine = from_own if attribution == "activation" else combine
+        combine = from_own if attribution == "activation" else by_cotangents
+        if toward_batch:
+            batch_gradient = encoded.pull(mix(per_loss, torch.ones_like(gram[:1, 0, 0]).expand(size, -1)))
+            toward = encoded.toward(own, pytree.tree_leaves(batch_gradient)).detach()
     elif space == "parameters":
         gram = encoded.gram_of_rows(rows)
     else:
@@ -136,25 +166,44 @@ def gram_vjp(
             blocks = [rows(range(start, min(start + step, groups))) for start in range(0, groups, step)]
             gram = torch.cat([_feature_gram(block, chosen) for block in blocks])
         else:
-            gram = torch.stack([part.sum(0) for part in torch.split(_feature_gram(own, chosen), group_size)])
+            gram = sum_groups(_feature_gram(own, chosen), group_size)
+        gram = gram[:, None]
+        if toward_batch:
+            toward = sum_groups(_feature_toward(own, per_loss, chosen), group_size).detach()
     gram = gram.detach()
 
-    def pullback(weights: Tensor) -> Any:
-        if weights.shape != gram.shape[:2]:
-            raise ValueError(
-                f"pullback expects weights of shape {tuple(gram.shape[:2])}, one per group of samples and loss; "
-                f"got {tuple(weights.shape)}."
-            )
-        weights = spread(weights.detach(), group_size, size)
+    def pullback(weights: Blocks) -> Any:
+        rows = spread(stacked(weights, inputs.labels, gram), group_size, size)
         if attribution == "activation":
-            grads = combine(weights)
-            return grads if loss_params is None else (grads, loss_gradient(stage, weights))
-        cotangent, of_loss_params = cotangents.weighted(stage, weights)
-        grads = encoded.pull(cotangent)
-        return grads if loss_params is None else (grads, pytree.tree_unflatten(of_loss_params, stage.params_spec))
+            grads = combine(rows)
+        else:
+            pull = lambda w: pytree.tree_leaves(encoded.pull(cotangents.weighted(stage, w)[0]))  # noqa: E731
+            grads = pytree.tree_unflatten(pull_labelled(pull, rows, inputs.label), inputs.params_spec)
+        return grads if loss_params is None else (grads, loss_gradient(stage, rows.mean(1)))
 
     values, aux = observed(stage)
-    return (values, gram, pullback, aux) if has_aux else (values, gram, pullback)
+    aux = aux._replace(toward=toward)
+    found = named(gram, inputs.labels)
+    return (values, found, pullback, aux) if has_aux else (values, found, pullback)
+
+
+def named(blocks: Tensor, labels: list[str]) -> Any:
+    """Blocks (groups, L, ...) by the name of their label; without labels, the only one."""
+    return dict(zip(labels, blocks.unbind(1), strict=True)) if labels else blocks[:, 0]
+
+
+def stacked(weights: Blocks, labels: list[str], gram: Tensor) -> Tensor:
+    """Weights of every label (groups, L, K), for Gram blocks (groups, L, K, K); one tensor serves all labels."""
+    if isinstance(weights, Mapping) and weights.keys() != set(labels):
+        raise ValueError(f"weights are of the labels {sorted(weights)}, the Gram blocks of {sorted(labels)}.")
+    rows = [weights[label] for label in labels] if isinstance(weights, Mapping) else [weights] * gram.shape[1]
+    for row in rows:
+        if row.shape != gram.shape[::2]:
+            raise ValueError(
+                f"pullback expects weights of shape {tuple(gram.shape[::2])}, one per group of samples and loss; "
+                f"got {tuple(row.shape)}."
+            )
+    return torch.stack([row.detach() for row in rows], 1)
 
 
 def run(
@@ -169,7 +218,7 @@ def run(
 
 
 def spread(weights: Tensor, group_size: int, size: int) -> Tensor:
-    """Weights of groups (groups, K) -> weights of samples (B, K)."""
+    """Weights of groups (groups, ...) -> weights of samples (B, ...)."""
     return weights.repeat_interleave(group_size, dim=0)[:size]
 
 
@@ -229,18 +278,16 @@ def _check_floating(argument: str, params: PyTree) -> None:
             )
 
 
-def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Callable[[str], bool] | None) -> Inputs:
-    """Check and flatten a call of the encoder; ``wrt`` selects parameters by name."""
+def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Wrt | None) -> Inputs:
+    """Check and flatten a call of the encoder; ``wrt`` selects or labels parameters by name."""
     names = leaf_names(params)
     leaves, params_spec = pytree.tree_flatten(params)
     _check_floating("params", params)
-    selected = [wrt is None or bool(wrt(name)) for name in names]
-    if not any(selected):
-        raise ValueError(f"wrt selects none of the parameters: {', '.join(names) or 'params is empty'}.")
+    label, labels = _labels(names, wrt)
 
     batch_leaves, batch_spec = pytree.tree_flatten(batch)
     batch_leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in batch_leaves]
-    inputs = Inputs(encode, names, [p.detach() for p in leaves], params_spec, selected, batch_leaves, batch_spec)
+    inputs = Inputs(encode, names, [p.detach() for p in leaves], params_spec, label, labels, batch_leaves, batch_spec)
     sizes = {
         name: leaf.shape[0]
         for name, leaf, mapped in zip(leaf_names(batch), batch_leaves, inputs.mapped, strict=True)
@@ -253,14 +300,27 @@ def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Callable[[str], boo
     return inputs
 
 
-def _feature_leaves(
-    encoded: Encoded, per_loss: list[Cotangent], losses: list[str], wrt: Callable[[str], bool] | None
-) -> list[bool]:
+def _labels(names: list[str], wrt: Wrt | None) -> tuple[list[int], list[str]]:
+    """The number of each parameter's Gram, -1 for none, and the names of the Grams if ``wrt`` gives any."""
+    given = [True if wrt is None else wrt(name) for name in names]
+    labels = list(dict.fromkeys(g for g in given if isinstance(g, str)))
+    if labels and not all(g is None or isinstance(g, str) for g in given):
+        raise TypeError(f"wrt must return a label or None for every parameter, or a bool for every one; got {given}.")
+    label = [labels.index(g) if isinstance(g, str) else int(bool(g)) - 1 for g in given]
+    if not names or max(label) < 0:
+        raise ValueError(f"wrt selects none of the parameters: {', '.join(names) or 'params is empty'}.")
+    return label, labels
+
+
+def _feature_leaves(encoded: Encoded, per_loss: list[Cotangent], losses: list[str], wrt: Wrt | None) -> list[bool]:
     """Which of the tracked leaves the Gram in feature space is taken over."""
     names = leaf_names(pytree.tree_unflatten(encoded.leaves, encoded.spec))
     names = [name for name, tracked in zip(names, encoded.tracked, strict=True) if tracked]
     if wrt is not None:
-        chosen = [bool(wrt(name)) for name in names]
+        given = [wrt(name) for name in names]
+        if any(isinstance(g, str) for g in given):
+            raise ValueError('wrt gives labels, which are of parameters: they need space="parameters".')
+        chosen = [bool(g) for g in given]
         if not any(chosen):
             raise ValueError(f"wrt selects none of the embedding leaves that depend on params: {names}.")
         return chosen
@@ -279,7 +339,24 @@ def _feature_leaves(
 
 
 def _feature_gram(cotangent: list[Cotangent], chosen: list[bool]) -> Tensor:
-    """Gram blocks (n, K, K) of K cotangents with leaves (n, ...); an unreached leaf counts as zero."""
+    """Gram blocks (n, K, K) of K cotangents with leaves (n, ...)."""
+    return inner_products(_filled(cotangent, chosen))
+
+
+def _feature_toward(own: list[Cotangent], per_loss: list[Cotangent], chosen: list[bool]) -> Tensor:
+    """Inner products (B, K) of each sample's cotangents with the sum over all samples and losses."""
+    whole = [
+        accumulating(torch.stack(leaf).sum((0, 1))).flatten() for leaf in zip(*_filled(per_loss, chosen), strict=True)
+    ]
+    columns = [
+        torch.stack([accumulating(leaf).flatten(1).mul(w).sum(1) for leaf, w in zip(leaves, whole, strict=True)]).sum(0)
+        for leaves in _filled(own, chosen)
+    ]
+    return torch.stack(columns, 1)
+
+
+def _filled(cotangent: list[Cotangent], chosen: list[bool]) -> list[tuple[Tensor, ...]]:
+    """K lists of the chosen leaves; a leaf that a loss does not reach counts as zero."""
     columns = [leaf for leaf, c in zip(zip(*cotangent, strict=True), chosen, strict=True) if c]
     filled = []
     for leaf in columns:
@@ -287,4 +364,4 @@ def _feature_gram(cotangent: list[Cotangent], chosen: list[bool]) -> Tensor:
         if template is None:
             raise ValueError("no loss reaches the embedding leaf that wrt selects: there is no gradient to compare.")
         filled.append([torch.zeros_like(template) if c is None else c for c in leaf])
-    return inner_products(list(zip(*filled, strict=True)))
+    return list(zip(*filled, strict=True))

@@ -3,8 +3,9 @@
 A schedule maps a 0-d step tensor to a 0-d float32 tensor, on the host: reading it never waits for a device.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -97,6 +98,92 @@ def quarter_cosine(start: float, end: float, steps: int) -> Schedule:
     return lambda step: torch.lerp(*_ends(step, start, end), 1 - torch.cos(0.5 * math.pi * progress(step)))
 
 
+def polynomial(start: float, end: float, steps: int, power: float = 2.0) -> Schedule:
+    """From ``start`` to ``end`` as a power of the share of the way, over ``steps`` steps, then ``end``.
+
+    Args:
+        start: Value at step 0.
+        end: Value from step ``steps`` on.
+        steps: Length of the way, at least 1.
+        power: Positive; above 1 the change comes late, below 1 early.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: A way of no length, or a power that is not positive.
+
+    Examples:
+        >>> import torch, harmony
+        >>> value = harmony.schedule.polynomial(0.0, 1.0, steps=100, power=2.0)
+        >>> [round(float(value(torch.tensor(t))), 2) for t in (0, 50, 100)]
+        [0.0, 0.25, 1.0]
+    """
+    if not power > 0:
+        raise ValueError(f"power must be positive; got {power}.")
+    progress = _progress(steps)
+    return lambda step: torch.lerp(*_ends(step, start, end), progress(step) ** power)
+
+
+def step(values: Mapping[int, float]) -> Schedule:
+    """Values that hold from a step on until the next.
+
+    Args:
+        values: {step: value}, from step 0 on.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: No value at step 0, or a negative step.
+
+    Examples:
+        >>> import torch, harmony
+        >>> gamma = harmony.schedule.step({0: -0.3, 100: 0.0})
+        >>> [round(float(gamma(torch.tensor(t))), 2) for t in (0, 99, 100, 500)]
+        [-0.3, -0.3, 0.0, 0.0]
+    """
+    points = _points(values)
+
+    def value(step: Tensor) -> Tensor:
+        found = torch.full_like(step, points[0][1], dtype=torch.float32)
+        for start, y in points[1:]:
+            found = torch.where(step >= start, y, found)
+        return found
+
+    return value
+
+
+def piecewise(values: Mapping[int, float]) -> Schedule:
+    """Straight lines from point to point, and the last value after them.
+
+    Args:
+        values: {step: value}, from step 0 on.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: No value at step 0, or a negative step.
+
+    Examples:
+        >>> import torch, harmony
+        >>> share = harmony.schedule.piecewise({0: 1.0, 100: 1.0, 200: 0.5})
+        >>> [round(float(share(torch.tensor(t))), 2) for t in (0, 100, 150, 500)]
+        [1.0, 1.0, 0.75, 0.5]
+    """
+    points = _points(values)
+
+    def value(step: Tensor) -> Tensor:
+        found = torch.full_like(step, points[0][1], dtype=torch.float32)
+        for (start, a), (end, b) in itertools.pairwise(points):
+            line = torch.lerp(*_ends(step, a, b), ((step - start) / (end - start)).clamp(0, 1).float())
+            found = torch.where(step >= start, line, found)
+        return found
+
+    return value
+
+
 def warmup(schedule: Schedule, steps: int) -> Schedule:
     """Rise linearly from 0 to the first value of ``schedule`` over ``steps`` steps, then follow it from its start.
 
@@ -135,6 +222,14 @@ def as_schedule(value: float | Schedule) -> Schedule:
         tensor(0.1000)
     """
     return value if callable(value) else constant(value)
+
+
+def _points(values: Mapping[int, float]) -> list[tuple[int, float]]:
+    """The points of a schedule in order."""
+    points = sorted(values.items())
+    if not points or points[0][0] != 0:
+        raise ValueError(f"the points of a schedule start at step 0; got {dict(values)}.")
+    return points
 
 
 def _progress(steps: int) -> Schedule:

@@ -12,10 +12,23 @@ from torch.overrides import TorchFunctionMode
 from harmony import cotangents
 from harmony.cosines import agreement, defined
 from harmony.engines.chunks import Options
-from harmony.gram import check_options, flatten, gram_vjp, loss_gradient, observed, run, spread
-from harmony.transform import Member, State, Transform, chain
+from harmony.gram import (
+    Aux,
+    Blocks,
+    check_options,
+    flatten,
+    gram_vjp,
+    loss_gradient,
+    named,
+    observed,
+    run,
+    spread,
+    stacked,
+)
+from harmony.transform import Member, State, Transform, chain, whole_gram
 
 PyTree = Any
+Extras = Callable[[PyTree], Mapping[str, Tensor]]
 
 
 class Info(NamedTuple):
@@ -24,12 +37,15 @@ class Info(NamedTuple):
     Attributes:
         values: {name: mean loss}.
         terms: Loss terms (B, K).
-        gram: Gram blocks (groups, K, K), before realignment.
+        gram: Gram blocks (groups, K, K), before realignment; over all labels where ``wrt`` gives labels.
         agreement: Agreement (groups,), before realignment; 0 where it is not defined.
         defined: Mask (groups,) of the samples, or groups, that have an agreement.
-        weights: Weights (groups, K).
+        weights: Weights (groups, K); their mean over the labels, if there are any.
         kept: Number of groups (samples, where the group size is 1) with a weight that is not zero. Where it is 0 the
             gradient is zero: take no optimizer step.
+
+        gram_of: {label: Gram blocks (groups, K, K)}; empty without labels.
+        weights_of: {label: weights (groups, K)}; empty without labels.
 
     A loss that is not finite makes the gradient not finite, as in ordinary training: look before the optimizer step.
     """
@@ -41,12 +57,16 @@ class Info(NamedTuple):
     defined: Tensor
     weights: Tensor
     kept: Tensor
+    gram_of: dict[str, Tensor]
+    weights_of: dict[str, Tensor]
 
 
 def harmonized_grad(
     encode: Callable[[PyTree, PyTree], PyTree],
     losses: Callable[..., Mapping[str, Tensor]],
     harmonizer: Member,
+    *,
+    extras: Extras | None = None,
     **keywords: Any,
 ) -> Callable[..., tuple[PyTree, State, Info]]:
     """Compose Gram blocks, weights and pullback into one gradient function.
@@ -59,6 +79,8 @@ def harmonized_grad(
         encode: As in [gram_vjp][harmony.gram_vjp].
         losses: As in [gram_vjp][harmony.gram_vjp].
         harmonizer: A transform, see [chain][harmony.chain], or a function ``gram -> weights``.
+        extras: ``extras(embeddings) -> {name: (B, ...)}``, evaluated without a graph: what the harmonizer may use
+            beside the Gram, such as the similarity that [score.similarity][harmony.score.similarity] asks for.
         **keywords: Options of [gram_vjp][harmony.gram_vjp] (``wrt``, ``chunk_size``, ``attribution``, ...).
 
     Returns:
@@ -84,15 +106,17 @@ def harmonized_grad(
 
     exact = {"attribution": "activation", "space": "parameters"}
     fusible = transform.samplewise and all(keywords.get(name, value) == value for name, value in exact.items())
+    fusible = fusible and not keywords.get("toward_batch")
 
     def step(
         params: PyTree, batch: PyTree, state: State, *, ids: Tensor | None = None, loss_params: PyTree | None = None
     ) -> tuple[PyTree, State, Info]:
         arguments = (encode, losses, params, batch)
         if fusible:
-            return _fused(arguments, transform, state, ids, loss_params, keywords)
+            return _fused(arguments, transform, state, ids, loss_params, extras, keywords)
         values, gram, pullback, aux = gram_vjp(*arguments, loss_params=loss_params, has_aux=True, **keywords)
-        weights, state = transform.update(gram, state, terms=aux.terms, ids=ids)
+        more = _extras(extras, aux, ids)
+        weights, state = transform.update(gram if transform.layerwise else whole_gram(gram), state, **more)
         return pullback(weights), state, _info(values, aux.terms, gram, weights)
 
     return step
@@ -107,6 +131,7 @@ def backward(
     *,
     forward: Callable[[nn.Module, Any], PyTree] | None = None,
     ids: Tensor | None = None,
+    extras: Extras | None = None,
     **keywords: Any,
 ) -> tuple[Info, State]:
     """In an ordinary training loop, stand in for the forward pass, the losses and ``loss.backward()``.
@@ -123,6 +148,7 @@ def backward(
         forward: ``forward(module, batch) -> embeddings``. Default: ``module(**batch)`` for a dictionary,
             ``module(*batch)`` for a tuple or list, else ``module(batch)``.
         ids: Ids (B,) of the samples, for rules that remember samples.
+        extras: As in [harmonized_grad][harmony.harmonized_grad].
         **keywords: Options of [gram_vjp][harmony.gram_vjp].
 
     Returns:
@@ -167,7 +193,7 @@ def backward(
             return outputs
 
     transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
-    step = harmonized_grad(encode, losses_of, transform, **keywords)
+    step = harmonized_grad(encode, losses_of, transform, extras=extras, **keywords)
     state = transform.init() if state is None else state
     if loss_trainable:
         (grads, loss_grads), state, info = step(trainable, batch, state, ids=ids, loss_params=loss_trainable)
@@ -224,7 +250,7 @@ class _NoStrayParameters(TorchFunctionMode):
 
 def _fused(
     arguments: tuple[Any, Any, PyTree, PyTree], transform: Transform, state: State, ids: Tensor | None,
-    loss_params: PyTree | None, keywords: dict[str, Any],
+    loss_params: PyTree | None, extras: Extras | None, keywords: dict[str, Any],
 ) -> tuple[PyTree, State, Info]:  # fmt: skip
     """Gram blocks, weights and update of an exact activation-wise step with a samplewise transform, part by part."""
     encode, losses, params, batch = arguments
@@ -233,26 +259,47 @@ def _fused(
     inputs = flatten(encode, params, batch, keywords.get("wrt"))
     encoded, stage = run(inputs, losses, loss_params, options, per_sample=True)
     values, aux = observed(stage)
+    more = _extras(extras, aux, ids)
     rows: list[Tensor] = []
     after = state
 
     def weigh(gram: Tensor, groups: range) -> Tensor:
         nonlocal after
         part = slice(groups.start * options.group_size, groups.stop * options.group_size)
-        weights, after = transform.update(gram, state, terms=aux.terms[part], ids=None if ids is None else ids[part])
-        rows.append(weights)
-        return weights
+        own = {name: x if x is None else x[part] for name, x in more.items()}
+        weights, after = transform.update(
+            named(gram, inputs.labels) if transform.layerwise else gram.sum(1), state, **own
+        )
+        rows.append(stacked(weights, inputs.labels, gram))
+        return rows[-1]
 
     gram, grads = encoded.fused(cotangents.activation(stage), weigh)
     weights = torch.cat(rows)
     if loss_params is not None:
-        grads = grads, loss_gradient(stage, spread(weights, options.group_size, inputs.size))
-    return grads, after, _info(values, aux.terms, gram, weights)
+        grads = grads, loss_gradient(stage, spread(weights.mean(1), options.group_size, inputs.size))
+    return grads, after, _info(values, aux.terms, named(gram, inputs.labels), named(weights, inputs.labels))
 
 
-def _info(values: dict[str, Tensor], terms: Tensor, gram: Tensor, weights: Tensor) -> Info:
-    kept = (weights != 0).any(1).sum()
-    return Info(values, terms, gram, agreement(gram), defined(gram), weights, kept)
+def _extras(extras: Extras | None, aux: Aux, ids: Tensor | None) -> dict[str, Any]:
+    """What the harmonizer may use beside the Gram."""
+    found: dict[str, Any] = {"terms": aux.terms, "ids": ids}
+    if aux.toward is not None:
+        found["toward"] = aux.toward
+    if extras is not None:
+        with torch.no_grad():
+            found |= extras(aux.embeddings)
+    return found
+
+
+def _info(values: dict[str, Tensor], terms: Tensor, gram: Blocks, weights: Blocks) -> Info:
+    whole = whole_gram(gram)
+    gram_of = dict(gram) if isinstance(gram, Mapping) else {}
+    if isinstance(weights, Mapping):
+        weights_of, mean = dict(weights), torch.stack(list(weights.values())).mean(0)
+    else:
+        weights_of, mean = dict.fromkeys(gram_of, weights), weights
+    kept = torch.stack([(w != 0).any(1) for w in (weights_of.values() if weights_of else [mean])]).any(0).sum()
+    return Info(values, terms, whole, agreement(whole), defined(whole), mean, kept, gram_of, weights_of)
 
 
 def _accumulate(params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Transforms of Gram blocks into weights, and their composition. The state is a plain tree, held by the caller."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -35,8 +35,8 @@ def first_step() -> StepState:
 class Update(Protocol):
     """``update(gram, state, **extras) -> (weights, state)``."""
 
-    def __call__(self, gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
-        """Weights (B, K) of Gram blocks (B, K, K), and the next state."""
+    def __call__(self, gram: Any, state: State, **extras: Any) -> tuple[Any, State]:
+        """Weights (B, K) of Gram blocks (B, K, K), and the next state; for each label where it is layerwise."""
         ...
 
 
@@ -46,10 +46,13 @@ class Transform(NamedTuple):
     Attributes:
         init: ``init() -> state``.
         update: ``update(gram, state, **extras) -> (weights, state)``. Extras that rules may use: ``terms`` (B, K), the
-            loss terms, and ``ids`` (B,), the samples' ids; a transform ignores what it does not need.
+            loss terms, ``ids`` (B,), the samples' ids, ``toward`` (B, K), inner products with the batch's gradient, and
+            what a step adds of its own; a transform ignores what it does not need.
         samplewise: Whether a sample's weights depend on its own block, its own extras and the state alone, and the
             next state on none of them. Then the gradient can be made part by part, which is faster and takes less
             memory. Rules that compare samples (quantiles, top-k) are not samplewise.
+        layerwise: Whether ``update`` takes Gram blocks {label: (B, K, K)}, one for each label of parameters, and gives
+            weights {label: (B, K)}: see [layerwise][harmony.layerwise]. Others see the sum of these blocks.
 
     Examples:
         >>> import torch, harmony
@@ -61,6 +64,7 @@ class Transform(NamedTuple):
     init: Callable[[], State]
     update: Update
     samplewise: bool = False
+    layerwise: bool = False
 
 
 Member = Transform | Callable[[Tensor], Tensor]
@@ -95,25 +99,80 @@ def chain(*members: Member) -> Transform:
     def init() -> State:
         return tuple(t.init() for t in transforms)
 
-    def update(gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
-        check_blocks(gram)
+    def update(gram: Any, state: State, **extras: Any) -> tuple[Any, State]:
+        whole = whole_gram(gram)
+        check_blocks(whole)
         if len(state) != len(transforms):
             raise ValueError(f"the state is of {len(state)} members, the chain has {len(transforms)}: use init().")
-        weights = torch.ones(gram.shape[:2], dtype=gram.dtype, device=gram.device)
+        weights: Any = torch.ones(whole.shape[:2], dtype=whole.dtype, device=whole.device)
         states = []
         for member, transform, s in zip(members, transforms, state, strict=True):
-            factor, s = transform.update(gram, s, **extras)
-            if not isinstance(factor, Tensor) or factor.shape != weights.shape:
-                got = tuple(factor.shape) if isinstance(factor, Tensor) else repr(factor)
-                raise TypeError(
-                    f"{getattr(member, '__name__', member)} gave {got} for weights of shape {tuple(weights.shape)}. "
-                    "A factory of transforms must be called first: threshold(0.0), not threshold."
-                )
-            weights = weights * factor
+            factor, s = transform.update(gram if transform.layerwise else whole, s, **extras)
+            for f in factor.values() if isinstance(factor, Mapping) else [factor]:
+                if not isinstance(f, Tensor) or f.shape != whole.shape[:2]:
+                    got = tuple(f.shape) if isinstance(f, Tensor) else repr(f)
+                    raise TypeError(
+                        f"{getattr(member, '__name__', member)} gave {got} for weights of shape "
+                        f"{tuple(whole.shape[:2])}. A factory of transforms must be called first: threshold(0.0), not "
+                        "threshold."
+                    )
+            weights = _product(weights, factor)
             states.append(s)
         return weights, tuple(states)
 
-    return Transform(init, update, all(t.samplewise for t in transforms))
+    return Transform(init, update, all(t.samplewise for t in transforms), any(t.layerwise for t in transforms))
+
+
+def layerwise(member: Member) -> Transform:
+    """Apply a member to the Gram blocks of each label of parameters apart: layer-wise or block-wise realignment.
+
+    The labels are those that ``wrt`` gives to [gram_vjp][harmony.gram_vjp]. Members of a chain that are not layerwise
+    see the sum of the blocks: ``chain(threshold(0.0), layerwise(pcgrad))`` drops whole samples, and projects the
+    gradients of the others layer by layer.
+
+    Args:
+        member: A transform, or a function ``gram -> weights``. Every label has a state of its own.
+
+    Returns:
+        A transform from {label: Gram blocks (B, K, K)} to {label: weights (B, K)}.
+
+    Raises:
+        TypeError: In ``update``, Gram blocks without labels.
+
+    Examples:
+        >>> import torch, harmony
+        >>> encode = lambda p, x: (x * p["a"]) @ p["b"]
+        >>> losses = lambda f: {"up": f[:, 0], "down": f[:, 1] - f[:, 0]}
+        >>> params = {"a": torch.ones(2), "b": torch.tensor([[1.0, 3.0], [1.0, 0.0]])}
+        >>> harmonizer = harmony.layerwise(harmony.realign.pcgrad)
+        >>> step = harmony.harmonized_grad(encode, losses, harmonizer, wrt=lambda name: name)
+        >>> _, _, info = step(params, torch.ones(1, 2), harmonizer.init())
+        >>> info.weights_of["a"], info.weights_of["b"]
+        (tensor([[1., 1.]]), tensor([[2.0000, 1.5000]]))
+    """
+    transform = member if isinstance(member, Transform) else _stateless(member)
+    if transform.layerwise:
+        raise TypeError("layerwise was given a member that is layerwise already.")
+
+    def update(gram: Any, state: State, **extras: Any) -> tuple[Any, State]:
+        if not isinstance(gram, Mapping):
+            raise TypeError("layerwise needs Gram blocks for each label: let wrt return labels, not yes or no.")
+        found = {g: transform.update(blocks, state.get(g, transform.init()), **extras) for g, blocks in gram.items()}
+        return {g: weights for g, (weights, _) in found.items()}, {g: after for g, (_, after) in found.items()}
+
+    return Transform(dict, update, transform.samplewise, layerwise=True)
+
+
+def whole_gram(gram: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """The Gram over all parameters that have a label: the sum of the labels' blocks."""
+    return torch.stack(list(gram.values())).sum(0) if isinstance(gram, Mapping) else gram
+
+
+def _product(weights: Any, factor: Any) -> Any:
+    """The product of weights, for each label where one of them has labels."""
+    if isinstance(weights, Mapping):
+        return {g: w * (factor[g] if isinstance(factor, Mapping) else factor) for g, w in weights.items()}
+    return {g: weights * f for g, f in factor.items()} if isinstance(factor, Mapping) else weights * factor
 
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
@@ -143,6 +202,10 @@ def samplewise(function: Function) -> Function:
 def _stateless(function: Callable[[Tensor], Tensor]) -> Transform:
     if not callable(function):
         raise TypeError(f"a member of a chain is a Transform or a function gram -> weights; got {function!r}.")
+    return Transform(lambda: (), lambda gram, state, **extras: (function(gram), state), is_samplewise(function))
+
+
+def is_samplewise(function: Callable[..., Tensor]) -> bool:
+    """Whether a function, or what a ``partial`` of it calls, was marked by ``samplewise``."""
     inner = function.func if isinstance(function, partial) else function
-    marked = bool(getattr(inner, "samplewise", False))
-    return Transform(lambda: (), lambda gram, state, **extras: (function(gram), state), marked)
+    return bool(getattr(inner, "samplewise", False))

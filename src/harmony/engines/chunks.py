@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from harmony.engines.encoded import Cotangent, Encoded, Trace, Weigh, mix
+from harmony.engines.encoded import Cotangent, Encoded, Trace, Weigh, by_label, pull_mixed
 from harmony.engines.precision import inner_products
 from harmony.engines.random import replay, restore, snapshot
 from harmony.engines.tape.errors import UnsupportedError
@@ -38,7 +38,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
     again, with the same random numbers, when it is differentiated.
 
     Args:
-        inputs: The flattened call; ``inputs.selected`` marks the parameters the Gram is taken over.
+        inputs: The flattened call; ``inputs.label`` marks the parameters each Gram is taken over.
         options: Engine, groups, chunks.
         per_sample: Whether gradients of single samples will be asked for (``gram``, ``fused``). Without, the encoder
             runs on whole chunks with ordinary autograd, which is all that ``pull`` and ``gram_of_rows`` need.
@@ -77,11 +77,11 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
 
     def group_sums(block: list[slice], cotangents: Sequence[Cotangent]) -> Tensor:
         """Gram of one group that is larger than a chunk: its gradients have to be added up first."""
-        total: list[list[Tensor]] = []
+        total: list[list[list[Tensor]]] = []
         for chunk in block:
             sums = traced(chunk).per_sample(_narrow_all(cotangents, chunk), False).sums(chunk.stop - chunk.start)
-            total = _add(total, sums)
-        return inner_products(total)
+            total = [_add(a, b) for a, b in zip(total, sums, strict=True)] if total else sums
+        return torch.stack([inner_products(of_label) for of_label in total], 1)
 
     def gram(cotangents: Sequence[Cotangent]) -> tuple[Tensor, Callable[[Tensor], Any]]:
         if len(chunks) == 1:
@@ -93,7 +93,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
             else group_sums(block, cotangents)
             for block in blocks
         ]
-        return torch.cat(grams), lambda weights: pull(mix(cotangents, weights))
+        return torch.cat(grams), lambda weights: unflatten(pull_mixed(pulled, cotangents, weights, inputs.label))
 
     def fused(cotangents: Sequence[Cotangent], weigh: Weigh) -> tuple[Tensor, Any]:
         grams: list[Tensor] = []
@@ -110,8 +110,9 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
                 block_gram = group_sums(block, cotangents)
                 weights = shifted(block_gram, range(1))
                 for chunk in block:
-                    rows = weights.expand(chunk.stop - chunk.start, -1)
-                    total = _add(total, [traced(chunk).pull(mix(_narrow_all(cotangents, chunk), rows))])
+                    rows = weights.expand(chunk.stop - chunk.start, -1, -1)
+                    parts = _narrow_all(cotangents, chunk)
+                    total = _add(total, [pull_mixed(traced(chunk).pull, parts, rows, inputs.label)])
             grams.append(block_gram)
             groups += len(block_gram)
         return torch.cat(grams), unflatten(total[0])
@@ -124,22 +125,35 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
             total: list[list[Tensor]] = []
             for chunk in chunks:
                 trace = traced(chunk)
-                pulled = [
+                leaves = [
                     [_selected(trace.pull(narrow(_row(c, r), chunk)), inputs) for r in range(len(block))]
                     for c in cotangents
                 ]
                 del trace
-                total = _add(total, [[torch.stack(leaf) for leaf in zip(*k, strict=True)] for k in pulled])
-            grams.append(inner_products(total))
+                total = _add(total, [[torch.stack(leaf) for leaf in zip(*k, strict=True)] for k in leaves])
+            selected = [number for number in inputs.label if number >= 0]
+            grams.append(torch.stack([inner_products(k) for k in by_label(total, selected)], 1))
         return torch.cat(grams)
 
-    def pull(cotangent: Cotangent) -> Any:
+    def toward(cotangents: Sequence[Cotangent], direction: Sequence[Tensor]) -> Tensor:
+        rows = []
+        for block in blocks:
+            found = [
+                traced(chunk).per_sample(_narrow_all(cotangents, chunk), False).toward(direction, group_size)
+                for chunk in block
+            ]
+            rows.append(found[0] if len(found) == 1 else torch.stack([f.sum(0) for f in found]).sum(0, keepdim=True))
+        return torch.cat(rows)
+
+    def pulled(cotangent: Cotangent) -> list[Tensor]:
         total: list[list[Tensor]] = []
         for chunk in chunks:
             total = _add(total, [traced(chunk).pull(narrow(cotangent, chunk))])
-        return unflatten(total[0])
+        return total[0]
 
-    return Encoded(join(parts), first.spec, first.tracked, gram, fused, gram_of_rows, pull)
+    return Encoded(
+        join(parts), first.spec, first.tracked, gram, fused, gram_of_rows, toward, lambda c: unflatten(pulled(c))
+    )
 
 
 Run = Callable[[Inputs], Trace]

@@ -10,23 +10,26 @@ Cotangent = Sequence[Tensor | None]
 """One tensor per tracked embedding leaf, shaped like it; None where the loss does not reach the leaf."""
 
 Weigh = Callable[[Tensor, range], Tensor]
-"""Gram blocks (g, K, K) of a range of groups -> weights (g, K)."""
+"""Gram blocks (g, L, K, K) of a range of groups -> weights (g, L, K)."""
 
 
 class PerSample(Protocol):
     """Gradients of n samples under K losses, computed when and as far as they are needed."""
 
     def gram(self, group_size: int) -> Tensor:
-        """Gram blocks (groups, K, K)."""
+        """Gram blocks (groups, L, K, K)."""
 
-    def sums(self, group_size: int) -> list[list[Tensor]]:
-        """Gradients summed over each group: K lists of tensors (groups, ...)."""
+    def sums(self, group_size: int) -> list[list[list[Tensor]]]:
+        """Gradients summed over each group: for each label, K lists of tensors (groups, ...)."""
+
+    def toward(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
+        """Inner products (groups, K) with one gradient over the parameters that are in a Gram."""
 
     def combine(self, weights: Tensor) -> list[Tensor]:
-        """``sum_bk W_bk g_b^k`` for weights (n, K): one gradient per parameter leaf."""
+        """``sum_bk W_bk g_b^k`` for weights (n, L, K), by the label of each parameter: one gradient per leaf."""
 
     def fused(self, group_size: int, weigh: Weigh) -> tuple[Tensor, list[Tensor]]:
-        """Gram blocks (groups, K, K), and the combination by the weights that ``weigh`` makes of them."""
+        """Gram blocks (groups, L, K, K), and the combination by the weights that ``weigh`` makes of them."""
 
 
 class Trace(NamedTuple):
@@ -48,17 +51,18 @@ class Trace(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An encoded batch of B samples.
+    """An encoded batch of B samples. L labels of parameters have a Gram each; usually there is one.
 
     Attributes:
         leaves: The flattened embeddings, detached; tensors have leading axis B.
         spec: Tree specification of the embeddings.
         tracked: For each leaf, whether it depends on the parameters.
-        gram: K cotangents, leaves (B, ...) -> Gram blocks (groups, K, K) of per-sample gradients, and a function from
-            weights (B, K) to the weighted sum of these gradients in the tree of the parameters.
+        gram: K cotangents, leaves (B, ...) -> Gram blocks (groups, L, K, K) of per-sample gradients, and a function
+            from weights (B, L, K) to the weighted sum of these gradients in the tree of the parameters.
         fused: K cotangents, a function from Gram blocks to weights -> Gram blocks and weighted sum, in one go.
         gram_of_rows: Function of a range of groups that gives K cotangents with leaves (n, B, ...), one row a group
-            -> Gram blocks (groups, K, K), every row pulled through the encoders of the whole batch.
+            -> Gram blocks (groups, L, K, K), every row pulled through the encoders of the whole batch.
+        toward: K cotangents, a gradient for every parameter leaf -> inner products (groups, K) with it.
         pull: One cotangent, leaves (B, ...) -> gradient in the tree of the parameters.
     """
 
@@ -68,6 +72,7 @@ class Encoded(NamedTuple):
     gram: Callable[[Sequence[Cotangent]], tuple[Tensor, Callable[[Tensor], PyTree]]]
     fused: Callable[[Sequence[Cotangent], Weigh], tuple[Tensor, PyTree]]
     gram_of_rows: Callable[[Callable[[range], Sequence[Cotangent]]], Tensor]
+    toward: Callable[[Sequence[Cotangent], Sequence[Tensor]], Tensor]
     pull: Callable[[Cotangent], PyTree]
 
 
@@ -82,3 +87,26 @@ def mix(cotangents: Sequence[Cotangent], weights: Tensor) -> Cotangent:
                 total = term if total is None else total + term
         mixed.append(total)
     return mixed
+
+
+def by_label(grads: Sequence[Sequence[Tensor]], label: Sequence[int]) -> list[list[list[Tensor]]]:
+    """Sort K lists of gradients by the label of each parameter: for each label, K lists."""
+    return [
+        [[g for g, own in zip(leaves, label, strict=True) if own == number] for leaves in grads]
+        for number in range(max(label) + 1)
+    ]
+
+
+def pull_mixed(
+    pull: Callable[[Cotangent], list[Tensor]], cotangents: Sequence[Cotangent], weights: Tensor, label: Sequence[int]
+) -> list[Tensor]:
+    """Pull the weighted sum of K cotangents back, with the weights (B, L, K) of each parameter's own label."""
+    return pull_labelled(lambda w: pull(mix(cotangents, w)), weights, label)
+
+
+def pull_labelled(pull: Callable[[Tensor], list[Tensor]], weights: Tensor, label: Sequence[int]) -> list[Tensor]:
+    """One backward pass for each label; a parameter without one gets the mean of the weights (B, L, K)."""
+    if weights.shape[1] == 1:
+        return pull(weights[:, 0])
+    grads = {number: pull(weights[:, number] if number >= 0 else weights.mean(1)) for number in sorted(set(label))}
+    return [grads[number][p] for p, number in enumerate(label)]

@@ -5,34 +5,47 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from harmony.engines.encoded import Cotangent, Weigh, mix
-from harmony.engines.precision import inner_products
+from harmony.engines.encoded import Cotangent, Weigh, by_label, pull_mixed
+from harmony.engines.precision import accumulating, full_precision, inner_products
 
 
 class Materialised:
-    """Gradients of n samples under K losses: K lists of leaves (n, *shape), one for each parameter in the Gram."""
+    """Gradients of n samples under K losses: K lists of leaves (n, *shape), one for each parameter in a Gram."""
 
     def __init__(
         self,
         grads: list[list[Tensor]],
+        label: list[int],
         cotangents: Sequence[Cotangent],
         pull: Callable[[Cotangent], list[Tensor]],
     ) -> None:
         self.grads = grads
+        self.label = label
         self.cotangents = cotangents
         self.pull = pull
 
     def gram(self, group_size: int) -> Tensor:
-        """Gram blocks (groups, K, K)."""
-        return inner_products(self.sums(group_size))
+        """Gram blocks (groups, L, K, K)."""
+        return torch.stack([inner_products(sums) for sums in self.sums(group_size)], 1)
 
-    def sums(self, group_size: int) -> list[list[Tensor]]:
-        """Gradients summed over each group: K lists of leaves (groups, *shape)."""
-        return [[sum_groups(leaf, group_size) for leaf in leaves] for leaves in self.grads]
+    def sums(self, group_size: int) -> list[list[list[Tensor]]]:
+        """Gradients summed over each group: for each label, K lists of leaves (groups, *shape)."""
+        sums = [[sum_groups(leaf, group_size) for leaf in leaves] for leaves in self.grads]
+        return by_label(sums, [number for number in self.label if number >= 0])
+
+    def toward(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
+        """Inner products (groups, K) with one gradient, given for every parameter."""
+        chosen = [d for d, number in zip(direction, self.label, strict=True) if number >= 0]
+        with full_precision(direction[0].device.type):
+            columns = [
+                torch.stack([accumulating(g).flatten(1) @ accumulating(d).flatten() for g, d in pairs]).sum(0)
+                for pairs in (list(zip(leaves, chosen, strict=True)) for leaves in self.grads)
+            ]
+        return torch.stack([sum_groups(column, group_size) for column in columns], 1)
 
     def combine(self, weights: Tensor) -> list[Tensor]:
-        """The update for weights (n, K), over all parameters: one more backward pass."""
-        return self.pull(mix(self.cotangents, weights))
+        """The update for weights (n, L, K), over all parameters: backward passes."""
+        return pull_mixed(self.pull, self.cotangents, weights, self.label)
 
     def fused(self, group_size: int, weigh: Weigh) -> tuple[Tensor, list[Tensor]]:
         """Gram blocks and update."""

@@ -21,15 +21,25 @@ from harmony.engines.precision import full_precision
 
 
 class Inputs(NamedTuple):
-    """A flattened encoder call: parameter leaves, which of them are differentiated per sample, and the batch."""
+    """A flattened encoder call: parameter leaves, which of them are differentiated per sample, and the batch.
+
+    ``label`` is the number of the Gram that each parameter belongs to, -1 for those that belong to none; ``labels`` are
+    the names of the Grams, none where there is but one.
+    """
 
     encode: Callable[[Any, Any], Any]
     names: list[str]
     params: list[Tensor]
     params_spec: Any
-    selected: list[bool]
+    label: list[int]
+    labels: list[str]
     batch: list[Any]
     batch_spec: Any
+
+    @property
+    def selected(self) -> list[bool]:
+        """For each parameter, whether it belongs to a Gram."""
+        return [label >= 0 for label in self.label]
 
     @property
     def mapped(self) -> list[bool]:
@@ -99,7 +109,7 @@ def trace_vmap(inputs: Inputs) -> Trace:
             (grads,) = pull_outputs(filled)
         return list(grads)
 
-    return _from_rows(leaves, structure["spec"], tracked, rows, inputs.selected)
+    return _from_rows(leaves, structure["spec"], tracked, rows, inputs.label)
 
 
 def trace_batch(inputs: Inputs) -> Trace:
@@ -156,20 +166,21 @@ def trace_loop(inputs: Inputs) -> Trace:
             for column, s in zip(columns, inputs.selected, strict=True)
         ]
 
-    return _from_rows(leaves, first.spec, first.tracked, rows, inputs.selected)
+    return _from_rows(leaves, first.spec, first.tracked, rows, inputs.label)
 
 
 def _from_rows(
-    leaves: list[Any], spec: Any, tracked: list[bool], rows: Callable[[Cotangent], list[Tensor]], selected: list[bool]
+    leaves: list[Any], spec: Any, tracked: list[bool], rows: Callable[[Cotangent], list[Tensor]], label: list[int]
 ) -> Trace:
     """A trace out of a function that gives gradients (n, *shape) of selected parameters, (*shape) of the others."""
+    selected = [number >= 0 for number in label]
 
     def pull(cotangent: Cotangent) -> list[Tensor]:
         return [g.sum(0) if s else g for g, s in zip(rows(cotangent), selected, strict=True)]
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
         grads = [[g for g, s in zip(rows(c), selected, strict=True) if s] for c in cotangents]
-        return Materialised(grads, cotangents, pull)
+        return Materialised(grads, label, cotangents, pull)
 
     return Trace(leaves, spec, tracked, pull, per_sample)
 

@@ -9,9 +9,9 @@ from harmony.numerics.elimination import solve
 def nonnegative_minimum(matrix: Tensor, linear: Tensor) -> Tensor:
     """Minimise ``x^T H x / 2 - q^T x`` over ``x >= 0``.
 
-    Starts from x = 0 and lets the first variable that violates its condition change sides, until none does. For positive
-    definite matrices this ends after fewer than 2^K exchanges; beyond K = 5 there are at most 8 K of them, of which
-    random problems need a fraction. One elimination on the support found gives x its accuracy.
+    Starts from x = 0 and lets the first variable that violates its condition change sides, until none does. For
+    positive definite matrices this ends after fewer than 2^K exchanges; beyond K = 5 there are at most 8 K of them, of
+    which random problems need a fraction. One elimination on the support found gives x its accuracy.
 
     Args:
         matrix: H (N, K, K), symmetric positive definite.
@@ -34,7 +34,7 @@ def nonnegative_minimum(matrix: Tensor, linear: Tensor) -> Tensor:
         row = (chosen[..., None] * table).sum(-2)
         column = (table * chosen[..., None, :]).sum(-1)
         pivot = (row * chosen).sum(-1, keepdim=True)
-        # Where nothing is violated, row and column are zero. A matrix that is not positive definite must not end in NaN.
+        # Where nothing is violated, row and column are zero. A matrix that is not definite must not end in NaN.
         step = (column + chosen) / torch.where(pivot > 1e-15, pivot, torch.inf)
         table = table - step[..., None] * (row - chosen)[..., None, :]
         slack = slack - step * (slack * chosen).sum(-1, keepdim=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 def uniform(seed: int, step: Tensor, rows: int, columns: int, device: torch.device) -> Tensor:
     """Numbers (rows, columns) in [0, 1), float64 (float32 on MPS); the same for the same arguments on every device."""
     place = torch.arange(rows * columns, device=device)
-    key = _mix(step + _mix(torch.tensor(seed)))  # on the host, like the step
-    bits = _mix(_mix(place + key) + key)
+    key = mix(step + mix(torch.tensor(seed)))  # on the host, like the step
+    bits = mix(mix(place + key) + key)
     kind = torch.float32 if device.type == "mps" else torch.float64
     return ((bits >> 11) & _low(53)).to(kind).mul(2.0**-53).view(rows, columns)
 
@@ -21,7 +21,7 @@ def normal(seed: int, step: Tensor, rows: int, columns: int, device: torch.devic
     return (-2 * (1 - u[:, :columns]).clamp(min=1e-30).log()).sqrt() * (2 * math.pi * u[:, columns:]).cos()
 
 
-def _mix(x: Tensor) -> Tensor:
+def mix(x: Tensor) -> Tensor:
     """The finaliser of splitmix64: every bit of the input changes half of the bits of the output."""
     x = x + _signed(0x9E3779B97F4A7C15)
     x = (x ^ ((x >> 30) & _low(34))) * _signed(0xBF58476D1CE4E5B9)

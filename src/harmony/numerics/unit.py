@@ -55,7 +55,9 @@ def unit_blocks(gram: Tensor) -> UnitBlocks:
     eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
     scale = torch.where(active, norm, 0).amax(-1, keepdim=True)
     scale = torch.where(scale > 0, scale, 1)
-    return UnitBlocks(torch.where(eye > 0, eye, cosine), torch.where(active, norm / scale, 1), scale, active, gram.dtype)
+    return UnitBlocks(
+        torch.where(eye > 0, eye, cosine), torch.where(active, norm / scale, 1), scale, active, gram.dtype
+    )
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:

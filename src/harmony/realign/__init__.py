@@ -1,7 +1,7 @@
 """Realignment: what to make of a sample's gradients where they conflict. Pure functions of Gram blocks (B, K, K).
 
-Weights of one leave the ordinary gradient of the summed losses as it is. A loss whose gradient is zero takes no part: the
-method sees the others, and its own weight is 1 (its preference, where there are preferences). A sample with a single
+Weights of one leave the ordinary gradient of the summed losses as it is. A loss whose gradient is zero takes no part:
+the method sees the others, and its own weight is 1 (or its preference). A sample with a single
 gradient gets what the method makes of a single gradient: 1, unless the method rescales gradients by their norms.
 
 All arithmetic is done on cosines and relative norms in float64: weights are finite for any finite block, in any dtype.

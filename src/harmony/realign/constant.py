@@ -92,7 +92,7 @@ def random(seed: int = 0) -> Transform:
 
     def update(gram: Tensor, state: StepState, **extras: Any) -> tuple[Tensor, StepState]:
         check_blocks(gram)
-        drawn = normal(seed, state.step, *gram.shape[:2], gram.device)
+        drawn = normal(seed, state.step, gram.shape[0], gram.shape[1], gram.device)
         return drawn.softmax(-1).to(gram.dtype), state.next()
 
     return Transform(first_step, update)

@@ -39,8 +39,7 @@ def upgrad(gram: Tensor, preference: Preference = None) -> Tensor:
     blocks = unit_blocks(gram)
     wanted = as_preference(preference, blocks.cosine)
     own = torch.where(blocks.active, wanted * blocks.norm, 0)
-    b, k = own.shape
-    if k == 2:
+    if own.shape[-1] == 2:
         added = (-blocks.cosine[:, 0, 1, None]).clamp(min=0) * own.flip(-1)
     else:
         unit = _conflict_free(blocks, blocks.cosine)  # (B, K, K), what is added to each unit gradient

@@ -1,7 +1,7 @@
 """Projection of one gradient against another, pair after pair: PCGrad and GradVac."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -52,7 +52,9 @@ def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -
     k = gram.shape[-1]
     if order == "mean":
         if k > 6:
-            raise ValueError(f'order="mean" averages over all orders, for at most 6 losses; got {k}. Use pcgrad_random.')
+            raise ValueError(
+                f'order="mean" averages over all orders, for at most 6 losses; got {k}. Use pcgrad_random.'
+            )
         found = [_summed(blocks, _given(o, gram)) for o in _orders_of_others(k)]
         return blocks.weights(torch.stack(found).mean(0))
     if order is not None and sorted(order) != list(range(k)):
@@ -200,6 +202,6 @@ def _given(rows: Sequence[Sequence[int]], gram: Tensor) -> Tensor:
 def _orders_of_others(k: int) -> list[list[tuple[int, ...]]]:
     """All orders of the other losses, the same permutation for each of the K gradients."""
     others = [[l for l in range(k) if l != i] for i in range(k)]
-    return [[tuple(row[p] for p in permutation) for row in others] for permutation in itertools.permutations(range(k - 1))]
-
-
+    return [
+        [tuple(row[p] for p in permutation) for row in others] for permutation in itertools.permutations(range(k - 1))
+    ]

@@ -26,7 +26,7 @@ class Piece(NamedTuple):
         offsets: Where each begins in the buffer.
         width: Entries in all.
         targets: The shared tensors made of them.
-        counted: Whether the Gram is taken over them; the others are in the update alone.
+        label: Number of the Gram that is taken over them; -1 for those that are in the update alone.
         choice: Whether their per-sample gradients are computed, or only their products.
         flops: For each parameter an estimate for the Gram, for one group and all losses.
         bytes: Memory moved, likewise.
@@ -36,10 +36,15 @@ class Piece(NamedTuple):
     offsets: list[int]
     width: int
     targets: list[Target]
-    counted: bool
+    label: int
     choice: Choice
     flops: list[float]
     bytes: list[float]
+
+    @property
+    def counted(self) -> bool:
+        """Whether a Gram is taken over these parameters."""
+        return self.label >= 0
 
 
 Cost = tuple[float, float]
@@ -49,7 +54,7 @@ SMALL = 1 << 14  # parameters with fewer entries share one buffer: a product for
 
 
 def pieces(
-    targets: Sequence[Target], leaves: Sequence[Tensor], counted: Sequence[bool], reached: Sequence[set[int]],
+    targets: Sequence[Target], leaves: Sequence[Tensor], label: Sequence[int], reached: Sequence[set[int]],
     group: int, kept: bool,
 ) -> list[Piece]:  # fmt: skip
     """Sort parameters into pieces, and choose for each how its products are computed.
@@ -57,26 +62,26 @@ def pieces(
     Args:
         targets: The shared tensors of the recorded parameters.
         leaves: All parameters.
-        counted: Which of them the Gram is taken over.
+        label: For each of them the number of its Gram, or -1.
         reached: For each loss, the nodes of the graph that it reaches.
         group: Samples in a group.
         kept: Whether per-sample gradients, once computed, also give the update.
     """
-    parts = _connected(_split(targets, counted))
-    small: dict[bool, list[tuple[list[int], list[Target], Cost]]] = {}
+    parts = _connected(_split(targets, label))
+    small: dict[int, list[tuple[list[int], list[Target], Cost]]] = {}
     found = []
     for params, members in parts:
-        in_gram = counted[params[0]]
+        own = label[params[0]]
         alone = len(params) > 1 or leaves[params[0]].numel() >= SMALL
-        ghost = _ghost_cost(members, reached, group) if in_gram else None
+        ghost = _ghost_cost(members, reached, group) if own >= 0 else None
         plain = _instantiate_cost(members, leaves, params, reached, group, kept)
         if ghost is not None and _time(ghost) < _time(plain):
-            found.append(_piece([(params, members, ghost)], leaves, in_gram, "ghost"))
+            found.append(_piece([(params, members, ghost)], leaves, own, "ghost"))
         elif alone:
-            found.append(_piece([(params, members, plain)], leaves, in_gram, "instantiate"))
+            found.append(_piece([(params, members, plain)], leaves, own, "instantiate"))
         else:
-            small.setdefault(in_gram, []).append((params, members, plain))
-    return found + [_piece(together, leaves, in_gram, "instantiate") for in_gram, together in small.items()]
+            small.setdefault(own, []).append((params, members, plain))
+    return found + [_piece(together, leaves, own, "instantiate") for own, together in small.items()]
 
 
 def work(targets: Sequence[Target], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:
@@ -99,15 +104,13 @@ def _product(use: Use, group: int) -> float:
     return 2.0 * use.site.output.numel() / use.site.output[axis] * use.site.layout.rows * group
 
 
-def _split(targets: Sequence[Target], counted: Sequence[bool]) -> list[Target]:
-    """Shared tensors that are made of parameters in the Gram and of others stand for each kind apart."""
-    found = []
-    for target in targets:
-        for kind in (True, False):
-            params = [p for p in target.params if counted[p] == kind]
-            if params:
-                found.append(target._replace(params=params))
-    return found
+def _split(targets: Sequence[Target], label: Sequence[int]) -> list[Target]:
+    """Shared tensors that are made of parameters of several labels stand for each label apart."""
+    return [
+        target._replace(params=[p for p in target.params if label[p] == number])
+        for target in targets
+        for number in sorted({label[p] for p in target.params}, reverse=True)
+    ]
 
 
 def _connected(targets: Sequence[Target]) -> list[tuple[list[int], list[Target]]]:
@@ -127,7 +130,7 @@ def _connected(targets: Sequence[Target]) -> list[tuple[list[int], list[Target]]
 
 
 def _piece(
-    parts: Sequence[tuple[list[int], list[Target], Cost]], leaves: Sequence[Tensor], counted: bool, choice: Choice
+    parts: Sequence[tuple[list[int], list[Target], Cost]], leaves: Sequence[Tensor], label: int, choice: Choice
 ) -> Piece:
     params, offsets, targets, width = [], [], [], 0
     flops, moved = [], []
@@ -139,7 +142,7 @@ def _piece(
             width += leaves[p].numel()
             flops.append(cost[0] / len(numbers))
             moved.append(cost[1] / len(numbers))
-    return Piece(params, offsets, width, targets, counted, choice, flops, moved)
+    return Piece(params, offsets, width, targets, label, choice, flops, moved)
 
 
 def _time(cost: Cost) -> float:

@@ -32,6 +32,7 @@ class Recording:
         memory: int,
         update: Update,
         storage: Storage,
+        labels: int,
         backward: Callable[[Tensor], list[Tensor]],
     ) -> None:
         """Hold on to what one run gave.
@@ -46,7 +47,8 @@ class Recording:
             memory: Bytes for per-sample gradients.
             update: Where the update comes from.
             storage: Memory for per-sample gradients that are used and forgotten.
-            backward: Weights (B, K) -> the update by one ordinary backward pass.
+            labels: L, the number of Grams.
+            backward: Weights (B, L, K) -> the update by ordinary backward passes.
         """
         self.pieces = pieces
         self.grads = grads
@@ -57,6 +59,7 @@ class Recording:
         self.memory = memory
         self.update = update
         self.storage = storage
+        self.labels = labels
         self.backward = backward
         self.losses = len(grads)
         self.device = leaves[0].device
@@ -65,7 +68,7 @@ class Recording:
 
     @torch.no_grad()
     def gram(self, group_size: int) -> Tensor:
-        """Gram blocks (groups, K, K); per-sample gradients are kept for ``combine`` where the update wants them."""
+        """Gram blocks (groups, L, K, K); per-sample gradients are kept for ``combine`` where the update wants them."""
         whole = self.update == "kept"
         grams = []
         for part in self._parts(group_size):
@@ -96,17 +99,19 @@ class Recording:
 
     @torch.no_grad()
     def combine(self, weights: Tensor) -> list[Tensor]:
-        """The update ``sum_bk W_bk g_b^k`` for weights (B, K): one gradient per parameter."""
+        """The update ``sum_bk W_bk g_b^k`` for weights (B, L, K): one gradient per parameter."""
         total: Flat = {}
         for block, buffers in self._kept:
             self._add_kept(total, buffers, weights[block.samples][:: block.size])
         return self._finish(total, weights)
 
     @torch.no_grad()
-    def sums(self, group_size: int) -> list[list[Tensor]]:
-        """Gradients summed over each group: K lists of (groups, entries), one for each parameter in the Gram."""
-        counted = self._counted()
-        if not counted:  # nothing in the Gram is used
+    def sums(self, group_size: int) -> list[list[list[Tensor]]]:
+        """Gradients summed over each group: for each label, K lists of (groups, entries), one for each parameter."""
+        return [self._sums([p for p in self.pieces if p.label == number], group_size) for number in range(self.labels)]
+
+    def _sums(self, counted: list[Piece], group_size: int) -> list[list[Tensor]]:
+        if not counted:  # no parameter of this Gram is used
             return [[torch.zeros(-(-self.size // group_size), 1, dtype=self.dtype, device=self.device)]] * self.losses
         rows: list[list[list[Tensor]]] = [[] for _ in self.grads]
         for part in self._parts(group_size):
@@ -120,6 +125,24 @@ class Recording:
             for k, row in enumerate(rows):
                 row.append([buffers[n][k, :, at : at + self.leaves[p].numel()] for p, n, at in places])
         return [[torch.cat(column) for column in zip(*row, strict=True)] for row in rows]
+
+    @torch.no_grad()
+    def toward(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
+        """Inner products (groups, K) with one gradient, given for every parameter."""
+        counted = self._counted()
+        along = [torch.cat([direction[p].flatten() for p in piece.params]).to(self.dtype) for piece in counted]
+        at_once = max(1, self.memory // max(1, sum(p.width for p in counted) * self.losses * self.dtype.itemsize))
+        rows = []
+        for part in self._parts(group_size):
+            filler = Filler(counted, self.grads, self.leaves, part)
+            for block in _blocks(part, at_once):
+                total = torch.zeros(block.groups, self.losses, dtype=self.dtype, device=self.device)
+                with full_precision(self.device.type):
+                    for piece, d in zip(counted, along, strict=True):
+                        self.storage.reset()
+                        total += (filler.fill(piece, block, self.storage) @ d).mT
+                rows.append(total)
+        return torch.cat(rows)
 
     def _parts(self, group_size: int) -> Iterator[Part]:
         """Parts of equal groups: the whole groups, and what is left over at the end."""
@@ -144,43 +167,47 @@ class Recording:
         self, filler: Filler, block: Part, storage: Storage, *, keep: bool
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Gram blocks of a block of groups, and the buffers (K, g, width) of the pieces that were instantiated."""
-        gram = torch.zeros(block.groups, self.losses, self.losses, dtype=self.dtype, device=self.device)
+        shape = (block.groups, self.labels, self.losses, self.losses)
+        gram = torch.zeros(shape, dtype=self.dtype, device=self.device)
         buffers: list[Tensor | None] = []
         storage.reset()
         with full_precision(self.device.type):
             for piece in self.pieces:
                 buffer = None
                 if piece.counted and piece.choice == "ghost":
-                    gram += ghost(piece, self.grads, block, self.dtype)
+                    gram[:, piece.label] += ghost(piece, self.grads, block, self.dtype)
                 elif piece.counted:
                     if not keep:
                         storage.reset()
                     buffer = filler.fill(piece, block, storage)
                     rows = buffer.transpose(0, 1)
-                    gram += rows @ rows.mT
+                    gram[:, piece.label] += rows @ rows.mT
                 buffers.append(buffer if keep else None)
         return gram, buffers
 
     def _add_kept(self, total: Flat, buffers: Sequence[Tensor | None], weights: Tensor) -> None:
-        """Add what the per-sample gradients (K, g, width) of a block give with weights (g, K)."""
-        row = weights.to(self.dtype).mT.reshape(-1)
+        """Add what the per-sample gradients (K, g, width) of a block give with weights (g, L, K)."""
+        weights = weights.to(self.dtype)
         with full_precision(self.device.type):
             for n, buffer in enumerate(buffers):
                 if buffer is not None:
-                    rows = buffer.flatten(0, 1)
+                    rows, row = buffer.flatten(0, 1), weights[:, self.pieces[n].label].mT.reshape(-1)
                     total[n] = torch.addmv(total[n], rows.mT, row, out=total[n]) if n in total else rows.mT @ row
 
     def _finish(self, total: Flat, weights: Tensor) -> list[Tensor]:
-        """The update by weights (B, K), of which the kept gradients have given their part."""
+        """The update by weights (B, L, K), of which the kept gradients have given their part."""
         if self.update == "backward":
             return self.backward(weights)
         missing = {n: piece for n, piece in enumerate(self.pieces) if n not in total}
-        mixed = self._mixed(list(missing.values()), weights)
         whole = Part(0, 1, self.size)
-        filler = Filler(list(missing.values()), [mixed], self.leaves, whole)
-        with full_precision(self.device.type):
-            for n, piece in missing.items():
-                total[n] = filler.fill(piece, whole, Storage())[0, 0]
+        for number in sorted({piece.label for piece in missing.values()}):
+            own = {n: piece for n, piece in missing.items() if piece.label == number}
+            # what belongs to no Gram gets the mean of the weights
+            mixed = self._mixed(list(own.values()), weights[:, number] if number >= 0 else weights.mean(1))
+            filler = Filler(list(own.values()), [mixed], self.leaves, whole)
+            with full_precision(self.device.type):
+                for n, piece in own.items():
+                    total[n] = filler.fill(piece, whole, Storage())[0, 0]
         grads: dict[int, Tensor] = {}
         for n, piece in enumerate(self.pieces):
             for p, offset in zip(piece.params, piece.offsets, strict=True):

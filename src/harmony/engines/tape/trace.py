@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from harmony.engines.encoded import Cotangent, PerSample, Trace, mix
+from harmony.engines.encoded import Cotangent, PerSample, Trace, pull_mixed
 from harmony.engines.precision import full_precision
 from harmony.engines.random import replay, snapshot
 from harmony.engines.tape.fill import Storage
@@ -100,8 +100,8 @@ def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> T
         grads = _output_gradients(run, chosen, cotangents)
         return Recording(
             chosen, grads, run.anatomy.layouts, run.params, inputs.size, run.size,
-            options.memory, update, storage,
-            backward=lambda weights: pull(mix(cotangents, weights)),
+            options.memory, update, storage, max(inputs.label) + 1,
+            backward=lambda weights: pull_mixed(pull, cotangents, weights, inputs.label),
         )  # fmt: skip
 
     def pull(cotangent: Cotangent) -> list[Tensor]:
@@ -147,10 +147,11 @@ def plan(
         at_least = 1 if fused else groups
         fits = at_least * entries * 4 <= options.memory
         # Where the Gram is taken over few parameters, the passes of the losses may stop early.
-        partial = work(counted) < 0.5 * work(run.targets)
+        # Several Grams have weights of their own, and would need a pass each.
+        partial = max(inputs.label) == 0 and work(counted) < 0.5 * work(run.targets)
         update = "backward" if partial else "kept" if fits else "tape"
     targets = counted if update == "backward" else run.targets
-    return update, pieces(targets, run.params, inputs.selected, reached, group, update == "kept")  # type: ignore[return-value]
+    return update, pieces(targets, run.params, inputs.label, reached, group, update == "kept")  # type: ignore[return-value]
 
 
 def _output_gradients(run: Run, chosen: list[Piece], cotangents: Sequence[Cotangent]) -> list[dict[Output, Tensor]]:

@@ -217,6 +217,7 @@ def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnySco
     def init() -> RuleState:
         return RuleState(torch.zeros((), dtype=torch.int64), inner.init(), Level(torch.zeros(()), torch.zeros(())))
 
+    @torch.no_grad()
     def update(gram: Tensor, state: RuleState, **extras: Any) -> tuple[Tensor, RuleState]:
         values, after = inner.update(gram, state.score, **extras)
         seen = ~values.isnan()
@@ -224,7 +225,7 @@ def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnySco
         ordered = torch.where(seen, values, -torch.inf).sort(descending=True).values
         ordered = torch.cat([ordered, ordered.new_zeros(1)])  # an empty batch has no value to look up
         last = (schedule(state.step).double() * number).ceil().clamp(min=1).minimum(number.clamp(min=1)) - 1
-        new = ordered[last.long()]
+        new = ordered.gather(0, last.long()[None])[0]
         any_ = (number > 0).to(values.dtype)
         total, weight = (x.to(values) for x in state.own)
         keep_past = torch.where(number > 0, decay, 1.0)
@@ -276,6 +277,7 @@ def hysteresis(
     def init() -> RuleState:
         return RuleState(torch.zeros((), dtype=torch.int64), inner.init(), memory(capacity))
 
+    @torch.no_grad()
     def update(gram: Tensor, state: RuleState, *, ids: Tensor | None = None, **extras: Any) -> tuple[Tensor, RuleState]:
         ids = needed("hysteresis", "ids", ids, gram.shape[:1], "ids=")
         values, after = inner.update(gram, state.score, ids=ids, **extras)
@@ -320,6 +322,7 @@ def renormalized(member: Member, limit: float = 10.0) -> Transform:
     if inner.layerwise:
         raise TypeError("renormalized takes members that weigh whole samples, not layerwise ones.")
 
+    @torch.no_grad()
     def update(gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
         weights, state = inner.update(gram, state, **extras)
         counted = scores.agreement(gram).isnan().logical_not()[:, None]
@@ -342,6 +345,7 @@ def _rule(score: AnyScore, decide: Decide, *, samplewise: bool) -> Transform:
     def init() -> RuleState:
         return RuleState(torch.zeros((), dtype=torch.int64), inner.init())
 
+    @torch.no_grad()
     def update(gram: Tensor, state: RuleState, **extras: Any) -> tuple[Tensor, RuleState]:
         values, after = inner.update(gram, state.score, **extras)
         factor = decide(values, state.step)

@@ -48,6 +48,7 @@ def remember(memory: Memory, ids: Tensor, values: Tensor, mask: Tensor) -> Memor
     place = torch.where(mask, _places(memory, ids), len(memory.ids) - 1)
     # Writing twice to one place has no defined order on every device: find the last row of each place first.
     ordered, rows = place.sort(stable=True)
+    values = torch.where(mask, values, 0)
     last = torch.ones_like(ordered, dtype=torch.bool)
     last[:-1] = ordered[1:] != ordered[:-1]
     target = torch.where(last, ordered, len(memory.ids) - 1)

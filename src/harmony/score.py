@@ -168,7 +168,6 @@ def gradient_norm(gram: Tensor, **extras: Any) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------- functions of the extras
-@samplewise
 def batch_agreement(gram: Tensor, *, toward: Tensor | None = None, **extras: Any) -> Tensor:
     """Cosine between a sample's gradient and that of the rest of the batch, both of the summed losses.
 
@@ -421,6 +420,7 @@ def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
     def init() -> EmaState:
         return EmaState(inner.init(), memory(capacity))
 
+    @torch.no_grad()
     def update(gram: Tensor, state: EmaState, *, ids: Tensor | None = None, **extras: Any) -> tuple[Tensor, EmaState]:
         ids = needed("ema", "ids", ids, gram.shape[:1], "ids=")
         values, after = inner.update(gram, state.score, ids=ids, **extras)

@@ -24,4 +24,5 @@ def as_preference(preference: Preference, blocks: Tensor) -> Tensor:
         return preference.to(blocks)
     if not all(math.isfinite(p) and p >= 0 for p in preference):
         raise ValueError(f"a preference is at least 0 and finite; got {list(preference)}.")
-    return torch.tensor(preference, dtype=blocks.dtype, device=blocks.device)
+    entry = torch.ones((), dtype=blocks.dtype, device=blocks.device)
+    return torch.stack([entry * p for p in preference])  # made on the device: a copy would wait for it

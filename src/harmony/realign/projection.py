@@ -1,7 +1,7 @@
 """Projection of one gradient against another, pair after pair: PCGrad and GradVac."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -55,12 +55,12 @@ def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -
             raise ValueError(
                 f'order="mean" averages over all orders, for at most 6 losses; got {k}. Use pcgrad_random.'
             )
-        found = [_summed(blocks, _given(o, gram)) for o in _orders_of_others(k)]
+        found = [_summed(blocks, _given(blocks, o)) for o in _orders_of_others(k)]
         return blocks.weights(torch.stack(found).mean(0))
     if order is not None and sorted(order) != list(range(k)):
         raise ValueError(f"order must name each of the {k} losses once, as 0 to {k - 1}; got {list(order)}.")
     rows = [[l for l in order or range(k) if l != i] for i in range(k)]
-    return blocks.weights(_summed(blocks, _given(rows, gram)))
+    return blocks.weights(_summed(blocks, _given(blocks, rows)))
 
 
 def pcgrad_random(seed: int = 0) -> Transform:
@@ -89,7 +89,7 @@ def pcgrad_random(seed: int = 0) -> Transform:
         drawn = uniform(seed, state.step, b, k * k, gram.device).view(b, k, k)
         own = torch.eye(k, dtype=torch.bool, device=gram.device)
         order = drawn.masked_fill(own, 2).argsort(-1)[..., : k - 1]  # its own number comes last, and is left out
-        return blocks.weights(_summed(blocks, order)), state.next()
+        return blocks.weights(_summed(blocks, _drawn(blocks, order))), state.next()
 
     return Transform(first_step, update)
 
@@ -141,9 +141,9 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.01) -> Tran
 
     def update(gram: Tensor, state: GradVacState, **extras: Any) -> tuple[Tensor, GradVacState]:
         blocks = unit_blocks(gram)
-        k = gram.shape[-1]
-        wanted = state.target.to(gram.device) if schedule is None else schedule(state.step)
-        wanted = wanted.to(blocks.cosine.dtype).expand(k, k).clamp(-0.999999, 0.999999)
+        given = state.target if schedule is None else schedule(state.step)
+        given = given.to(gram.device) if given.ndim else given  # a number on the host needs no copy
+        wanted = (torch.zeros_like(blocks.cosine[0]) + given).clamp(-0.999999, 0.999999)
         coefficients, seen = _vaccinated(blocks, wanted)
         after = wanted
         if schedule is None:
@@ -157,15 +157,16 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.01) -> Tran
     return Transform(init, update, samplewise=schedule is not None)
 
 
-def _summed(blocks: UnitBlocks, order: Tensor) -> Tensor:
-    """Weights (B, K) of the sum of the projected gradients, for orders of the others (B, K, K - 1)."""
-    k = blocks.norm.shape[-1]
+Others = Iterable[tuple[Tensor, Tensor]]
+"""For each gradient the other losses in turn: their cosines with all losses, and a one in their place; (B, K, K)."""
+
+
+def _summed(blocks: UnitBlocks, others: Others) -> Tensor:
+    """Weights (B, K) of the sum of the projected gradients."""
     coefficients = _own(blocks)
-    for position in range(k - 1):
-        other = order[..., position]
-        along = blocks.cosine.gather(1, other[..., None].expand(-1, -1, k))  # cosines of the other with all
-        product = (coefficients * along).sum(-1).clamp(max=0)
-        coefficients = coefficients - product[..., None] * torch.nn.functional.one_hot(other, k)
+    for cosines, place in others:
+        product = (coefficients * cosines).sum(-1, keepdim=True).clamp(max=0)
+        coefficients = coefficients - product * place
     return coefficients.sum(1) / blocks.norm
 
 
@@ -194,9 +195,18 @@ def _own(blocks: UnitBlocks) -> Tensor:
     return torch.diag_embed(torch.where(blocks.active, blocks.norm, 0))
 
 
-def _given(rows: Sequence[Sequence[int]], gram: Tensor) -> Tensor:
-    """The same orders (K, K - 1) for all samples."""
-    return torch.tensor(rows, dtype=torch.int64, device=gram.device).expand(len(gram), -1, -1)
+def _given(blocks: UnitBlocks, rows: Sequence[Sequence[int]]) -> Others:
+    """The same orders for all samples: for each gradient, the numbers of the others."""
+    eye = torch.eye(len(rows), dtype=blocks.cosine.dtype, device=blocks.cosine.device)
+    for column in zip(*rows, strict=True):
+        yield torch.stack([blocks.cosine[:, l] for l in column], 1), torch.stack([eye[l] for l in column])
+
+
+def _drawn(blocks: UnitBlocks, order: Tensor) -> Others:
+    """Orders (B, K, K - 1) of the others, for each gradient of each sample."""
+    k = order.shape[1]
+    for other in order.unbind(-1):
+        yield blocks.cosine.gather(1, other[..., None].expand(-1, -1, k)), torch.nn.functional.one_hot(other, k)
 
 
 def _orders_of_others(k: int) -> list[list[tuple[int, ...]]]:

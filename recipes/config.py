@@ -14,15 +14,22 @@ from recipes.data.augment import AugmentConfig
 from recipes.data.clips import ClipFormat
 
 AT_LEAST = {
-    "gamma.steps": 1, "gram.group_size": 1, "gram.chunk_size": 1, "gram.every": 0, "corpus.videos": 2,
+    "gamma.steps": 1, "curriculum.share": 0, "curriculum.history": 0, "gram.group_size": 1, "gram.chunk_size": 1,
+    "gram.every": 0, "corpus.videos": 2,
     "corpus.test_videos": 1, "data.workers": 0, "data.vocabulary": 3, "clip.frames": 1, "clip.size": 1,
     "clip.narrations": 1, "clip.words": 1, "clip.sample_rate": 1, "model.audio_patch": 1, "model.word_width": 1,
     "model.drop_token": 0, "model.dropout": 0, "objective.audio_space": 1, "objective.text_space": 1, "train.steps": 1,
     "train.batch_size": 2, "train.lr": 0, "train.end_lr": 0, "train.warmup": 0, "train.log_every": 1,
     "train.checkpoint_every": 1, "train.max_bad_steps": 1, "evaluate.batch_size": 1, "evaluate.limit": 1,
 }  # fmt: skip
-MORE_THAN = {"clip.fps": 0, "clip.audio_seconds": 0, "objective.temperature": 0, "train.clip_norm": 0}
-LESS_THAN = {"model.drop_token": 1, "model.dropout": 1}
+MORE_THAN = {
+    "curriculum.temperature": 0,
+    "clip.fps": 0,
+    "clip.audio_seconds": 0,
+    "objective.temperature": 0,
+    "train.clip_norm": 0,
+}
+LESS_THAN = {"curriculum.history": 1, "model.drop_token": 1, "model.dropout": 1}
 
 
 class ConfigError(ValueError):
@@ -45,6 +52,29 @@ class GammaConfig:
     end: float = 0.0
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # constant: `start` throughout
     steps: int | None = None  # None: the whole run
+
+
+@dataclass
+class CurriculumConfig:
+    """Which clips to learn from: a rule of `harmony.curriculum` on a score of `harmony.score`."""
+
+    rule: Literal["threshold", "soft_threshold", "quantile", "running_quantile", "agreement_weight"] = "threshold"
+    score: Literal["agreement", "batch_agreement", "small_loss", "norm_ratio", "gradient_norm"] = "agreement"
+    share: float = 0.7  # of the clips that the quantile rules keep
+    temperature: float = 0.1  # of soft_threshold
+    history: float = 0.0  # weight of a clip's own past in its score
+    renormalize: bool = False  # make up for the clips that are dropped
+
+
+@dataclass
+class RealignConfig:
+    """What to make of conflicting gradients: a method of `harmony.realign`."""
+
+    method: Literal[
+        "pcgrad", "pcgrad_random", "gradvac", "upgrad", "dualproj", "mgda", "cagrad", "imtl_g", "nash_mtl", "fairgrad",
+        "aligned_mtl", "config", "normalized", "mean", "random",
+    ] = "pcgrad"  # fmt: skip
+    layers: str | None = None  # regular expression: what it finds in a parameter's name has a Gram of its own
 
 
 @dataclass
@@ -135,6 +165,8 @@ class Config:
 
     run: RunConfig = field(default_factory=RunConfig)
     harmonize: Literal["none", "realign", "curriculum", "both"] = "both"
+    realign: RealignConfig = field(default_factory=RealignConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     gamma: GammaConfig = field(default_factory=GammaConfig)
     gram: GramConfig = field(default_factory=GramConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -212,6 +244,28 @@ def check(config: Config) -> None:
                 f"model.audio_patch={patch}",
             ),
             (not _compiles(config.gram.wrt), f"gram.wrt={config.gram.wrt!r} is not a regular expression"),
+            (
+                not _compiles(config.realign.layers),
+                f"realign.layers={config.realign.layers!r} is not a regular expression",
+            ),
+            (
+                config.realign.layers is not None and config.gram.space == "features",
+                "realign.layers needs gram.space=parameters: features have no layers",
+            ),
+            (
+                config.realign.layers is not None and config.realign.method in ("pcgrad_random", "gradvac", "random"),
+                f"realign.layers needs a method without memory, not realign.method={config.realign.method}",
+            ),
+            (config.curriculum.share > 1, f"curriculum.share={config.curriculum.share} must be at most 1"),
+            (
+                config.curriculum.score == "batch_agreement" and config.gram.attribution == "loss",
+                "curriculum.score=batch_agreement needs gram.attribution=activation or anchor",
+            ),
+            (
+                (config.curriculum.score == "small_loss" or config.curriculum.history > 0)
+                and config.gram.group_size > 1,
+                "curriculum.score=small_loss and curriculum.history are of single clips: they need gram.group_size=1",
+            ),
             (
                 not all(0 < low <= high for low, high in (config.augment.crop_area, config.augment.crop_aspect)),
                 "augment.crop_area and augment.crop_aspect must be [low, high] with 0 < low <= high",

@@ -17,6 +17,7 @@ from recipes.data.clips import EvalClips, Skipped
 from recipes.evaluate import Embedded
 from recipes.training import metrics
 from recipes.training.checkpoint import write_atomically
+from recipes.trimodal.harmonizer import compares_with_gamma, described
 
 matplotlib.use("Agg")
 EXAMPLES = 8  # queries shown with what they found
@@ -51,8 +52,8 @@ def write(
         undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template("report.html.j2").render(
-        config=config, results=results, figures=figures, counts=counts, examples=examples(embedded, clips),
-        summary=summary(rows), recalls=retrieval.RECALLS,
+        config=config, harmonizer=described(config), results=results, figures=figures, counts=counts,
+        examples=examples(embedded, clips), summary=summary(rows), recalls=retrieval.RECALLS,
     )  # fmt: skip
     write_atomically(folder / "report.html", page)
     return folder / "report.html"
@@ -81,7 +82,7 @@ def draw(rows: list[dict[str, Any]], config: Config) -> dict[str, Figure]:
     axes, shares = figure.subplots(2, sharex=True, height_ratios=[3, 2])
     axes.fill_between(steps, mean - std, mean + std, alpha=0.2, label="± one standard deviation")
     axes.plot(steps, mean, label="mean")
-    if config.harmonize in ("curriculum", "both"):
+    if compares_with_gamma(config):
         axes.plot(steps, [row.get("gamma", np.nan) for row in measured], "--", color="grey", label="gamma")
     axes.set(ylabel="cos(g_va, g_vt)", title="Agreement before realignment")
     shares.plot(steps, [row.get("conflicts", np.nan) for row in measured], color="C3", label="in conflict")

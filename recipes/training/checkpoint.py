@@ -117,6 +117,9 @@ def tree_tensors(prefix: str, tree: Any) -> dict[str, Tensor]:
 def load_tree(prefix: str, like: Any, tensors: dict[str, Tensor]) -> Any:
     """Put back what `tree_tensors` gave, into the structure of ``like``."""
     leaves, spec = pytree.tree_flatten(like)
+    saved = sum(name.startswith(f"{prefix}.") for name in tensors)
+    if saved != len(leaves):
+        raise ValueError(f"the checkpoint holds {saved} tensors of the {prefix}, expected {len(leaves)}.")
     return pytree.tree_unflatten([tensors[f"{prefix}.{i}"] for i in range(len(leaves))], spec)
 
 

@@ -1,7 +1,6 @@
 """One training step: harmonized or plain gradients, the checks before the update, and what to report of it."""
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 import harmony
 from recipes.config import Config
 from recipes.trimodal.build import model_inputs
+from recipes.trimodal.harmonizer import has_curriculum, parameters_of_gram
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def train_step(
     which the curriculum kept nothing, leaves the parameters, the running statistics and the optimizer as they were.
     """
     if len(batch.get("id", [])) < 2:
-        _, state = transform.update(torch.zeros(0, 2, 2), state)  # schedules follow the steps, taken or not
+        state = _idle(transform, state)  # schedules follow the steps, taken or not
         return StepResult({}, reason="fewer than two clips of the batch could be read"), state
     model, objective = modules["model"], modules["objective"]
     inputs = model_inputs(batch, device)
@@ -70,12 +70,12 @@ def train_step(
         total.backward()
         measured, info = {}, None
     else:
-        pattern = None if config.gram.wrt is None else re.compile(config.gram.wrt)
         info, state = harmony.backward(
             model, inputs, objective, transform, state,
             ids=batch["index"].to(device),
             attribution=config.gram.attribution, space=config.gram.space,
-            wrt=None if pattern is None or config.gram.space == "features" else lambda name: bool(pattern.search(name)),
+            wrt=parameters_of_gram(config),
+            toward_batch=has_curriculum(config) and config.curriculum.score == "batch_agreement",
             group_size=config.gram.group_size, chunk_size=config.gram.chunk_size,
         )  # fmt: skip
         losses = info.values
@@ -107,3 +107,10 @@ def train_step(
     cosines = None if info is None else info.agreement.cpu()
     defined = None if info is None else (info.defined & info.agreement.isfinite()).cpu()
     return StepResult(values, cosines, defined, reason), state
+
+
+def _idle(transform: harmony.Transform, state: Any) -> Any:
+    """The harmonizer's state after a batch of no clips."""
+    gram = torch.zeros(0, 2, 2)
+    extras = {"terms": gram[:, 0], "toward": gram[:, 0], "ids": torch.zeros(0, dtype=torch.int64)}
+    return transform.update({"the rest": gram} if transform.layerwise else gram, state, **extras)[1]

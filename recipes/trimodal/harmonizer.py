@@ -1,18 +1,75 @@
-"""The harmonizer a configuration asks for: the paper's curriculum, its realignment, both or none."""
+"""The harmonizer a configuration asks for: a curriculum, a realignment, both or none. The defaults are the paper's."""
+
+import re
+from collections.abc import Callable
 
 import harmony
 from recipes.config import Config, GammaConfig
 
 
 def harmonizer(config: Config) -> harmony.Transform:
-    """Drop samples below gamma, then project what conflicts; see `harmonize` and `gamma` in the configuration."""
-    curriculum = harmony.curriculum.threshold(gamma_schedule(config.gamma, config.train.steps))
-    return {
-        "none": harmony.chain(),
-        "realign": harmony.chain(harmony.realign.pcgrad),
-        "curriculum": harmony.chain(curriculum),
-        "both": harmony.chain(curriculum, harmony.realign.pcgrad),
-    }[config.harmonize]
+    """Drop clips by a curriculum, then realign what conflicts; see `harmonize` in the configuration."""
+    members = {"none": [], "realign": [realignment], "curriculum": [curriculum], "both": [curriculum, realignment]}
+    return harmony.chain(*(member(config) for member in members[config.harmonize]))
+
+
+def realignment(config: Config) -> harmony.Transform:
+    """The method of `realign`; for each layer apart, where there is a pattern of them."""
+    method = getattr(harmony.realign, config.realign.method)
+    if config.realign.method in ("pcgrad_random", "gradvac", "random"):
+        method = method(seed=config.train.seed) if config.realign.method != "gradvac" else method()
+    return harmony.chain(method) if config.realign.layers is None else harmony.layerwise(method)
+
+
+def curriculum(config: Config) -> harmony.Transform:
+    """The rule of `curriculum` on its score; `gamma` is what the thresholds compare with."""
+    options, gamma = config.curriculum, gamma_schedule(config.gamma, config.train.steps)
+    score = getattr(harmony.score, options.score)
+    if options.history:
+        score = harmony.score.ema(score, options.history)
+    rule = {
+        "threshold": lambda: harmony.curriculum.threshold(gamma, score=score),
+        "soft_threshold": lambda: harmony.curriculum.soft_threshold(gamma, options.temperature, score=score),
+        "quantile": lambda: harmony.curriculum.quantile(options.share, score=score),
+        "running_quantile": lambda: harmony.curriculum.running_quantile(options.share, score=score),
+        "agreement_weight": lambda: harmony.curriculum.agreement_weight(score=score),
+    }[options.rule]()
+    return harmony.curriculum.renormalized(rule) if options.renormalize else rule
+
+
+def has_curriculum(config: Config) -> bool:
+    """Whether clips are dropped or weighed."""
+    return config.harmonize in ("curriculum", "both")
+
+
+def has_realignment(config: Config) -> bool:
+    """Whether conflicting gradients are realigned."""
+    return config.harmonize in ("realign", "both")
+
+
+def compares_with_gamma(config: Config) -> bool:
+    """Whether gamma is a cosine that agreement is compared with."""
+    options = config.curriculum
+    return has_curriculum(config) and options.rule.endswith("threshold") and options.score == "agreement"
+
+
+def described(config: Config) -> str:
+    """The harmonizer in words."""
+    parts = []
+    if has_curriculum(config):
+        options, gamma = config.curriculum, config.gamma
+        number = {
+            "quantile": f", share {options.share:g}",
+            "running_quantile": f", share {options.share:g}",
+            "agreement_weight": "",
+        }.get(options.rule, f", gamma {gamma.start:g}")
+        if options.rule.endswith("threshold") and gamma.schedule != "constant":
+            number += f" to {gamma.end:g}, {gamma.schedule}"
+        past = f" (history {options.history:g})" if options.history else ""
+        parts.append(f"{options.rule} of {options.score}{past}{number}{', renormalized' * options.renormalize}")
+    if has_realignment(config):
+        parts.append(config.realign.method + (f" by {config.realign.layers}" if config.realign.layers else ""))
+    return "; ".join(parts) or "none"
 
 
 def gamma_schedule(gamma: GammaConfig, steps: int) -> harmony.schedule.Schedule:
@@ -23,3 +80,19 @@ def gamma_schedule(gamma: GammaConfig, steps: int) -> harmony.schedule.Schedule:
         "cosine": lambda: harmony.schedule.cosine(gamma.start, gamma.end, steps),
         "constant": lambda: harmony.schedule.constant(gamma.start),
     }[gamma.schedule]()
+
+
+def parameters_of_gram(config: Config) -> Callable[[str], bool | str | None] | None:
+    """Which parameters agreement is measured over, and in which layer each is; see `gram.wrt` and `realign.layers`."""
+    if config.gram.space == "features":
+        return None
+    chosen = re.compile(config.gram.wrt or "")
+    if config.realign.layers is None or not has_realignment(config):
+        return lambda name: bool(chosen.search(name))
+    layers = re.compile(config.realign.layers)
+
+    def layer(name: str) -> str | None:
+        found = layers.search(name)
+        return None if not chosen.search(name) else found.group() if found else "the rest"
+
+    return layer

@@ -140,6 +140,14 @@ def test_kill_9_and_resume(tiny, corpus, tmp_path):
         ["harmonize=curriculum", "gram.attribution=anchor", "gram.chunk_size=2"],
         ["harmonize=both", "gram.attribution=loss", "gram.space=features"],
         ["harmonize=none", "gram.every=0"],
+        ["harmonize=realign", "realign.method=mgda", r"realign.layers=^backbone\.\w+\.\d+"],
+        [
+            "curriculum.rule=quantile",
+            "curriculum.score=batch_agreement",
+            "curriculum.history=0.9",
+            "realign.method=random",
+        ],
+        ["harmonize=curriculum", "curriculum.rule=running_quantile", "curriculum.score=small_loss"],
         ["objective.norm=layer", "gamma.schedule=cosine", "gram.wrt=null", "train.clip_norm=1.0"],
     ],
 )

@@ -1,17 +1,26 @@
 """Checkpoints are whole or absent; metrics forget nothing and repeat nothing."""
 
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from torch import nn
 
-from recipes.config import Config
+import harmony
+from recipes.config import Config, CurriculumConfig, RealignConfig
 from recipes.data.clips import Skipped
 from recipes.training import checkpoint, jsonl
 from recipes.training.metrics import Metrics, read
 from recipes.training.skipped import SkippedClips
-from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
+from recipes.training.step import _idle
+from recipes.trimodal.harmonizer import (
+    compares_with_gamma,
+    described,
+    gamma_schedule,
+    harmonizer,
+    parameters_of_gram,
+)
 
 
 def modules():
@@ -126,6 +135,51 @@ def test_gamma_follows_the_configuration(kind, middle, end):
         config.gamma.steps = steps
         gamma = gamma_schedule(config.gamma, steps=10 if steps is None else 999)
         assert [float(gamma(torch.tensor(t))) for t in (0, 5, 10)] == pytest.approx([-0.3, middle, end])
+
+
+@pytest.mark.parametrize("rule", ["threshold", "soft_threshold", "quantile", "running_quantile", "agreement_weight"])
+@pytest.mark.parametrize("score", ["agreement", "batch_agreement", "small_loss", "norm_ratio", "gradient_norm"])
+def test_every_rule_on_every_score(rule, score):
+    gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, -0.1], [-0.1, 4.0]], [[1.0, 0.5], [0.5, 2.0]]])
+    extras = {"terms": torch.rand(3, 2), "toward": torch.rand(3, 2), "ids": torch.arange(3)}
+    config = Config(curriculum=CurriculumConfig(rule=rule, score=score, history=0.5, renormalize=True))
+    transform = harmonizer(config)
+    weights, state = transform.update(gram, _idle(transform, transform.init()), **extras)
+    assert weights.shape == (3, 2) and weights.isfinite().all()
+    assert f"{rule} of {score} (history 0.5)" in described(config) and "renormalized; pcgrad" in described(config)
+    assert compares_with_gamma(config) == (rule.endswith("threshold") and score == "agreement")
+    tensors = checkpoint.tree_tensors("harmonizer", state)
+    restored = checkpoint.load_tree("harmonizer", transform.init(), tensors)
+    assert torch.equal(transform.update(gram, restored, **extras)[0], transform.update(gram, state, **extras)[0])
+
+
+def test_words_for_the_harmonizer():
+    assert described(Config()) == "threshold of agreement, gamma -0.3 to 0, linear; pcgrad"
+    assert described(Config(harmonize="none")) == "none"
+    quantile = Config(harmonize="curriculum", curriculum=CurriculumConfig(rule="quantile", score="small_loss"))
+    assert described(quantile) == "quantile of small_loss, share 0.7"
+    assert described(Config(harmonize="realign", realign=RealignConfig("mgda", r"\d+"))) == r"mgda by \d+"
+
+
+@pytest.mark.parametrize("layers", [None, r"^backbone\.\w+\.\d+"])
+@pytest.mark.parametrize("method", get_args(get_type_hints(RealignConfig)["method"]))
+def test_every_method_takes_a_step_of_a_model(method, layers):
+    config = Config(harmonize="realign", realign=RealignConfig(method, layers))
+    transform = harmonizer(config)
+    parameters = {f"backbone.layers.{i}.weight": torch.eye(2) + i for i in range(2)} | {"backbone.norm": torch.ones(2)}
+
+    def encode(p, x):
+        for name in ("backbone.layers.0.weight", "backbone.layers.1.weight"):
+            x = torch.tanh(x @ p[name])
+        return x * p["backbone.norm"]
+
+    step = harmony.harmonized_grad(
+        encode, lambda f: {"a": f[:, 0], "b": f[:, 1] - f[:, 0]}, transform, wrt=parameters_of_gram(config)
+    )
+    grads, _, info = step(parameters, torch.rand(5, 2), _idle(transform, transform.init()))
+    assert all(g.isfinite().all() for g in grads.values())
+    labels = {"backbone.layers.0", "backbone.layers.1", "the rest"} if layers else set()
+    assert set(info.weights_of) == labels and info.weights.isfinite().all()
 
 
 @pytest.mark.parametrize(

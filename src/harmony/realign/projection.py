@@ -143,7 +143,7 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.01) -> Tran
         blocks = unit_blocks(gram)
         given = state.target if schedule is None else schedule(state.step)
         given = given.to(gram.device) if given.ndim else given  # a number on the host needs no copy
-        wanted = (torch.zeros_like(blocks.cosine[0]) + given).clamp(-0.999999, 0.999999)
+        wanted = (blocks.cosine.new_zeros(gram.shape[1:]) + given).clamp(-0.999999, 0.999999)
         coefficients, seen = _vaccinated(blocks, wanted)
         after = wanted
         if schedule is None:

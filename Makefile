@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup pretrain test test-slow test-models lint format docs wheel clean
+.PHONY: help setup pretrain test test-slow test-peers test-models lint format docs wheel clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -34,6 +34,10 @@ test: $(STAMP)  ## all fast tests; ARGS="-k name" narrows them
 
 test-slow: $(STAMP)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-peers: $(STAMP)  ## the realignments against those of TorchJD, which it installs with its solvers
+	@$(PIP) --editable '.[benchmark]'
+	@$(BIN)/python -m pytest tests/harmony/realign/test_peer.py $(ARGS)
 
 test-models: $(STAMP)  ## the tape on small models of transformers, which it installs
 	@$(PIP) --editable '.[models]'

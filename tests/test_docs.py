@@ -21,7 +21,7 @@ PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 BLOCK = re.compile(r"^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^ *```(?:bash|sh)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 DOCTEST_OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-MODULES = [harmony.realign, harmony.curriculum, harmony.schedule, harmony.losses, harmony.stats]
+MODULES = [harmony.realign, harmony.curriculum, harmony.score, harmony.schedule, harmony.losses, harmony.stats]
 
 
 class Block(NamedTuple):
@@ -120,7 +120,8 @@ def public_symbols() -> Iterator[tuple[str, Any]]:
             yield f"harmony.{name}", getattr(harmony, name)
     for module in MODULES:
         for name, value in vars(module).items():
-            own = getattr(value, "__module__", None) == module.__name__
+            home = str(getattr(value, "__module__", ""))
+            own = home == module.__name__ or home.startswith(f"{module.__name__}.")  # a package gathers its files
             if own and not name.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
                 yield f"{module.__name__}.{name}", value
 

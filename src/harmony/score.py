@@ -6,7 +6,7 @@ fewer than two nonzero gradients. A score with a memory is a pair of ``init`` an
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +15,7 @@ from harmony import cosines
 from harmony.extras import needed
 from harmony.memory import Memory, memory, recall, remember
 from harmony.numerics.unit import unit_blocks
-from harmony.transform import State, is_samplewise, samplewise
-
-
-class ScoreUpdate(Protocol):
-    """``update(gram, state, **extras) -> (values, state)``."""
-
-    def __call__(self, gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
-        """Values (B,), NaN where undefined, and the next state."""
-        ...
+from harmony.transform import State, Update, is_samplewise, samplewise
 
 
 class Score(NamedTuple):
@@ -36,7 +28,7 @@ class Score(NamedTuple):
     """
 
     init: Callable[[], State]
-    update: ScoreUpdate
+    update: Update
     samplewise: bool = False
 
 

@@ -97,6 +97,25 @@ def test_no_number_is_read_and_nothing_is_copied(name, k):
     assert weights.device.type == "meta" and weights.shape == (B, k) and weights.dtype == gram.dtype
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("name", [*METHODS, *TRANSFORMS])
+def test_cuda_gives_the_numbers_of_the_cpu(name, k):
+    g = torch.randn(64, k, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    g[::7, 0] = 0
+    extras = {"terms": g[:, :, 0].abs(), "toward": g[:, :, 1], "similarity": g[:, 0, 2], "ids": torch.arange(64) % 9}
+    found = {}
+    for device in ("cpu", "cuda"):
+        gram, own = (g @ g.mT).to(device), {n: x.to(device) for n, x in extras.items()}
+        transform = harmony.chain(METHODS[name]) if name in METHODS else TRANSFORMS[name]
+        state = transform.init()
+        for _ in range(2):
+            weights, state = transform.update(gram, state, **own)
+        found[device] = weights.cpu()
+    torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-9, atol=1e-12)
+
+
 def test_the_pretence_catches_what_waits():
     reads = {
         "item": lambda gram: gram * float(gram[0, 0, 0]),

@@ -1,0 +1,21 @@
+"""Curricula: which samples to learn from. Each gives a factor in [0, 1] per sample, the same for all its losses.
+
+They decide by a score, by default the agreement of a sample's gradients (see ``harmony.score``). A sample without a
+score (one modality is missing) has the factor 1: it is never dropped, and counts in no quantile.
+"""
+
+from harmony.curriculum.remembered import hysteresis
+from harmony.curriculum.renormalize import renormalized
+from harmony.curriculum.shares import quantile, running_quantile, top_k
+from harmony.curriculum.thresholds import agreement_weight, soft_threshold, threshold
+
+__all__ = [
+    "agreement_weight",
+    "hysteresis",
+    "quantile",
+    "renormalized",
+    "running_quantile",
+    "soft_threshold",
+    "threshold",
+    "top_k",
+]

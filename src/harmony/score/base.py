@@ -1,0 +1,70 @@
+"""What a score is: a function of Gram blocks and of what the step knows beside them, with or without a state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from harmony import cosines
+from harmony.transform import State, Update, is_samplewise
+
+
+class Score(NamedTuple):
+    """A score with a state.
+
+    Attributes:
+        init: ``init() -> state``.
+        update: ``update(gram, state, **extras) -> (values, state)``.
+        samplewise: Whether a sample's value depends on nothing of other samples, and the next state on no sample.
+    """
+
+    init: Callable[[], State]
+    update: Update
+    samplewise: bool = False
+
+
+AnyScore = Score | Callable[..., Tensor]
+
+
+def as_score(score: AnyScore) -> Score:
+    """A plain function as a score without a state; a score as it is.
+
+    Args:
+        score: A score, or a function ``score(gram, **extras) -> (B,)``.
+
+    Returns:
+        The score.
+
+    Raises:
+        TypeError: Neither of them.
+
+    Examples:
+        >>> import torch, harmony
+        >>> score = harmony.score.as_score(harmony.score.agreement)
+        >>> score.update(torch.eye(2)[None], score.init())
+        (tensor([0.]), ())
+    """
+    if isinstance(score, Score):
+        return score
+    if not callable(score):
+        raise TypeError(f"a score is a function (gram, **extras) -> (B,), or a harmony.score.Score; got {score!r}.")
+    function = score
+
+    def update(gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
+        values = function(gram, **extras)
+        if not isinstance(values, Tensor) or values.shape != gram.shape[:1]:
+            got = tuple(values.shape) if isinstance(values, Tensor) else repr(values)
+            name = getattr(function, "__name__", function)
+            raise TypeError(
+                f"the score {name} gave {got} for {len(gram)} samples; expected one number each, shape ({len(gram)},). "
+                "A factory of scores must be called first: score.ema(score.agreement), not score.ema."
+            )
+        return values, state
+
+    return Score(lambda: (), update, is_samplewise(function))
+
+
+def where_defined(values: Tensor, gram: Tensor) -> Tensor:
+    """Values (B,) of the samples that have an agreement, NaN for the others."""
+    return torch.where(cosines.defined(gram), values, torch.nan)

@@ -1,0 +1,96 @@
+"""Scores that the Gram alone gives: cosines and norms."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harmony import cosines
+from harmony.numerics.unit import unit_blocks
+from harmony.score.base import where_defined
+from harmony.transform import samplewise
+
+
+@samplewise
+def agreement(gram: Tensor, **extras: Any) -> Tensor:
+    """The least pairwise cosine of a sample's gradients, the score of the paper.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+        **extras: Not used.
+
+    Returns:
+        Cosines (B,) in [-1, 1].
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.score.agreement(torch.tensor([[[4.0, -3.0], [-3.0, 9.0]], [[4.0, 0.0], [0.0, 0.0]]]))
+        tensor([-0.5000,     nan])
+
+    References:
+        Wu et al., 2022 (arXiv:2211.02077).
+    """
+    return where_defined(cosines.agreement(gram), gram)
+
+
+@samplewise
+def cosine(gram: Tensor, k: int = 0, l: int = 1, **extras: Any) -> Tensor:
+    """The cosine of one pair of gradients.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+        k: One loss.
+        l: The other.
+        **extras: Not used.
+
+    Returns:
+        Cosines (B,) in [-1, 1]; NaN where one of the two gradients is zero.
+
+    Examples:
+        >>> import torch, harmony
+        >>> from functools import partial
+        >>> of_last_two = partial(harmony.score.cosine, k=1, l=2)
+        >>> of_last_two(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 4.0, 3.0], [0.0, 3.0, 9.0]]]))
+        tensor([0.5000])
+    """
+    both = (gram[:, k, k] > 0) & (gram[:, l, l] > 0)
+    return torch.where(both, cosines.cosine(gram)[:, k, l], torch.nan)
+
+
+@samplewise
+def norm_ratio(gram: Tensor, **extras: Any) -> Tensor:
+    """How equal the lengths of a sample's gradients are.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+        **extras: Not used.
+
+    Returns:
+        The least norm over the largest (B,), of the gradients that are not zero; in (0, 1].
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.score.norm_ratio(torch.tensor([[[4.0, 0.0], [0.0, 16.0]]]))
+        tensor([0.5000])
+    """
+    blocks = unit_blocks(gram)
+    return where_defined(torch.where(blocks.active, blocks.norm, 1).amin(-1).to(gram.dtype), gram)
+
+
+@samplewise
+def gradient_norm(gram: Tensor, **extras: Any) -> Tensor:
+    """Length of the gradient of a sample's summed losses. ``negative(gradient_norm)`` prefers the small ones.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+        **extras: Not used.
+
+    Returns:
+        ``|sum_k g_b^k|`` (B,).
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.score.gradient_norm(torch.tensor([[[9.0, 0.0], [0.0, 16.0]]]))
+        tensor([5.])
+    """
+    return where_defined(gram.sum((1, 2)).clamp(min=0).sqrt(), gram)

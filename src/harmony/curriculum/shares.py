@@ -121,13 +121,12 @@ def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnySco
         ordered = torch.cat([ordered, ordered.new_zeros(1)])  # an empty batch has no value to look up
         last = (schedule(state.step).double() * number).ceil().clamp(min=1).minimum(number.clamp(min=1)) - 1
         new = ordered.gather(0, last.long()[None])[0]
-        any_ = (number > 0).to(values.dtype)
+        any_ = number > 0
         total, weight = (x.to(values) for x in state.own)
-        keep_past = torch.where(number > 0, decay, 1.0)
-        total = keep_past * total + (1 - decay) * any_ * torch.where(number > 0, new, 0)
-        weight = keep_past * weight + (1 - decay) * any_
+        total = torch.where(any_, decay * total + (1 - decay) * new, total)
+        weight = torch.where(any_, decay * weight + (1 - decay), weight)
         level = total / torch.where(weight > 0, weight, 1)
-        kept = (values >= level) & (schedule(state.step) > 0).to(values.device)
+        kept = (values >= level) & (schedule(state.step) > 0)
         own = Level(total.float(), weight.float())
         return as_weights(kept, values, gram), RuleState(state.step + 1, after, own)
 

@@ -59,7 +59,7 @@ def cagrad(gram: Tensor, c: float = 0.5, preference: Preference = None) -> Tenso
         preference: What each gradient counts in ``g_0`` (K,), at least 0; default ones. The paper's mean is 1 / K.
 
     Returns:
-        Weights (B, K), at least the preference. For two losses a closed form; for more, exact for the Gram with the
+        Weights (B, K), at least the preference, and no more where there is but one gradient. For two losses a closed form; for more, exact for the Gram with the
         rounding error of its dtype added to the diagonal of its cosines.
 
     Raises:
@@ -81,7 +81,8 @@ def cagrad(gram: Tensor, c: float = 0.5, preference: Preference = None) -> Tenso
     towards = times(blocks.cosine, own)  # <g_0, unit g_k>
     radius = c * (own * towards).sum(-1, keepdim=True).clamp(min=0).sqrt()
     added = _worst_case_of_two(blocks, towards, radius) if own.shape[-1] == 2 else _worst_case(blocks, towards, radius)
-    return blocks.weights(wanted + added / blocks.norm, wanted)
+    several = blocks.active.sum(-1, keepdim=True) > 1
+    return blocks.weights(wanted + torch.where(several, added / blocks.norm, 0), wanted)
 
 
 def _worst_case(blocks: UnitBlocks, towards: Tensor, radius: Tensor) -> Tensor:
@@ -122,8 +123,7 @@ def _worst_case_of_two(blocks: UnitBlocks, towards: Tensor, radius: Tensor) -> T
     t = torch.where(apart > 0, along / safe, 0.5).clamp(0, 1)
     z = torch.stack([t * n1, (1 - t) * n2], -1)
     length = (z * times(blocks.cosine, z)).sum(-1, keepdim=True).clamp(min=0).sqrt()
-    z = torch.where(length > 0, radius[:, None] / torch.where(length > 0, length, 1), 0) * z
-    return torch.where(blocks.active.all(-1, keepdim=True), z, torch.where(blocks.active, radius[:, None], 0))
+    return torch.where(length > 0, radius[:, None] / torch.where(length > 0, length, 1), 0) * z
 
 
 def _ridged(blocks: UnitBlocks) -> Tensor:

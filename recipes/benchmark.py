@@ -1,10 +1,12 @@
-"""Measure what a harmonized step costs, and what its cheap variants are worth.
+"""Measure what a harmonized step costs, what its cheap variants are worth, and what realignment takes.
 
 python -m recipes.benchmark --suite step [--workload reference] [--batch 8 16 32 64 128] [--quick]
 python -m recipes.benchmark --suite variants [--run runs/demo]
+python -m recipes.benchmark --suite realign [--batch 2048] [--losses 2 4] [--quick]
 
 `step` times every engine against the plain step, each checked first, and measures peak memory; `variants` correlates
-the cheap readings of agreement with the exact ones over training. Tables, CSV and plots are under runs/benchmark.
+the cheap readings of agreement with the exact ones over training; `realign` times the methods on Gram blocks against
+TorchJD's. Tables, CSV and plots are under runs/benchmark.
 """
 
 import argparse
@@ -12,13 +14,14 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recipes import config as configuration
-from recipes.benchmarks import memory, plots, tables, variants
+from recipes.benchmarks import memory, plots, realign, tables, variants
 from recipes.benchmarks.contestants import CONTESTANTS
 from recipes.benchmarks.timing import Result, profile, race, reason
 from recipes.benchmarks.workloads import DEFAULTS, DEMO, DTYPES, WORKLOADS, Spec, WorkloadError
@@ -38,6 +41,8 @@ SWEEPS = {
 }
 QUICK = {"batch": [4, 8], "tokens": [16], "width": [32]}
 QUICK_LAYERS, QUICK_REPEATS, REPEATS = 2, 3, 5
+REALIGN = {"batch": 2048, "samples": 64, "full": 256}
+REALIGN_QUICK = {"batch": 64, "samples": 4, "full": 8}
 
 
 # --------------------------------------------------------------------------------------------------------------- step
@@ -125,6 +130,43 @@ def variants_suite(options: argparse.Namespace) -> list[Path]:
     return [csv, markdown]
 
 
+# ------------------------------------------------------------------------------------------------------------ realign
+def realign_suite(options: argparse.Namespace) -> list[Path]:
+    """Check, time, write; after every size."""
+    sizes = REALIGN_QUICK if options.quick else REALIGN
+    repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS)
+    names = options.methods or list(realign.OWN)
+    samples, full_batch = options.samples or sizes["samples"], options.full or sizes["full"]
+    cases = [realign.Case(b, k, options.device) for k in options.losses for b in options.batch or [sizes["batch"]]]
+    in_full = [realign.Case(full_batch, k, options.device) for k in options.losses] if "pcgrad" in names else []
+    facts = tables.machine(options.device) | {"torchjd": _version("torchjd")}
+    options.out.mkdir(parents=True, exist_ok=True)
+    csv, markdown = options.out / "realign.csv", options.out / "realign.md"
+
+    scaled: list[realign.Result] = []
+    full: list[realign.Result] = []
+    text = ""
+    with progress_bar(total=(len(cases) + len(in_full)) * (repeats + 1), desc="realign", unit="round") as bar:
+        for case, everything in [(c, False) for c in in_full] + [(c, True) for c in cases]:
+            bar.set_postfix(B=case.batch, K=case.losses)
+            if everything:
+                scaled += realign.race(case, names, repeats, samples, options.limit, options.compile, bar.update)
+            else:
+                full += realign.race_in_full(case, repeats, options.limit, bar.update)
+            text = realign.report(scaled, full, facts)
+            tables.write_csv(csv, realign.records(full + scaled, facts))
+            write_atomically(markdown, text)
+    print(text)
+    return [csv, markdown]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     options = parser().parse_args(arguments)
@@ -134,7 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.profile:
             print(profile(sweep(options)[0], options.profile))
             return 0
-        files = {"step": step_suite, "variants": variants_suite}[options.suite](options)
+        suites = {"step": step_suite, "variants": variants_suite, "realign": realign_suite}
+        files = suites[options.suite](options)
     except (WorkloadError, ConfigError, DataError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -143,11 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of both suites."""
+    """The options of all suites."""
     p = argparse.ArgumentParser(
         prog="python -m recipes.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--suite", choices=["step", "variants"], default="step")
+    p.add_argument("--suite", choices=["step", "variants", "realign"], default="step")
     p.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of what is written")
 
     step = p.add_argument_group("step")
@@ -172,6 +215,18 @@ def parser() -> argparse.ArgumentParser:
         "--profile", choices=list(CONTESTANTS), metavar="NAME", help="print the operations of one, no more"
     )
 
+    blocks = p.add_argument_group(
+        "realign", "and of the above: --batch (samples, 2048), --quick, --repeats, --device, --compile, --limit"
+    )
+    blocks.add_argument("--losses", type=_several, nargs="+", default=[2, 4], metavar="K", help="losses; default 2 4")
+    blocks.add_argument("--methods", nargs="+", choices=list(realign.OWN), metavar="NAME", help="only these")
+    blocks.add_argument(
+        "--samples", type=_positive, metavar="N", help="samples TorchJD is timed on, and scaled up from; default 64"
+    )
+    blocks.add_argument(
+        "--full", type=_positive, metavar="N", help="batch at which PCGrad is timed with nothing scaled up; default 256"
+    )
+
     more = p.add_argument_group("variants")
     more.add_argument("--config", type=Path, default=DEMO, help="recipe that is trained")
     more.add_argument(
@@ -188,6 +243,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _several(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{value}: there is nothing to realign with fewer than two losses")
     return value
 
 

@@ -4,41 +4,42 @@ import torch
 from torch import Tensor
 
 from harmony.numerics.elimination import solve
+from harmony.numerics.unit import times
 
 
 def nonnegative_minimum(matrix: Tensor, linear: Tensor) -> Tensor:
     """Minimise ``x^T H x / 2 - q^T x`` over ``x >= 0``.
 
-    Starts from x = 0 and lets the first variable that violates its condition change sides, until none does. For
-    positive definite matrices this ends after fewer than 2^K exchanges; beyond K = 5 there are at most 8 K of them, of
-    which random problems need a fraction. One elimination on the support found gives x its accuracy.
+    Starts from x = 0. In each of 3 K rounds the variable that violates its condition most changes sides, and the system
+    on the new support is solved from scratch, so that no rounding error piles up; the x that came nearest to all
+    conditions is kept. Random problems of up to 24 variables need about K rounds, and hardly ever more than 2 K.
 
     Args:
-        matrix: H (N, K, K), symmetric positive definite.
+        matrix: H (N, K, K), symmetric positive definite, with a diagonal near 1.
         linear: q (N, K).
 
     Returns:
         x (N, K).
 
     References:
-        Murty, Note on a Bard-type scheme for solving the complementarity problem, Opsearch 11, 1974.
+        Cottle, Pang and Stone, The Linear Complementarity Problem, 1992, section 4.2: principal pivoting.
     """
     k = linear.shape[-1]
-    table, slack = matrix, -linear  # slack of the conditions, as a function of the variables that are zero
-    support = torch.zeros_like(linear, dtype=torch.bool)
-    tolerance = 1e-14 * linear.abs().amax(-1, keepdim=True)
-    for _ in range(min(2**k, max(32, 8 * k))):
-        violated = slack < -tolerance
-        first = violated & (violated.cumsum(-1) == 1)
-        chosen = first.to(table.dtype)
-        row = (chosen[..., None] * table).sum(-2)
-        column = (table * chosen[..., None, :]).sum(-1)
-        pivot = (row * chosen).sum(-1, keepdim=True)
-        # Where nothing is violated, row and column are zero. A matrix that is not definite must not end in NaN.
-        step = (column + chosen) / torch.where(pivot > 1e-15, pivot, torch.inf)
-        table = table - step[..., None] * (row - chosen)[..., None, :]
-        slack = slack - step * (slack * chosen).sum(-1, keepdim=True)
-        support = support ^ first
-    inside = support[..., None] & support[..., None, :]
     eye = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
-    return solve(torch.where(inside, matrix, eye), torch.where(support, linear, 0)).clamp(min=0)
+    size = linear.abs().amax(-1, keepdim=True)
+    linear = linear / torch.where(size > 0, size, 1)
+    support = torch.zeros_like(linear, dtype=torch.bool)
+    best = torch.zeros_like(linear)
+    least = linear.amax(-1, keepdim=True).clamp(min=0)  # how much x = 0 violates
+    violation = linear
+    for _ in range(3 * k):
+        worst = violation.amax(-1, keepdim=True)
+        support = support ^ ((violation == worst) & (worst > 1e-13))
+        inside = support[..., None] & support[..., None, :]
+        x = solve(torch.where(inside, matrix, eye), torch.where(support, linear, 0))
+        slack = times(matrix, x) - linear
+        violation = torch.where(support, -x / x.abs().amax(-1, keepdim=True).clamp(min=1), -slack)
+        worst = violation.amax(-1, keepdim=True)
+        better = worst < least
+        best, least = torch.where(better, x, best), torch.where(better, worst, least)
+    return best.clamp(min=0) * size

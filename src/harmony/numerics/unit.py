@@ -50,8 +50,11 @@ def unit_blocks(gram: Tensor) -> UnitBlocks:
     active = (norm > 0) & norm.isfinite()
     norm = torch.where(active, norm, 1)
     pairs = active[:, :, None] & active[:, None, :]
-    # Two divisions: the product of two norms may leave the range of the dtype where each of them does not.
-    cosine = torch.where(pairs, (g / norm[:, :, None] / norm[:, None, :]).clamp(-1, 1), 0)
+    # Two divisions: the product of two norms may leave the range of the dtype where each of them does not. The longer
+    # first, so that the order of the losses makes no difference.
+    one, other = norm[:, :, None], norm[:, None, :]
+    cosine = (g / torch.maximum(one, other) / torch.minimum(one, other)).clamp(-1, 1)
+    cosine = torch.where(pairs, cosine, 0)
     eye = torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
     scale = torch.where(active, norm, 0).amax(-1, keepdim=True)
     scale = torch.where(scale > 0, scale, 1)

@@ -36,9 +36,9 @@ def mgda(gram: Tensor) -> Tensor:
     if gram.shape[-1] == 2:
         (n1, n2), cosine = blocks.norm.unbind(-1), blocks.cosine[:, 0, 1]
         squared = (n1 - n2) ** 2 + 2 * n1 * n2 * (1 - cosine)  # |g_1 - g_2|^2
-        first = torch.where(squared > 0, n2 * (n2 - cosine * n1) / torch.where(squared > 0, squared, 1), 0.5)
-        first = first.clamp(0, 1)
-        pair = torch.stack([first, 1 - first], -1)
+        pair = torch.stack([n2 * (n2 - cosine * n1), n1 * (n1 - cosine * n2)], -1).clamp(min=0)
+        pair = torch.where(squared[:, None] > 0, pair, 1)
+        pair = pair / pair.sum(-1, keepdim=True)
         return blocks.weights(torch.where(blocks.active.all(-1, keepdim=True), pair, 1))
     # With y_k = w_k |g_k| the constraint is a^T y = 1; a penalty in its place changes the length of y alone.
     a = blocks.rarest
@@ -59,8 +59,8 @@ def cagrad(gram: Tensor, c: float = 0.5, preference: Preference = None) -> Tenso
         preference: What each gradient counts in ``g_0`` (K,), at least 0; default ones. The paper's mean is 1 / K.
 
     Returns:
-        Weights (B, K), at least the preference, and no more where there is but one gradient. For two losses a closed form; for more, exact for the Gram with the
-        rounding error of its dtype added to the diagonal of its cosines.
+        Weights (B, K), at least the preference, and no more where there is but one gradient. For two losses a closed
+        form; for more, exact for the Gram with the rounding error of its dtype added to the diagonal of its cosines.
 
     Raises:
         ValueError: A radius out of [0, 1), or a preference that does not fit.

@@ -59,6 +59,9 @@ def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -
         return blocks.weights(torch.stack(found).mean(0))
     if order is not None and sorted(order) != list(range(k)):
         raise ValueError(f"order must name each of the {k} losses once, as 0 to {k - 1}; got {list(order)}.")
+    if k == 2:  # one order, one projection
+        lost = (-blocks.cosine[:, 0, 1, None]).clamp(min=0) * _lengths(blocks).flip(-1)
+        return blocks.weights(1 + lost / blocks.norm)
     rows = [[l for l in order or range(k) if l != i] for i in range(k)]
     return blocks.weights(_summed(blocks, _given(blocks, rows)))
 
@@ -192,7 +195,11 @@ def _vaccinated(blocks: UnitBlocks, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _own(blocks: UnitBlocks) -> Tensor:
     """Row i of (B, K, K): the i-th gradient, as a combination of the K unit gradients. None of a zero gradient."""
-    return torch.diag_embed(torch.where(blocks.active, blocks.norm, 0))
+    return torch.diag_embed(_lengths(blocks))
+
+
+def _lengths(blocks: UnitBlocks) -> Tensor:
+    return torch.where(blocks.active, blocks.norm, 0)
 
 
 def _given(blocks: UnitBlocks, rows: Sequence[Sequence[int]]) -> Others:

@@ -1,0 +1,1 @@
+"""Drawings for the documentation."""

@@ -244,27 +244,10 @@ def check(config: Config) -> None:
                 f"model.audio_patch={patch}",
             ),
             (not _compiles(config.gram.wrt), f"gram.wrt={config.gram.wrt!r} is not a regular expression"),
+            *_harmonizer_problems(config),
             (
                 not _compiles(config.realign.layers),
                 f"realign.layers={config.realign.layers!r} is not a regular expression",
-            ),
-            (
-                config.realign.layers is not None and config.gram.space == "features",
-                "realign.layers needs gram.space=parameters: features have no layers",
-            ),
-            (
-                config.realign.layers is not None and config.realign.method in ("pcgrad_random", "gradvac", "random"),
-                f"realign.layers needs a method without memory, not realign.method={config.realign.method}",
-            ),
-            (config.curriculum.share > 1, f"curriculum.share={config.curriculum.share} must be at most 1"),
-            (
-                config.curriculum.score == "batch_agreement" and config.gram.attribution == "loss",
-                "curriculum.score=batch_agreement needs gram.attribution=activation or anchor",
-            ),
-            (
-                (config.curriculum.score == "small_loss" or config.curriculum.history > 0)
-                and config.gram.group_size > 1,
-                "curriculum.score=small_loss and curriculum.history are of single clips: they need gram.group_size=1",
             ),
             (
                 not all(0 < low <= high for low, high in (config.augment.crop_area, config.augment.crop_aspect)),
@@ -281,6 +264,38 @@ def check(config: Config) -> None:
     ]
     if problems:
         raise ConfigError("the configuration cannot be run:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def _harmonizer_problems(config: Config) -> list[tuple[bool, str]]:
+    """What cannot be harmonized so: whether it is wrong, and why."""
+    rule, gamma, gram = config.curriculum, config.gamma, config.gram
+    groups = -(-config.train.batch_size // gram.group_size) if gram.group_size > 0 else 1
+    numbers = [gamma.start] + [gamma.end] * (gamma.schedule != "constant")
+    curriculum, realign = config.harmonize in ("curriculum", "both"), config.harmonize in ("realign", "both")
+    problems = {
+        f"curriculum.share={rule.share} must be at most 1": rule.share > 1,
+        f"curriculum.share={rule.share} keeps none of {groups} Gram blocks": rule.rule == "quantile"
+        and 0 <= rule.share < 0.5 / groups,
+        f"gamma={numbers} must be cosines, between -1 and 1": rule.rule.endswith("threshold")
+        and not all(-1 <= g <= 1 for g in numbers),
+        f"curriculum.rule={rule.rule} compares cosines or ratios: it needs another score than {rule.score}, or a "
+        "quantile rule": not rule.rule.endswith("quantile") and rule.score in ("small_loss", "gradient_norm"),
+        "curriculum.score=batch_agreement needs gram.attribution=activation": rule.score == "batch_agreement"
+        and gram.attribution != "activation",
+        "curriculum.score=small_loss and curriculum.history are of single clips: they need gram.group_size=1": (
+            rule.score == "small_loss" or rule.history > 0
+        )
+        and gram.group_size > 1,
+    }
+    method = config.realign.method
+    layers = {
+        "realign.layers needs gram.space=parameters: features have no layers": gram.space == "features",
+        f"realign.layers needs a method without memory, not realign.method={method}": method
+        in ("pcgrad_random", "gradvac", "random"),
+    }
+    return [(curriculum and wrong, why) for why, wrong in problems.items()] + [
+        (realign and config.realign.layers is not None and wrong, why) for why, wrong in layers.items()
+    ]
 
 
 def save(config: Config, path: Path) -> None:

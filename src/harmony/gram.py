@@ -31,12 +31,13 @@ class Aux(NamedTuple):
     Attributes:
         terms: Loss terms (B, K).
         embeddings: The tree of embeddings.
-        toward: With ``toward_batch``, inner products (groups, K) with the batch's gradient; else None.
+        toward: With ``toward_batch``, inner products (groups, K) with the batch's gradient, {label: (groups, K)} where
+            ``wrt`` gives labels; else None.
     """
 
     terms: Tensor
     embeddings: PyTree
-    toward: Tensor | None = None
+    toward: Blocks | None = None
 
 
 def gram_vjp(
@@ -92,7 +93,8 @@ def gram_vjp(
         space: ``"parameters"``, or ``"features"``: gradients at the embeddings, nearly free.
         loss_params: Tree of parameters of the losses stage (heads, temperature), if it has any.
         toward_batch: Also give ``<g_b^k, g>``, g being the gradient of the summed losses of the whole batch. Costs a
-            backward pass and the per-sample gradients once more. For activation and anchor.
+            backward pass and the per-sample gradients once more. For activation, where g is the sum of the samples'
+            gradients; goes with ``has_aux``.
         has_aux: Also return the loss terms, the embeddings and what ``toward_batch`` asks for.
 
     Returns:
@@ -131,8 +133,8 @@ def gram_vjp(
     if attribution != "activation":  # the update is no combination of the gradients that the Gram is made of
         options = options._replace(update="backward")
     inputs = flatten(encode, params, batch, wrt if space == "parameters" else None)
-    if toward_batch and attribution == "loss":
-        raise ValueError('toward_batch needs attribution="activation" or "anchor".')
+    if toward_batch and (attribution != "activation" or not has_aux):
+        raise ValueError('toward_batch needs attribution="activation", and has_aux=True to be seen.')
     encoded, stage = run(inputs, losses, loss_params, options, per_sample=per_sample)
     size = inputs.size
     per_loss = cotangents.activation(stage)
@@ -155,7 +157,7 @@ def gram_vjp(
         combine = from_own if attribution == "activation" else by_cotangents
         if toward_batch:
             batch_gradient = encoded.pull(mix(per_loss, torch.ones_like(gram[:1, 0, 0]).expand(size, -1)))
-            toward = encoded.toward(own, pytree.tree_leaves(batch_gradient)).detach()
+            toward = encoded.toward(own, pytree.tree_leaves(batch_gradient))
     elif space == "parameters":
         gram = encoded.gram_of_rows(rows)
     else:
@@ -169,7 +171,7 @@ def gram_vjp(
             gram = sum_groups(_feature_gram(own, chosen), group_size)
         gram = gram[:, None]
         if toward_batch:
-            toward = sum_groups(_feature_toward(own, per_loss, chosen), group_size).detach()
+            toward = sum_groups(_feature_toward(per_loss, chosen), group_size)[:, None]
     gram = gram.detach()
 
     def pullback(weights: Blocks) -> Any:
@@ -182,7 +184,7 @@ def gram_vjp(
         return grads if loss_params is None else (grads, loss_gradient(stage, rows.mean(1)))
 
     values, aux = observed(stage)
-    aux = aux._replace(toward=toward)
+    aux = aux if toward is None else aux._replace(toward=named(toward.detach(), inputs.labels))
     found = named(gram, inputs.labels)
     return (values, found, pullback, aux) if has_aux else (values, found, pullback)
 
@@ -343,14 +345,14 @@ def _feature_gram(cotangent: list[Cotangent], chosen: list[bool]) -> Tensor:
     return inner_products(_filled(cotangent, chosen))
 
 
-def _feature_toward(own: list[Cotangent], per_loss: list[Cotangent], chosen: list[bool]) -> Tensor:
+def _feature_toward(per_loss: list[Cotangent], chosen: list[bool]) -> Tensor:
     """Inner products (B, K) of each sample's cotangents with the sum over all samples and losses."""
     whole = [
         accumulating(torch.stack(leaf).sum((0, 1))).flatten() for leaf in zip(*_filled(per_loss, chosen), strict=True)
     ]
     columns = [
         torch.stack([accumulating(leaf).flatten(1).mul(w).sum(1) for leaf, w in zip(leaves, whole, strict=True)]).sum(0)
-        for leaves in _filled(own, chosen)
+        for leaves in _filled(per_loss, chosen)
     ]
     return torch.stack(columns, 1)
 

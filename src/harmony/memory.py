@@ -39,13 +39,14 @@ def memory(capacity: int) -> Memory:
 
 def recall(memory: Memory, ids: Tensor) -> tuple[Tensor, Tensor]:
     """What is known of some samples: numbers (B,), and a mask (B,) of those that are known."""
-    place = _places(memory, ids)
+    ids, place = _places(memory, ids)
     return memory.values.to(ids.device)[place], memory.ids.to(ids.device)[place] == ids
 
 
 def remember(memory: Memory, ids: Tensor, values: Tensor, mask: Tensor) -> Memory:
     """The memory after some samples (B,), of which the mask says which count; of equal places the last row stays."""
-    place = torch.where(mask, _places(memory, ids), len(memory.ids) - 1)
+    ids, place = _places(memory, ids)
+    place = torch.where(mask, place, len(memory.ids) - 1)
     # Writing twice to one place has no defined order on every device: find the last row of each place first.
     ordered, rows = place.sort(stable=True)
     values = torch.where(mask, values, 0)
@@ -58,5 +59,9 @@ def remember(memory: Memory, ids: Tensor, values: Tensor, mask: Tensor) -> Memor
     )
 
 
-def _places(memory: Memory, ids: Tensor) -> Tensor:
-    return mix(ids.long()).remainder(len(memory.ids) - 1)
+def _places(memory: Memory, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The ids as 64-bit integers, and their places."""
+    if ids.is_floating_point() or ids.is_complex():
+        raise TypeError(f"ids must be integers; got {ids.dtype}.")
+    ids = ids.long()
+    return ids, mix(ids).remainder(len(memory.ids) - 1)

@@ -1,6 +1,6 @@
 """Schedules: functions of the step count, for thresholds and temperatures that move during training.
 
-A schedule maps a 0-d step tensor to a 0-d float32 tensor, on the host: reading it never waits for a device.
+A schedule maps a 0-d step tensor to a 0-d float64 tensor, on the host: reading it never waits for a device.
 """
 
 import itertools
@@ -25,9 +25,9 @@ def constant(value: float) -> Schedule:
     Examples:
         >>> import torch, harmony
         >>> harmony.schedule.constant(0.1)(torch.tensor(7))
-        tensor(0.1000)
+        tensor(0.1000, dtype=torch.float64)
     """
-    return lambda step: torch.full_like(step, value, dtype=torch.float32)
+    return lambda step: torch.full_like(step, value, dtype=torch.float64)
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
@@ -146,7 +146,7 @@ def step(values: Mapping[int, float]) -> Schedule:
     points = _points(values)
 
     def value(step: Tensor) -> Tensor:
-        found = torch.full_like(step, points[0][1], dtype=torch.float32)
+        found = torch.full_like(step, points[0][1], dtype=torch.float64)
         for start, y in points[1:]:
             found = torch.where(step >= start, y, found)
         return found
@@ -175,9 +175,9 @@ def piecewise(values: Mapping[int, float]) -> Schedule:
     points = _points(values)
 
     def value(step: Tensor) -> Tensor:
-        found = torch.full_like(step, points[0][1], dtype=torch.float32)
+        found = torch.full_like(step, points[0][1], dtype=torch.float64)
         for (start, a), (end, b) in itertools.pairwise(points):
-            line = torch.lerp(*_ends(step, a, b), ((step - start) / (end - start)).clamp(0, 1).float())
+            line = torch.lerp(*_ends(step, a, b), ((step - start) / (end - start)).clamp(0, 1).double())
             found = torch.where(step >= start, line, found)
         return found
 
@@ -219,7 +219,7 @@ def as_schedule(value: float | Schedule) -> Schedule:
     Examples:
         >>> import torch, harmony
         >>> harmony.schedule.as_schedule(0.1)(torch.tensor(7))
-        tensor(0.1000)
+        tensor(0.1000, dtype=torch.float64)
     """
     return value if callable(value) else constant(value)
 
@@ -235,8 +235,8 @@ def _points(values: Mapping[int, float]) -> list[tuple[int, float]]:
 def _progress(steps: int) -> Schedule:
     if steps < 1:
         raise ValueError(f"a schedule needs steps >= 1; got {steps}.")
-    return lambda step: (step / steps).clamp(0, 1).float()
+    return lambda step: (step / steps).clamp(0, 1).double()
 
 
 def _ends(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
-    return torch.full_like(step, start, dtype=torch.float32), torch.full_like(step, end, dtype=torch.float32)
+    return torch.full_like(step, start, dtype=torch.float64), torch.full_like(step, end, dtype=torch.float64)

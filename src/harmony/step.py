@@ -25,10 +25,11 @@ from harmony.gram import (
     spread,
     stacked,
 )
-from harmony.transform import Member, State, Transform, chain, whole_gram
+from harmony.transform import Member, State, Transform, apply, chain, whole_gram
 
 PyTree = Any
 Extras = Callable[[PyTree], Mapping[str, Tensor]]
+RESERVED = {"gram", "state", "terms", "ids", "toward", "k", "l", "losses"}
 
 
 class Info(NamedTuple):
@@ -71,7 +72,7 @@ def harmonized_grad(
 ) -> Callable[..., tuple[PyTree, State, Info]]:
     """Compose Gram blocks, weights and pullback into one gradient function.
 
-    Where the harmonizer is samplewise (all of ``realign``, ``curriculum.threshold`` and chains of them), Gram, weights
+    Where the harmonizer is samplewise (most of ``realign``, ``curriculum.threshold`` and chains of them), Gram, weights
     and update are made part by part: per-sample gradients serve both and are gone before the next part, and with
     ``chunk_size`` each chunk is encoded twice, not three times.
 
@@ -116,7 +117,7 @@ def harmonized_grad(
             return _fused(arguments, transform, state, ids, loss_params, extras, keywords)
         values, gram, pullback, aux = gram_vjp(*arguments, loss_params=loss_params, has_aux=True, **keywords)
         more = _extras(extras, aux, ids)
-        weights, state = transform.update(gram if transform.layerwise else whole_gram(gram), state, **more)
+        weights, state = apply(transform, gram, state, more)
         return pullback(weights), state, _info(values, aux.terms, gram, weights)
 
     return step
@@ -267,9 +268,7 @@ def _fused(
         nonlocal after
         part = slice(groups.start * options.group_size, groups.stop * options.group_size)
         own = {name: x if x is None else x[part] for name, x in more.items()}
-        weights, after = transform.update(
-            named(gram, inputs.labels) if transform.layerwise else gram.sum(1), state, **own
-        )
+        weights, after = apply(transform, named(gram, inputs.labels), state, own)
         rows.append(stacked(weights, inputs.labels, gram))
         return rows[-1]
 
@@ -282,12 +281,22 @@ def _fused(
 
 def _extras(extras: Extras | None, aux: Aux, ids: Tensor | None) -> dict[str, Any]:
     """What the harmonizer may use beside the Gram."""
+    size = len(aux.terms)
+    if ids is not None and ids.shape != (size,):
+        raise ValueError(f"ids must be of shape ({size},), one for each sample; got {tuple(ids.shape)}.")
     found: dict[str, Any] = {"terms": aux.terms, "ids": ids}
     if aux.toward is not None:
         found["toward"] = aux.toward
     if extras is not None:
         with torch.no_grad():
-            found |= extras(aux.embeddings)
+            more = dict(extras(aux.embeddings))
+        for name, value in more.items():
+            if name in RESERVED:
+                raise ValueError(f"extras must not be called {name!r}: that name is taken.")
+            if not isinstance(value, Tensor) or value.shape[:1] != (size,):
+                got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+                raise ValueError(f"extra {name!r} must be a tensor with one row for each of {size} samples; got {got}.")
+        found |= more
     return found
 
 

@@ -107,7 +107,7 @@ def chain(*members: Member) -> Transform:
         weights: Any = torch.ones(whole.shape[:2], dtype=whole.dtype, device=whole.device)
         states = []
         for member, transform, s in zip(members, transforms, state, strict=True):
-            factor, s = transform.update(gram if transform.layerwise else whole, s, **extras)
+            factor, s = apply(transform, gram, s, extras)
             for f in factor.values() if isinstance(factor, Mapping) else [factor]:
                 if not isinstance(f, Tensor) or f.shape != whole.shape[:2]:
                     got = tuple(f.shape) if isinstance(f, Tensor) else repr(f)
@@ -131,7 +131,8 @@ def layerwise(member: Member) -> Transform:
     gradients of the others layer by layer.
 
     Args:
-        member: A transform, or a function ``gram -> weights``. Every label has a state of its own.
+        member: A transform, or a function ``gram -> weights``. Every label has a state of its own, from its first
+            update on: a state with memory does not have the structure of ``init()``.
 
     Returns:
         A transform from {label: Gram blocks (B, K, K)} to {label: weights (B, K)}.
@@ -157,10 +158,25 @@ def layerwise(member: Member) -> Transform:
     def update(gram: Any, state: State, **extras: Any) -> tuple[Any, State]:
         if not isinstance(gram, Mapping):
             raise TypeError("layerwise needs Gram blocks for each label: let wrt return labels, not yes or no.")
-        found = {g: transform.update(blocks, state.get(g, transform.init()), **extras) for g, blocks in gram.items()}
+        found = {
+            g: transform.update(blocks, state.get(g, transform.init()), **_of_label(extras, g))
+            for g, blocks in gram.items()
+        }
         return {g: weights for g, (weights, _) in found.items()}, {g: after for g, (_, after) in found.items()}
 
     return Transform(dict, update, transform.samplewise, layerwise=True)
+
+
+def apply(transform: Transform, gram: Any, state: State, extras: Mapping[str, Any]) -> tuple[Any, State]:
+    """Update with what a transform looks at: every label, or the whole, which is the sum over the labels."""
+    if not transform.layerwise:
+        gram = whole_gram(gram)
+        extras = {name: whole_gram(x) if isinstance(x, Mapping) else x for name, x in extras.items()}
+    return transform.update(gram, state, **extras)
+
+
+def _of_label(extras: Mapping[str, Any], label: str) -> dict[str, Any]:
+    return {name: x[label] if isinstance(x, Mapping) else x for name, x in extras.items()}
 
 
 def whole_gram(gram: Tensor | Mapping[str, Tensor]) -> Tensor:
@@ -185,7 +201,7 @@ def samplewise(function: Function) -> Function:
         function: Stateless, (B, K, K) -> (B, K). With further arguments, fix them by ``functools.partial``.
 
     Returns:
-        The same function. All of ``harmony.realign`` is marked.
+        The same function. Those of ``harmony.realign`` are marked.
 
     Examples:
         >>> import torch, harmony

@@ -44,7 +44,6 @@ def best(cosines, number):
 # ----------------------------------------------------------------------------------------------------------- thresholds
 @given(cosines, st.floats(-1, 1))
 def test_threshold_keeps_what_agrees_by_more_than_gamma(values, gamma):
-    gamma = float(torch.tensor(gamma, dtype=torch.float32))  # schedules are float32
     assert kept(curriculum.threshold(gamma), values) == [float(c > gamma) for c in values]
 
 
@@ -97,9 +96,18 @@ def test_agreement_weight_grows_from_opposite_to_equal(values, power):
 # ---------------------------------------------------------------------------------------------------- counts and shares
 @given(some, st.floats(0, 1))
 def test_quantile_keeps_exactly_its_share_of_the_best(values, share):
-    share = float(torch.tensor(share, dtype=torch.float32))
     number = math.floor(share * sum(c is not None for c in values) + 0.5)
     assert kept(curriculum.quantile(share), values) == best(values, number)
+
+
+def test_halves_are_rounded_up_as_people_count_them():
+    for size, share, number in ((5, 0.7, 4), (5, 0.9, 5), (10, 0.3, 3), (10, 0.25, 3), (3, 0.1, 0)):
+        assert sum(kept(curriculum.quantile(share), [c / size for c in range(size)])) == number
+
+
+def test_a_threshold_is_the_number_that_was_given():
+    assert kept(curriculum.threshold(-0.3), [-0.3, 0.7]) == [0, 1]
+    assert kept(curriculum.threshold(0.7), [-0.3, 0.7]) == [0, 0]
 
 
 @given(some, st.integers(0, 14))
@@ -132,24 +140,36 @@ def test_a_share_follows_its_schedule():
 
 @given(st.lists(some, max_size=5), st.floats(0.05, 1), st.floats(0, 0.95))
 def test_running_quantile_averages_the_quantiles_of_the_batches(batches, share, decay):
-    share = float(torch.tensor(share, dtype=torch.float32))
     transform = curriculum.running_quantile(share, decay)
     state, total, weight = transform.init(), 0.0, 0.0
     for values in batches:
         factor, state = factors(transform, values, state)
         known = sorted((c for c in values if c is not None), reverse=True)
         if known:
-            total = decay * total + (1 - decay) * known[max(math.ceil(share * len(known)), 1) - 1]
+            place = min(max(share * (len(known) + 1), 1), len(known)) - 1
+            lower, upper = known[math.ceil(place)], known[math.floor(place)]
+            total = decay * total + (1 - decay) * (upper + (place - math.floor(place)) * (lower - upper))
             weight = decay * weight + (1 - decay)
         for c, f in zip(values, factor, strict=True):
-            if c is None:
+            if c is None or share == 1:
                 assert f == 1
             elif abs(c - total / weight) > 1e-6:  # the state is float32
                 assert f == float(c > total / weight)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.5, 0.8])
+def test_running_quantile_keeps_its_share_in_the_long_run(share):
+    transform, kept_ = curriculum.running_quantile(share, decay=0.98), []
+    state, generator = transform.init(), torch.Generator().manual_seed(0)
+    for _ in range(600):
+        factor, state = factors(transform, (2 * torch.rand(10, generator=generator) - 1).tolist(), state)
+        kept_ += factor
+    assert sum(kept_[1000:]) / 5000 == pytest.approx(share, abs=0.03)
+
+
 def test_running_quantile_keeps_nothing_of_a_share_of_zero_and_compares_batches():
     assert kept(curriculum.running_quantile(0.0), [0.1, 0.2]) == [0, 0]
+    assert kept(curriculum.running_quantile(1.0), [0.1, 0.2]) == [1, 1]
     transform = curriculum.running_quantile(0.5, decay=0.9)
     _, state = factors(transform, [0.1, 0.2, 0.3, 0.4])
     assert factors(transform, [-0.5, -0.4, -0.3, -0.2], state)[0] == [0, 0, 0, 0]  # a bad batch is a bad batch
@@ -342,7 +362,7 @@ def test_schedules(make, expected):
     compiled = torch.compile(value, fullgraph=True, backend="aot_eager")
     for t in range(12):
         found = value(torch.tensor(t))
-        assert found.ndim == 0 and found.dtype == torch.float32
+        assert found.ndim == 0 and found.dtype == torch.float64
         assert float(found) == pytest.approx(expected(t), abs=1e-6)
         assert torch.equal(compiled(torch.tensor(t)), found)
 

@@ -164,49 +164,57 @@ def test_chain_obeys_its_laws_on_labels():
 # ----------------------------------------------------------------------------------------------------- toward the batch
 @settings(max_examples=25)
 @given(
-    attribution=st.sampled_from(["activation", "anchor"]),
     group_size=st.integers(1, zoo.B + 1),
     chunk_size=st.none() | st.integers(1, zoo.B + 1),
     method=st.sampled_from(METHODS),
+    update=st.sampled_from(["auto", "kept", "tape", "backward"]),
+    memory=st.sampled_from([1, 2**20]),
     labels=st.booleans(),
 )
-def test_inner_products_with_the_batch_gradient(attribution, group_size, chunk_size, method, labels):
+def test_inner_products_with_the_batch_gradient(group_size, chunk_size, method, update, memory, labels):
     case = zoo.shared_backbone()
-    whole = oracle.per_sample_gradients(*case, attribution="activation")
-    own = oracle.per_sample_gradients(*case, attribution=attribution)
-    expected = sum(
-        torch.einsum("bkp,p->bk", own[n].flatten(2), whole[n].sum((0, 1)).flatten()) for n in own if by_module(n)
-    )
-    expected = torch.stack([part.sum(0) for part in expected.split(group_size)])
+    g = oracle.per_sample_gradients(*case, attribution="activation")
+    expected = {}
+    for n in g:
+        if by_module(n) is not None:
+            of_n = torch.einsum("bkp,p->bk", g[n].flatten(2), g[n].sum((0, 1)).flatten())
+            of_n = torch.stack([part.sum(0) for part in of_n.split(group_size)])
+            expected[by_module(n)] = expected.get(by_module(n), 0) + of_n
     _, _, _, aux = harmony.gram_vjp(
         *case,
-        attribution=attribution, group_size=group_size, chunk_size=chunk_size, method=method,
+        group_size=group_size, chunk_size=chunk_size, method=method, update=update, memory=memory,
         wrt=by_module if labels else lambda n: by_module(n) is not None, toward_batch=True, has_aux=True,
     )  # fmt: skip
-    torch.testing.assert_close(aux.toward, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(aux.toward, expected if labels else sum(expected.values()), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("attribution", ["activation", "anchor"])
-def test_inner_products_with_the_batch_gradient_at_the_features(attribution):
+def test_inner_products_with_the_batch_gradient_at_the_features():
     case = zoo.shared_backbone()
-    _, gram, _, aux = harmony.gram_vjp(
-        *case, attribution=attribution, space="features", toward_batch=True, has_aux=True, group_size=2
-    )
+    _, gram, _, aux = harmony.gram_vjp(*case, space="features", toward_batch=True, has_aux=True, group_size=2)
     f = {n: x.detach().requires_grad_() for n, x in case.encode(case.params, case.batch).items()}
     terms = case.losses(f)
-    (whole,) = torch.autograd.grad(sum(t.mean() for t in terms.values()), f["video"], retain_graph=True)
-    rows = []
-    for t in terms.values():
-        if attribution == "activation":
-            (own,) = torch.autograd.grad(t.mean(), f["video"], retain_graph=True)
-        else:
-            own = torch.stack(
-                [torch.autograd.grad(t[b] / zoo.B, f["video"], retain_graph=True)[0][b] for b in range(zoo.B)]
-            )
-        rows.append(own @ whole.sum(0))
-    expected = torch.stack([part.sum(0) for part in torch.stack(rows, 1).split(2)])
-    torch.testing.assert_close(aux.toward, expected)
+    rows = torch.stack([torch.autograd.grad(t.mean(), f["video"], retain_graph=True)[0] for t in terms.values()], 1)
+    expected = torch.einsum("bkd,d->bk", rows, rows.sum((0, 1)))
+    torch.testing.assert_close(aux.toward, torch.stack([part.sum(0) for part in expected.split(2)]))
     assert gram.shape == (3, 2, 2)
+
+
+def test_every_label_is_judged_by_its_own_share_of_the_batch():
+    case = zoo.shared_backbone()
+    grads = oracle.per_sample_gradients(*case, attribution="activation")
+    rule = harmony.curriculum.agreement_weight(score=harmony.score.batch_agreement)
+    step = harmony.harmonized_grad(
+        case.encode, case.losses, harmony.chain(harmony.layerwise(rule), rule), wrt=by_module, toward_batch=True
+    )
+    _, _, info = step(case.params, case.batch, ({}, rule.init()))
+
+    def factor(names):
+        g = torch.cat([grads[n].sum(1).flatten(1) for n in names], 1)
+        return torch.stack([(1 + torch.cosine_similarity(g[b], g.sum(0) - g[b], dim=0)) / 2 for b in range(zoo.B)])
+
+    whole = factor([n for n in grads if by_module(n) is not None])
+    for label, weights in info.weights_of.items():
+        torch.testing.assert_close(weights[:, 0], whole * factor([n for n in grads if by_module(n) == label]))
 
 
 def test_batch_agreement_is_the_cosine_with_the_other_samples():
@@ -223,9 +231,10 @@ def test_batch_agreement_is_the_cosine_with_the_other_samples():
     torch.testing.assert_close(harmony.score.batch_agreement(info.gram, **seen), expected)
 
 
-def test_loss_wise_inner_products_are_refused():
-    with pytest.raises(ValueError, match='toward_batch needs attribution="activation" or "anchor"'):
-        harmony.gram_vjp(*zoo.shared_backbone(), attribution="loss", toward_batch=True)
+@pytest.mark.parametrize("options", [{"attribution": "loss"}, {"attribution": "anchor"}, {"has_aux": False}])
+def test_inner_products_that_would_mean_nothing_or_be_lost_are_refused(options):
+    with pytest.raises(ValueError, match='toward_batch needs attribution="activation", and has_aux=True'):
+        harmony.gram_vjp(*zoo.shared_backbone(), toward_batch=True, **({"has_aux": True} | options))
 
 
 def test_check_and_plan_take_labels():
@@ -251,3 +260,21 @@ def test_extras_of_the_embeddings_reach_the_harmonizer_in_parts():
         step = harmony.harmonized_grad(case.encode, case.losses, harmonizer, extras=similar, **options)
         _, _, info = step(case.params, case.batch, harmonizer.init())
         torch.testing.assert_close(info.weights[:, 0], expected)
+
+
+def test_extras_that_do_not_fit_are_refused():
+    case = zoo.shared_backbone()
+
+    def step(extras=None, ids=None):
+        return harmony.harmonized_grad(case.encode, case.losses, harmony.chain(), extras=extras)(
+            case.params, case.batch, (), ids=ids
+        )
+
+    with pytest.raises(ValueError, match="must not be called 'terms'"):
+        step(lambda f: {"terms": torch.zeros(zoo.B, 2)})
+    with pytest.raises(ValueError, match=r"one row for each of 5 samples; got \(3,\)"):
+        step(lambda f: {"similarity": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"one row for each of 5 samples; got 0\.5"):
+        step(lambda f: {"similarity": 0.5})
+    with pytest.raises(ValueError, match=r"ids must be of shape \(5,\), one for each sample; got \(4,\)"):
+        step(ids=torch.arange(4))

@@ -1,5 +1,6 @@
 """The bounded memory of single samples, against a dictionary."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,14 @@ def test_in_little_room_it_forgets_but_never_confuses(batches, capacity):
         if any(m for _, _, m in batch):
             last = next(i for i, _, m in reversed(batch) if m)
             assert recall(table, torch.tensor([last]))[1].all()  # the newest is always known
+
+
+def test_ids_are_integers_of_any_width():
+    table = remember(memory(8), torch.tensor([3], dtype=torch.int32), torch.tensor([2.0]), torch.tensor([True]))
+    values, known = recall(table, torch.tensor([3], dtype=torch.uint8))
+    assert known.all() and values.tolist() == [2]
+    with pytest.raises(TypeError, match=r"ids must be integers; got torch\.float32"):
+        recall(table, torch.tensor([3.0]))
 
 
 def test_the_old_memory_is_not_changed():

@@ -167,7 +167,28 @@ def test_what_is_missing_is_said_with_its_remedy():
         score.as_score(3)
 
 
+def test_a_single_loss_has_scores_that_need_no_pair():
+    gram, terms = torch.tensor([[[4.0]], [[0.0]], [[9.0]]]), torch.tensor([[1.0], [2.0], [3.0]])
+    assert values(score.small_loss, gram, terms=terms)[[0, 2]].tolist() == [-1, -3]
+    assert values(score.gradient_norm, gram).isnan().tolist() == [False, True, False]
+    assert values(score.agreement, gram).isnan().all()
+
+
+def test_what_is_not_finite_is_no_score():
+    gram, terms = torch.eye(2).expand(2, 2, 2), torch.tensor([[1.0, 1.0], [torch.inf, 1.0]])
+    assert values(score.small_loss, gram, terms=terms).isnan().tolist() == [False, True]
+    ema = score.ema(score.small_loss, 0.5, capacity=8)
+    state, ids = ema.init(), torch.tensor([1, 2])
+    for _ in range(2):
+        _, state = ema.update(gram, state, terms=terms, ids=ids)
+    found, _ = ema.update(gram, state, terms=torch.ones(2, 2), ids=ids)
+    assert found.tolist() == [-2, -2]  # nothing is left of the infinity
+
+
 def test_a_score_of_ones_own():
+    gram = torch.eye(2) * torch.tensor([1.0, 3.0, 2.0])[:, None, None]
+    for own in (lambda gram: gram[:, 0, 0], harmony.agreement, lambda gram, ids: ids.float()):
+        assert values(own, gram, terms=None, ids=torch.arange(3)).shape == (3,)
     rule = harmony.curriculum.top_k(1, score=lambda gram, **extras: gram[:, 0, 0])
     weights, _ = rule.update(torch.eye(2) * torch.tensor([1.0, 3.0, 2.0])[:, None, None], rule.init())
     assert weights[:, 0].tolist() == [0, 1, 0]

@@ -41,7 +41,11 @@ def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
         ("curriculum: {share: 1.5}", r"curriculum\.share=1.5 must be at most 1"),
         ("curriculum: {history: 1.0}", r"curriculum\.history=1.0 must be less than 1"),
         ("{curriculum: {score: batch_agreement}, gram: {attribution: loss}}", "needs gram.attribution=activation"),
-        ("{curriculum: {score: small_loss}, gram: {group_size: 2}}", "need gram.group_size=1"),
+        ("curriculum: {score: small_loss}", "rule=threshold compares cosines or ratios.*small_loss"),
+        ("{curriculum: {rule: quantile, share: 0.1}, train: {batch_size: 4}}", "keeps none of 4 Gram blocks"),
+        ("gamma: {start: 2}", r"gamma=\[2.0, 0.0\] must be cosines"),
+        ("gamma: {end: .nan}", "must be cosines"),
+        ("{curriculum: {score: small_loss, rule: quantile}, gram: {group_size: 2}}", "need gram.group_size=1"),
         ("realign: {layers: '('}", "not a regular expression"),
         ("{realign: {layers: x}, gram: {space: features}}", "needs gram.space=parameters"),
         ("realign: {layers: x, method: gradvac}", "needs a method without memory"),
@@ -53,6 +57,14 @@ def test_wrong_configurations_are_refused_by_file_and_key(tmp_path, text, messag
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         load(path)
+
+
+def test_what_is_not_used_is_not_held_against_it(tmp_path):
+    path = tmp_path / "file.yaml"
+    path.write_text("{harmonize: realign, curriculum: {history: 0.5}, gram: {group_size: 2}}")
+    load(path)
+    path.write_text("{harmonize: none, realign: {layers: x}, gram: {space: features}}")
+    load(path)
 
 
 def test_every_problem_is_listed_at_once(tmp_path):

@@ -81,7 +81,8 @@ def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnySco
 
     Where [quantile][harmony.curriculum.quantile] keeps the same share of a clean and of a noisy batch, this compares
     batches with one another, and small batches with more than themselves. The estimate is the moving average of the
-    batches' quantiles; it lags behind a share that moves.
+    batches' quantiles; it lags behind a share that moves. A share closer to 0 or 1 than 1 / (n + 1), in batches of n,
+    is out of its sight: the extreme of each batch stands for it. At 0 nothing and at 1 everything is kept.
 
     Args:
         share: Share of the samples to keep, in [0, 1]; a number or a schedule.
@@ -119,14 +120,17 @@ def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnySco
         number = seen.sum()
         ordered = torch.where(seen, values, -torch.inf).sort(descending=True).values
         ordered = torch.cat([ordered, ordered.new_zeros(1)])  # an empty batch has no value to look up
-        last = (schedule(state.step).double() * number).ceil().clamp(min=1).minimum(number.clamp(min=1)) - 1
-        new = ordered.gather(0, last.long()[None])[0]
+        kept_share = schedule(state.step)
+        # The k-th of n values exceeds a share k / (n + 1) of all values, on average: interpolate between two of them.
+        place = (kept_share * (number + 1)).clamp(min=1).minimum(number.clamp(min=1)) - 1
+        above, below = (ordered.gather(0, p.long()[None])[0] for p in (place.floor(), place.ceil()))
+        new = torch.lerp(above, below, place.frac().to(values.dtype))
         any_ = number > 0
         total, weight = (x.to(values) for x in state.own)
         total = torch.where(any_, decay * total + (1 - decay) * new, total)
         weight = torch.where(any_, decay * weight + (1 - decay), weight)
         level = total / torch.where(weight > 0, weight, 1)
-        kept = (values >= level) & (schedule(state.step) > 0)
+        kept = ((values >= level) | (kept_share >= 1)) & (kept_share > 0)
         own = Level(total.float(), weight.float())
         return as_weights(kept, values, gram), RuleState(state.step + 1, after, own)
 

@@ -23,7 +23,7 @@ class PerSample(Protocol):
         """Gradients summed over each group: for each label, K lists of tensors (groups, ...)."""
 
     def toward(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
-        """Inner products (groups, K) with one gradient over the parameters that are in a Gram."""
+        """Inner products (groups, L, K) with one gradient, given for every parameter."""
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """``sum_bk W_bk g_b^k`` for weights (n, L, K), by the label of each parameter: one gradient per leaf."""
@@ -62,7 +62,7 @@ class Encoded(NamedTuple):
         fused: K cotangents, a function from Gram blocks to weights -> Gram blocks and weighted sum, in one go.
         gram_of_rows: Function of a range of groups that gives K cotangents with leaves (n, B, ...), one row a group
             -> Gram blocks (groups, L, K, K), every row pulled through the encoders of the whole batch.
-        toward: K cotangents, a gradient for every parameter leaf -> inner products (groups, K) with it.
+        toward: K cotangents, a gradient for every parameter leaf -> inner products (groups, L, K) with it.
         pull: One cotangent, leaves (B, ...) -> gradient in the tree of the parameters.
     """
 

@@ -34,14 +34,14 @@ class Materialised:
         return by_label(sums, [number for number in self.label if number >= 0])
 
     def toward(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
-        """Inner products (groups, K) with one gradient, given for every parameter."""
-        chosen = [d for d, number in zip(direction, self.label, strict=True) if number >= 0]
+        """Inner products (groups, L, K) with one gradient, given for every parameter."""
+        chosen = by_label([list(direction)], self.label)
         with full_precision(direction[0].device.type):
-            columns = [
-                torch.stack([accumulating(g).flatten(1) @ accumulating(d).flatten() for g, d in pairs]).sum(0)
-                for pairs in (list(zip(leaves, chosen, strict=True)) for leaves in self.grads)
+            rows = [
+                torch.stack([_inner(leaves, along) for leaves in of_label], 1)
+                for of_label, [along] in zip(self.sums(group_size), chosen, strict=True)
             ]
-        return torch.stack([sum_groups(column, group_size) for column in columns], 1)
+        return torch.stack(rows, 1)
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The update for weights (n, L, K), over all parameters: backward passes."""
@@ -53,6 +53,13 @@ class Materialised:
         weights = weigh(gram, range(len(gram))).repeat_interleave(group_size, 0)
         n = len(self.grads[0][0])
         return gram, self.combine(weights[:n])
+
+
+def _inner(leaves: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
+    """Inner products (n,) of gradients (n, *shape) with one."""
+    return torch.stack(
+        [accumulating(g).flatten(1) @ accumulating(d).flatten() for g, d in zip(leaves, direction, strict=True)]
+    ).sum(0)
 
 
 def sum_groups(grads: Tensor, group_size: int) -> Tensor:

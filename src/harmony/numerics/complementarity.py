@@ -7,7 +7,7 @@ from harmony.numerics.elimination import solve
 from harmony.numerics.unit import times
 
 
-def nonnegative_minimum(matrix: Tensor, linear: Tensor) -> Tensor:
+def nonnegative_minimum(matrix: Tensor, linear: Tensor, floor: float = 0.0) -> Tensor:
     """Minimise ``x^T H x / 2 - q^T x`` over ``x >= 0``.
 
     Starts from x = 0. In each of 3 K rounds the variable that violates its condition most changes sides, and the system
@@ -17,6 +17,7 @@ def nonnegative_minimum(matrix: Tensor, linear: Tensor) -> Tensor:
     Args:
         matrix: H (N, K, K), symmetric positive definite, with a diagonal near 1.
         linear: q (N, K).
+        floor: Less than the least eigenvalue of H; see [solve][harmony.numerics.elimination.solve].
 
     Returns:
         x (N, K).
@@ -36,7 +37,7 @@ def nonnegative_minimum(matrix: Tensor, linear: Tensor) -> Tensor:
         worst = violation.amax(-1, keepdim=True)
         support = support ^ ((violation == worst) & (worst > 1e-13))
         inside = support[..., None] & support[..., None, :]
-        x = solve(torch.where(inside, matrix, eye), torch.where(support, linear, 0))
+        x = solve(torch.where(inside, matrix, eye), torch.where(support, linear, 0), floor)
         slack = times(matrix, x) - linear
         violation = torch.where(support, -x / x.abs().amax(-1, keepdim=True).clamp(min=1), -slack)
         worst = violation.amax(-1, keepdim=True)

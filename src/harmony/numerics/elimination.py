@@ -4,19 +4,24 @@ import torch
 from torch import Tensor
 
 
-def solve(matrix: Tensor, right: Tensor) -> Tensor:
+def solve(matrix: Tensor, right: Tensor, floor: float = 0.0) -> Tensor:
     """Solve ``matrix @ x = right`` by Gauss-Jordan elimination, without pivoting.
 
     Args:
         matrix: Symmetric positive definite (N, K, K).
         right: (N, K).
+        floor: Less than the least eigenvalue. A pivot that is not above it shows that the matrix is not positive
+            definite; its unknown is left out.
 
     Returns:
-        x (N, K); finite, if not meaningful, where the matrix is not positive definite.
+        x (N, K), 0 where an unknown was left out.
     """
     table = torch.cat([matrix, right[..., None]], -1)
+    kept = []
     eye = torch.eye(matrix.shape[-1], dtype=table.dtype, device=table.device)
     for k in range(matrix.shape[-1]):
-        row = table[:, k] / table[:, k, k, None].clamp(min=1e-15)
+        pivot = table[:, k, k, None]
+        kept.append(pivot > floor)
+        row = torch.where(kept[k], table[:, k] / torch.where(kept[k], pivot, 1), 0)
         table = table - (table[:, :, k] - eye[k])[..., None] * row[:, None]
-    return table[..., -1]
+    return torch.where(torch.cat(kept, -1), table[..., -1], 0)

@@ -27,8 +27,16 @@ class UnitBlocks(NamedTuple):
 
     @property
     def ridge(self) -> float:
-        """What is added to the diagonal of systems that may be singular: the rounding error of the input."""
-        return max(torch.finfo(self.dtype).eps, 1e-12)
+        """What is added to the diagonal of systems that may be singular: more than the rounding error of the input.
+
+        Cosines that were rounded may make a matrix slightly indefinite; with this much more on its diagonal it is not.
+        """
+        return max(4 * self.norm.shape[-1] * torch.finfo(self.dtype).eps, 1e-12)
+
+    @property
+    def ridged(self) -> Tensor:
+        """The cosines (B, K, K) with the ridge on their diagonal: positive definite, no eigenvalue below it."""
+        return self.cosine + self.ridge * torch.eye(self.norm.shape[-1], dtype=self.norm.dtype, device=self.norm.device)
 
     @property
     def rarest(self) -> Tensor:

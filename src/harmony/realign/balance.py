@@ -5,7 +5,7 @@ from torch import Tensor
 
 from harmony.numerics.eigen import pseudo_inverse_times
 from harmony.numerics.elimination import solve
-from harmony.numerics.unit import times, unit_blocks
+from harmony.numerics.unit import UnitBlocks, times, unit_blocks
 from harmony.transform import samplewise
 
 STEPS = 40
@@ -24,9 +24,9 @@ def imtl_g(gram: Tensor) -> Tensor:
 
     Returns:
         Weights (B, K) that sum to 1 over the nonzero gradients. For two losses proportional to ``1 / |g_k|``; for more,
-        weights may be negative, and large where gradients nearly oppose each other. Where no combination sums to a
-        positive number, the signs are turned so that the update still descends. Linearly dependent gradients are dealt
-        with by the pseudo-inverse.
+        weights may be negative, and large where gradients nearly oppose each other. Where that sum would make the
+        update ascend, all signs are turned, and the weights sum to -1. Linearly dependent gradients are dealt with by
+        the pseudo-inverse.
 
     Examples:
         >>> import torch, harmony
@@ -73,7 +73,7 @@ def nash_mtl(gram: Tensor) -> Tensor:
     if gram.shape[-1] == 2:  # a zero gradient has cosine 0
         u = (1 + blocks.cosine[:, 0, 1, None]).clamp(min=blocks.ridge).rsqrt()
     else:
-        u = _bargain(blocks.cosine, torch.ones_like(blocks.norm), 1.0, blocks.ridge)
+        u = _bargain(blocks, torch.ones_like(blocks.norm), 1.0)
     return blocks.weights(u / blocks.norm / blocks.scale)
 
 
@@ -87,14 +87,15 @@ def fairgrad(gram: Tensor, alpha: float = 2.0) -> Tensor:
 
     Args:
         gram: Gram blocks (B, K, K).
-        alpha: Fairness, more than 0.
+        alpha: Fairness, at least 0.1.
 
     Returns:
-        Weights (B, K), positive, by Newton steps; the equations hold to about 1e-9 of the largest inner product up to
-        alpha = 4, except that weights too small to matter are not resolved.
+        Weights (B, K), positive, by Newton steps. In float64, with norms within a factor of a hundred and alpha up to
+        4, the equations hold to about 1e-9 of the largest inner product. Beyond, weights too small to matter are not
+        resolved.
 
     Raises:
-        ValueError: An alpha that is not positive.
+        ValueError: An alpha below 0.1.
 
     Examples:
         >>> import torch, harmony
@@ -104,30 +105,33 @@ def fairgrad(gram: Tensor, alpha: float = 2.0) -> Tensor:
     References:
         Ban and Ji, Fair Resource Allocation in Multi-Task Learning, 2024 (arXiv:2402.15638), equation 4.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive; got {alpha}. At 0 this is the ordinary gradient: realign.sum.")
+    if not alpha >= 0.1:
+        raise ValueError(
+            f"alpha must be at least 0.1; got {alpha}. Towards 0 this is the ordinary gradient: realign.sum."
+        )
     blocks = unit_blocks(gram)
-    target = blocks.norm ** (1 / alpha - 1)
-    u = _bargain(blocks.cosine, target, alpha, blocks.ridge)
+    target = blocks.norm.clamp(min=1e-9) ** (1 / alpha - 1)
+    u = _bargain(blocks, target, alpha)
     return blocks.weights(u / blocks.norm * blocks.scale ** (-2 * alpha / (1 + alpha)))
 
 
-def _bargain(cosine: Tensor, target: Tensor, alpha: float, ridge: float) -> Tensor:
+def _bargain(blocks: UnitBlocks, target: Tensor, alpha: float) -> Tensor:
     """Solve ``C u = m u ** (-1 / alpha)`` for u > 0: where a strictly convex function is least, by Newton's method.
 
     Args:
-        cosine: C (B, K, K).
+        blocks: C, with the ridge on its diagonal: without, opposite gradients have no solution.
         target: m (B, K), positive.
         alpha: Fairness.
-        ridge: Added to the diagonal of C: without, opposite gradients have no solution.
 
     Returns:
         u (B, K).
     """
-    eye = torch.eye(cosine.shape[-1], dtype=cosine.dtype, device=cosine.device)
-    matrix = cosine + ridge * eye
+    matrix = blocks.ridged
+    k = matrix.shape[-1]
+    # From u^T C u >= ridge |u|^2, whatever the gradients; beyond, there is nothing but rounding errors.
+    limit = (k * target.amax(-1, keepdim=True) / blocks.ridge) ** (alpha / (1 + alpha))
     start = target ** (alpha / (1 + alpha))  # the solution for orthogonal gradients
-    lengths = 2.0 ** torch.arange(3, -9, -1, dtype=cosine.dtype, device=cosine.device)
+    lengths = 2.0 ** torch.arange(3, -9, -1, dtype=matrix.dtype, device=matrix.device)
     lengths = torch.where(lengths < 2**-7, 0, lengths)  # the last stays where it is
 
     def value(u: Tensor) -> Tensor:
@@ -145,11 +149,11 @@ def _bargain(cosine: Tensor, target: Tensor, alpha: float, ridge: float) -> Tens
     for number in range(STEPS + POLISH):
         v = u / start
         slope = times(matrix, u) - start * v ** (-1 / alpha)
-        step = -solve(matrix + torch.diag_embed(v ** (-1 / alpha - 1) / alpha), slope)
+        step = -solve(matrix + torch.diag_embed(v ** (-1 / alpha - 1) / alpha), slope, blocks.ridge / 2)
         step = torch.where(step.isfinite(), step, 0)
         room = 0.95 / (-step / u).amax(-1, keepdim=True).clamp(min=1e-9)  # u stays positive
         tried = u[:, None] + torch.minimum(lengths, room)[..., None] * step[:, None]
         # The value leads here from anywhere, but says nothing below the root of its rounding error.
         best = (value if number < STEPS else error)(tried).argmin(-1)
-        u = tried.take_along_dim(best[:, None, None], 1)[:, 0]
+        u = torch.minimum(tried.take_along_dim(best[:, None, None], 1)[:, 0], limit)
     return u

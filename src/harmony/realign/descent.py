@@ -42,7 +42,7 @@ def mgda(gram: Tensor) -> Tensor:
         return blocks.weights(torch.where(blocks.active.all(-1, keepdim=True), pair, 1))
     # With y_k = w_k |g_k| the constraint is a^T y = 1; a penalty in its place changes the length of y alone.
     a = blocks.rarest
-    y = nonnegative_minimum(_ridged(blocks) + a[:, :, None] * a[:, None, :], a)
+    y = nonnegative_minimum(blocks.ridged + a[:, :, None] * a[:, None, :], a, blocks.ridge / 2)
     total = (a * y).sum(-1, keepdim=True)
     return blocks.weights(a * y / torch.where(total > 0, total, 1))
 
@@ -91,16 +91,16 @@ def _worst_case(blocks: UnitBlocks, towards: Tensor, radius: Tensor) -> Tensor:
     The optimum has ``<g_k, d> >= nu``, with equality where z_k > 0, and length ``radius``. For a given nu, z solves a
     quadratic program, and its length is a convex function of nu: Newton steps from above find the right one.
     """
-    a, matrix = blocks.rarest, _ridged(blocks)
+    a, matrix = blocks.rarest, blocks.ridged
     reached = (towards + radius) / torch.where(blocks.active, a, 1)  # if d - g_0 went along one gradient alone
     nu = torch.where(blocks.active, reached, torch.inf).amin(-1, keepdim=True)
     nu = torch.where(nu.isfinite(), nu, 0)
     for _ in range(STEPS):
-        z = nonnegative_minimum(matrix, nu * a - towards)
+        z = nonnegative_minimum(matrix, nu * a - towards, blocks.ridge / 2)
         length = (z * times(matrix, z)).sum(-1, keepdim=True).clamp(min=0).sqrt()
         slope = (a * z).sum(-1, keepdim=True)
         nu = nu - torch.where(slope > 0, (length - radius) * length / torch.where(slope > 0, slope, 1), 0)
-    z = nonnegative_minimum(matrix, nu * a - towards)
+    z = nonnegative_minimum(matrix, nu * a - towards, blocks.ridge / 2)
     length = (z * times(matrix, z)).sum(-1, keepdim=True).clamp(min=0).sqrt()
     return torch.where(length > 0, radius / torch.where(length > 0, length, 1), 0) * z
 
@@ -124,8 +124,3 @@ def _worst_case_of_two(blocks: UnitBlocks, towards: Tensor, radius: Tensor) -> T
     z = torch.stack([t * n1, (1 - t) * n2], -1)
     length = (z * times(blocks.cosine, z)).sum(-1, keepdim=True).clamp(min=0).sqrt()
     return torch.where(length > 0, radius[:, None] / torch.where(length > 0, length, 1), 0) * z
-
-
-def _ridged(blocks: UnitBlocks) -> Tensor:
-    eye = torch.eye(blocks.norm.shape[-1], dtype=blocks.norm.dtype, device=blocks.norm.device)
-    return blocks.cosine + blocks.ridge * eye

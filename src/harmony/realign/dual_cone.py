@@ -89,6 +89,6 @@ def _conflict_free(blocks: UnitBlocks, towards: Tensor) -> Tensor:
         Coefficients (B, n, K) of the unit gradients, at least 0.
     """
     b, n, k = towards.shape
-    eye = torch.eye(k, dtype=towards.dtype, device=towards.device)
-    matrix = (blocks.cosine + blocks.ridge * eye)[:, None].expand(b, n, k, k)
-    return nonnegative_minimum(matrix.reshape(b * n, k, k), -towards.reshape(b * n, k)).view(b, n, k)
+    matrix = blocks.ridged[:, None].expand(b, n, k, k)
+    found = nonnegative_minimum(matrix.reshape(b * n, k, k), -towards.reshape(b * n, k), blocks.ridge / 2)
+    return found.view(b, n, k)

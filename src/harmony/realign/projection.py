@@ -104,24 +104,24 @@ class GradVacState(NamedTuple):
     target: Tensor
 
 
-def gradvac(target: float | Schedule | None = None, decay: float = 0.01) -> Transform:
+def gradvac(target: float | Schedule | None = None, decay: float = 0.99) -> Transform:
     """Gradient vaccine: raise the cosine of each pair to a target where it is lower.
 
     Like [pcgrad][harmony.realign.pcgrad], which it is at the target 0, but a target above 0 also moves gradients that
     agree a little. Gradient k receives, for each other loss l in order, as much of ``g_l`` as brings their cosine to
-    the target.
+    the target. The losses are taken in their order, where the original draws one.
 
     Args:
         target: A cosine in (-1, 1), or a schedule of it. Default: a moving average of the cosines seen, one for each
             pair of losses, from 0.
-        decay: Weight of the newest batch in that average.
+        decay: Weight of the past in that average; the paper calls the rest of it beta, 0.01.
 
     Returns:
         A transform with weights (B, K); samplewise where the target is given. The average is over the samples of a
         batch that have both gradients.
 
     Raises:
-        ValueError: A decay out of [0, 1], or a target out of (-1, 1).
+        ValueError: A decay out of [0, 1), or a target out of (-1, 1); a schedule is kept inside.
 
     Examples:
         >>> import torch, harmony
@@ -133,8 +133,8 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.01) -> Tran
     References:
         Wang et al., Gradient Vaccine, 2021 (arXiv:2010.05874), algorithm 1 and equation 3.
     """
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay must be between 0 and 1; got {decay}.")
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be at least 0 and below 1; got {decay}.")
     if isinstance(target, int | float) and not -1 < target < 1:
         raise ValueError(f"target must be a cosine between -1 and 1, both excluded; got {target}.")
     schedule = None if target is None else as_schedule(target)
@@ -153,7 +153,7 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.01) -> Tran
             pairs = blocks.active[:, :, None] & blocks.active[:, None, :]
             number = pairs.sum(0)
             average = torch.where(pairs, seen, 0).sum(0) / number.clamp(min=1)
-            after = torch.where(number > 0, (1 - decay) * wanted + decay * average, wanted)
+            after = torch.where(number > 0, decay * wanted + (1 - decay) * average, wanted)
         state = GradVacState(state.step + 1, after.float() if schedule is None else state.target)
         return blocks.weights(coefficients.sum(1) / blocks.norm), state
 

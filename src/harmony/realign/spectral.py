@@ -80,4 +80,4 @@ def config(gram: Tensor, preference: Preference = None) -> Tensor:
     squared = (u * towards).sum(-1, keepdim=True)  # |direction|^2
     along = (length * towards).sum(-1, keepdim=True)
     scale = torch.where(squared > 0, along / torch.where(squared > 0, squared, 1), 0)
-    return blocks.weights(scale * u / blocks.norm)
+    return blocks.weights(scale * u / blocks.norm, as_preference(preference, blocks.cosine))

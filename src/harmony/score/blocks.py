@@ -53,7 +53,8 @@ def cosine(gram: Tensor, k: int = 0, l: int = 1, **extras: Any) -> Tensor:
         >>> of_last_two(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 4.0, 3.0], [0.0, 3.0, 9.0]]]))
         tensor([0.5000])
     """
-    both = (gram[:, k, k] > 0) & (gram[:, l, l] > 0)
+    norms = torch.stack([gram[:, k, k], gram[:, l, l]], 1)
+    both = ((norms > 0) & norms.isfinite()).all(1)
     return torch.where(both, cosines.cosine(gram)[:, k, l], torch.nan)
 
 
@@ -93,4 +94,4 @@ def gradient_norm(gram: Tensor, **extras: Any) -> Tensor:
         >>> harmony.score.gradient_norm(torch.tensor([[[9.0, 0.0], [0.0, 16.0]]]))
         tensor([5.])
     """
-    return where_defined(gram.sum((1, 2)).clamp(min=0).sqrt(), gram)
+    return where_defined(gram.sum((1, 2)).clamp(min=0).sqrt(), gram, pair=False)

@@ -70,7 +70,7 @@ def small_loss(
     """
     terms = needed("small_loss", "terms", terms, gram.shape[:2], "harmonized_grad or backward")
     chosen = terms if losses is None else terms[:, list(losses)]
-    return where_defined(-chosen.sum(1), gram)
+    return where_defined(-chosen.sum(1), gram, pair=False)
 
 
 @samplewise
@@ -95,4 +95,4 @@ def similarity(gram: Tensor, *, similarity: Tensor | None = None, **extras: Any)
         tensor([0.3000])
     """
     extra = 'extras=lambda embeddings: {"similarity": ...}'
-    return where_defined(needed("similarity", "similarity", similarity, gram.shape[:1], extra), gram)
+    return where_defined(needed("similarity", "similarity", similarity, gram.shape[:1], extra), gram, pair=False)

@@ -128,7 +128,7 @@ class Recording:
 
     @torch.no_grad()
     def toward(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
-        """Inner products (groups, K) with one gradient, given for every parameter."""
+        """Inner products (groups, L, K) with one gradient, given for every parameter."""
         counted = self._counted()
         along = [torch.cat([direction[p].flatten() for p in piece.params]).to(self.dtype) for piece in counted]
         at_once = max(1, self.memory // max(1, sum(p.width for p in counted) * self.losses * self.dtype.itemsize))
@@ -136,11 +136,12 @@ class Recording:
         for part in self._parts(group_size):
             filler = Filler(counted, self.grads, self.leaves, part)
             for block in _blocks(part, at_once):
-                total = torch.zeros(block.groups, self.losses, dtype=self.dtype, device=self.device)
+                shape = (block.groups, self.labels, self.losses)
+                total = torch.zeros(shape, dtype=self.dtype, device=self.device)
                 with full_precision(self.device.type):
                     for piece, d in zip(counted, along, strict=True):
                         self.storage.reset()
-                        total += (filler.fill(piece, block, self.storage) @ d).mT
+                        total[:, piece.label] += (filler.fill(piece, block, self.storage) @ d).mT
                 rows.append(total)
         return torch.cat(rows)
 

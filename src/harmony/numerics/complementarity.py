@@ -10,9 +10,10 @@ from harmony.numerics.unit import times
 def nonnegative_minimum(matrix: Tensor, linear: Tensor, floor: float = 0.0) -> Tensor:
     """Minimise ``x^T H x / 2 - q^T x`` over ``x >= 0``.
 
-    Starts from x = 0. In each of 3 K rounds the variable that violates its condition most changes sides, and the system
-    on the new support is solved from scratch, so that no rounding error piles up; the x that came nearest to all
-    conditions is kept. Random problems of up to 24 variables need about K rounds, and hardly ever more than 2 K.
+    Starts from x = 0. In each of 4 K rounds a variable that violates its condition changes sides, and the system on the
+    new support is solved from scratch, so that no rounding error piles up; the x that came nearest to all conditions is
+    kept. For 2 K rounds it is the variable that violates most, which is fast and now and then runs in a circle; then
+    the first that violates, which never does.
 
     Args:
         matrix: H (N, K, K), symmetric positive definite, with a diagonal near 1.
@@ -23,7 +24,7 @@ def nonnegative_minimum(matrix: Tensor, linear: Tensor, floor: float = 0.0) -> T
         x (N, K).
 
     References:
-        Cottle, Pang and Stone, The Linear Complementarity Problem, 1992, section 4.2: principal pivoting.
+        Murty, Note on a Bard-type scheme for solving the complementarity problem, Opsearch 11, 1974.
     """
     k = linear.shape[-1]
     eye = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
@@ -33,9 +34,11 @@ def nonnegative_minimum(matrix: Tensor, linear: Tensor, floor: float = 0.0) -> T
     best = torch.zeros_like(linear)
     least = linear.amax(-1, keepdim=True).clamp(min=0)  # how much x = 0 violates
     violation = linear
-    for _ in range(3 * k):
-        worst = violation.amax(-1, keepdim=True)
-        support = support ^ ((violation == worst) & (worst > 1e-13))
+    for number in range(4 * k):
+        violated = violation > 1e-13
+        if number < 2 * k:
+            violated = violated & (violation == violation.amax(-1, keepdim=True))
+        support = support ^ (violated & (violated.cumsum(-1) == 1))
         inside = support[..., None] & support[..., None, :]
         x = solve(torch.where(inside, matrix, eye), torch.where(support, linear, 0), floor)
         slack = times(matrix, x) - linear

@@ -18,10 +18,10 @@ def solve(matrix: Tensor, right: Tensor, floor: float = 0.0) -> Tensor:
     """
     table = torch.cat([matrix, right[..., None]], -1)
     kept = []
-    eye = torch.eye(matrix.shape[-1], dtype=table.dtype, device=table.device)
+    own = torch.eye(matrix.shape[-1], dtype=torch.bool, device=table.device)[..., None]
     for k in range(matrix.shape[-1]):
         pivot = table[:, k, k, None]
         kept.append(pivot > floor)
         row = torch.where(kept[k], table[:, k] / torch.where(kept[k], pivot, 1), 0)
-        table = table - (table[:, :, k] - eye[k])[..., None] * row[:, None]
+        table = torch.where(own[k], row[:, None], table - table[:, :, k, None] * row[:, None])
     return torch.where(torch.cat(kept, -1), table[..., -1], 0)

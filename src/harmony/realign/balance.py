@@ -110,7 +110,7 @@ def fairgrad(gram: Tensor, alpha: float = 2.0) -> Tensor:
             f"alpha must be at least 0.1; got {alpha}. Towards 0 this is the ordinary gradient: realign.sum."
         )
     blocks = unit_blocks(gram)
-    target = blocks.norm.clamp(min=1e-9) ** (1 / alpha - 1)
+    target = blocks.norm.clamp(min=1e-30) ** (1 / alpha - 1)
     u = _bargain(blocks, target, alpha)
     return blocks.weights(u / blocks.norm * blocks.scale ** (-2 * alpha / (1 + alpha)))
 

@@ -102,7 +102,8 @@ def _worst_case(blocks: UnitBlocks, towards: Tensor, radius: Tensor) -> Tensor:
         nu = nu - torch.where(slope > 0, (length - radius) * length / torch.where(slope > 0, slope, 1), 0)
     z = nonnegative_minimum(matrix, nu * a - towards, blocks.ridge / 2)
     length = (z * times(matrix, z)).sum(-1, keepdim=True).clamp(min=0).sqrt()
-    return torch.where(length > 0, radius / torch.where(length > 0, length, 1), 0) * z
+    z = torch.where(length > 0, radius / torch.where(length > 0, length, 1), 0) * z
+    return torch.where(z.isfinite(), z, 0)  # blocks of no gradients at all
 
 
 def _worst_case_of_two(blocks: UnitBlocks, towards: Tensor, radius: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ test-slow: $(STAMP)  ## the slow tests
 
 test-peers: $(STAMP)  ## the realignments against those of TorchJD, which it installs with its solvers
 	@$(PIP) --editable '.[benchmark]'
-	@$(BIN)/python -m pytest tests/harmony/realign/test_peer.py $(ARGS)
+	@$(BIN)/python -m pytest tests/harmony/test_realign_peer.py $(ARGS)
 
 test-models: $(STAMP)  ## the tape on small models of transformers, which it installs
 	@$(PIP) --editable '.[models]'

@@ -1,0 +1,1 @@
+"""Tests of the realignments: properties, with explicit gradients behind every Gram block."""

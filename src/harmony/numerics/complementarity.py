@@ -13,7 +13,8 @@ def nonnegative_minimum(matrix: Tensor, linear: Tensor, floor: float = 0.0) -> T
     Starts from x = 0. In each of 4 K rounds a variable that violates its condition changes sides, and the system on the
     new support is solved from scratch, so that no rounding error piles up; the x that came nearest to all conditions is
     kept. For 2 K rounds it is the variable that violates most, which is fast and now and then runs in a circle; then
-    the first that violates, which never does.
+    the first that violates, which never does. With a condition number of 1e8 and more than five variables, one problem
+    in ten thousand may still be left short of its minimum.
 
     Args:
         matrix: H (N, K, K), symmetric positive definite, with a diagonal near 1.

@@ -1,4 +1,4 @@
-"""Shared settings of the tests: one torch thread a worker; Hypothesis without deadlines, and the same examples in CI."""
+"""Shared settings of the tests: one torch thread a worker; Hypothesis without deadlines, the same examples in CI."""
 
 import os
 

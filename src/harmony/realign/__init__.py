@@ -2,7 +2,8 @@
 
 Weights of one leave the ordinary gradient of the summed losses as it is. A loss whose gradient is zero takes no part:
 the method sees the others, and its own weight is 1 (or its preference). A sample with a single
-gradient gets what the method makes of a single gradient: 1, unless the method rescales gradients by their norms.
+gradient gets what the method makes of a single gradient: 1, unless the method rescales gradients by their norms, or
+does not look at them (``mean``, ``random``).
 
 All arithmetic is done on cosines and relative norms in float64: weights are finite for any finite block, in any dtype.
 """

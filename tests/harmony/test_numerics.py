@@ -172,15 +172,14 @@ def test_nonnegative_minimum_is_the_best_of_all_supports(seed, k, condition):
 @given(seed=seeds, k=st.sampled_from([3, 5, 8, 12]), condition=conditions, push=st.sampled_from([-1.0, 0.0, 1.0]))
 def test_nonnegative_minimum_meets_its_conditions(seed, k, condition, push):
     """Also where nearly all variables are positive, or nearly none."""
-    condition = min(condition, 1e6) if k > 5 else condition  # pivoting may give up on 1 in 10000 of the worst
     matrix, linear = correlations(seed, k, condition), drawn(seed + 1, k) + push
     meets_the_conditions(nonnegative_minimum(matrix, linear), matrix, linear, 1e-12)
 
 
-@pytest.mark.parametrize("condition", [1e6, 1e10])
+@pytest.mark.parametrize("condition", [1e6, 1e8, 1e10])
 @pytest.mark.parametrize("k", [4, 5, 8, 12])
 def test_nonnegative_minimum_of_many_ill_conditioned_problems(k, condition):
-    matrix, linear = correlations(k, k, condition, n=2000), drawn(k + 1, k, n=2000)
+    matrix, linear = correlations(k, k, condition, n=10_000), drawn(k + 1, k, n=10_000)
     meets_the_conditions(nonnegative_minimum(matrix, linear), matrix, linear, 1e-12)
 
 
@@ -191,7 +190,7 @@ def test_nonnegative_minimum_of_nearly_singular_matrices(seed, k, rank, scale):
     g = torch.nn.functional.normalize(drawn(seed, k, rank), dim=-1)
     matrix = g @ g.mT + 1e-12 * torch.eye(k, dtype=torch.float64)
     linear = scale * times(g, drawn(seed + 1, rank))
-    meets_the_conditions(nonnegative_minimum(matrix, linear), matrix, linear, 1e-11)
+    meets_the_conditions(nonnegative_minimum(matrix, linear), matrix, linear, 1e-12)
 
 
 @pytest.mark.parametrize("k", [2, 3, 5, 8, 10])

@@ -1,4 +1,4 @@
-"""Quadratic programs over the positive orthant, by principal pivoting."""
+"""Quadratic programs over the positive orthant, by an active set."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,10 @@ from harmony.numerics.unit import times
 def nonnegative_minimum(matrix: Tensor, linear: Tensor, floor: float = 0.0) -> Tensor:
     """Minimise ``x^T H x / 2 - q^T x`` over ``x >= 0``.
 
-    Starts from x = 0. In each of 4 K rounds a variable that violates its condition changes sides, and the system on the
-    new support is solved from scratch, so that no rounding error piles up; the x that came nearest to all conditions is
-    kept. For 2 K rounds it is the variable that violates most, which is fast and now and then runs in a circle; then
-    the first that violates, which never does. With a condition number of 1e8 and more than five variables, one problem
-    in ten thousand may still be left short of its minimum.
+    Starts from x = 0, where all variables are held at zero. In each of 4 K rounds the variable that would gain most is
+    let go, and x moves to the minimum over all that are free, as far as they stay positive; those that arrive at zero
+    are held again. The value never rises, so nothing runs in a circle; each system is solved from scratch, so no
+    rounding error piles up.
 
     Args:
         matrix: H (N, K, K), symmetric positive definite, with a diagonal near 1.
@@ -25,26 +24,30 @@ def nonnegative_minimum(matrix: Tensor, linear: Tensor, floor: float = 0.0) -> T
         x (N, K).
 
     References:
-        Murty, Note on a Bard-type scheme for solving the complementarity problem, Opsearch 11, 1974.
+        Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23.
     """
     k = linear.shape[-1]
     eye = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
-    size = linear.abs().amax(-1, keepdim=True)
-    linear = linear / torch.where(size > 0, size, 1)
-    support = torch.zeros_like(linear, dtype=torch.bool)
-    best = torch.zeros_like(linear)
-    least = linear.amax(-1, keepdim=True).clamp(min=0)  # how much x = 0 violates
-    violation = linear
-    for number in range(4 * k):
-        violated = violation > 1e-13
-        if number < 2 * k:
-            violated = violated & (violation == violation.amax(-1, keepdim=True))
-        support = support ^ (violated & (violated.cumsum(-1) == 1))
-        inside = support[..., None] & support[..., None, :]
-        x = solve(torch.where(inside, matrix, eye), torch.where(support, linear, 0), floor)
-        slack = times(matrix, x) - linear
-        violation = torch.where(support, -x / x.abs().amax(-1, keepdim=True).clamp(min=1), -slack)
-        worst = violation.amax(-1, keepdim=True)
-        better = worst < least
-        best, least = torch.where(better, x, best), torch.where(better, worst, least)
-    return best.clamp(min=0) * size
+    x = torch.zeros_like(linear)
+    free = torch.zeros_like(linear, dtype=torch.bool)
+    settled = torch.ones_like(linear[:, :1], dtype=torch.bool)  # x is the minimum over what is free
+    tolerance = 1e-13 * linear.abs().amax(-1, keepdim=True)
+    for _ in range(4 * k):
+        gain = torch.where(free, -torch.inf, linear - times(matrix, x))
+        most = gain.amax(-1, keepdim=True)
+        let_go = (gain == most) & (most > tolerance) & settled
+        let_go = let_go & (let_go.cumsum(-1) == 1)
+        tried = free | let_go
+        inside = tried[..., None] & tried[..., None, :]
+        target = solve(torch.where(inside, matrix, eye), torch.where(tried, linear, 0), floor)
+        # What is let go must rise. Where rounding errors, or a matrix that is not definite, say otherwise it is held.
+        wrong = ((let_go & (target <= 0)) | ~target.isfinite()).any(-1, keepdim=True)
+        free, target = torch.where(wrong, free, tried), torch.where(wrong, x, target)
+        falls = free & (target <= 0)
+        share = torch.where(falls, x / torch.where(falls, x - target, 1), torch.inf)  # of the way, until one is zero
+        step = share.amin(-1, keepdim=True).clamp(max=1)
+        held = falls & (share <= step)
+        free = free & ~held
+        x = torch.where(free, (x + step * (target - x)).clamp(min=0), 0)
+        settled = ~held.any(-1, keepdim=True)
+    return x

@@ -9,10 +9,7 @@ from harmony.numerics.unit import UnitBlocks, times, unit_blocks
 from harmony.transform import samplewise
 
 STEPS = 40
-"""Newton steps of the bargaining solvers; each may make an unknown ten times larger."""
-
-POLISH = 8
-"""Newton steps after them, towards the equations themselves."""
+"""Newton steps of the bargaining solvers."""
 
 
 @samplewise
@@ -131,29 +128,12 @@ def _bargain(blocks: UnitBlocks, target: Tensor, alpha: float) -> Tensor:
     # From u^T C u >= ridge |u|^2, whatever the gradients; beyond, there is nothing but rounding errors.
     limit = (k * target.amax(-1, keepdim=True) / blocks.ridge) ** (alpha / (1 + alpha))
     start = target ** (alpha / (1 + alpha))  # the solution for orthogonal gradients
-    lengths = 2.0 ** torch.arange(3, -9, -1, dtype=matrix.dtype, device=matrix.device)
-    lengths = torch.where(lengths < 2**-7, 0, lengths)  # the last stays where it is
-
-    def value(u: Tensor) -> Tensor:
-        v = u / start[:, None]
-        gain = v.log() if alpha == 1 else v ** (1 - 1 / alpha) / (1 - 1 / alpha)
-        total = ((u * times(matrix[:, None], u)) / 2 - start[:, None] ** 2 * gain).sum(-1)
-        return torch.where(total.isfinite(), total, torch.inf)  # blocks of no gradients at all have no minimum
-
-    def error(u: Tensor) -> Tensor:
-        wanted = start[:, None] * (u / start[:, None]) ** (-1 / alpha)
-        found = ((times(matrix[:, None], u) - wanted) / wanted).abs().amax(-1)
-        return torch.where(found.isfinite(), found, torch.inf)
-
     u = start
-    for number in range(STEPS + POLISH):
+    for _ in range(STEPS):
         v = u / start
         slope = times(matrix, u) - start * v ** (-1 / alpha)
         step = -solve(matrix + torch.diag_embed(v ** (-1 / alpha - 1) / alpha), slope, blocks.ridge / 2)
         step = torch.where(step.isfinite(), step, 0)
-        room = 0.95 / (-step / u).amax(-1, keepdim=True).clamp(min=1e-9)  # u stays positive
-        tried = u[:, None] + torch.minimum(lengths, room)[..., None] * step[:, None]
-        # The value leads here from anywhere, but says nothing below the root of its rounding error.
-        best = (value if number < STEPS else error)(tried).argmin(-1)
-        u = torch.minimum(tried.take_along_dim(best[:, None, None], 1)[:, 0], limit)
+        room = 0.95 / (-step / u).amax(-1, keepdim=True).clamp(min=0.95)  # u stays positive; at most the whole step
+        u = torch.minimum(u + room * step, limit)
     return u

@@ -126,7 +126,7 @@ def test_nash_of_two_nearly_opposite_gradients(seed, decades, near):
 
 
 @settings(max_examples=30)
-@given(seed=seeds, k=some_losses, decades=st.sampled_from([0.0, 2.0, 4.0]), alpha=alphas)
+@given(seed=seeds, k=some_losses, decades=decades, alpha=alphas)
 def test_fairgrad_solves_its_equation(seed, k, decades, alpha):
     g = in_general_position(seed, k, decades)
     weights = realign.fairgrad(gram(g), alpha=alpha)
@@ -135,7 +135,7 @@ def test_fairgrad_solves_its_equation(seed, k, decades, alpha):
     at_most((inner(d, g) - weights ** (-1 / alpha)).abs(), 1e-8 * lengths(g) * lengths(d)[:, None])
 
 
-@pytest.mark.parametrize("decades", [2.0, 4.0])
+@pytest.mark.parametrize("decades", [2.0, 6.0, 10.0])
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 4.0])
 def test_fairgrad_of_many_samples_of_very_different_norms(alpha, decades):
     for k in (2, 3):

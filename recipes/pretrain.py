@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import logging
-import re
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
-from torch import nn
 
 import harmony
 from recipes import config as configuration
@@ -35,7 +33,7 @@ from recipes.training.interruption import Interruption
 from recipes.training.metrics import Metrics
 from recipes.training.skipped import SkippedClips
 from recipes.training.step import train_step
-from recipes.trimodal.build import build, device_of, use_cores
+from recipes.trimodal.build import build, check_wrt, device_of, use_cores
 from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 
 log = logging.getLogger(__name__)
@@ -75,7 +73,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
         modules = build(config, tokenizer).to(device)
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
-    check_wrt(config, modules["model"])
+    check_wrt(config.gram.wrt, modules["model"], "gram.wrt")
     if not resume:
         begin(folder, config)
     log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
@@ -166,14 +164,6 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
     log.info("%d clip(s) not readable, %d step(s) not taken", counts["unreadable"], counts["skipped_steps"])
     log.info("report: %s", page)
     return results
-
-
-def check_wrt(config: Config, model: nn.Module) -> None:
-    """Raise a ConfigError where `gram.wrt` selects no parameter."""
-    pattern = config.gram.wrt
-    if pattern is not None and not any(re.search(pattern, name) for name, _ in model.named_parameters()):
-        parts = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
-        raise ConfigError(f"gram.wrt={pattern!r} matches no parameter; their names begin with {', '.join(parts)}")
 
 
 def fingerprint(train: Dataset) -> str:

@@ -3,8 +3,9 @@
 A clip that cannot be read becomes a `Skipped`, which travels with its batch; no broken file ends a run.
 """
 
+import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.data.augment import AugmentConfig, add_noise, augment, center
 from recipes.data.decode import BrokenClip, Window, open_clip
 from recipes.data.decode import Clip as OpenClip
+from recipes.data.index import narration_places
 from recipes.data.sampler import EpochBatchSampler, Key
 from recipes.data.vocabulary import UNKNOWN, encode
 
@@ -144,19 +146,34 @@ class EvalClips(Dataset[Clip | Skipped]):
 
     def __getitem__(self, item: int) -> Clip | Skipped:
         number, position = self.items[item]
-        row, fmt = self.index[number], self.fmt
-        narration = row["narrations"][position]
-        try:
-            with open_clip(row["video"]) as clip:
-                middle = (narration["start"] + min(narration["end"], clip.probe.duration)) / 2
-                last = max(0.0, clip.probe.duration - fmt.seconds)
-                start = min(max(0.0, middle - fmt.seconds / 2), last)
-                window = _read(clip, start, fmt)
-        except BrokenClip as broken:
-            return Skipped(row["id"], broken.reason)
-        text = _encode(self.tokenizer, [narration["text"]], 1, fmt.words)
-        video, audio = center(window.video, fmt.size), _audio(window, fmt)
-        return Clip(item, row["id"], video, audio, window.audio is not None, text, [narration["text"]], start)
+        return _narrated(item, self.index[number], position, self.tokenizer, self.fmt)
+
+
+class NarratedClips(Dataset[Clip | Skipped]):
+    """Every clip of an index, to look at each: one per narration, as in `EvalClips`, wordless ones included.
+
+    A video without any narration is one clip without text. What is kept in memory does not grow with the index.
+    """
+
+    def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat):
+        """
+        Args:
+            index: rows as from `load_index`.
+            tokenizer: the vocabulary.
+            fmt: the shape of a clip; its `narrations` is not used.
+        """
+        self.index, self.tokenizer, self.fmt, self.places = index, tokenizer, fmt, narration_places(index)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def place(self, clip: int) -> tuple[dict[str, Any], int]:
+        """The row of a clip's video, and the position of its narration there; -1 for a video without any."""
+        place = self.places[clip]
+        return self.index[place["row"]], place["narration"]
+
+    def __getitem__(self, clip: int) -> Clip | Skipped:
+        return _narrated(clip, *self.place(clip), self.tokenizer, self.fmt)
 
 
 def nearest(narrations: Sequence[dict[str, Any]], time: float, count: int) -> list[str]:
@@ -244,6 +261,11 @@ def eval_loader(dataset: EvalClips, batch_size: int, workers: int) -> DataLoader
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, **_workers(workers))
 
 
+def list_loader(dataset: NarratedClips, batches: Iterable[list[int]], workers: int) -> DataLoader[list[Clip | Skipped]]:
+    """Lists of clips, not joined: see `train_loader`."""
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=list, **_workers(workers))
+
+
 def _workers(count: int) -> dict[str, Any]:
     """Workers are forked from a clean process with the imports done: forking this one, with its threads, can hang."""
     # A generator of its own: the loader's seeds, unused here, must not be drawn from the model's random state.
@@ -265,6 +287,22 @@ def _workers(count: int) -> dict[str, Any]:
 def _ignore_interrupt(_: int) -> None:
     """Ctrl-C reaches the whole process group; the main process decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _narrated(item: int, row: dict[str, Any], position: int, tokenizer: Tokenizer, fmt: ClipFormat) -> Clip | Skipped:
+    """The window about the middle of a narration, or of the clip where there is none (-1); not augmented."""
+    narration = {"start": 0.0, "end": math.inf, "text": ""} if position < 0 else row["narrations"][position]
+    try:
+        with open_clip(row["video"]) as clip:
+            middle = (narration["start"] + min(narration["end"], clip.probe.duration)) / 2
+            last = max(0.0, clip.probe.duration - fmt.seconds)
+            start = min(max(0.0, middle - fmt.seconds / 2), last)
+            window = _read(clip, start, fmt)
+    except BrokenClip as broken:
+        return Skipped(row["id"], broken.reason)
+    text = _encode(tokenizer, [narration["text"]], 1, fmt.words)
+    video, audio = center(window.video, fmt.size), _audio(window, fmt)
+    return Clip(item, row["id"], video, audio, window.audio is not None, text, [narration["text"]], start)
 
 
 def _read(clip: OpenClip, start: float, fmt: ClipFormat) -> Window:

@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         "narrations": pa.list_(pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})),
     }
 )
+PLACES = pa.schema({"row": pa.int64(), "narration": pa.int32()})
 ROWS_AT_ONCE = 4096
 
 
@@ -52,7 +53,7 @@ def load_index(path: str | Path, split: str | None = None) -> Dataset:
             if split is None or row["split"] == split:
                 yield row
 
-    index = _mapped(rows())
+    index = _mapped(rows(), SCHEMA)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
         raise ValueError(f"{path}: {len(twice)} id(s) occur more than once, for example {', '.join(twice[:5])}")
@@ -75,11 +76,28 @@ def _layout(path: Path) -> Iterator[dict[str, Any]]:
     raise ValueError(f"{path}: not a layout that is known; expected {looked_for}")
 
 
-def _mapped(rows: Iterable[dict[str, Any]]) -> Dataset:
+def narration_places(index: Dataset) -> Dataset:
+    """Where every narration of an index is, in order; mapped into memory like the index.
+
+    Args:
+        index: rows as from `load_index`.
+    Returns:
+        One row per narration: `row` of its video, and its position `narration` there; -1 for a video without any.
+    """
+    counts = (len(row["narrations"]) for row in index.select_columns("narrations"))
+    places = (
+        {"row": row, "narration": narration}
+        for row, count in enumerate(counts)
+        for narration in (range(count) if count else (-1,))
+    )
+    return _mapped(places, PLACES)
+
+
+def _mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
     folder = Path(tempfile.mkdtemp(prefix="index-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rows, file = iter(rows), folder / "index.arrow"
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while block := list(islice(rows, ROWS_AT_ONCE)):
-            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=SCHEMA))
+            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
     return Dataset.from_file(str(file))

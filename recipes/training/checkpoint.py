@@ -89,8 +89,13 @@ def load_weights(checkpoint: Path, modules: nn.Module) -> None:
 
 def load_state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the JSON facts of a checkpoint."""
+    return load_file(checkpoint / "state.safetensors"), load_facts(checkpoint)
+
+
+def load_facts(checkpoint: Path) -> dict[str, Any]:
+    """The JSON facts of a checkpoint: its step among them."""
     facts: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return load_file(checkpoint / "state.safetensors"), facts
+    return facts
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,13 +1,14 @@
 """The model and its objective from a configuration, and a batch on its way to them."""
 
 import os
+import re
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from recipes.config import Config
+from recipes.config import Config, ConfigError
 from recipes.data.vocabulary import load_vectors
 from recipes.trimodal.model import SIZES, VATT
 from recipes.trimodal.objective import Objective
@@ -30,11 +31,21 @@ def device_of(config: Config) -> torch.device:
 
 
 def use_cores(config: Config) -> None:
-    """Leave the loader's workers a core each: on a CPU, threads that wait for one another lose more than they win."""
-    if device_of(config).type == "cpu":
+    """Leave the loader's workers a core each: on a CPU, threads that wait for one another lose more than they win.
+
+    OMP_NUM_THREADS, which torchrun sets, has the last word.
+    """
+    if device_of(config).type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - config.data.workers))
 
 
 def model_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
     """The tensors of a batch that the model takes, on the device."""
     return {name: batch[name].to(device, non_blocking=True) for name in INPUTS}
+
+
+def check_wrt(pattern: str | None, model: nn.Module, key: str) -> None:
+    """Raise a ConfigError where the regular expression, given by ``key``, finds no parameter of the model."""
+    if pattern is not None and not any(re.search(pattern, name) for name, _ in model.named_parameters()):
+        parts = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+        raise ConfigError(f"{key}={pattern!r} matches no parameter; their names begin with {', '.join(parts)}")

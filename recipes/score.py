@@ -1,0 +1,290 @@
+"""Score a data set: one row per clip, with the cosine of its two gradients and plainer figures beside it.
+
+python -m recipes.score --checkpoint runs/demo --out scores.parquet [--data MANIFEST] [--iterations 200]
+python -m recipes.score ... --keep 0.95          also writes scores.kept.jsonl, a manifest for recipes.pretrain
+torchrun --nproc-per-node 2 -m recipes.score ... several processes
+
+Killed at any moment, the same command goes on where it stopped; the table is the same in the end, and the same for any
+number of processes.
+"""
+
+import argparse
+import hashlib
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from torch import nn
+
+from recipes.config import Config, ConfigError, load
+from recipes.data import vocabulary
+from recipes.data.clips import Clip, NarratedClips, Skipped, list_loader
+from recipes.data.index import load_index
+from recipes.data.splits import DataError, train_and_test
+from recipes.progress import progress_bar
+from recipes.scoring.keep import filtered_manifest
+from recipes.scoring.measure import FIGURES, Reading, measure
+from recipes.scoring.order import shuffled
+from recipes.scoring.table import Parts, columns, facts_of
+from recipes.scoring.tune import tune
+from recipes.training import checkpoint
+from recipes.trimodal.build import build, check_wrt, device_of, use_cores
+
+log = logging.getLogger(__name__)
+
+POOL = 4  # batches that are in memory at a time, and one part of the table
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to score, beside how the gradients are read.
+
+    Attributes:
+        iterations: Steps of further optimisation before.
+        batch_size: Clips that are measured together, each against the others.
+        draws: How often a clip is measured, each time among other mates; the figures are means.
+        seed: Of the mates, and of the further optimisation.
+    """
+
+    iterations: int = 0
+    batch_size: int = 64
+    draws: int = 1
+    seed: int = 0
+
+
+def score(
+    folder: Path, out: Path, data: str | None = None, split: str | None = None,
+    reading: Reading | None = None, options: Options | None = None,
+) -> Path:  # fmt: skip
+    """Write the table of scores; go on with one that was begun.
+
+    Memory holds `POOL` batches of clips, whatever the size of the data set. Under torchrun, processes share the parts
+    of the table among them.
+
+    Args:
+        folder: A run's folder, or one of its checkpoints.
+        out: The Parquet file to write; what is there of the same scoring is kept.
+        data: A manifest, or a folder in HowTo100M's layout; None: what the run was trained on.
+        split: Score the rows of this split; None: all of them.
+        reading: How the gradients are read.
+        options: How to score.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileNotFoundError: No checkpoint, no data.
+        ValueError: ``out`` holds another scoring; the data or an option cannot be used.
+    """
+    reading, options = reading or Reading(), options or Options()
+    folder = checkpoint.latest(folder)
+    config = load(folder / "config.yaml")
+    use_cores(config)
+    index = indexed(config, data, split)
+    tokenizer = vocabulary.load(folder / "vocabulary.json")
+    modules = build(config, tokenizer).to(own_device(config))
+    checkpoint.load_weights(folder, modules)
+    if reading.space == "parameters":
+        check_wrt(reading.wrt, modules["model"], "--wrt")
+    facts = {
+        "checkpoint": str(folder.absolute()), "step": checkpoint.load_facts(folder)["step"],
+        "weights": hash_of((folder / "model.safetensors").read_bytes()),
+        "data": data or "the run's training data", "split": split or "", "rows": hash_of(*map(repr, index)),
+        **asdict(options), **asdict(reading),
+    }  # fmt: skip
+    if out.exists():
+        if facts_of(out) != facts:
+            raise ValueError(f"{out} holds another scoring: remove it, or choose another --out")
+        log.info("%s is complete already", out)
+        return out
+
+    rank, world = dist.get_rank() if dist.is_initialized() else 0, dist.get_world_size() if dist.is_initialized() else 1
+    parts = Parts(out.with_name(f".{out.name}.parts"), facts)
+    if options.iterations:
+        further = (modules, config, index, tokenizer, options.iterations, options.batch_size, options.seed)
+        if rank == 0:
+            tune(*further, parts.folder / "tuned.safetensors")
+        wait_for_all()
+        if rank != 0:
+            tune(*further, parts.folder / "tuned.safetensors")
+    modules.eval().requires_grad_(False)
+
+    clips = NarratedClips(index, tokenizer, config.clip)
+    pools = cut(len(clips), POOL * options.batch_size)
+    waiting = [n for n in range(rank, len(pools), world) if not parts.has(n)]
+    total = sum(len(pools[n]) for n in range(rank, len(pools), world))
+    done = total - sum(len(pools[n]) for n in waiting)
+    if done:
+        log.info("going on: %d of %d clips are scored already", done, len(clips))
+    with progress_bar(total=total, initial=done, desc="scoring", unit="clip", disable=rank > 0) as bar:
+        for number, pool in zip(waiting, read(clips, [pools[n] for n in waiting], config, options), strict=True):
+            parts.write(number, rows(pool, modules, clips, reading, options, number))
+            bar.update(len(pool))
+    wait_for_all()
+    if rank == 0:
+        parts.join(len(pools), out)
+        shutil.rmtree(parts.folder)
+    wait_for_all()
+    return out
+
+
+def indexed(config: Config, data: str | None, split: str | None) -> Dataset:
+    """The rows to score."""
+    if data is not None:
+        return load_index(data, split)
+    if split not in (None, "train", "test"):
+        raise ValueError(f"--split {split}: without --data it is train or test")
+    return train_and_test(config)[1 if split == "test" else 0]
+
+
+def cut(number: int, size: int) -> list[range]:
+    """Positions 0 to ``number`` in pools of ``size`` or more: none is so small that a clip has few mates."""
+    pools = max(number // size, 1)
+    return [range(p * number // pools, (p + 1) * number // pools) for p in range(pools)]
+
+
+def read(
+    clips: NarratedClips, pools: list[range], config: Config, options: Options
+) -> Iterator[list[tuple[int, Clip | Skipped]]]:
+    """Read pools of clips, which are drawn from the whole data set at random."""
+
+    def numbers(pool: range) -> list[int]:
+        return shuffled(np.array(pool), len(clips), options.seed).tolist()
+
+    size = options.batch_size
+    loads = (numbers(pool[i : i + size]) for pool in pools for i in range(0, len(pool), size))
+    items = (item for batch in list_loader(clips, loads, config.data.workers) for item in batch)
+    for pool in pools:
+        yield [(clip, next(items)) for clip in numbers(pool)]
+
+
+def rows(
+    pool: list[tuple[int, Clip | Skipped]], modules: nn.ModuleDict, clips: NarratedClips, reading: Reading,
+    options: Options, number: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measure a pool, and make its rows of the table, in the pool's order."""
+    there = [(row, item) for row, (_, item) in enumerate(pool) if isinstance(item, Clip)]
+    figures = {name: np.full((options.draws, len(pool)), np.nan) for name in FIGURES}
+    for draw in range(options.draws):
+        order = np.random.default_rng([options.seed, number, draw]).permutation(len(there))
+        for mates in np.array_split(order, max(len(there) // options.batch_size, 1)) if len(there) > 1 else []:
+            found = measure(modules, [there[i][1] for i in mates], reading)
+            for name, column in found.items():
+                figures[name][draw, [there[i][0] for i in mates]] = column
+    means = {name: by_draw.mean(0) for name, by_draw in figures.items()}
+    table = []
+    for row, (clip, item) in enumerate(pool):
+        video, narration = clips.place(clip)
+        start = item.start if isinstance(item, Clip) else None
+        table.append(
+            {
+                "clip": clip, "id": video["id"], "video": video["video"], "narration": narration,
+                "caption": video["narrations"][narration]["text"] if narration >= 0 else "",
+                "start": start, "end": None if start is None else start + clips.fmt.seconds,
+                "error": item.reason if isinstance(item, Skipped) else None,
+                **{name: float(mean[row]) if np.isfinite(mean[row]) else None for name, mean in means.items()},
+            }
+        )  # fmt: skip
+    return table
+
+
+def own_device(config: Config) -> torch.device:
+    """The device of this process; under torchrun each has its own, where there are several."""
+    device = device_of(config)
+    if device.type == "cuda" and device.index is None and dist.is_initialized():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    return device
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def hash_of(*pieces: str | bytes) -> str:
+    """A short hash of some text or bytes."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.encode() if isinstance(piece, str) else piece)
+    return digest.hexdigest()[:16]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m recipes.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, or one of its checkpoints")
+    p.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
+    p.add_argument("--data", help="manifest or folder to score; default: what the run was trained on")
+    p.add_argument("--split", help="score the rows of this split (without --data: train or test)")
+    p.add_argument("--iterations", type=int, default=0, help="steps of further optimisation on the data first")
+    p.add_argument("--batch-size", type=int, default=64, help="clips measured together (default: %(default)s)")
+    p.add_argument("--draws", type=int, default=1, help="measure each clip so often, among other mates each time")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--attribution", choices=["activation", "loss", "anchor"], default=Reading.attribution)
+    p.add_argument("--space", choices=["parameters", "features"], default=Reading.space)
+    p.add_argument("--wrt", default=Reading.wrt, help="regular expression on parameter names (default: %(default)s)")
+    p.add_argument("--chunk-size", type=int, help="clips encoded at a time, where memory is short")
+    p.add_argument("--keep", type=float, metavar="SHARE", help="also write a manifest of this share, the best")
+    p.add_argument("--keep-by", choices=[n for n in FIGURES if not n.startswith("norm")], default="cosine")
+    options = p.parse_args(arguments)
+    for name, low in (("iterations", 0), ("batch_size", 2), ("draws", 1)):
+        if getattr(options, name) < low:
+            p.error(f"--{name.replace('_', '-')} must be at least {low}")
+    if options.keep is not None and not 0 < options.keep <= 1:
+        p.error("--keep must be more than 0 and at most 1")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("gloo")
+    reading = Reading(options.attribution, options.space, options.wrt, options.chunk_size)
+    how = Options(options.iterations, options.batch_size, options.draws, options.seed)
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        out = score(options.checkpoint, options.out, options.data, options.split, reading, how)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            report(out, options)
+    except (ConfigError, DataError, OSError, ValueError, re.error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def report(out: Path, options: argparse.Namespace) -> None:
+    """Say what was found, and write the manifest of what is to be kept."""
+    number = scored = unreadable = 0
+    total = negative = 0.0
+    for piece in columns(out, ["cosine", "error"]):
+        cosine = piece["cosine"][np.isfinite(piece["cosine"])]
+        number, scored, total = number + len(piece["cosine"]), scored + len(cosine), total + float(cosine.sum())
+        negative += int((cosine < 0).sum())
+        unreadable += int(np.not_equal(piece["error"], None).sum())
+    print(f"{out}: {number} clips, {scored} with a cosine, {unreadable} not readable", end="")
+    print(f"; mean {total / scored:+.4f}, {100 * negative / scored:.1f}% negative" if scored else "")
+    if options.keep is not None:
+        folder = checkpoint.latest(options.checkpoint)
+        index = indexed(load(folder / "config.yaml"), options.data, options.split)
+        manifest = out.with_suffix(".kept.jsonl")
+        counts = filtered_manifest(out, index, options.keep, options.keep_by, manifest)
+        print(
+            f"{manifest}: {counts['kept']} of {counts['clips']} clips, {counts['kept_videos']} of {counts['videos']} "
+            f"videos; train on them with data.manifest={manifest}"
+        )
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Scoring a data set by agreement: measure, write, resume, keep."""

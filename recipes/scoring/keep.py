@@ -1,0 +1,60 @@
+"""A manifest of the clips that are worth keeping, as `recipes.pretrain` reads it."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from recipes.scoring import table
+
+
+def filtered_manifest(scores: Path, index: Dataset, share: float, by: str, out: Path) -> dict[str, int]:
+    """Write a manifest of the best clips of a table.
+
+    Narrations below the cut are taken out of their videos; a video that loses all of them is left out, and so are
+    clips that could not be read. Clips without a figure (no sound, no text) stay: nothing speaks against them. Needs
+    one byte of memory per clip.
+
+    Args:
+        scores: A table of scores.
+        index: What was scored.
+        share: Of the clips that have the figure, the share to keep; more where the last ones are equal.
+        by: A column: "cosine" or a similarity, of which more is better, or a loss, of which less is better.
+        out: The manifest to write, JSON lines; paths of videos are relative to it.
+
+    Returns:
+        {"clips", "kept", "videos", "kept_videos"}: how many there were, and how many there are now.
+    """
+    sign = 1 if by.startswith("loss") else -1  # the best come first
+    cut = table.quantile(scores, by, share, sign)
+    clips = sum(max(len(row["narrations"]), 1) for row in index.select_columns("narrations"))
+    keep = np.ones(clips, bool)
+    for piece in table.columns(scores, ["clip", by, "error"]):
+        worse = sign * piece[by].astype(float) > cut
+        keep[piece["clip"]] = ~worse & np.equal(piece["error"], None)
+    counts = {"clips": clips, "kept": int(keep.sum()), "videos": len(index), "kept_videos": 0}
+    temporary = out.with_name(f".{out.name}.tmp")
+    root, first = out.absolute().parent, 0
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in index:
+            number = max(len(row["narrations"]), 1)
+            kept = keep[first : first + number]
+            first += number
+            if kept.any():
+                counts["kept_videos"] += 1
+                narrations = [n for n, k in zip(row["narrations"], kept, strict=False) if k]
+                file.write(json.dumps(_row(row, narrations, root), ensure_ascii=False) + "\n")
+    os.replace(temporary, out)
+    return counts
+
+
+def _row(row: dict[str, Any], narrations: list[dict[str, Any]], root: Path) -> dict[str, Any]:
+    """A row of the manifest; JSON knows no infinity, so a text over the whole clip is a `text`."""
+    fields = {"id": row["id"], "video": os.path.relpath(row["video"], root), "split": row["split"]}
+    if len(narrations) == 1 and math.isinf(narrations[0]["end"]):
+        return fields | {"text": narrations[0]["text"]}
+    return fields | {"narrations": narrations}

@@ -1,0 +1,76 @@
+"""What is measured of a clip among its batch mates: the cosine of its two gradients, and plainer figures beside it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import harmony
+from recipes.data.clips import Clip, collate
+from recipes.trimodal.build import model_inputs
+
+FIGURES = ("cosine", "norm_va", "norm_vt", "loss_va", "loss_vt", "similarity_va", "similarity_vt")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the gradients of a clip are read, see `harmony.gram_vjp`.
+
+    Attributes:
+        attribution: What "the gradient of a sample under a loss" is.
+        space: Over parameters or features.
+        wrt: Regular expression on the names of the parameters; None: the video representation, in feature space.
+        chunk_size: Clips encoded at a time.
+    """
+
+    attribution: Literal["activation", "loss", "anchor"] = "activation"
+    space: Literal["parameters", "features"] = "parameters"
+    wrt: str | None = r"^backbone\."
+    chunk_size: int | None = None
+
+
+def measure(modules: nn.ModuleDict, clips: Sequence[Clip], reading: Reading) -> dict[str, np.ndarray]:
+    """Measure the clips of one batch, each against the others.
+
+    The model is in evaluation mode: no token is dropped, batch normalisation uses its running statistics, and what a
+    clip gets depends on the weights, the clip and its mates alone.
+
+    Args:
+        modules: Model and objective; frozen, in evaluation mode.
+        clips: B clips.
+        reading: How to read the gradients.
+
+    Returns:
+        {name: float32 (B,)} for `FIGURES`. Cosine, norms and losses of a loss that a clip takes no part in are NaN.
+        Norms are those of the clip's share of the batch's mean loss, times the number of clips.
+    """
+    model, objective = modules["model"], modules["objective"]
+    inputs = model_inputs(collate(clips), next(modules.parameters()).device)
+    chosen = re.compile(reading.wrt or "")
+    params = {name: p.detach() for name, p in model.named_parameters() if chosen.search(name)}
+    _, gram, _, aux = harmony.gram_vjp(
+        lambda params, batch: functional_call(model, params, (), batch), objective, params, inputs,
+        attribution=reading.attribution, space=reading.space, chunk_size=reading.chunk_size, has_aux=True,
+    )  # fmt: skip
+    takes_part = torch.stack([inputs["audio_valid"], inputs["text_valid"].any(1)], 1)
+    norms = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt() * len(clips)
+    cosine = torch.where(harmony.defined(gram) & takes_part.all(1), harmony.agreement(gram), torch.nan)
+    similarities = similarity(objective.project(aux.embeddings))
+    columns = [cosine]
+    for figure in (norms, aux.terms, similarities):
+        columns += torch.where(takes_part, figure, torch.nan).unbind(1)
+    return {name: column.float().cpu().numpy() for name, column in zip(FIGURES, columns, strict=True)}
+
+
+@torch.no_grad()
+def similarity(spaces: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """Cosines (B, 2) of video with audio, and of video with the first caption, in the two common spaces."""
+    video, audio = spaces["va"]
+    video_too, text = spaces["vt"]
+    return torch.stack([F.cosine_similarity(video, audio), F.cosine_similarity(video_too, text[:, 0])], 1)

@@ -1,0 +1,137 @@
+"""The table of scores: one row per clip, written in parts that are whole or absent, read in pieces."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipes.scoring.measure import FIGURES
+
+SCHEMA = pa.schema(
+    [
+        pa.field("clip", pa.int64()),
+        pa.field("id", pa.string()),
+        pa.field("video", pa.string()),
+        pa.field("narration", pa.int32()),  # position in the video's list; -1 for a video without any
+        pa.field("caption", pa.string()),
+        pa.field("start", pa.float64()),  # the window, in seconds
+        pa.field("end", pa.float64()),
+        *(pa.field(name, pa.float32()) for name in FIGURES),  # null where there is none
+        pa.field("error", pa.string()),  # why the clip could not be read
+    ]
+)
+KEY = b"harmony"
+BINS = 1 << 16
+
+
+class Parts:
+    """Parts of a table that is being written, each a Parquet file that is whole or absent."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        """Continue the parts in a folder, or begin there.
+
+        Args:
+            folder: Where the parts are; made if it is not there.
+            facts: What was scored and how.
+
+        Raises:
+            ValueError: The parts there are of something else.
+        """
+        self.folder, self.schema = folder, SCHEMA.with_metadata({KEY: json.dumps(facts).encode()})
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in sorted(folder.glob("part-*.parquet"))[:1]:
+            there = facts_of(part)
+            if there != facts:
+                changed = sorted(k for k in there.keys() | facts.keys() if there.get(k) != facts.get(k))
+                raise ValueError(
+                    f"{folder} holds the parts of another scoring ({', '.join(changed)} differ): remove the folder, or "
+                    "choose another --out"
+                )
+
+    def has(self, number: int) -> bool:
+        """Whether a part is there."""
+        return self._path(number).exists()
+
+    def write(self, number: int, rows: list[dict[str, Any]]) -> None:
+        """Write a part: under another name first, so that a kill leaves it whole or absent."""
+        temporary = self.folder / f".{number}.{os.getpid()}.tmp"
+        pq.write_table(pa.Table.from_pylist(rows, schema=self.schema), temporary)
+        os.replace(temporary, self._path(number))
+
+    def join(self, count: int, out: Path) -> None:
+        """Write parts 0 to ``count`` as one table, a part at a time."""
+        temporary = out.with_name(f".{out.name}.tmp")
+        with pq.ParquetWriter(temporary, self.schema) as writer:
+            for number in range(count):
+                writer.write_table(pq.read_table(self._path(number), schema=self.schema))
+        os.replace(temporary, out)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:08d}.parquet"
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What was scored and how: the table's own account of it.
+
+    Raises:
+        ValueError: Not a table of scores.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a Parquet file: {error}") from error
+    missing = [name for name in SCHEMA.names if name not in schema.names]
+    if missing:
+        raise ValueError(f"{path}: not a table of scores: it lacks the columns {', '.join(missing)}")
+    facts: dict[str, Any] = json.loads((schema.metadata or {}).get(KEY, b"{}"))
+    return facts
+
+
+def columns(path: Path, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Some columns of a table, a piece at a time; numbers that are null are NaN."""
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches(1 << 16, columns=names):
+            yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
+
+
+def quantile(path: Path, name: str, share: float, sign: int = 1) -> float:
+    """The value of a column that a share of its values does not exceed, exactly, a piece of the table at a time.
+
+    The first passes find the bin of a fine histogram that the value is in, the last one sorts that bin.
+
+    Args:
+        path: A table of scores.
+        name: A column of numbers; nulls do not count.
+        share: In [0, 1].
+        sign: -1: of the negated values, the greatest of which come first.
+
+    Returns:
+        The smallest (negated) value such that at least ``share`` of the values are not above it.
+
+    Raises:
+        ValueError: The column has no value.
+    """
+    low, high, number = np.inf, -np.inf, 0
+    for values in _finite(path, name, sign):
+        low, high, number = min(low, values.min()), max(high, values.max()), number + len(values)
+    if not number:
+        raise ValueError(f"{path}: no clip has a {name}")
+    wanted = min(max(int(np.ceil(share * number)), 1), number)
+    edges = np.linspace(low, high, BINS + 1)[1:-1]
+    counts = sum(np.bincount(np.searchsorted(edges, v), minlength=BINS) for v in _finite(path, name, sign))
+    bin_ = int(np.searchsorted(np.cumsum(counts), wanted))
+    inside = np.concatenate([v[np.searchsorted(edges, v) == bin_] for v in _finite(path, name, sign)])
+    return float(np.sort(inside)[wanted - 1 - int(counts[:bin_].sum())])
+
+
+def _finite(path: Path, name: str, sign: int) -> Iterator[np.ndarray]:
+    for piece in columns(path, [name]):
+        values = sign * piece[name].astype(float)
+        values = values[np.isfinite(values)]
+        if len(values):
+            yield values

@@ -1,0 +1,56 @@
+"""Further optimisation of a checkpoint on the data that is to be scored, as in the paper, before it is scored."""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import nn
+
+import harmony
+from recipes.config import Config
+from recipes.data.clips import TrainClips, train_loader
+from recipes.progress import progress_bar
+from recipes.training.step import train_step
+
+
+def tune(
+    modules: nn.ModuleDict, config: Config, train: Dataset, tokenizer: Tokenizer, iterations: int, batch_size: int,
+    seed: int, file: Path,
+) -> None:  # fmt: skip
+    """Train on in place: plainly, at the configuration's last learning rate, with a fresh optimizer.
+
+    Args:
+        modules: Model and objective.
+        config: That of their run.
+        train: Index of the data.
+        tokenizer: The run's vocabulary.
+        iterations: Steps.
+        batch_size: Clips per step.
+        seed: Of the order, the windows and the dropped tokens.
+        file: Where the weights are kept; what an earlier process left there is loaded instead, so that a scoring that
+            was killed goes on with the same weights.
+    """
+    if file.exists():
+        modules.load_state_dict(load_file(file))
+        return
+    device = next(modules.parameters()).device
+    plain = copy.deepcopy(config)
+    plain.harmonize, plain.gram.every = "none", 0
+    torch.manual_seed(seed)
+    optimizer = torch.optim.Adam([p for p in modules.parameters() if p.requires_grad], lr=config.train.end_lr)
+    transform = harmony.chain()
+    state = transform.init()
+    modules.train()
+    clips = TrainClips(train, tokenizer, config.clip, seed, config.augment)
+    loader = train_loader(clips, batch_size, seed, config.data.workers)
+    with progress_bar(total=iterations, desc="further optimisation", unit="step") as bar:
+        for step, batch in zip(range(iterations), loader, strict=False):
+            train_step(plain, modules, optimizer, transform, state, batch, step, device)
+            bar.update()
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file({name: t.detach().contiguous().cpu() for name, t in modules.state_dict().items()}, temporary)
+    os.replace(temporary, file)

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup pretrain test test-slow test-peers test-models lint format docs wheel clean
+.PHONY: help setup pretrain figures test test-slow test-peers test-models lint format docs wheel clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -28,6 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 pretrain: $(STAMP)  ## corpus, training, retrieval, report; ARGS="key=value ..." overrides the demo config
 	@$(BIN)/python -m recipes.pretrain --config recipes/configs/demo.yaml $(ARGS)
+
+figures: $(STAMP)  ## the figures of the paper's supplement, at a scale of minutes, in runs/figures
+	@$(BIN)/python -m recipes.reproduce $(ARGS)
 
 test: $(STAMP)  ## all fast tests; ARGS="-k name" narrows them
 	@$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

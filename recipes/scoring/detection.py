@@ -1,0 +1,160 @@
+"""How well the figures of a table find the clips whose text does not belong, where the truth is known."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
+
+from recipes.training import jsonl
+
+RESAMPLES = 300
+
+Figures = dict[str, np.ndarray]
+# More is better for each: what is expected to be high for a text that belongs.
+DETECTORS: dict[str, Callable[[Figures], np.ndarray]] = {
+    "cosine": lambda f: f["cosine"],
+    "video-text similarity": lambda f: f["similarity_vt"],
+    "video-audio similarity": lambda f: f["similarity_va"],
+    "video-text loss, small": lambda f: -f["loss_vt"],
+    "both losses, small": lambda f: -f["loss_va"] - f["loss_vt"],
+    "video-text norm, small": lambda f: -f["norm_vt"],
+    "norm ratio vt/va, small": lambda f: -f["norm_vt"] / f["norm_va"],
+    "cosine and similarity, mean rank": lambda f: rankdata(f["cosine"]) + rankdata(f["similarity_vt"]),
+}
+
+
+class Detection(NamedTuple):
+    """What a detector finds.
+
+    Attributes:
+        auroc: Probability that it ranks a clip whose text belongs above one whose text does not; 0.5 is chance.
+        interval: 95% of it, a bootstrap over videos.
+        top: Share of texts that belong among the best 5% of the clips.
+        bottom: Share of them among the worst 5%.
+    """
+
+    auroc: float
+    interval: tuple[float, float]
+    top: float
+    bottom: float
+
+
+def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
+    """The clips of a table that have every figure, with the truth about their texts.
+
+    Args:
+        scores: A table of scores.
+        truth: JSON lines of ``video_id``, ``text`` and ``aligned``: the narrations of each video in their order.
+
+    Returns:
+        {name: figures (N,)}, whether the texts belong (N,), and the videos they are of (N,).
+
+    Raises:
+        ValueError: A clip of which the truth file says nothing, or another text.
+    """
+    told: dict[str, list[dict[str, Any]]] = {}
+    for line in jsonl.read(truth):
+        told.setdefault(line["video_id"], []).append(line)
+    rows = [row for row in pq.read_table(scores).to_pylist() if row["cosine"] is not None]
+    aligned = []
+    for row in rows:
+        narrations = told.get(row["id"], [])
+        found = narrations[row["narration"]] if row["narration"] < len(narrations) else {"text": None}
+        if found["text"] != row["caption"]:
+            raise ValueError(
+                f"{truth}: expected narration {row['narration']} of {row['id']} to be {row['caption']!r}, "
+                f"as in {scores}; found {found['text']!r}"
+            )
+        aligned.append(found["aligned"])
+    names = [name for name, value in rows[0].items() if isinstance(value, float)] if rows else []
+    figures = {name: np.array([row[name] for row in rows], float) for name in names}
+    return figures, np.array(aligned, bool), np.array([row["id"] for row in rows])
+
+
+def detect(score: np.ndarray, aligned: np.ndarray, videos: np.ndarray, share: float = 0.05) -> Detection:
+    """Judge one detector.
+
+    Args:
+        score: One number per clip (N,), more for texts that seem to belong.
+        aligned: Whether they do (N,), both kinds there.
+        videos: The video of each clip (N,): clips of one video are resampled together.
+        share: Of the clips that make the top and the bottom group.
+
+    Returns:
+        A `Detection`.
+
+    Examples:
+        >>> import numpy as np
+        >>> aligned = np.array([True, True, False, False] * 5)
+        >>> found = detect(aligned + 0.0, aligned, np.arange(20).astype(str))
+        >>> found.auroc, found.top, found.bottom
+        (1.0, 1.0, 0.0)
+    """
+    rng = np.random.default_rng(0)
+    _, video = np.unique(videos, return_inverse=True)
+    clips_of = np.split(np.argsort(video, kind="stable"), np.cumsum(np.bincount(video))[:-1])
+    resampled = []
+    for _ in range(RESAMPLES):
+        drawn = np.concatenate([clips_of[v] for v in rng.integers(len(clips_of), size=len(clips_of))])
+        if aligned[drawn].any() and not aligned[drawn].all():
+            resampled.append(roc_auc_score(aligned[drawn], score[drawn]))
+    order = np.argsort(score, kind="stable")
+    number = max(round(share * len(score)), 1)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Detection(
+        float(roc_auc_score(aligned, score)), (float(low), float(high)),
+        float(aligned[order[-number:]].mean()), float(aligned[order[:number]].mean()),
+    )  # fmt: skip
+
+
+def judge(scores: Path, truth: Path) -> dict[str, Any]:
+    """Judge every detector on one table.
+
+    Args:
+        scores: A table of scores.
+        truth: See `joined`.
+
+    Returns:
+        {"clips", "aligned": share of texts that belong, "detectors": {name: fields of `Detection`}}.
+
+    Raises:
+        ValueError: See `joined`; all texts belong, or none does.
+    """
+    figures, aligned, videos = joined(scores, truth)
+    if len(set(aligned.tolist())) < 2:
+        raise ValueError(f"{scores}: nothing to find: of {len(aligned)} texts {int(aligned.sum())} belong")
+    found = {name: detect(of(figures), aligned, videos)._asdict() for name, of in DETECTORS.items()}
+    return {"clips": len(aligned), "aligned": float(aligned.mean()), "detectors": found}
+
+
+def markdown(tables: dict[str, dict[str, Any]]) -> str:
+    """Tables as `judge` gives them, for people: {name of the table: ...}."""
+    lines = []
+    for name, table in tables.items():
+        lines += [
+            f"**{name}**: {table['clips']} clips, {100 * table['aligned']:.1f}% of the texts belong.",
+            "",
+            "| detector | AUROC | 95% interval | belong in the top 5% | in the bottom 5% |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for detector, d in table["detectors"].items():
+            low, high = d["interval"]
+            lines.append(
+                f"| {detector} | {d['auroc']:.3f} | {low:.3f} to {high:.3f} | {100 * d['top']:.0f}% "
+                f"| {100 * d['bottom']:.0f}% |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write(tables: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
+    """Write detection.json and detection.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "detection.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
+    (folder / "detection.md").write_text(markdown(tables), encoding="utf-8")
+    return [folder / "detection.json", folder / "detection.md"]

@@ -30,6 +30,7 @@ MORE_THAN = {
     "train.clip_norm": 0,
 }
 LESS_THAN = {"curriculum.history": 1, "model.drop_token": 1, "model.dropout": 1}
+WITH_MEMORY = ("pcgrad_random", "gradvac", "random")  # methods that `harmony.realign` makes, and that count the steps
 
 
 class ConfigError(ValueError):
@@ -183,6 +184,16 @@ class Config:
         """The folder of the run."""
         return Path(self.run.dir) / self.run.name
 
+    @property
+    def has_curriculum(self) -> bool:
+        """Whether clips are dropped or weighed."""
+        return self.harmonize in ("curriculum", "both")
+
+    @property
+    def has_realignment(self) -> bool:
+        """Whether conflicting gradients are realigned."""
+        return self.harmonize in ("realign", "both")
+
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a configuration file and apply overrides.
@@ -271,7 +282,6 @@ def _harmonizer_problems(config: Config) -> list[tuple[bool, str]]:
     rule, gamma, gram = config.curriculum, config.gamma, config.gram
     groups = -(-config.train.batch_size // gram.group_size) if gram.group_size > 0 else 1
     numbers = [gamma.start] + [gamma.end] * (gamma.schedule != "constant")
-    curriculum, realign = config.harmonize in ("curriculum", "both"), config.harmonize in ("realign", "both")
     problems = {
         f"curriculum.share={rule.share} must be at most 1": rule.share > 1,
         f"curriculum.share={rule.share} keeps none of {groups} Gram blocks": rule.rule == "quantile"
@@ -290,11 +300,11 @@ def _harmonizer_problems(config: Config) -> list[tuple[bool, str]]:
     method = config.realign.method
     layers = {
         "realign.layers needs gram.space=parameters: features have no layers": gram.space == "features",
-        f"realign.layers needs a method without memory, not realign.method={method}": method
-        in ("pcgrad_random", "gradvac", "random"),
+        f"realign.layers needs a method without memory, not realign.method={method}": method in WITH_MEMORY,
     }
-    return [(curriculum and wrong, why) for why, wrong in problems.items()] + [
-        (realign and config.realign.layers is not None and wrong, why) for why, wrong in layers.items()
+    layered = config.has_realignment and config.realign.layers is not None
+    return [(config.has_curriculum and wrong, why) for why, wrong in problems.items()] + [
+        (layered and wrong, why) for why, wrong in layers.items()
     ]
 
 

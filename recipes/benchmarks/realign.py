@@ -4,9 +4,7 @@ import gc
 import importlib
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 import harmony
-from recipes.benchmarks.timing import WrongAnswer, quartiles, reason
+from recipes.benchmarks.timing import WrongAnswer, quartiles, relate, reported, timed
 
 Weigh = Callable[[Tensor], Tensor]  # Gram blocks (B, K, K) -> weights (B, K)
 Call = Callable[[], Tensor]
@@ -251,13 +249,13 @@ def race(
         entrants.append(Entrant(ours, partial(own, gram)))
         if compiled:
             results.append(fast := Result(case, name, COMPILED, case.batch))
-            with _reported(fast):
+            with reported(fast):
                 entrants.append(Entrant(fast, partial(_compiled(own, gram), gram)))
         results.append(theirs := Result(case, name, PEER, samples))
         if name not in PEERS:
             theirs.skipped = "has none"
             continue
-        with _reported(theirs):
+        with reported(theirs):
             theirs.deviation, theirs.note = check(name, case)
             given = gram if PEERS[name].takes == "gram" else gradients
             entrants.append(Entrant(theirs, partial(each, PEERS[name].make(_torchjd(), case), given[:samples])))
@@ -285,12 +283,12 @@ def race_in_full(case: Case, repeats: int, limit: float, advance: Callable[[], A
     name = "pcgrad"
     results = [Result(case, name, who, case.batch) for who in (OURS, PEER, ALL_PAIRS)]
     entrants = [Entrant(results[0], partial(OWN[name](), gram))]
-    with _reported(results[1]):
+    with reported(results[1]):
         results[1].deviation, results[1].note = check(name, case)
         entrants.append(Entrant(results[1], partial(each, PEERS[name].make(_torchjd(), case), gram)))
     flat = gradients.flatten(0, 1)
     results[2].note = "other weights"
-    with _reported(results[2]):
+    with reported(results[2]):
         entrants.append(Entrant(results[2], partial(PEERS[name].make(_torchjd(), case), flat @ flat.mT)))
     advance()
     measure(entrants, repeats, limit, case.device, advance)
@@ -302,8 +300,8 @@ def measure(entrants: list[Entrant], repeats: int, limit: float, device: str, ad
     gc.collect()
     gc.freeze()  # what lives by now need not be searched at every reading
     for entrant in entrants:
-        with _reported(entrant.result):
-            seconds = min(_timed(entrant.call, 1, device) for _ in range(2))
+        with reported(entrant.result):
+            seconds = min(timed(entrant.call, device) for _ in range(2))
             if seconds > limit:
                 raise TimeoutError(f"a call takes {seconds:.1f} s, more than the limit of {limit:g} s")
             entrant.calls = min(math.ceil(AT_LEAST / seconds), MOST_CALLS)
@@ -313,34 +311,14 @@ def measure(entrants: list[Entrant], repeats: int, limit: float, device: str, ad
         for entrant in entrants[first:] + entrants[:first]:
             result = entrant.result
             if not result.skipped:
-                with _reported(result):
-                    seconds = _timed(entrant.call, entrant.calls, device)
+                with reported(result):
+                    seconds = timed(entrant.call, device, entrant.calls)
                     result.seconds.append(seconds * result.case.batch / result.timed)
         advance()
     gc.unfreeze()
     ours = {e.result.method: e.result.seconds for e in entrants if e.result.who == OURS}
     for result in (e.result for e in entrants):
-        base = ours.get(result.method, [])
-        if result.skipped:
-            result.seconds = []
-        elif len(base) == len(result.seconds):
-            result.relative = [a / b for a, b in zip(result.seconds, base, strict=True)]
-
-
-def _timed(call: Call, calls: int, device: str) -> float:
-    """Seconds per call."""
-    gc.collect()
-    _synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    _synchronize(device)
-    return (time.perf_counter() - start) / calls
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+        relate(result, ours.get(result.method, []))
 
 
 def _compiled(own: Weigh, gram: Tensor) -> Weigh:
@@ -355,15 +333,6 @@ def _compiled(own: Weigh, gram: Tensor) -> Weigh:
     if not error <= TOLERANCE:
         raise WrongAnswer(f"wrong: compiled, its weights differ by {error:.1e}")
     return fast
-
-
-@contextmanager
-def _reported(result: Result) -> Iterator[None]:
-    """Whatever goes wrong becomes the reason why somebody was skipped."""
-    try:
-        yield
-    except Exception as error:
-        result.skipped = reason(error)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 import harmony
 from recipes.benchmarks.contestants import CONTESTANTS, PLAIN, Contestant, Outcome, Step, ones, pcgrad
-from recipes.benchmarks.workloads import Batch, Spec, Workload, build
+from recipes.benchmarks.workloads import Spec, Workload, build
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,14 @@ NOISE = 3  # in half precision: times the error that the plain step itself has t
 
 class WrongAnswer(ValueError):
     """A contestant that computes something else."""
+
+
+class Timed(Protocol):
+    """What every result of a race has: seconds of each round, relative to a base, and why there are none."""
+
+    seconds: list[float]
+    relative: list[float]
+    skipped: str
 
 
 class Entrant(NamedTuple):
@@ -86,12 +95,12 @@ def race(
     results = {e.label: Result(e.workload.spec, e.label, e.contestant.name) for e in entrants}
     steps: dict[str, Step] = {}
     draw = entrants[0].workload.draw
-    size = specs[0].batch
+    size, device = specs[0].batch, specs[0].device
 
     checker = Checker(entrants[0].workload)
     for entrant in entrants:
         result = results[entrant.label]
-        with _reported(result):
+        with reported(result):
             result.error, result.gram_error = checker.check(entrant)
             steps[entrant.label] = entrant.contestant.make(entrant.workload, pcgrad)
     del checker
@@ -99,8 +108,8 @@ def race(
     advance()
 
     for label, step in list(steps.items()):
-        with _reported(results[label]):
-            seconds = min(_timed(step, draw(size), specs[0].device) for _ in range(_warm_up(results[label].spec)))
+        with reported(results[label]):
+            seconds = min(timed(partial(step, draw(size)), device) for _ in range(_warm_up(results[label].spec)))
             if seconds > limit:
                 raise TimeoutError(f"a step takes {seconds:.1f} s, more than the limit of {limit:g} s")
         if results[label].skipped:
@@ -111,8 +120,8 @@ def race(
         batch, labels = draw(size), list(steps)
         first = number % max(len(labels), 1)
         for label in labels[first:] + labels[:first]:
-            with _reported(results[label]):
-                results[label].seconds.append(_timed(steps[label], batch, specs[0].device))
+            with reported(results[label]):
+                results[label].seconds.append(timed(partial(steps[label], batch), device))
             if results[label].skipped:
                 del steps[label]
         advance()
@@ -120,10 +129,7 @@ def race(
 
     base = results[PLAIN].seconds
     for result in results.values():
-        if result.skipped:
-            result.seconds = []
-        elif len(base) == len(result.seconds):
-            result.relative = [a / b for a, b in zip(result.seconds, base, strict=True)]
+        relate(result, base)
     return list(results.values())
 
 
@@ -232,16 +238,17 @@ def _warm_up(spec: Spec) -> int:
     return 3 if spec.compiled or spec.device == "cuda" else 1
 
 
-def _timed(step: Step, batch: Batch, device: str) -> float:
-    """Seconds of one step; what it leaves behind is freed before and after, outside the clock."""
+def timed(call: Callable[[], Any], device: str, calls: int = 1) -> float:
+    """Seconds per call; what the last one leaves behind is freed outside the clock."""
     gc.collect()
     _synchronize(device)
     start = time.perf_counter()
-    outcome = step(batch)
+    for _ in range(calls):
+        outcome = call()
     _synchronize(device)
     seconds = time.perf_counter() - start
     del outcome
-    return seconds
+    return seconds / calls
 
 
 def _synchronize(device: str) -> None:
@@ -250,12 +257,20 @@ def _synchronize(device: str) -> None:
 
 
 @contextmanager
-def _reported(result: Result) -> Iterator[None]:
+def reported(result: Timed) -> Iterator[None]:
     """Whatever a contestant raises becomes the reason why it was skipped."""
     try:
         yield
     except Exception as error:
         result.skipped = reason(error)
+
+
+def relate(result: Timed, base: list[float]) -> None:
+    """Divide the seconds of each round by the base's in the same; who was skipped half-way has none."""
+    if result.skipped:
+        result.seconds = []
+    elif len(base) == len(result.seconds):
+        result.relative = [a / b for a, b in zip(result.seconds, base, strict=True)]
 
 
 def reason(error: Exception) -> str:

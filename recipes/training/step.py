@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import harmony
 from recipes.config import Config
 from recipes.trimodal.build import model_inputs
-from recipes.trimodal.harmonizer import has_curriculum, parameters_of_gram
+from recipes.trimodal.harmonizer import parameters_of_gram
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def train_step(
             ids=batch["index"].to(device),
             attribution=config.gram.attribution, space=config.gram.space,
             wrt=parameters_of_gram(config),
-            toward_batch=has_curriculum(config) and config.curriculum.score == "batch_agreement",
+            toward_batch=config.has_curriculum and config.curriculum.score == "batch_agreement",
             group_size=config.gram.group_size, chunk_size=config.gram.chunk_size,
         )  # fmt: skip
         losses = info.values

@@ -4,19 +4,19 @@ import re
 from collections.abc import Callable
 
 import harmony
-from recipes.config import Config, GammaConfig
+from recipes.config import WITH_MEMORY, Config, GammaConfig
 
 
 def harmonizer(config: Config) -> harmony.Transform:
     """Drop clips by a curriculum, then realign what conflicts; see `harmonize` in the configuration."""
-    members = {"none": [], "realign": [realignment], "curriculum": [curriculum], "both": [curriculum, realignment]}
-    return harmony.chain(*(member(config) for member in members[config.harmonize]))
+    members = ((curriculum, config.has_curriculum), (realignment, config.has_realignment))
+    return harmony.chain(*(member(config) for member, wanted in members if wanted))
 
 
 def realignment(config: Config) -> harmony.Transform:
     """The method of `realign`; for each layer apart, where there is a pattern of them."""
     method = getattr(harmony.realign, config.realign.method)
-    if config.realign.method in ("pcgrad_random", "gradvac", "random"):
+    if config.realign.method in WITH_MEMORY:
         method = method(seed=config.train.seed) if config.realign.method != "gradvac" else method()
     return harmony.chain(method) if config.realign.layers is None else harmony.layerwise(method)
 
@@ -37,26 +37,16 @@ def curriculum(config: Config) -> harmony.Transform:
     return harmony.curriculum.renormalized(rule) if options.renormalize else rule
 
 
-def has_curriculum(config: Config) -> bool:
-    """Whether clips are dropped or weighed."""
-    return config.harmonize in ("curriculum", "both")
-
-
-def has_realignment(config: Config) -> bool:
-    """Whether conflicting gradients are realigned."""
-    return config.harmonize in ("realign", "both")
-
-
 def compares_with_gamma(config: Config) -> bool:
     """Whether gamma is a cosine that agreement is compared with."""
     options = config.curriculum
-    return has_curriculum(config) and options.rule.endswith("threshold") and options.score == "agreement"
+    return config.has_curriculum and options.rule.endswith("threshold") and options.score == "agreement"
 
 
 def described(config: Config) -> str:
     """The harmonizer in words."""
     parts = []
-    if has_curriculum(config):
+    if config.has_curriculum:
         options, gamma = config.curriculum, config.gamma
         number = {
             "quantile": f", share {options.share:g}",
@@ -67,7 +57,7 @@ def described(config: Config) -> str:
             number += f" to {gamma.end:g}, {gamma.schedule}"
         past = f" (history {options.history:g})" if options.history else ""
         parts.append(f"{options.rule} of {options.score}{past}{number}{', renormalized' * options.renormalize}")
-    if has_realignment(config):
+    if config.has_realignment:
         parts.append(config.realign.method + (f" by {config.realign.layers}" if config.realign.layers else ""))
     return "; ".join(parts) or "none"
 
@@ -87,7 +77,7 @@ def parameters_of_gram(config: Config) -> Callable[[str], bool | str | None] | N
     if config.gram.space == "features":
         return None
     chosen = re.compile(config.gram.wrt or "")
-    if config.realign.layers is None or not has_realignment(config):
+    if config.realign.layers is None or not config.has_realignment:
         return lambda name: bool(chosen.search(name))
     layers = re.compile(config.realign.layers)
 

@@ -97,18 +97,28 @@ def anchor(stage: LossStage, rows_at_once: int | None) -> list[Cotangent]:
 
 
 @torch.enable_grad()
-def weighted(stage: LossStage, weights: Tensor) -> tuple[Cotangent, list[Tensor]]:
-    """Cotangent at the leaves, and gradient of the losses' parameters, of ``sum_bk W_bk l_bk / B``; weights (B, K)."""
+def weighted(stage: LossStage, weights: Tensor) -> Cotangent:
+    """Gradient of ``sum_bk W_bk l_bk / B`` by the leaves, (B, ...); weights (B, K)."""
+    return _grad(_weighted_mean(stage, weights), stage.leaves)
+
+
+@torch.enable_grad()
+def loss_gradient(stage: LossStage, weights: Tensor) -> Any:
+    """Gradient of ``sum_bk W_bk l_bk / B`` by the losses' parameters, in their tree; weights (B, K)."""
+    grads = _grad(_weighted_mean(stage, weights), stage.params)
+    grads = [torch.zeros_like(p) if g is None else g for p, g in zip(stage.params, grads, strict=True)]
+    return pytree.tree_unflatten(grads, stage.params_spec)
+
+
+def _weighted_mean(stage: LossStage, weights: Tensor) -> Tensor:
     columns = weights.unbind(1)
     total = sum((w * term).mean() for w, term in zip(columns, stage.terms.values(), strict=True))
     assert isinstance(total, Tensor)
-    grads = _grad(total, [*stage.leaves, *stage.params])
-    n = len(stage.leaves)
-    return grads[:n], [torch.zeros_like(p) if g is None else g for p, g in zip(stage.params, grads[n:], strict=True)]
+    return total
 
 
 def _grad(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    if not total.requires_grad:
+    if not inputs or not total.requires_grad:
         return [None] * len(inputs)
     return list(torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True))
 

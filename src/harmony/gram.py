@@ -179,9 +179,9 @@ def gram_vjp(
         if attribution == "activation":
             grads = combine(rows)
         else:
-            pull = lambda w: pytree.tree_leaves(encoded.pull(cotangents.weighted(stage, w)[0]))  # noqa: E731
+            pull = lambda w: pytree.tree_leaves(encoded.pull(cotangents.weighted(stage, w)))  # noqa: E731
             grads = pytree.tree_unflatten(pull_labelled(pull, rows, inputs.label), inputs.params_spec)
-        return grads if loss_params is None else (grads, loss_gradient(stage, rows.mean(1)))
+        return grads if loss_params is None else (grads, cotangents.loss_gradient(stage, rows.mean(1)))
 
     values, aux = observed(stage)
     aux = aux if toward is None else aux._replace(toward=named(toward.detach(), inputs.labels))
@@ -222,11 +222,6 @@ def run(
 def spread(weights: Tensor, group_size: int, size: int) -> Tensor:
     """Weights of groups (groups, ...) -> weights of samples (B, ...)."""
     return weights.repeat_interleave(group_size, dim=0)[:size]
-
-
-def loss_gradient(stage: cotangents.LossStage, weights: Tensor) -> PyTree:
-    """Gradient of ``sum_bk W_bk l_bk / B`` by the losses' parameters; weights (B, K)."""
-    return pytree.tree_unflatten(cotangents.weighted(stage, weights)[1], stage.params_spec)
 
 
 def observed(stage: cotangents.LossStage) -> tuple[dict[str, Tensor], Aux]:

@@ -18,7 +18,6 @@ from harmony.gram import (
     check_options,
     flatten,
     gram_vjp,
-    loss_gradient,
     named,
     observed,
     run,
@@ -275,7 +274,8 @@ def _fused(
     gram, grads = encoded.fused(cotangents.activation(stage), weigh)
     weights = torch.cat(rows)
     if loss_params is not None:
-        grads = grads, loss_gradient(stage, spread(weights.mean(1), options.group_size, inputs.size))
+        of_samples = spread(weights.mean(1), options.group_size, inputs.size)
+        grads = grads, cotangents.loss_gradient(stage, of_samples)
     return grads, after, _info(values, aux.terms, named(gram, inputs.labels), named(weights, inputs.labels))
 
 

@@ -12,8 +12,8 @@ from harmony.numerics.unit import UnitBlocks, times, unit_blocks
 from harmony.schedule import Schedule, as_schedule
 from harmony.transform import StepState, Transform, first_step, samplewise
 
-MOST_ORDERS = 120
-"""Orders of the other losses that the mean of all orders may take: K = 6."""
+MOST_LISTED = 6
+"""Losses whose orders can all be listed: 120 orders of the five others."""
 
 
 @samplewise
@@ -51,9 +51,9 @@ def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -
     blocks = unit_blocks(gram)
     k = gram.shape[-1]
     if order == "mean":
-        if k > 6:
+        if k > MOST_LISTED:
             raise ValueError(
-                f'order="mean" averages over all orders, for at most 6 losses; got {k}. Use pcgrad_random.'
+                f'order="mean" averages over all orders, for at most {MOST_LISTED} losses; got {k}. Use pcgrad_random.'
             )
         found = [_summed(blocks, _given(blocks, o)) for o in _orders_of_others(k)]
         return blocks.weights(torch.stack(found).mean(0))

@@ -88,7 +88,7 @@ class GramConfig:
     chunk_size: int | None = None
     every: int = 1  # without harmonization: measure agreement at every n-th step, 0 for never
     probe: list[Literal["layers", "groups", "paths"]] = field(default_factory=list)  # measure also over these parts
-    probe_every: int = 100  # at every n-th step, for a forward and a backward pass each time
+    probe_every: int = 100  # at every n-th step; costs up to two harmonized steps each time
 
 
 @dataclass

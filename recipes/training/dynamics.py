@@ -111,9 +111,9 @@ class Dynamics(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """All names, the cosines of training first."""
-        names = dict.fromkeys(name for interval in self.intervals for name in interval.seen)
-        return sorted(names, key=lambda name: name != TRAINING)
+        """All names: the cosines of training first, layers in their order."""
+        names = {name for interval in self.intervals for name in interval.seen}
+        return sorted(names, key=lambda name: (name != TRAINING, *_natural(name)))
 
     def of(self, name: str) -> Series:
         """The cosines of a name, over the intervals that have any."""
@@ -154,6 +154,12 @@ def load(path: Path) -> Dynamics:
             if moments[0, i] > 0:
                 interval.seen[name] = Seen(Histogram(counts[i]), Moments(*moments[:, i]))
     return Dynamics(int(arrays["length"][0]), tuple(intervals))
+
+
+def _natural(name: str) -> tuple[str, float, str]:
+    """Sorts "layers/2" before "layers/10", and numbers before words."""
+    family, _, part = name.partition("/")
+    return family, float(part) if part.isdigit() else float("inf"), part
 
 
 def _merged(intervals: Iterable[Interval], length: int) -> tuple[Interval, ...]:

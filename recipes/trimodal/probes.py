@@ -33,7 +33,8 @@ def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> 
         inputs: The batch that the model takes.
 
     Returns:
-        {"layers/0": (cosines (groups,), defined (groups,)), ..., "layers/norm", "groups/attention", "paths/video-video"}.
+        {"layers/0": (cosines (groups,), defined (groups,)), ..., "layers/norm": ..., "groups/mlp": ...,
+        "paths/audio-text": ...}; {} where nothing is asked for.
     """
     blocks: dict[str, Tensor] = {}
     wanted = set(config.gram.probe)

@@ -48,11 +48,11 @@ def curves(run: Run, name: str) -> Curves:
     enough = int(own.total(name).moments.number) // SAMPLES
     series = own.at_most(min(max(enough, FEWEST), COLUMNS)).of(name)
     counts = series.seen.histogram.counts
-    samples = counts.sum(1)
+    samples = counts.sum(1).double()
     quantiles = [[float(Histogram(row).quantile(q)) for q in QUANTILES] for row in counts]
     return Curves(
         edges=np.append(series.first.numpy() - 1, series.last[-1].item()),
-        samples=samples.numpy(),
+        samples=counts.sum(1).numpy(),
         density=(counts / samples[:, None]).numpy() * BINS / 2,
         mean=series.seen.moments.average.numpy(),
         quantiles=np.array(quantiles),

@@ -63,7 +63,7 @@ def panels(runs: list[Run], name: str) -> go.Figure:
                 figure.add_trace(trace.update(visible=n == name), row=row, col=column)
                 owner.append(n)
     last = max(interval.last for run in runs for interval in run.dynamics.intervals)
-    shown = [curving.curves(run, name) for run in runs]
+    shown = [curving.curves(run, n) for run in runs for n in names]
     extent = curving.extent([c.density for c in shown])
     figure.update_xaxes(range=[0, last], row=1).update_xaxes(range=[0, last], title="iteration", row=2)
     figure.update_xaxes(title=COSINE, range=[-extent, extent], row=3)

@@ -14,6 +14,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = 200  # most columns of a heat map
 SAMPLES = 400  # cosines that a column holds, if the run is long enough for FEWEST columns
 FEWEST = 12
+FEW = 2000  # cosines in a column, below which its density is drawn with half the bins
 
 
 class Curves(NamedTuple):
@@ -40,6 +41,12 @@ class Curves(NamedTuple):
         """The middle of each column (n,)."""
         return (self.edges[1:] + self.edges[:-1]) / 2
 
+    @property
+    def shown(self) -> np.ndarray:
+        """The density of a heat map (n, bins), in fewer bins where there are few cosines."""
+        n, bins = self.density.shape
+        return self.density.reshape(n, bins // 2, 2).mean(-1) if np.median(self.samples) < FEW else self.density
+
 
 @functools.cache
 def curves(run: Run, name: str) -> Curves:
@@ -65,11 +72,6 @@ def bin_edges() -> np.ndarray:
     return np.linspace(-1, 1, BINS + 1)
 
 
-def coarser(density: np.ndarray, bins: int) -> np.ndarray:
-    """A density (..., bins) in fewer bins, a divisor of as many as there are."""
-    return density.reshape(*density.shape[:-1], bins, -1).mean(-1)
-
-
 def distribution(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
     """Density (bins,) of all cosines, and that of the normal distribution with their mean and standard deviation."""
     counts, m = seen.histogram.counts.numpy(), seen.moments
@@ -83,6 +85,11 @@ def extent(densities: list[np.ndarray]) -> float:
     tenths = np.arange(1, 11) / 10
     beyond = [max(float((d.mean(0)[middle > e]).sum() / d.mean(0).sum()) for d in densities) for e in tenths]
     return float(next(e for e, share in zip(tenths, beyond, strict=True) if share <= 0.001))
+
+
+def darkest(drawn: list[Curves]) -> float:
+    """The density at which the colours of heat maps end: few places are denser."""
+    return max(float(np.quantile(c.shown, 0.995)) for c in drawn)
 
 
 def share_range(drawn: list[Curves]) -> tuple[float, float]:

@@ -65,7 +65,8 @@ def summary(runs: list[Run], against: Run | None, name: str) -> dict[str, Any]:
 
 def tables(summary: dict[str, Any]) -> list[Table]:
     """The numbers of the runs: their moments, and how near to normal they are."""
-    runs = summary["runs"] + ([summary["against"]] if summary["against"] else [])
+    other = summary["against"]
+    runs = summary["runs"] + ([other] if other is not None and other not in summary["runs"] else [])
     tests = ["Jarque-Bera", "p", "distance from normal", "intervals of steps that pass", "samples in one"]
     rows = [[r["run"], r["mode"], *_numbers(r)] for r in runs]
     normality = [[r["run"], r["mode"], *_tests(r)] for r in runs]

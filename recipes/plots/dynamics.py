@@ -21,15 +21,14 @@ MEAN, NEGATIVE, QUANTILE, NORMAL = "#c4420b", "#1668b0", "#222222", "#c4420b"
 STYLES = dict(zip(QUANTILES, (":", "--", "-", "--", ":"), strict=True))
 COSINE = r"$\cos(g_{va},\, g_{vt})$"
 DPI = 200
-FEW = 2000  # cosines in a column, below which its histogram is drawn with half the bins
 
 
 def draw(runs: list[Run], name: str) -> Figure:
     """One panel for each run: density over iterations with mean and quantiles, share of negatives, overall density."""
     drawn = [curving.curves(run, name) for run in runs]
-    shown = [_shown(c) for c in drawn]
+    shown = [c.shown for c in drawn]
     extent = curving.extent([c.density for c in drawn])
-    darkest = max(float(np.quantile(density, 0.995)) for density in shown)
+    darkest = curving.darkest(drawn)
     figure = Figure(figsize=(3.3 * len(runs) + 0.9, 6.6), dpi=DPI, layout="constrained")
     rows = figure.subplots(3, len(runs), squeeze=False, sharey="row", height_ratios=[3, 1.25, 1.5])
     for i, (run, c, density) in enumerate(zip(runs, drawn, shown, strict=True)):
@@ -70,6 +69,7 @@ def draw_probes(runs: list[Run]) -> Figure | None:
     if not probed:
         return None
     shown = [family for family in FAMILIES if any(family in families(run) for run in probed)]
+    last = max(interval.last for run in probed for interval in run.dynamics.intervals)
     figure = Figure(figsize=(max(3.1 * len(shown) + 0.6, 5.5), 4.6 * len(probed) + 0.4), dpi=DPI, layout="constrained")
     for panel, run in zip(figure.subfigures(len(probed), 1, squeeze=False).flat, probed, strict=True):
         panel.suptitle(f"{run.term}, run {run.name}: cosines before realignment", fontsize=10.5, fontweight="bold")
@@ -83,14 +83,14 @@ def draw_probes(runs: list[Run]) -> Figure | None:
                 _over_steps(column[0], c, c.mean, color=colour, lw=1.3, label=label)
                 _over_steps(column[1], c, c.negative, color=colour, lw=1.3)
             column[0].set_title(f"by {family.removesuffix('s')}", fontsize=9.5)
-            column[1].set_xlabel("iteration")
+            column[1].set(xlabel="iteration", xlim=(0, last))
             column[1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
             column[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             column[0].axhline(0, color="grey", lw=0.6)
             column[1].axhline(0.5, color="grey", lw=0.6)
             if names:
                 column[1].legend(
-                    handles=column[0].lines[: len(names)], fontsize=7.5, frameon=False, ncols=min(4, len(names)),
+                    handles=column[0].lines[: len(names)], fontsize=7.5, frameon=False, ncols=3,
                     handlelength=1.2, columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, -0.3),
                 )  # fmt: skip
         rows[0, 0].set_ylabel(f"mean of {COSINE}")
@@ -117,12 +117,6 @@ def colour_of(family: str, number: int, count: int) -> Any:
     if family == "layers":
         return matplotlib.colormaps["viridis_r"](0.08 + 0.92 * number / max(count - 1, 1))
     return matplotlib.colormaps["tab10"](number % 10)
-
-
-def _shown(c: Curves) -> np.ndarray:
-    """The densities of a heat map (n, bins), fewer bins where there are few cosines."""
-    bins = c.density.shape[1]
-    return curving.coarser(c.density, bins // 2) if np.median(c.samples) < FEW else c.density
 
 
 def _over_steps(axes: Axes, c: Curves, values: np.ndarray, **style: Any) -> None:

@@ -16,7 +16,6 @@ from recipes.dynamics import text
 from recipes.dynamics.curves import QUANTILES, bin_edges
 from recipes.dynamics.runs import BEFORE, Run, described
 from recipes.plots import dynamics as plots
-from recipes.training.dynamics import TRAINING
 
 DASHES = ("dot", "dash", "solid", "dash", "dot")
 COSINE = "cos(g_va, g_vt)"
@@ -63,23 +62,18 @@ def panels(runs: list[Run], name: str) -> go.Figure:
                 figure.add_trace(trace.update(visible=n == name), row=row, col=column)
                 owner.append(n)
     last = max(interval.last for run in runs for interval in run.dynamics.intervals)
-    shown = [curving.curves(run, n) for run in runs for n in names]
-    extent = curving.extent([c.density for c in shown])
     figure.update_xaxes(range=[0, last], row=1).update_xaxes(range=[0, last], title="iteration", row=2)
-    figure.update_xaxes(title=COSINE, range=[-extent, extent], row=3)
-    figure.update_yaxes(range=[-extent, extent], row=1).update_yaxes(
-        tickformat=".0%", range=curving.share_range(shown), row=2
-    )
+    figure.update_xaxes(title=COSINE, row=3).update_yaxes(tickformat=".0%", row=2)
     for row, label in enumerate((COSINE, "negative", "density"), 1):
         figure.update_yaxes(title=label, row=row, col=1)
     figure.add_hline(0.5, row=2, line={"color": "grey", "width": 0.7})
     figure.update_layout(
         height=820, template="plotly_white", margin={"l": 60, "r": 20, "t": 110, "b": 50}, bargap=0,
-        coloraxis={"colorscale": "Blues", "cmin": 0, "colorbar": {"title": "density", "len": 0.5, "y": 0.78}},
+        coloraxis={"colorscale": "Blues", "colorbar": {"title": "density", "len": 0.5, "y": 0.78}},
         legend={"orientation": "h", "y": -0.09}, hovermode="closest",
-        updatemenus=[_menu(runs[0], names, name, owner)] if len(names) > 1 else [],
+        updatemenus=[_menu(runs, names, name, owner)] if len(names) > 1 else [],
     )  # fmt: skip
-    return figure
+    return figure.update_layout(_ranges(runs, name))
 
 
 def probes(run: Run) -> go.Figure:
@@ -115,7 +109,8 @@ def _traces(run: Run, name: str, c: curving.Curves, first: bool) -> list[tuple[i
     label = {"showlegend": first, "hovertemplate": "iteration %{x:.0f}: %{y:.3f}"}
     steps = {"x": c.centres, "mode": "lines+markers" if len(c.mean) == 1 else "lines"}
     heat = go.Heatmap(
-        x=c.edges, y=bin_edges(), z=_short(c.density.T), coloraxis="coloraxis", name="density",
+        x=c.edges, y=np.linspace(-1, 1, c.shown.shape[1] + 1), z=_short(c.shown.T), coloraxis="coloraxis",
+        name="density",
         hovertemplate="iteration %{x:.0f}, cosine %{y:.2f}: density %{z:.2f}<extra></extra>",
     )  # fmt: skip
     traces: list[tuple[int, BaseTraceType]] = [(1, heat)]
@@ -137,18 +132,30 @@ def _traces(run: Run, name: str, c: curving.Curves, first: bool) -> list[tuple[i
     return [*traces, (1, mean), (2, share), (3, bars), (3, curve)]
 
 
-def _menu(run: Run, names: list[str], name: str, owner: list[str]) -> dict[str, Any]:
+def _menu(runs: list[Run], names: list[str], name: str, owner: list[str]) -> dict[str, Any]:
+    """Shows the traces that a name owns, on axes that fit them."""
     buttons = [
         {
-            "label": f"{n}: {described(run.config, n)}" if n == TRAINING else n,
-            "method": "restyle",
-            "args": [{"visible": [o == n for o in owner]}],
+            "label": described(runs[0].config, n).removeprefix("the "),
+            "method": "update",
+            "args": [{"visible": [o == n for o in owner]}, _ranges(runs, n)],
         }
         for n in names
     ]
-    return {
-        "buttons": buttons, "active": names.index(name), "x": 0, "xanchor": "left", "y": 1.16, "yanchor": "bottom",
-    }  # fmt: skip
+    return {"buttons": buttons, "active": names.index(name), "x": 0, "xanchor": "left", "y": 1.16, "yanchor": "bottom"}
+
+
+def _ranges(runs: list[Run], name: str) -> dict[str, Any]:
+    """What the axes and colours of a name have in common over all panels."""
+    drawn = [curving.curves(run, name) for run in runs]
+    extent = curving.extent([c.density for c in drawn])
+    n = len(runs)
+    ranges: dict[str, Any] = {"coloraxis.cmin": 0, "coloraxis.cmax": curving.darkest(drawn)}
+    for column in range(1, n + 1):
+        ranges[f"yaxis{column if column > 1 else ''}.range"] = [-extent, extent]
+        ranges[f"yaxis{n + column}.range"] = list(curving.share_range(drawn))
+        ranges[f"xaxis{2 * n + column}.range"] = [-extent, extent]
+    return ranges
 
 
 def _short(values: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from recipes.data.clips import ClipFormat
 
 AT_LEAST = {
     "gamma.steps": 1, "curriculum.share": 0, "curriculum.history": 0, "gram.group_size": 1, "gram.chunk_size": 1,
-    "gram.every": 0, "corpus.videos": 2,
+    "gram.every": 0, "gram.probe_every": 1, "corpus.videos": 2,
     "corpus.test_videos": 1, "data.workers": 0, "data.vocabulary": 3, "clip.frames": 1, "clip.size": 1,
     "clip.narrations": 1, "clip.words": 1, "clip.sample_rate": 1, "model.audio_patch": 1, "model.word_width": 1,
     "model.drop_token": 0, "model.dropout": 0, "objective.audio_space": 1, "objective.text_space": 1, "train.steps": 1,
@@ -88,6 +88,8 @@ class GramConfig:
     group_size: int = 1
     chunk_size: int | None = None
     every: int = 1  # without harmonization: measure agreement at every n-th step, 0 for never
+    probe: list[Literal["layers", "groups", "paths"]] = field(default_factory=list)  # measure also over these parts
+    probe_every: int = 100  # at every n-th step; costs up to two harmonized steps each time
 
 
 @dataclass

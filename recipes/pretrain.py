@@ -28,7 +28,7 @@ from recipes.data.clips import EvalClips, TrainClips, train_loader
 from recipes.data.splits import DataError, train_and_test
 from recipes.evaluate import embed, retrieve, table
 from recipes.progress import progress_bar
-from recipes.training import checkpoint
+from recipes.training import checkpoint, dynamics
 from recipes.training.interruption import Interruption
 from recipes.training.metrics import Metrics
 from recipes.training.skipped import SkippedClips
@@ -80,6 +80,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
     optimizer = torch.optim.Adam([p for p in modules.parameters() if p.requires_grad], betas=(0.9, 0.999))
     transform = harmonizer(config)
     state, step, counts = transform.init(), 0, {"skipped_clips": 0, "skipped_steps": 0}
+    recorded = dynamics.Dynamics()
 
     data = fingerprint(train)
     if start is None:
@@ -95,6 +96,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
         checkpoint.load_optimizer(optimizer, tensors)
         state = checkpoint.load_tree("harmonizer", state, tensors)
         checkpoint.load_random(tensors)
+        recorded = dynamics.load(start / dynamics.FILE)
         step, counts, results = facts["step"], facts["counts"], facts["results"]
         log.info("resuming at step %d", step)
 
@@ -105,6 +107,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
             {"counts": counts, "results": results, "data": data},
             lambda place: configuration.save(config, place / "config.yaml"),
             lambda place: vocabulary.save(tokenizer, place / "vocabulary.json"),
+            lambda place: dynamics.save(recorded, place / dynamics.FILE),
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- the loop
@@ -129,6 +132,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
             bad_in_a_row = 0 if found.taken else bad_in_a_row + 1
             counts["skipped_steps"] += not found.taken
             metrics.add(found.values, found.cosines, found.defined)
+            recorded = recorded.add(step, found.measured)
             bar.update()
             bar.set_postfix(found.shown(seen / (time.monotonic() - began)), refresh=False)
             last = step == config.train.steps
@@ -139,6 +143,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
                     samples_per_second=seen / (time.monotonic() - began), **counts,
                 )  # fmt: skip
             if at_checkpoint:
+                metrics.draw_histogram(step)
                 save(step)
             if bad_in_a_row >= config.train.max_bad_steps:
                 raise TrainingError(
@@ -148,6 +153,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
         bar.close()
         if step < config.train.steps:
             metrics.write(step, **counts)
+            metrics.draw_histogram(step)
             save(step)
             log.info("interrupted at step %d; continue with --resume", step)
             return {}
@@ -159,7 +165,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
     results["trained"] = retrieve(embedded)
     checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
     counts["unreadable"] = len(skipped.known)
-    page = report.write(folder, config, results, embedded, clips, counts)
+    page = report.write(folder, config, results, embedded, clips, counts, recorded)
     print(table(results))
     log.info("%d clip(s) not readable, %d step(s) not taken", counts["unreadable"], counts["skipped_steps"])
     log.info("report: %s", page)

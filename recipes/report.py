@@ -17,6 +17,7 @@ from recipes.data.clips import EvalClips, Skipped
 from recipes.evaluate import Embedded
 from recipes.training import metrics
 from recipes.training.checkpoint import write_atomically
+from recipes.training.dynamics import BINS, TRAINING, Dynamics
 from recipes.trimodal.harmonizer import compares_with_gamma, described
 
 matplotlib.use("Agg")
@@ -25,8 +26,9 @@ FOUND = 5
 
 
 def write(
-    folder: Path, config: Config, results: dict[str, Any], embedded: Embedded, clips: EvalClips, counts: dict[str, int]
-) -> Path:
+    folder: Path, config: Config, results: dict[str, Any], embedded: Embedded, clips: EvalClips, counts: dict[str, int],
+    dynamics: Dynamics,
+) -> Path:  # fmt: skip
     """Write report.html and figures/*.png of a finished run.
 
     Args:
@@ -36,14 +38,15 @@ def write(
         embedded: The held-out clips after training.
         clips: Where they were read from.
         counts: Skipped clips and steps.
+        dynamics: The cosines of all steps.
 
     Returns:
         Path of the report.
     """
-    rows = metrics.read(folder)
+    rows, cosines = metrics.read(folder), dynamics.only(TRAINING)
     (folder / "figures").mkdir(exist_ok=True)
     figures = {}
-    for name, figure in draw(rows, config).items():
+    for name, figure in draw(rows, cosines, config).items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
         figures[name] = _png((folder / "figures" / f"{name}.png").read_bytes())
     environment = jinja2.Environment(
@@ -53,14 +56,14 @@ def write(
     )
     page = environment.get_template("report.html.j2").render(
         config=config, harmonizer=described(config), results=results, figures=figures, counts=counts,
-        examples=examples(embedded, clips), summary=summary(rows), recalls=retrieval.RECALLS,
+        examples=examples(embedded, clips), summary=summary(cosines), recalls=retrieval.RECALLS,
     )  # fmt: skip
     write_atomically(folder / "report.html", page)
     return folder / "report.html"
 
 
-def draw(rows: list[dict[str, Any]], config: Config) -> dict[str, Figure]:
-    """The figures of a run from its metrics: losses, agreement over training, and its distribution."""
+def draw(rows: list[dict[str, Any]], cosines: Dynamics, config: Config) -> dict[str, Figure]:
+    """The figures of a run from its metrics and cosines: losses, agreement over training, and its distribution."""
     steps = [row["step"] for row in rows]
     figures = {}
 
@@ -72,7 +75,7 @@ def draw(rows: list[dict[str, Any]], config: Config) -> dict[str, Figure]:
     axes.legend(frameon=False)
     figures["losses"] = figure
 
-    measured = [row for row in rows if "agreement_histogram" in row]
+    measured = [row for row in rows if "agreement_mean" in row]
     if not measured:
         return figures
     steps = [row["step"] for row in measured]
@@ -95,12 +98,12 @@ def draw(rows: list[dict[str, Any]], config: Config) -> dict[str, Figure]:
 
     figure = _figure()
     axes = figure.subplots()
-    thirds = [part for part in np.array_split(np.arange(len(measured)), 3) if len(part)]
-    for part in thirds:
-        counts = np.sum([measured[i]["agreement_histogram"] for i in part], axis=0)
+    first, last, (histograms, _) = cosines.of(TRAINING)
+    for part in (part for part in np.array_split(np.arange(len(first)), 3) if len(part)):
+        counts = histograms.counts[part].sum(0).numpy()
         edges = np.linspace(-1, 1, len(counts) + 1)
-        first = steps[part[0] - 1] if part[0] else 0
-        axes.stairs(counts / counts.sum() / np.diff(edges), edges, label=f"steps {first} to {steps[part[-1]]}", lw=1.5)
+        label = f"steps {first[part[0]]} to {last[part[-1]]}"
+        axes.stairs(counts / counts.sum() / np.diff(edges), edges, label=label, lw=1.5)
     axes.axvline(0, color="grey", lw=0.8)
     axes.set(xlabel="cos(g_va, g_vt)", ylabel="density", title="Distribution of agreement")
     axes.legend(frameon=False)
@@ -112,23 +115,18 @@ def _figure() -> Figure:
     return Figure(figsize=(6.4, 4.2), layout="constrained")
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Moments of the cosines over the whole run, from the histograms of its intervals."""
-    measured = [row["agreement_histogram"] for row in rows if "agreement_histogram" in row]
-    if not measured:
+def summary(cosines: Dynamics) -> dict[str, Any]:
+    """Moments of the cosines over the whole run, and the share of negative ones; {} of none."""
+    if not cosines.intervals:
         return {}
-    counts = np.sum(measured, axis=0)
-    centres = np.linspace(-1, 1, len(counts) + 1)[:-1] + 1 / len(counts)
-    mean = float((counts * centres).sum() / counts.sum())
-    deviations = centres - mean
-    m2, m3, m4 = (float((counts * deviations**p).sum() / counts.sum()) for p in (2, 3, 4))
+    histogram, m = cosines.total(TRAINING)
     return {
-        "samples": int(counts.sum()),
-        "mean": mean,
-        "std": m2**0.5,
-        "negative": float(counts[: len(counts) // 2].sum() / counts.sum()),
-        "skew": m3 / m2**1.5 if m2 else float("nan"),
-        "kurtosis": m4 / m2**2 - 3 if m2 else float("nan"),
+        "samples": int(m.number),
+        "mean": float(m.mean),
+        "std": float(m.std),
+        "negative": float(histogram.counts[: BINS // 2].sum() / m.number),
+        "skew": float(m.skew),
+        "kurtosis": float(m.kurtosis),
     }
 
 

@@ -1,7 +1,7 @@
 """One training step: harmonized or plain gradients, the checks before the update, and what to report of it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 import harmony
 from recipes.config import Config
+from recipes.training.dynamics import TRAINING, Cosines
 from recipes.trimodal.build import model_inputs
 from recipes.trimodal.harmonizer import parameters_of_gram
+from recipes.trimodal.probes import probe
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,20 @@ class StepResult:
         cosines: Agreement (B,) before realignment; None where it was not measured.
         defined: Mask (B,) of the samples that have one.
         reason: Why the step was not taken; empty if it was.
+        probes: Cosines over parts of the backbone, where they were asked for.
     """
 
     values: dict[str, float]
     cosines: Tensor | None = None
     defined: Tensor | None = None
     reason: str = ""
+    probes: Cosines = field(default_factory=dict)
+
+    @property
+    def measured(self) -> Cosines:
+        """All cosines, those of training under the name `TRAINING`."""
+        of_training = {} if self.cosines is None else {TRAINING: (self.cosines, self.defined)}
+        return of_training | self.probes
 
     @property
     def taken(self) -> bool:
@@ -61,6 +71,7 @@ def train_step(
         return StepResult({}, reason="fewer than two clips of the batch could be read"), state
     model, objective = modules["model"], modules["objective"]
     inputs = model_inputs(batch, device)
+    probes = probe(config, modules, inputs) if step % config.gram.probe_every == 0 else {}
     buffers = {name: b.clone() for name, b in modules.named_buffers()}
     optimizer.zero_grad(set_to_none=True)
 
@@ -106,7 +117,7 @@ def train_step(
         optimizer.step()
     cosines = None if info is None else info.agreement.cpu()
     defined = None if info is None else (info.defined & info.agreement.isfinite()).cpu()
-    return StepResult(values, cosines, defined, reason), state
+    return StepResult(values, cosines, defined, reason, probes), state
 
 
 def _idle(transform: harmony.Transform, state: Any) -> Any:

@@ -17,7 +17,7 @@ from recipes.data.clips import EvalClips, TrainClips, collate, train_loader
 from recipes.data.splits import train_and_test
 from recipes.evaluate import main as evaluate_main
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
-from recipes.training import checkpoint, metrics
+from recipes.training import checkpoint, dynamics, metrics
 from recipes.training.step import train_step
 from recipes.trimodal.build import build
 from recipes.trimodal.harmonizer import harmonizer
@@ -46,7 +46,9 @@ def test_a_run_trains_evaluates_and_reports(tiny, capsys):
     assert results["trained"]["text->video"]["pairs"] == len(EvalClips(*held_out(config)))
     rows = metrics.read(folder)
     assert [row["step"] for row in rows] == [2, 3, 4, 6]
-    assert sum(sum(row["agreement_histogram"]) for row in rows) <= 6 * 4
+    recorded = dynamics.load(checkpoint.latest(folder) / dynamics.FILE)
+    assert [interval.first for interval in recorded.intervals] == [1, 2, 3, 4, 5, 6]
+    assert 0 < int(recorded.total(dynamics.TRAINING).moments.number) <= 6 * 4
     assert all(row["loss"] == pytest.approx(row["loss_va"] + row["loss_vt"]) for row in rows)
     assert rows[-1]["lr"] < 2e-3 and rows[-1]["skipped_clips"] == 0
     page = (folder / "report.html").read_text()
@@ -231,7 +233,7 @@ def test_modalities_may_be_missing_altogether(tiny, mixed):
     pretrain(config)
     last = metrics.read(config.folder)[-1]
     assert last["loss_va"] == 0 and last["loss_vt"] > 0 and last["kept"] == 1 and last["skipped_steps"] == 0
-    assert "agreement_histogram" not in last  # no sample has both gradients
+    assert "agreement_mean" not in last  # no sample has both gradients
 
 
 @pytest.fixture

@@ -1,0 +1,183 @@
+"""The distribution of cosines over a run: histograms and moments of intervals of steps, bounded however long the run.
+
+An interval begins as one step. Whenever there are more than MOST of them, intervals become twice as long and neighbours
+are merged: a short run keeps every step, a long one between MOST / 2 and MOST intervals.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from harmony import stats
+from harmony.stats import Histogram, Moments
+
+BINS = 100  # 0 is an edge, so that negative cosines are counted, not estimated
+MOST = 1000  # intervals
+FILE = "dynamics.safetensors"  # in a checkpoint
+TRAINING = "backbone"  # name of the cosines that training itself measures; the others are probes
+Cosines = Mapping[str, tuple[Tensor, Tensor]]
+"""{name: (cosines (B,), mask (B,) of those that are defined)}."""
+
+
+class Seen(NamedTuple):
+    """Cosines seen so far: of one interval, or stacked over n intervals (leading axis n)."""
+
+    histogram: Histogram
+    moments: Moments
+
+    def merge(self, other: "Seen") -> "Seen":
+        """Both together; associative and commutative, the moments up to rounding."""
+        return Seen(self.histogram.merge(other.histogram), self.moments.merge(other.moments))
+
+
+def seen_in(cosines: Tensor, mask: Tensor) -> Seen:
+    """The histogram and the moments of the defined cosines (B,) of one batch."""
+    return Seen(stats.histogram(cosines, mask, bins=BINS), stats.moments(cosines, mask))
+
+
+NOTHING = seen_in(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+
+
+class Interval(NamedTuple):
+    """What was seen from a first to a last step, both included and counted from 1: {name: Seen}."""
+
+    first: int
+    last: int
+    seen: dict[str, Seen]
+
+    def merge(self, other: "Interval") -> "Interval":
+        """Both together."""
+        names = self.seen | other.seen
+        merged = {
+            name: self.seen[name].merge(other.seen[name]) if name in self.seen and name in other.seen else names[name]
+            for name in names
+        }
+        return Interval(min(self.first, other.first), max(self.last, other.last), merged)
+
+
+class Series(NamedTuple):
+    """The cosines of one name over n intervals.
+
+    Attributes:
+        first: First step of each interval (n,).
+        last: Last step (n,).
+        seen: Histograms (n, bins) and moments (n,).
+    """
+
+    first: Tensor
+    last: Tensor
+    seen: Seen
+
+
+class Dynamics(NamedTuple):
+    """The intervals of a run in their order, each within ``length`` steps; an immutable value."""
+
+    length: int = 1
+    intervals: tuple[Interval, ...] = ()
+
+    def add(self, step: int, cosines: Cosines, most: int = MOST) -> "Dynamics":
+        """With the cosines of one more step.
+
+        Args:
+            step: Number of the step, from 1.
+            cosines: What was measured, by name; names without a defined cosine are left out.
+            most: Number of intervals not to exceed.
+
+        Returns:
+            The new dynamics; the old are as they were.
+        """
+        seen = {name: seen_in(*measured) for name, measured in cosines.items()}
+        seen = {name: s for name, s in seen.items() if s.moments.number > 0}
+        return self.merge(Dynamics(1, (Interval(step, step, seen),)), most) if seen else self
+
+    def merge(self, other: "Dynamics", most: int = MOST) -> "Dynamics":
+        """Both together, as if one had seen all; associative and commutative, the moments up to rounding."""
+        length = max(self.length, other.length)
+        return Dynamics(length, _merged(self.intervals + other.intervals, length)).at_most(most)
+
+    def at_most(self, most: int) -> "Dynamics":
+        """In at most so many intervals, twice as long as often as needed."""
+        shorter = self
+        while len(shorter.intervals) > most:
+            length = 2 * shorter.length
+            shorter = Dynamics(length, _merged(shorter.intervals, length))
+        return shorter
+
+    @property
+    def names(self) -> list[str]:
+        """All names: the cosines of training first, layers in their order."""
+        names = {name for interval in self.intervals for name in interval.seen}
+        return sorted(names, key=lambda name: (name != TRAINING, *_natural(name)))
+
+    def of(self, name: str) -> Series:
+        """The cosines of a name, over the intervals that have any."""
+        return _series([interval for interval in self.intervals if name in interval.seen], name)
+
+    def total(self, name: str) -> Seen:
+        """The cosines of a name over the whole run; nothing if there are none."""
+        return functools.reduce(Seen.merge, (i.seen[name] for i in self.intervals if name in i.seen), NOTHING)
+
+    def only(self, name: str) -> "Dynamics":
+        """The cosines of a name alone."""
+        chosen = (i._replace(seen={name: i.seen[name]}) for i in self.intervals if name in i.seen)
+        return self._replace(intervals=tuple(chosen))
+
+
+def save(dynamics: Dynamics, path: Path) -> None:
+    """Write as safetensors, counts in the narrowest integers that hold them."""
+    steps = [(i.first, i.last) for i in dynamics.intervals]
+    arrays = {"length": np.array([dynamics.length]), "steps": np.array(steps, dtype=np.int64).reshape(-1, 2)}
+    for name in dynamics.names:
+        seen = _series(dynamics.intervals, name).seen
+        counts = seen.histogram.counts.numpy()
+        arrays[f"{name}:counts"] = counts.astype(np.min_scalar_type(counts.max()))
+        arrays[f"{name}:moments"] = torch.stack(seen.moments).numpy()
+    save_file(arrays, path)
+
+
+def load(path: Path) -> Dynamics:
+    """Read what `save` wrote; nothing where there is no such file, as in the checkpoints of older versions."""
+    if not path.is_file():
+        return Dynamics()
+    arrays = load_file(path)
+    intervals = [Interval(int(first), int(last), {}) for first, last in arrays["steps"]]
+    for name in sorted(key.removesuffix(":counts") for key in arrays if key.endswith(":counts")):
+        counts = torch.from_numpy(arrays[f"{name}:counts"].astype(np.int64))
+        moments = torch.from_numpy(arrays[f"{name}:moments"])
+        for i, interval in enumerate(intervals):
+            if moments[0, i] > 0:
+                interval.seen[name] = Seen(Histogram(counts[i]), Moments(*moments[:, i]))
+    return Dynamics(int(arrays["length"][0]), tuple(intervals))
+
+
+def _natural(name: str) -> tuple[str, float, str]:
+    """Sorts "layers/2" before "layers/10", and numbers before words."""
+    family, _, part = name.partition("/")
+    return family, float(part) if part.isdigit() else float("inf"), part
+
+
+def _merged(intervals: Iterable[Interval], length: int) -> tuple[Interval, ...]:
+    """Intervals on a grid of so many steps: those that begin in the same cell are one."""
+    cells: dict[int, Interval] = {}
+    for interval in sorted(intervals, key=lambda i: i.first):
+        cell = (interval.first - 1) // length
+        cells[cell] = cells[cell].merge(interval) if cell in cells else interval
+    return tuple(cells.values())
+
+
+def _series(intervals: Iterable[Interval], name: str) -> Series:
+    """The cosines of a name stacked over intervals, nothing where an interval has none."""
+    intervals = list(intervals)
+    seen = [interval.seen.get(name, NOTHING) for interval in intervals]
+    if not seen:
+        raise ValueError(f"no cosines are called {name!r}.")
+    steps = torch.tensor([(i.first, i.last) for i in intervals])
+    counts = torch.stack([s.histogram.counts for s in seen])
+    moments = Moments(*(torch.stack(column) for column in zip(*(s.moments for s in seen), strict=True)))
+    return Series(steps[:, 0], steps[:, 1], Seen(Histogram(counts), moments))

@@ -1,0 +1,133 @@
+"""Where in the backbone, and along which path, two losses agree: measurements beside training that leave it alone."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import harmony
+from recipes.config import Config
+from recipes.training.dynamics import Cosines
+
+FAMILIES = ("layers", "groups", "paths")
+PATHS = ("va_video", "va_audio", "vt_video", "vt_text")
+PAIRS = {
+    "video-video": ("va_video", "vt_video"),
+    "audio-video": ("va_audio", "vt_video"),
+    "video-text": ("va_video", "vt_text"),
+    "audio-text": ("va_audio", "vt_text"),
+}
+"""The four parts of <g_va, g_vt>: what loss va sends through the one encoder, and loss vt through the other."""
+
+
+def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> Cosines:
+    """Cosines of each sample's two gradients over parts of the backbone, as `gram.probe` asks for.
+
+    The random numbers are those that the step to come will use, and neither they nor running statistics move.
+
+    Args:
+        config: What to measure, and how gradients are read; parameters, also where training reads features.
+        modules: {"model", "objective"}.
+        inputs: The batch that the model takes.
+
+    Returns:
+        {"layers/0": (cosines (groups,), defined (groups,)), ..., "layers/norm": ..., "groups/mlp": ...,
+        "paths/audio-text": ...}; {} where nothing is asked for.
+    """
+    blocks: dict[str, Tensor] = {}
+    wanted = set(config.gram.probe)
+    if wanted & {"layers", "groups"}:
+        parts = gram_of_parts(config, modules, inputs)
+        for family, which in (("layers", 0), ("groups", 1)):
+            if family in wanted:
+                blocks |= {f"{family}/{name}": gram for name, gram in summed(parts, which).items()}
+    if "paths" in wanted:
+        gram = gram_of_paths(config, modules, inputs)
+        for name, pair in PAIRS.items():
+            i = [PATHS.index(path) for path in pair]
+            blocks[f"paths/{name}"] = gram[:, i][:, :, i]
+    cosines = {name: harmony.agreement(gram) for name, gram in blocks.items()}
+    return {
+        name: (cosine.cpu(), (harmony.defined(blocks[name]) & cosine.isfinite()).cpu())
+        for name, cosine in cosines.items()
+    }
+
+
+def gram_of_parts(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gram blocks (groups, 2, 2) of the losses va, vt over the parts of the backbone: {"layer group": block}."""
+    return _gram(config, modules, inputs, _losses, part_of)
+
+
+def gram_of_paths(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> Tensor:
+    """Gram blocks (groups, 4, 4) over the backbone, of each loss through the one encoder and through the other.
+
+    The losses are `PATHS`. The gradients of the two paths of a loss add up to the gradient of the loss.
+    """
+    gram: Tensor = _gram(config, modules, inputs, _losses_by_path, lambda name: name.startswith("backbone."))
+    return gram
+
+
+def part_of(name: str) -> str | None:
+    """The layer and the group of a parameter of the backbone.
+
+    Examples:
+        >>> part_of("backbone.layers.3.qkv.weight"), part_of("backbone.layers.0.norm_mlp.bias")
+        ('3 attention', '0 norm')
+        >>> part_of("backbone.norm.weight"), part_of("tokens.video.project.weight")
+        ('norm norm', None)
+    """
+    found = re.match(r"backbone\.(?:layers\.(\d+)\.)?(\w+)", name)
+    if found is None:
+        return None
+    layer, module = found.groups()
+    group = "norm" if module.startswith("norm") else "mlp" if module == "mlp" else "attention"
+    return f"{layer or 'norm'} {group}"
+
+
+def summed(parts: dict[str, Tensor], which: int) -> dict[str, Tensor]:
+    """Gram blocks by layer (0) or by group (1): inner products over parts add up."""
+    whole: dict[str, Tensor] = {}
+    for label, gram in parts.items():
+        name = label.split()[which]
+        whole[name] = whole[name] + gram if name in whole else gram
+    return whole
+
+
+def _gram(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], losses: Any, wrt: harmony.gram.Wrt) -> Any:
+    model, objective = modules["model"], modules["objective"]
+    params, heads = ({n: p.detach() for n, p in m.named_parameters() if p.requires_grad} for m in (model, objective))
+    device = next(iter(inputs.values())).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        _, gram, _ = harmony.gram_vjp(
+            lambda params, batch: functional_call(model, params, (), batch),
+            lambda heads, embeddings: losses(_pure(objective, heads), embeddings),
+            params, inputs, loss_params=heads, wrt=wrt, attribution=config.gram.attribution,
+            group_size=config.gram.group_size, chunk_size=config.gram.chunk_size,
+        )  # fmt: skip
+    return gram
+
+
+def _pure(objective: nn.Module, heads: dict[str, Tensor]) -> Any:
+    """The objective as a function of embeddings, its running statistics untouched."""
+
+    def evaluate(embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        buffers = {name: b.clone() for name, b in objective.named_buffers()}
+        terms: dict[str, Tensor] = functional_call(objective, heads | buffers, (embeddings,))
+        return terms
+
+    return evaluate
+
+
+def _losses(objective: Any, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+    terms: dict[str, Tensor] = objective(embeddings)
+    return terms
+
+
+def _losses_by_path(objective: Any, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each loss twice: once it reaches the video alone, once what the video is compared with."""
+    audio, text, video = (embeddings[name].detach() for name in ("audio", "text", "video"))
+    by_video = objective(embeddings | {"audio": audio, "text": text})
+    by_other = objective(embeddings | {"video": video})
+    return dict(zip(PATHS, (by_video["va"], by_other["va"], by_video["vt"], by_other["vt"]), strict=True))

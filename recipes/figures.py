@@ -1,8 +1,10 @@
-"""Draw the figures of the documentation.
+"""Draw the figures: of the documentation, and of scored clips.
 
 python -m recipes.figures realign [--out docs/images/realign]
+python -m recipes.figures gallery --scores scores.parquet --out gallery.html [--share 0.05] [--count 50] [--seed 0]
 
 `realign` draws what each realignment makes of two gradients in the plane, one PNG per method and one with all.
+`gallery` shows clips from the top and the bottom of a table of scores, on a page and on a sheet (PNG) beside it.
 """
 
 import argparse
@@ -13,6 +15,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from recipes.config import ConfigError
+from recipes.gallery.build import build as build_gallery
 from recipes.plots import realign
 
 COLOURS = 96  # of a picture's palette: a third of the size of true colours, and as smooth
@@ -35,10 +39,20 @@ def realign_figures(options: argparse.Namespace) -> list[Path]:
     return [*paths, save(realign.overview(), options.out / "overview.png")]
 
 
+# ------------------------------------------------------------------------------------------------------------- gallery
+def gallery(options: argparse.Namespace) -> list[Path]:
+    """The page and the sheet."""
+    return build_gallery(options.scores, options.out, options.checkpoint, options.share, options.count, options.seed)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     options = parser().parse_args(arguments)
-    files = options.draw(options)
+    try:
+        files = options.draw(options)
+    except (ConfigError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print("written: " + ", ".join(map(str, files)))
     return 0
 
@@ -53,6 +67,17 @@ def parser() -> argparse.ArgumentParser:
     methods = commands.add_parser("realign", help="what each realignment makes of two gradients")
     methods.add_argument("--out", type=Path, default=Path("docs/images/realign"), help="folder of the pictures")
     methods.set_defaults(draw=realign_figures)
+
+    clips = commands.add_parser("gallery", help="clips whose gradients agree most and least")
+    clips.add_argument("--scores", type=Path, required=True, help="table of recipes.score")
+    clips.add_argument(
+        "--out", type=Path, default=Path("gallery.html"), help="the page; the sheet is NAME.png beside it"
+    )
+    clips.add_argument("--share", type=float, default=0.05, help="of the clips, at each end (default 0.05)")
+    clips.add_argument("--count", type=int, default=50, help="clips drawn from each end (default 50)")
+    clips.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    clips.add_argument("--checkpoint", type=Path, help="of the model that tests words; default: the one of the scores")
+    clips.set_defaults(draw=gallery)
     return p
 
 

@@ -70,6 +70,11 @@ def p_values(text: Tensor, without: Tensor, own: Tensor, others: Tensor) -> Tens
     return (1 + (~(drops[1:] < drops[0])).sum(0)).double() / (1 + len(others))  # what is not finite counts against w
 
 
+def chance(others: int) -> float:
+    """The share of words that pass by chance among so many others: the threshold, or a little less."""
+    return sum(k / (1 + others) <= THRESHOLD for k in range(1, 2 + others)) / (1 + others)
+
+
 def known(caption: list[Word]) -> list[bool]:
     """Whether each word is in the vocabulary; one that is not cannot be aligned."""
     return [word.token != UNKNOWN for word in caption]

@@ -59,7 +59,7 @@ def build(scores: Path, out: Path, checkpoint: Path | None, share: float, count:
         raise ValueError(f"none of the {len(broken)} clips drawn can be read; the first: {broken[0]}")
     if broken:
         print(f"{len(broken)} of the clips drawn cannot be read and are left out, the first: {broken[0]}")
-    page.write(sample, space, share, seed, references, broken)
+    page.write(sample, share, seed, space.config.clip.words, broken)
     picture = out.with_suffix(".png")
     sheet(on_sheet, sample, share).save(picture, dpi=(300, 300), optimize=True)
     return [out, picture]

@@ -1,6 +1,7 @@
 """Captions with their aligned words, and the share of aligned words in a group."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -115,3 +116,11 @@ def share_aligned(captions: Sequence[Caption], videos: Sequence[str], seed: int)
     passes, tests = (draws @ np.bincount(video, weights=x) for x in (aligned, tested))
     low, high = np.quantile(passes[tests > 0] / tests[tests > 0], [0.025, 0.975])
     return Share(passed, total, passed / total, float(low), float(high))
+
+
+def most_aligned(captions: Sequence[Caption], count: int) -> list[tuple[str, int, int]]:
+    """The words that are aligned most often: (word in lower case, times aligned, times tested)."""
+    tested = [(text.lower(), is_aligned(p)) for caption in captions for text, p in caption.pieces if p is not None]
+    times = Counter(word for word, _ in tested)
+    aligned = Counter(word for word, passed in tested if passed)
+    return [(word, number, times[word]) for word, number in aligned.most_common(count)]

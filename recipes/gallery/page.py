@@ -1,7 +1,6 @@
 """The page of a gallery: one HTML file; what it may not hold goes into a folder beside it."""
 
 import base64
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,17 +11,17 @@ from urllib.parse import quote
 import jinja2
 
 from recipes.data.decode import BrokenClip
-from recipes.gallery.alignment import FEWEST, THRESHOLD
-from recipes.gallery.captions import Caption, References, share_aligned
+from recipes.gallery.alignment import FEWEST, THRESHOLD, chance
+from recipes.gallery.captions import Caption, most_aligned, share_aligned
 from recipes.gallery.media import Shown
 from recipes.gallery.sample import BINS, Row, Sample
-from recipes.gallery.space import Space
 from recipes.training.checkpoint import write_atomically
 
 GROUPS = ("top", "bottom")
 INLINE_PLAYERS = 100
 INLINE_BYTES = 50_000_000  # of media in the page, as they stand there
 PER_PAGE = 10  # clips of each group shown at a time
+FREQUENT = 5  # words named that are aligned most often
 OURS = re.compile(r"clip-\d+(-poster)?\.(mp4|jpg)")
 
 
@@ -67,10 +66,15 @@ class Page:
             }
         )  # fmt: skip
 
-    def write(
-        self, sample: Sample, space: Space, share: float, seed: int, references: References, broken: list[BrokenClip]
-    ) -> None:
-        """Write the page, whole or not at all, and remove media of an earlier one that it does not use."""
+    def write(self, sample: Sample, share: float, seed: int, words: int, broken: list[BrokenClip]) -> None:
+        """Write the page, whole or not at all, and remove media of an earlier one that it does not use.
+
+        Args:
+            sample: Where the cards are from.
+            share, seed: How they were drawn.
+            words: How many words of a caption the model reads.
+            broken: What could not be read.
+        """
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
             autoescape=True,
@@ -81,10 +85,11 @@ class Page:
         fewest = min(numbers)
         page = environment.get_template("gallery.html.j2").render(
             sample=sample, share=share, seed=seed, rows=self.rows, inlined=self.inlined, folder=quote(self.folder.name),
-            per_page=PER_PAGE, threshold=THRESHOLD, words=space.config.clip.words,
+            per_page=PER_PAGE, threshold=THRESHOLD, words=words,
             references=fewest if fewest == max(numbers) else f"{fewest} to {max(numbers)}", enough=fewest >= FEWEST,
-            chance=math.floor(THRESHOLD * (fewest + 1)) / (fewest + 1),
+            chance=chance(fewest),
             shares={group: share_aligned(*columns, seed) for group, columns in judged.items()},
+            frequent={group: most_aligned(columns[0], FREQUENT) for group, columns in judged.items()},
             counts={group: len(columns[0]) for group, columns in judged.items()},
             broken=len(broken), reasons=Counter(clip.reason for clip in broken).most_common(5),
             bars=[count / max(sample.histogram) for count in sample.histogram], bins=BINS,

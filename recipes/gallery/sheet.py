@@ -1,5 +1,7 @@
 """The contact sheet of a gallery: a picture as wide as a paper's column, at 300 dots per inch."""
 
+from functools import cache
+
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
@@ -40,8 +42,8 @@ def sheet(cards: list[Card], sample: Sample, share: float) -> Image.Image:
     for x, name, sign, group in zip(
         (MARGIN, MARGIN + CELL + GUTTER), ("Top", "Bottom"), "≥≤", (sample.top, sample.bottom), strict=True
     ):
-        draw.text((x, MARGIN), f"{name} {100 * share:g}%", INK, _font(bold=True))
-        draw.text((x, MARGIN + LINE), f"cosine {sign} {_signed(group.cut)}", GREY, _font())
+        draw.text((x, MARGIN), f"{name} {100 * share:g}%", INK, font(bold=True))
+        draw.text((x, MARGIN + LINE), f"cosine {sign} {_signed(group.cut)}", GREY, font())
     for x, column in zip((MARGIN, MARGIN + CELL + GUTTER), columns, strict=True):
         y = top
         for cell, height in zip(column, heights, strict=False):
@@ -55,7 +57,7 @@ def _cell(card: Card) -> Image.Image:
     strip = Image.fromarray(side_by_side(card.shown.frames))
     scale = min(CELL / strip.width, TALLEST / strip.height)
     strip = strip.resize((round(strip.width * scale), round(strip.height * scale)), Image.Resampling.LANCZOS)
-    lines = _lines(card.caption)
+    lines = break_lines(card.caption)
     cell = Image.new("RGB", (CELL, strip.height + SOUND + LINE * (len(lines) + 1) + 12), "white")
     draw = ImageDraw.Draw(cell)
     cell.paste(strip, (0, 0))
@@ -67,21 +69,21 @@ def _cell(card: Card) -> Image.Image:
     for line in lines:
         x = 0.0
         for text, aligned in line:
-            font = _font(bold=aligned)
-            draw.text((x, y), text, GREEN if aligned else INK, font)
-            x += font.getlength(text)
+            face = font(bold=aligned)
+            draw.text((x, y), text, GREEN if aligned else INK, face)
+            x += face.getlength(text)
         y += LINE
-    draw.text((0, y), f"cosine {_signed(card.row.cosine)}", GREY, _font())
+    draw.text((0, y), f"cosine {_signed(card.row.cosine)}", GREY, font())
     return cell
 
 
-def _lines(caption: Caption) -> list[list[tuple[str, bool]]]:
+def break_lines(caption: Caption) -> list[list[tuple[str, bool]]]:
     """Break a caption at blanks into at most LINES lines of pieces (text, aligned) that fit a cell."""
     lines: list[list[tuple[str, bool]]] = [[]]
     width = 0.0
     for chunk in _unbreakable(caption):
-        needed = sum(_font(aligned).getlength(text) for text, aligned in chunk)
-        trailing = _font().getlength(" ") if chunk[-1][0].endswith(" ") else 0
+        needed = sum(font(aligned).getlength(text) for text, aligned in chunk)
+        trailing = font().getlength(" ") if chunk[-1][0].endswith(" ") else 0
         if lines[-1] and width + needed - trailing > CELL:
             lines.append([])
             width = 0.0
@@ -111,6 +113,7 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def _font(bold: bool = False) -> ImageFont.FreeTypeFont:
+@cache
+def font(bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings along."""
     return ImageFont.truetype(findfont(FontProperties(weight="bold" if bold else "normal")), FONT_SIZE)

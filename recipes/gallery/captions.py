@@ -63,7 +63,8 @@ def is_aligned(p: float | None) -> bool:
 
 
 def judge(space: Space, rows: Sequence[Row], videos: Tensor, references: References) -> list[Caption]:
-    """Test every word of the captions of B clips.
+    """Test every word of the captions of B clips; it costs the encoding of one text per word (10,000 captions of ten
+    words and a model of size demo: 40 s on one core).
 
     Args:
         space: The model.

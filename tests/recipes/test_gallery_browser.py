@@ -160,6 +160,7 @@ def test_it_pages_through_every_clip_once(page):
         page.locator("form [data-turn='1']").click()
     assert page.locator("form .place").text_content() == "page 6 of 6"
     assert sorted(seen) == [f"{HIGH + 0.001 * i:.3f}" for i in range(EACH)]
+    page.evaluate("for (page = 0; page < 5; page++) show()")  # in a hurry: what was on its way is dropped
     page.fill("[name=text]", "dot")  # a filter begins at the first page
     assert page.locator("form .place").text_content() == "page 1 of 6"
 

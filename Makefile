@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup pretrain figures test test-slow test-peers test-models lint format docs wheel clean
+.PHONY: help setup pretrain figures test test-slow test-peers test-models test-browser lint format docs wheel clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup: $(STAMP)  ## install everything for recipes, tests, docs and lint into .venv
 
@@ -45,6 +45,10 @@ test-peers: $(STAMP)  ## the realignments against those of TorchJD, which it ins
 test-models: $(STAMP)  ## the tape on small models of transformers, which it installs
 	@$(PIP) --editable '.[models]'
 	@$(BIN)/python -m pytest -n 2 tests/harmony/test_third_party.py $(ARGS)
+
+test-browser: $(STAMP)  ## the gallery in the chromium that is installed, driven by playwright, which it installs
+	@$(PIP) --editable '.[browser]'
+	@$(BIN)/python -m pytest tests/recipes/test_gallery_browser.py $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy, nothing is changed
 	@echo "lint: ruff check"

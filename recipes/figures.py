@@ -1,11 +1,15 @@
-"""Draw the figures of the documentation.
+"""Draw the figures: of the documentation, of runs, and of scored clips.
 
 python -m recipes.figures realign [--out docs/images/realign]
 python -m recipes.figures dynamics --runs RUN [RUN ...] [--against RUN] [--name backbone] [--out runs/dynamics]
+python -m recipes.figures gallery --scores scores.parquet --out gallery.html [--share 0.05] [--count 50] [--seed 0]
+python -m recipes.figures detection --scores scores.parquet [...] --truth truth.jsonl --out FOLDER
 
 `realign` draws what each realignment makes of two gradients in the plane, one PNG per method and one with all.
 `dynamics` draws how the cosines of the two gradients are distributed over the training of runs, before realignment:
 dynamics.png, .pdf, .html (interactive), .json and .md (the numbers), and probes.png where runs have probes.
+`gallery` shows clips from the top and the bottom of a table of scores, on a page and on a sheet (PNG) beside it.
+`detection` judges how well the figures of a table find the texts that do not belong: detection.json and .md.
 """
 
 import argparse
@@ -17,10 +21,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from recipes.config import ConfigError
 from recipes.dynamics import runs as recorded
 from recipes.dynamics import text
-from recipes.dynamics.runs import DynamicsError
+from recipes.gallery.build import build as build_gallery
 from recipes.plots import dynamics, dynamics_page, realign
+from recipes.scoring import detection
 from recipes.training.checkpoint import write_atomically
 from recipes.training.dynamics import TRAINING
 
@@ -63,12 +69,26 @@ def dynamics_figures(options: argparse.Namespace) -> list[Path]:
     return paths if probes is None else [*paths, save(probes, options.out / "probes.png")]
 
 
+# ------------------------------------------------------------------------------------------------------------- gallery
+def gallery(options: argparse.Namespace) -> list[Path]:
+    """The page and the sheet."""
+    return build_gallery(options.scores, options.out, options.checkpoint, options.share, options.count, options.seed)
+
+
+# ----------------------------------------------------------------------------------------------------------- detection
+def detection_tables(options: argparse.Namespace) -> list[Path]:
+    """What the figures of each table find."""
+    tables = {scores.stem: detection.judge(scores, options.truth) for scores in options.scores}
+    print(detection.markdown(tables))
+    return detection.write(tables, options.out)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     options = parser().parse_args(arguments)
     try:
         files = options.draw(options)
-    except DynamicsError as error:
+    except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("written: " + ", ".join(map(str, files)))
@@ -92,6 +112,22 @@ def parser() -> argparse.ArgumentParser:
     cosines.add_argument("--name", default=TRAINING, help="which cosines: backbone, layers/0, groups/mlp, ...")
     cosines.add_argument("--out", type=Path, default=Path("runs/dynamics"), help="folder of what is written")
     cosines.set_defaults(draw=dynamics_figures)
+    clips = commands.add_parser("gallery", help="clips whose gradients agree most and least")
+    clips.add_argument("--scores", type=Path, required=True, help="table of recipes.score")
+    clips.add_argument(
+        "--out", type=Path, default=Path("gallery.html"), help="the page; the sheet is NAME.png beside it"
+    )
+    clips.add_argument("--share", type=float, default=0.05, help="of the clips, at each end (default 0.05)")
+    clips.add_argument("--count", type=int, default=50, help="clips drawn from each end (default 50)")
+    clips.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    clips.add_argument("--checkpoint", type=Path, help="of the model that tests words; default: the one of the scores")
+    clips.set_defaults(draw=gallery)
+
+    found = commands.add_parser("detection", help="how well scores find the texts that do not belong")
+    found.add_argument("--scores", type=Path, nargs="+", required=True, help="tables of recipes.score")
+    found.add_argument("--truth", type=Path, required=True, help="truth.jsonl of the corpus that was scored")
+    found.add_argument("--out", type=Path, required=True, help="folder of what is written")
+    found.set_defaults(draw=detection_tables)
     return p
 
 

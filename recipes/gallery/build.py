@@ -1,0 +1,131 @@
+"""Builds a gallery: draws clips, cuts them out of their videos, tests their words, writes the page and the sheet."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from recipes.data.decode import BrokenClip
+from recipes.gallery import media
+from recipes.gallery.captions import References, judge
+from recipes.gallery.page import GROUPS, Card, Page
+from recipes.gallery.sample import Row, Sample, draw
+from recipes.gallery.sheet import ROWS, sheet
+from recipes.gallery.space import Space, load_space
+from recipes.progress import progress_bar
+
+REFERENCES = 256  # windows that words are tested against, those of a clip's own video among them, which do not count
+CLIPS_AT_ONCE = 32
+
+
+def build(scores: Path, out: Path, checkpoint: Path | None, share: float, count: int, seed: int) -> list[Path]:
+    """Write a gallery; memory and time depend on the clips drawn, not on the size of the table.
+
+    Args:
+        scores: Table of scores.
+        out: The page, .html; the sheet goes beside it as .png, media that are not inlined into a folder NAME_files.
+        checkpoint: Of the model that tests the words; None takes the one that the scores were made with.
+        share: Of the clips with a cosine that each group has.
+        count: Clips to draw from each group.
+        seed: Of the draws.
+
+    Returns:
+        The page and the sheet.
+
+    Raises:
+        ConfigError, OSError, ValueError: The scores or the checkpoint cannot be used, or no clip can be read.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"expected the page's name to end in .html, got {out}")
+    sample = draw(scores, share, count, seed, REFERENCES)
+    space = load_space(_checkpoint(checkpoint, sample, scores))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page, on_sheet, broken = Page(out), [], []
+    with TemporaryDirectory() as scratch:
+        references = _references(space, sample.references)
+        for card in _cards(space, _in_turn(sample), references, Path(scratch)):
+            if isinstance(card, BrokenClip):
+                broken.append(card)
+                continue
+            page.add(card)
+            if sum(card.group == other.group for other in on_sheet) < ROWS:
+                on_sheet.append(card)
+    if not on_sheet:
+        raise ValueError(f"none of the {len(broken)} clips drawn can be read; the first: {broken[0]}")
+    if broken:
+        print(f"{len(broken)} of the clips drawn cannot be read and are left out, the first: {broken[0]}")
+    page.write(sample, share, seed, space.config.clip.words, broken)
+    picture = out.with_suffix(".png")
+    sheet(on_sheet, sample, share).save(picture, dpi=(300, 300), optimize=True)
+    return [out, picture]
+
+
+def _checkpoint(given: Path | None, sample: Sample, scores: Path) -> Path:
+    """The checkpoint to use."""
+    named = sample.metadata.get("checkpoint")
+    if given is not None:
+        return given
+    if named is None:
+        raise ValueError(f"{scores} does not say which checkpoint it was made with; pass --checkpoint DIR")
+    if not Path(named).is_dir():
+        raise FileNotFoundError(f"{named}: the checkpoint of {scores} is not there; pass --checkpoint DIR")
+    return Path(named)
+
+
+def _in_turn(sample: Sample) -> list[tuple[str, Row]]:
+    """Clips of the two groups in turn, so that the first of both are inlined."""
+    pairs = zip_longest(sample.top.rows, sample.bottom.rows)
+    return [(group, row) for pair in pairs for group, row in zip(GROUPS, pair, strict=True) if row is not None]
+
+
+def _cards(
+    space: Space, rows: list[tuple[str, Row]], references: References, scratch: Path
+) -> Iterator[Card | BrokenClip]:
+    """Reads clips in threads (decoding does not hold Python up) and tests their words, some at a time."""
+
+    def read(item: tuple[str, Row]) -> media.Shown | BrokenClip:
+        try:
+            return media.read(item[1], space.config.clip, scratch)
+        except BrokenClip as broken:
+            return broken
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress_bar(total=len(rows), desc="clips", unit="clip", leave=False) as bar,
+    ):
+        for first in range(0, len(rows), CLIPS_AT_ONCE):
+            batch = rows[first : first + CLIPS_AT_ONCE]
+            read_ones = list(zip(batch, pool.map(read, batch), strict=True))
+            yield from (shown for _, shown in read_ones if isinstance(shown, BrokenClip))
+            whole = [(group, row, shown) for (group, row), shown in read_ones if isinstance(shown, media.Shown)]
+            if whole:
+                videos = space.videos(np.stack([shown.video for _, _, shown in whole]))
+                captions = judge(space, [row for _, row, _ in whole], videos, references)
+                yield from (Card(*parts, caption) for parts, caption in zip(whole, captions, strict=True))
+            bar.update(len(batch))
+
+
+def _references(space: Space, rows: list[Row]) -> References:
+    """Embeds what the words are tested against; what cannot be read is passed over."""
+
+    def read(row: Row) -> np.ndarray | None:
+        try:
+            return media.model_view(row, space.config.clip)
+        except BrokenClip:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        windows = list(pool.map(read, rows))
+    there = [(row, window) for row, window in zip(rows, windows, strict=True) if window is not None]
+    if not there:
+        raise ValueError(
+            f"none of {len(rows)} clips can be read, for example {rows[0].video}: are the videos in place?"
+        )
+    parts = [there[i : i + CLIPS_AT_ONCE] for i in range(0, len(there), CLIPS_AT_ONCE)]
+    embeddings = [space.videos(np.stack([window for _, window in part])) for part in parts]
+    return References(torch.cat(embeddings), np.array([row.video for row, _ in there]))

@@ -1,0 +1,452 @@
+"""The gallery: the draw, the rule for aligned words, what is cut out of the videos, the page and the sheet."""
+
+import base64
+import json
+import math
+import re
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from recipes import config as configuration
+from recipes.data import vocabulary
+from recipes.data.clips import ClipFormat
+from recipes.data.decode import BrokenClip
+from recipes.figures import main
+from recipes.gallery import alignment, media, sample
+from recipes.gallery.alignment import Word, known, p_values, variants, words
+from recipes.gallery.captions import Caption, most_aligned, pieces, share_aligned
+from recipes.gallery.page import Card, Page
+from recipes.gallery.sample import Row, draw
+from recipes.gallery.sheet import CELL, LINES, WIDTH, break_lines, font, sheet
+from recipes.gallery.space import load_space
+from recipes.trimodal.build import model_inputs
+from tests.recipes import media as files
+from tests.recipes.conftest import DEMO, TINY
+from tests.recipes.scored import row, write_checkpoint, write_table
+
+FMT = ClipFormat(frames=4, fps=10.0, size=32)
+NASTY = "the <b>red</b> dot </script><script>alert(1)</script> & “more”"
+
+
+# ---------------------------------------------------------------------------------------------------- the aligned words
+def p_by_hand(text, without, own, others):
+    """The rule as the module's docstring states it, number by number."""
+
+    def cosine(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+    p = []
+    for shorter in without:
+        drops = [cosine(text, video) - cosine(shorter, video) for video in [own, *others]]
+        p.append((1 + sum(drop >= drops[0] for drop in drops[1:])) / (1 + len(others)))
+    return p
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_p_values_are_those_of_the_stated_rule(seed):
+    generator = torch.Generator().manual_seed(seed)
+    text, own = (torch.randn(6, generator=generator) for _ in range(2))
+    without, others = (torch.randn(n, 6, generator=generator) for n in (4, 37))
+    expected = p_by_hand(text.tolist(), without.tolist(), own.tolist(), others.tolist())
+    assert p_values(text, without, own, others).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_word_that_only_its_own_video_shows_is_aligned_and_one_of_all_videos_is_not():
+    everywhere, here, elsewhere = torch.eye(3)
+    others = everywhere + 0.1 * elsewhere + torch.zeros(199, 3)
+    p = p_values(everywhere + here, torch.stack([everywhere, here]), everywhere + here, others)
+    assert p[0] == 1 / 200 <= alignment.THRESHOLD  # without "here"
+    assert p[1] > alignment.THRESHOLD  # without "everywhere"
+
+
+def test_words_that_have_nothing_to_do_with_the_video_pass_at_the_rate_of_chance():
+    generator = torch.Generator().manual_seed(0)
+    text, *videos = torch.randn(1 + 2000, 8, generator=generator)
+    passed, trials = 0, 2000
+    for own in videos:
+        others = torch.randn(39, 8, generator=generator)
+        passed += int((p_values(text, torch.randn(1, 8, generator=generator), own, others) <= 0.05).sum())
+    rate, sd = 2 / 40, math.sqrt(0.05 * 0.95 / trials)
+    assert abs(passed / trials - rate) < 4 * sd
+
+
+def test_ties_and_what_is_not_finite_count_against_a_word():
+    text, without, own = torch.randn(5), torch.randn(2, 5), torch.randn(5)
+    assert p_values(text, without, own, own.expand(30, 5)).tolist() == [1, 1]
+    assert p_values(text, without, torch.full((5,), math.nan), torch.randn(30, 5)).tolist() == [1, 1]
+    assert p_values(text, without, own, torch.empty(0, 5)).tolist() == [1, 1]
+
+
+def test_fewest_is_the_fewest_others_with_which_a_word_can_pass():
+    text, without, own = torch.eye(3)[0] + torch.eye(3)[1], torch.eye(3)[:1], torch.eye(3)[1]
+    smallest = [float(p_values(text, without, own, torch.eye(3)[2].expand(n, 3))[0]) for n in range(40)]
+    assert next(n for n, p in enumerate(smallest) if p <= alignment.THRESHOLD) == alignment.FEWEST
+
+
+def test_the_chance_of_a_word_is_the_share_of_ranks_that_pass():
+    for others in (5, 19, 38, 39, 59, 199, 255):
+        ranks = torch.arange(1.0, 1 + others)[:, None]  # on a line, a video's drop is its own rank
+        text, without = torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 1.0]])
+        angles = torch.cat([ranks, torch.tensor([[1.0 + others]])])[:, 0] / (1 + others)
+        videos = torch.stack([angles.sin(), angles.cos()], dim=1).double()
+        passed = 0
+        for i in range(1 + others):
+            rest = torch.cat([videos[:i], videos[i + 1 :]])
+            passed += float(p_values(text, without, videos[i], rest)[0]) <= alignment.THRESHOLD
+        assert alignment.chance(others) == passed / (1 + others)
+
+
+def test_variants_leave_one_word_out_each():
+    tokenizer = vocabulary.build(["a red dot"])
+    caption = words(tokenizer, "A red, RED dot blinks", limit=5)
+    assert known(caption) == [True, True, True, True, False]
+    a, red, _, dot, blinks = (word.token for word in caption)
+    assert variants(caption, 6).tolist() == [
+        [a, red, red, dot, blinks, 0],
+        [red, red, dot, blinks, 0, 0],
+        [a, red, dot, blinks, 0, 0],
+        [a, red, dot, blinks, 0, 0],
+        [a, red, red, blinks, 0, 0],
+        [a, red, red, dot, 0, 0],
+    ]
+    assert words(tokenizer, "a red dot", limit=2) == caption[:2]  # no word moves up from beyond the limit
+    assert variants([Word(0, 3, red)], 2).tolist() == [[red, 0], [0, 0]]
+    assert variants([], 2).tolist() == [[0, 0]]
+
+
+@given(st.text("ab ½ﬁ'’-\u0301É🎈\n", max_size=30))
+def test_words_stand_where_they_are_found(caption):
+    tokenizer = vocabulary.build(["a b ab ba"])
+    found = words(tokenizer, caption, limit=100)
+    spans = [(word.start, word.end, 0.5) for word in found]
+    assert "".join(text for text, _ in pieces(caption, spans)) == caption
+    for word in found:
+        if word.token > vocabulary.UNKNOWN:
+            assert caption[word.start : word.end] in ("a", "b", "ab", "ba")
+
+
+def of(*p: float | None) -> Caption:
+    return Caption([(f"w{i}", value) for i, value in enumerate(p)], references=99)
+
+
+def test_the_share_of_aligned_words():
+    judged = [of(0.01, 0.05, None, 0.2), of(0.5), of(None), of(0.051, 0.9, 0.01)]
+    share = share_aligned(judged, ["x", "x", "y", "z"], seed=0)
+    assert (share.aligned, share.known, share.value) == (3, 7, 3 / 7)
+    # Resampling three videos of (2 of 4, 0 of 0, 1 of 3): the extremes are three times x and three times z.
+    assert (share.low, share.high) == pytest.approx((1 / 3, 1 / 2))
+    assert share_aligned([of(None)], ["x"], seed=0).known == 0
+    assert share_aligned([], [], seed=0).known == 0
+    assert most_aligned(judged, 5) == [("w0", 1, 3), ("w1", 1, 2), ("w2", 1, 1)]
+
+
+# ----------------------------------------------------------------------------------------------------------- the draw
+def table(path: Path, cosines: list[float | None], **metadata) -> Path:
+    rows = [row(100 + i, Path(f"/v/{i}.mp4"), f"caption {i}", i, cosine) for i, cosine in enumerate(cosines)]
+    return write_table(path, rows, **metadata)
+
+
+@given(seed=st.integers(0, 9), share=st.sampled_from([0.05, 0.1, 0.33, 0.5]), count=st.sampled_from([1, 3, 50]))
+def test_groups_are_the_two_ends(tmp_path_factory, seed, share, count):
+    rng = np.random.default_rng(seed)
+    cosines = [None if rng.random() < 0.2 else float(np.float32(rng.normal())) for _ in range(60)]
+    cosines[7], cosines[8] = math.nan, 2.0
+    drawn = draw(table(tmp_path_factory.mktemp("t") / "s.parquet", cosines, step=4), share, count, seed, 20)
+    there = sorted(c for c in cosines if c is not None and not math.isnan(c))
+    size = max(1, int(share * len(there)))
+    for group, expected in ((drawn.top, there[-size:]), (drawn.bottom, there[:size])):
+        assert group.size == size and len(group.rows) == min(count, size)
+        assert len({r.clip for r in group.rows}) == len(group.rows)
+        assert {r.cosine for r in group.rows} <= set(expected)
+        assert all(cosines[r.clip - 100] == r.cosine and r.id == str(r.clip - 100) for r in group.rows)
+    assert drawn.top.cut == there[-size] and drawn.bottom.cut == there[size - 1]
+    assert (drawn.scored, drawn.defined, sum(drawn.histogram)) == (60, len(there), len(there))
+    assert len({r.clip for r in drawn.references}) == 20 and {r.cosine for r in drawn.references} <= set(there)
+    assert drawn.metadata == {"step": 4}
+
+
+def test_the_draw_is_fixed_by_its_seed_and_not_by_how_the_table_is_read(tmp_path, monkeypatch):
+    path = table(tmp_path / "s.parquet", np.random.default_rng(0).normal(size=500).tolist())
+    once, other = draw(path, 0.2, 10, 0, 5), draw(path, 0.2, 10, 1, 5)
+    monkeypatch.setattr(sample, "ROWS_AT_ONCE", 3)
+    assert draw(path, 0.2, 10, 0, 5) == once
+    assert {r.clip for r in other.top.rows} != {r.clip for r in once.top.rows}
+    order = [r.cosine for r in once.top.rows]
+    assert order != sorted(order) and order != sorted(order, reverse=True)  # drawn, not the most extreme first
+
+
+def test_equal_cosines_make_groups_of_the_size_asked_for(tmp_path):
+    drawn = draw(table(tmp_path / "s.parquet", [0.5] * 10), 0.5, 50, 0, 5)
+    assert len({r.clip for r in drawn.top.rows + drawn.bottom.rows}) == 10
+
+
+# ---------------------------------------------------------------------------------------------------------- the media
+def shown_of(path: Path, start: float, seconds: float, folder: Path) -> media.Shown:
+    return media.read(Row(3, "x", str(path), "", start, start + seconds, 0.0), FMT, folder)
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_the_player_shows_and_sounds_the_window(tmp_path, rotation):
+    video = files.write(tmp_path / "v.mp4", fps=10, size=(96, 64), rotation=rotation)
+    shown = shown_of(video, 2.0, 1.0, tmp_path)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(shown.files[".mp4"])
+    with av.open(str(cut)) as container:
+        assert [s.codec_context.name for s in container.streams] == ["h264", "aac"]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(str(cut)) as container:
+        sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    upright = [np.rot90(frame, -1) if rotation else frame for frame in frames]
+    assert [files.number_of(frame) for frame in upright] == list(range(20, 30))
+    assert frames[0].shape[:2] == ((96, 64) if rotation else (64, 96))
+    assert files.frequency_of(sound[2000:22000], media.SAMPLE_RATE) == pytest.approx(files.tone(2), abs=5)
+    keys = [np.rot90(frame, -1) if rotation else frame for frame in shown.frames]
+    assert [files.number_of(frame) for frame in keys] == [21, 23, 26, 28]
+    view = np.rot90(shown.video, -1, axes=(1, 2)) if rotation else shown.video
+    assert view.shape == (4, 32, 32, 3)
+    assert {p.name for p in tmp_path.iterdir()} == {"v.mp4", "cut.mp4"}
+
+
+def test_odd_sides_large_pictures_and_silence_can_be_cut(tmp_path):
+    tall = files.write(tmp_path / "tall.mp4", seconds=1, size=(270, 482), audio=False)
+    shown = shown_of(tall, 0.0, 0.55, tmp_path)
+    assert shown.frames.shape == (media.KEY_FRAMES, 320, 180, 3)  # 321 rows would be odd
+    assert shown.outline == []
+    slow = files.write(tmp_path / "slow.mp4", seconds=3, fps=1)
+    assert media.read(Row(1, "x", str(slow), "", 0, 0.1, 0.0), FMT, tmp_path).frames.shape[0] == media.KEY_FRAMES
+
+
+def test_the_outline_is_the_loudness():
+    sound = np.concatenate([np.zeros(3000), np.full(3000, -0.25), np.full(6000, 0.5)]).astype(np.float32)
+    assert media.outline(sound) == [0.0] * 15 + [0.5] * 15 + [1.0] * 30
+    assert media.outline(np.zeros(10, np.float32)) == [0.0] * media.OUTLINE
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 1e9, math.nan])
+def test_an_impossible_window_is_a_broken_clip(tmp_path, seconds):
+    with pytest.raises(BrokenClip, match="window"):
+        shown_of(files.write(tmp_path / "v.mp4"), 1.0, seconds, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with scores.parquet: 44 clips of 12 videos; one clip of either end is missing, one has no cosine."""
+    folder = tmp_path_factory.mktemp("scored")
+    videos = [files.write(folder / f"v{i}.mp4", seconds=2, size=(64, 48)) for i in range(11)]
+    texts = ["a red dot", "the blue star blinks", NASTY, "hm unheard"]
+    rows = [row(i, videos[i % 11], texts[i % 4], 0.1 * (i % 8), i / 25 - 0.8) for i in range(42)]
+    rows[1]["video"] = rows[40]["video"] = str(folder / "missing.mp4")
+    rows += [row(42, videos[0], "a red dot", 0, None), row(43, videos[0], "a", 0, math.nan)]
+    config = configuration.load(DEMO, TINY)
+    place = write_checkpoint(folder / "checkpoints", config, texts[:3])
+    write_table(folder / "scores.parquet", rows, checkpoint=str(place), step=1, data="here & there", split="test")
+    return folder
+
+
+def gallery(scored: Path, out: Path, *more: str) -> int:
+    return main(["gallery", "--scores", str(scored / "scores.parquet"), "--out", str(out), "--share", "0.5", *more])
+
+
+def rows_of(page: str) -> list[dict]:
+    return json.loads(re.search(r'<script type="application/json" id="rows">(.*?)</script>', page, re.S)[1])
+
+
+def test_the_command_writes_a_page_and_a_sheet(scored, tmp_path, capsys):
+    assert gallery(scored, tmp_path / "new" / "g.html") == 0
+    out = capsys.readouterr().out
+    assert "2 of the clips drawn cannot be read" in out and "missing.mp4" in out
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {"g.html", "g.png"}
+    page = (tmp_path / "new" / "g.html").read_text()
+    shown = rows_of(page)
+    assert {r["clip"] for r in shown} == set(range(42)) - {1, 40}
+    assert {r["group"] for r in shown if r["clip"] < 21} == {"bottom"}
+    assert {r["group"] for r in shown if r["clip"] >= 21} == {"top"}
+    assert "2 clip(s) drawn cannot be read" in page and "there is no such file (2)" in page
+    assert "here &amp; there" in page and "44 clips, 42 of them with a cosine" in page
+    assert "cosine at least +0.040" in page and "at most +0.000" in page
+    addresses = set(re.findall(r"https?://[^\s\"'<]+", page))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # the name of a language, not a place to load from
+    assert NASTY not in page and "<b>red" not in page  # captions are never markup
+    assert any("".join(text for text, _ in r["pieces"]) == NASTY for r in shown)
+    for r in shown:
+        tested = {text.lower() for text, p in r["pieces"] if p is not None}
+        caption = "".join(text for text, _ in r["pieces"])
+        assert tested == (
+            set() if caption == "hm unheard" else {text.lower() for text in re.findall(r"\w+", caption)[:8]}
+        )
+        assert r["aligned"] == sum(p is not None and p <= 0.05 for _, p in r["pieces"])
+        data = re.search(rf'id="clip-{r["clip"]}.mp4">(.*?)</script>', page)[1]
+        assert base64.b64decode(data)[4:8] == b"ftyp"
+
+
+def test_the_words_of_the_page_are_those_of_the_rule(scored, tmp_path):
+    """Against the whole model as training calls it, windows read anew, and the rule by hand."""
+    assert gallery(scored, tmp_path / "g.html") == 0
+    drawn = draw(scored / "scores.parquet", 0.5, 50, 0, 256)
+    space = load_space(scored / "checkpoints")
+    config = space.config
+    readable = [r for r in drawn.references if Path(r.video).exists()]
+
+    def embed(rows, texts):
+        batch = {
+            "video": torch.from_numpy(np.stack([media.model_view(r, config.clip) for r in rows])),
+            "audio": torch.zeros(len(rows), config.clip.samples),
+            "text": torch.from_numpy(np.stack([texts] * len(rows))),
+            "audio_valid": torch.ones(len(rows), dtype=bool),
+            "text_valid": torch.ones(len(rows), len(texts), dtype=bool),
+            "same_text": torch.zeros(len(rows), len(rows), len(texts), dtype=bool),
+        }
+        with torch.inference_mode():
+            return space.modules["objective"].project(space.modules["model"](**model_inputs(batch, "cpu")))["vt"]
+
+    checked = []
+    for shown in rows_of((tmp_path / "g.html").read_text())[:8]:
+        [own] = [r for r in readable if r.clip == shown["clip"]]
+        caption = words(space.tokenizer, own.caption, config.clip.words)
+        others = [r for r in readable if r.video != own.video]
+        video, text = embed([own, *others], variants(caption, config.clip.words))
+        expected = p_by_hand(text[0, 0].tolist(), text[0, 1:].tolist(), video[0].tolist(), video[1:].tolist())
+        expected = [p for p, there in zip(expected, known(caption), strict=True) if there]
+        got = [p for _, p in shown["pieces"] if p is not None]
+        assert got == pytest.approx(expected, abs=1.5 / len(others))  # float32: a tie may fall either way
+        checked += zip(got, expected, strict=True)
+    assert len({round(p, 2) for p, _ in checked}) >= 8
+    assert np.mean([abs(a - b) < 1e-3 for a, b in checked]) > 0.8
+
+
+def card(clip: int, folder: Path, group: str = "top", caption: Caption | None = None) -> Card:
+    video = folder / "v.mp4"
+    if not video.exists():
+        files.write(video, seconds=1)
+    r = Row(clip, "v", str(video), "a red dot", 0.0, 0.5, 0.25)
+    return Card(group, r, media.read(r, FMT, folder), caption or Caption([("a red ", None), ("dot", 0.01)], 200))
+
+
+def write_page(page: Page, scored: Path) -> str:
+    page.write(draw(scored / "scores.parquet", 0.5, 3, 0, 9), 0.5, 0, 8, [])
+    return page.path.read_text()
+
+
+def test_what_the_page_may_not_hold_goes_beside_it(scored, tmp_path):
+    size = sum(len(base64.b64encode(data)) for data in card(0, tmp_path).shown.files.values())
+    for players, budget, inlined in ((2, 10**9, 2), (100, 3 * size, 3), (100, size - 1, 0), (100, 10**9, 5)):
+        page = Page(tmp_path / "my gallery.html", players, budget)
+        for clip in range(5):
+            page.add(card(clip, tmp_path))
+        text = write_page(page, scored)
+        assert len(re.findall(r'id="clip-\d+\.mp4"', text)) == inlined
+        assert sum(len(m) for m in re.findall(r'<script type="text/plain"[^>]*>(.*?)</script>', text)) <= budget
+        folder = tmp_path / "my gallery_files"
+        beside = {p.name for p in folder.iterdir()} if folder.exists() else set()
+        suffixes = (".mp4", ".jpg", "-poster.jpg")
+        assert beside == {f"clip-{clip}{suffix}" for clip in range(inlined, 5) for suffix in suffixes}
+        assert '"my%20gallery_files"' in text
+
+
+def test_media_of_an_earlier_page_go_and_files_of_others_stay(scored, tmp_path):
+    folder = tmp_path / "g_files"
+    folder.mkdir()
+    (folder / "clip-77.mp4").touch()
+    (folder / "clip-notes.txt").write_text("mine")
+    page = Page(tmp_path / "g.html", inline_players=0)
+    page.add(card(1, tmp_path))
+    write_page(page, scored)
+    assert not (folder / "clip-77.mp4").exists()
+    assert {p.name for p in folder.iterdir()} == {"clip-1.mp4", "clip-1.jpg", "clip-1-poster.jpg", "clip-notes.txt"}
+
+
+def test_a_page_with_too_few_others_says_so(scored, tmp_path):
+    page = Page(tmp_path / "g.html")
+    page.add(card(1, tmp_path, caption=Caption([("dot", 0.2)], alignment.FEWEST - 1)))
+    assert "no word can pass" in write_page(page, scored)
+    page = Page(tmp_path / "g.html")
+    page.add(card(1, tmp_path, caption=Caption([("dot", 0.2)], alignment.FEWEST)))
+    text = write_page(page, scored)
+    assert "no word can pass" not in text and "for 19 other" in text and "5.0% of the words" in text
+
+
+# ---------------------------------------------------------------------------------------------------------- the sheet
+def greens(picture: Image.Image) -> int:
+    r, g, b = np.asarray(picture).astype(int).transpose(2, 0, 1)
+    return int(((g > 100) & (g - r > 60) & (g - b > 40)).sum())
+
+
+def test_the_sheet_is_a_column_wide_and_marks_aligned_words(scored, tmp_path):
+    drawn = draw(scored / "scores.parquet", 0.5, 3, 0, 9)
+    plain = Caption([("a red dot " * 40, None)], 200)
+    without = sheet([card(1, tmp_path, caption=plain)], drawn, 0.5)
+    marked = sheet([card(1, tmp_path, caption=Caption([("a ", None), ("red", 0.05), (" dot", 0.2)], 200))], drawn, 0.5)
+    assert without.width == marked.width == WIDTH
+    assert greens(without) == 0 and greens(marked) > 50
+    assert without.height > marked.height  # more lines, but no more than a few
+    assert sheet([card(1, tmp_path, caption=Caption([("word " * 900, None)], 9))], drawn, 0.5).height == without.height
+    assert gallery(scored, tmp_path / "g.html") == 0
+    with Image.open(tmp_path / "g.png") as picture:
+        assert picture.size[0] == WIDTH and picture.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def test_no_line_of_the_sheet_is_wider_than_its_cell():
+    start, end = [("now look at the ", None), ("checked", 0.01), (", very ", None)], [(" star\nhere", None)]
+    lines = break_lines(Caption([*start, ("violet", 0.3), *end], 9))
+    assert 1 < len(lines) <= LINES
+    assert "".join(text for line in lines for text, _ in line) == "now look at the checked, very violet star here"
+    for line in lines:
+        text = "".join(text for text, _ in line)
+        width = sum(font(bold).getlength(text) for text, bold in line)
+        assert width - (font().getlength(" ") if text.endswith(" ") else 0) <= CELL
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+def fails(capsys, *arguments: str) -> str:
+    assert main(["gallery", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_errors_say_what_to_do(scored, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "g.html")]
+    good = ["--scores", str(scored / "scores.parquet")]
+    assert "there is no such file" in fails(capsys, "--scores", str(tmp_path / "none.parquet"), *out)
+    (tmp_path / "text.parquet").write_text("no table")
+    assert "not a Parquet file" in fails(capsys, "--scores", str(tmp_path / "text.parquet"), *out)
+    few = table(tmp_path / "few.parquet", [0.1, None, math.nan])
+    assert "1 of 3 clips have a cosine" in fails(capsys, "--scores", str(few), *out)
+    empty = table(tmp_path / "empty.parquet", [])
+    assert "0 of 0 clips" in fails(capsys, "--scores", str(empty), *out)
+    unnamed = table(tmp_path / "unnamed.parquet", [0.1, 0.2])
+    assert "pass --checkpoint" in fails(capsys, "--scores", str(unnamed), *out)
+    moved = table(tmp_path / "moved.parquet", [0.1, 0.2], checkpoint="/moved/away")
+    assert "/moved/away" in (error := fails(capsys, "--scores", str(moved), *out)) and "pass --checkpoint" in error
+    assert "no checkpoint here" in fails(capsys, *good, *out, "--checkpoint", str(tmp_path))
+    lost = ["--scores", str(unnamed), *out, "--checkpoint", str(scored / "checkpoints")]
+    assert "are the videos in place?" in fails(capsys, *lost)
+    assert "share in (0, 0.5]" in fails(capsys, *good, *out, "--share", "0.6")
+    assert "count of at least 1" in fails(capsys, *good, *out, "--count", "0")
+    assert "end in .html" in fails(capsys, *good, "--out", str(tmp_path / "g"))
+    assert not (tmp_path / "g.html").exists()
+
+
+def test_a_table_without_a_column_is_refused(tmp_path, capsys):
+    pq.write_table(pa.table({"clip": [1], "cosine": [0.5]}), tmp_path / "s.parquet")
+    error = fails(capsys, "--scores", str(tmp_path / "s.parquet"), "--out", str(tmp_path / "g.html"))
+    assert "lacks column(s) id, video, caption, start, end" in error
+
+
+def test_the_checkpoint_can_be_given(scored, tmp_path):
+    moved = write_table(
+        tmp_path / "s.parquet",
+        [row(i, scored / f"v{i}.mp4", "a red dot", 0, i / 10) for i in range(4)],
+        checkpoint="/moved/away",
+    )
+    arguments = ["gallery", "--scores", str(moved), "--out", str(tmp_path / "g.html"), "--share", "0.5"]
+    assert main([*arguments, "--checkpoint", str(scored / "checkpoints")]) == 0
+    assert "no word can pass" in (tmp_path / "g.html").read_text()  # three other clips are too few

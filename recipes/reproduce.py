@@ -25,13 +25,15 @@ RUNS = {
     "curriculum": ("wild", "curriculum"),
     "narrated": ("narrated", "none"),
 }
+PROBES = ("gram.probe=[layers,groups,paths]", "gram.probe_every=20")
 ITERATIONS, BATCH = 200, 64  # of further optimisation, as in the paper
 
 
 def reproduce(out: Path, overrides: list[str]) -> int:
     """Do everything; returns the first exit status that is not 0."""
     for name, (style, harmonize) in RUNS.items():
-        keys = [f"run.dir={out}", f"run.name={name}", f"corpus.style={style}", f"harmonize={harmonize}", *overrides]
+        keys = [f"run.dir={out}", f"run.name={name}", f"corpus.style={style}", f"harmonize={harmonize}", *PROBES]
+        keys += overrides
         if (out / name / "retrieval.json").exists():
             logging.info("%s is trained already", out / name)
             continue

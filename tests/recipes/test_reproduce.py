@@ -1,0 +1,31 @@
+"""`make figures`, small: everything is written, and a second call does nothing again."""
+
+import json
+
+import pytest
+
+from recipes import reproduce as recipe
+from recipes.data.index import load_index
+from tests.recipes.conftest import TINY
+
+
+@pytest.mark.slow
+def test_the_figures_are_reproduced_and_not_twice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipe, "ITERATIONS", 2)
+    out = tmp_path / "figures"
+    small = [f"corpus.dir={tmp_path / 'corpora'}", "corpus.videos=8", "corpus.test_videos=4", "gram.probe_every=3"]
+    arguments = ["--out", str(out), *TINY, *small]
+    assert recipe.main(arguments) == 0
+    written = {path.name for path in out.iterdir()}
+    assert written >= {
+        "dynamics.png", "dynamics.pdf", "dynamics.html", "dynamics.json", "dynamics.md", "probes.png", "gallery.html",
+        "gallery.png", "detection.json", "detection.md", "wild.parquet", "wild.kept.jsonl",
+    }  # fmt: skip
+    judged = json.loads((out / "detection.json").read_text())
+    assert set(judged) == {"wild", "wild-untuned"} and judged["wild"]["clips"] > 10
+    assert sum(len(row["narrations"]) for row in load_index(out / "wild.kept.jsonl")) < judged["wild"]["clips"]
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert recipe.main(arguments) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    capsys.readouterr()

@@ -39,7 +39,7 @@ from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 log = logging.getLogger(__name__)
 
 
-FREE = ("data.workers:", "train.device:", "train.max_bad_steps:")  # keys that may change on resume
+FREE = ("data.workers:", "train.device:", "train.max_bad_steps:", "gram.probe")  # keys that may change on resume
 
 
 class TrainingError(RuntimeError):

@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from harmony.stats import Histogram
 from recipes.dynamics.runs import Run
-from recipes.training.dynamics import BINS, Seen
+from recipes.training.dynamics import BINS, Dynamics, Seen
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = 200  # most columns of a heat map
@@ -53,7 +53,7 @@ def curves(run: Run, name: str) -> Curves:
     """The curves of a name; neighbouring intervals are merged until a column has enough cosines to show."""
     own = run.dynamics.only(name)
     enough = int(own.total(name).moments.number) // SAMPLES
-    series = own.at_most(min(max(enough, FEWEST), COLUMNS)).of(name)
+    series = _whole_columns(own.at_most(min(max(enough, FEWEST), COLUMNS)), name).of(name)
     counts = series.seen.histogram.counts
     samples = counts.sum(1).double()
     quantiles = [[float(Histogram(row).quantile(q)) for q in QUANTILES] for row in counts]
@@ -65,6 +65,16 @@ def curves(run: Run, name: str) -> Curves:
         quantiles=np.array(quantiles),
         negative=(counts[:, : BINS // 2].sum(1) / samples).numpy(),
     )
+
+
+def _whole_columns(dynamics: Dynamics, name: str) -> Dynamics:
+    """Without a last column that a run has only begun: it joins the one before."""
+    if len(dynamics.intervals) < 2:
+        return dynamics
+    *rest, before, last = dynamics.intervals
+    if 2 * last.seen[name].moments.number >= before.seen[name].moments.number:
+        return dynamics
+    return dynamics._replace(intervals=(*rest, before.merge(last)))
 
 
 def bin_edges() -> np.ndarray:

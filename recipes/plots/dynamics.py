@@ -134,6 +134,7 @@ def _overall(axes: Axes, run: Run, name: str, extent: float) -> None:
     axes.plot((edges[1:] + edges[:-1]) / 2, normal, color=NORMAL, lw=1.2, ls=(0, (4, 2)))
     axes.axvline(0, color="grey", lw=0.6)
     axes.set(xlim=(-extent, extent), xlabel=COSINE)
+    axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
 
 
 def _legend() -> list[Line2D]:

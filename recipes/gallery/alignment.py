@@ -1,8 +1,10 @@
-"""Which words of a caption are semantically aligned with its video: a permutation test on the model's similarity.
+"""Which words of a caption are semantically aligned with its video: a test on the model's similarity.
 
 Let s(text, video) be the cosine in the common space of video and text, and drop(w, video) = s(text, video) -
 s(text without w, video). If the word w had nothing to do with its video, its own drop would be one like those of other
-videos; so w is aligned when its p-value (1 + #{others: drop >= own drop}) / (1 + #others) is at most 0.05.
+videos. So w is aligned when its own drop lies so many standard deviations z above their mean that p = 1 - Phi(z), the
+upper tail of the normal distribution, is at most 0.05: z of 1.64 or more. A word that suits a share q of the other
+videos, as colours do, has z about sqrt((1 - q) / q), and can pass where q is below a quarter; ranks would not let it.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from torch import Tensor
 from recipes.data.vocabulary import UNKNOWN
 
 THRESHOLD = 0.05  # the largest p-value of an aligned word
-FEWEST = 19  # others with which a p-value can be as small as the threshold
+FEWEST = 19  # others from which to take a mean and a standard deviation
+NOTHING = 1e-9  # a difference of drops that is rounding
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,17 @@ def p_values(text: Tensor, without: Tensor, own: Tensor, others: Tensor) -> Tens
         others: Embeddings of other videos (N, D).
 
     Returns:
-        p-values (W,), float64, in [1 / (1 + N), 1].
+        p-values (W,), float64, in [0, 1]; 1 where there are fewer than `FEWEST` others, where the own drop is not above
+        their mean, and where a number is not finite.
     """
+    if len(others) < FEWEST:
+        return torch.ones(len(without), dtype=torch.float64)
     text, without, own, others = (F.normalize(x.double(), dim=-1) for x in (text, without, own, others))
-    videos = torch.cat([own[None], others])
-    # Products are summed, not multiplied as matrices, so that equal videos have equal drops to the last digit.
-    drops = (videos[:, None] * (text - without)).sum(-1)  # (1 + N, W)
-    return (1 + (~(drops[1:] < drops[0])).sum(0)).double() / (1 + len(others))  # what is not finite counts against w
-
-
-def chance(others: int) -> float:
-    """The share of words that pass by chance among so many others: the threshold, or a little less."""
-    return sum(k / (1 + others) <= THRESHOLD for k in range(1, 2 + others)) / (1 + others)
+    change = text - without
+    drops = others @ change.T  # (N, W)
+    above = change @ own - drops.mean(0)
+    p = torch.special.ndtr(-above / drops.std(0))
+    return torch.where(above > NOTHING, p, 1.0)  # a comparison with what is not a number is false
 
 
 def known(caption: list[Word]) -> list[bool]:

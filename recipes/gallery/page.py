@@ -11,7 +11,7 @@ from urllib.parse import quote
 import jinja2
 
 from recipes.data.decode import BrokenClip
-from recipes.gallery.alignment import FEWEST, THRESHOLD, chance
+from recipes.gallery.alignment import FEWEST, THRESHOLD
 from recipes.gallery.captions import Caption, most_aligned, share_aligned
 from recipes.gallery.media import Shown
 from recipes.gallery.sample import BINS, Row, Sample
@@ -87,7 +87,6 @@ class Page:
             sample=sample, share=share, seed=seed, rows=self.rows, inlined=self.inlined, folder=quote(self.folder.name),
             per_page=PER_PAGE, threshold=THRESHOLD, words=words,
             references=fewest if fewest == max(numbers) else f"{fewest} to {max(numbers)}", enough=fewest >= FEWEST,
-            chance=chance(fewest),
             shares={group: share_aligned(*columns, seed) for group, columns in judged.items()},
             frequent={group: most_aligned(columns[0], FREQUENT) for group, columns in judged.items()},
             counts={group: len(columns[0]) for group, columns in judged.items()},

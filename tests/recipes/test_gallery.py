@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+import statistics
 from pathlib import Path
 
 import av
@@ -46,8 +47,9 @@ def p_by_hand(text, without, own, others):
 
     p = []
     for shorter in without:
-        drops = [cosine(text, video) - cosine(shorter, video) for video in [own, *others]]
-        p.append((1 + sum(drop >= drops[0] for drop in drops[1:])) / (1 + len(others)))
+        own_drop, *drops = [cosine(text, video) - cosine(shorter, video) for video in [own, *others]]
+        z = (own_drop - statistics.mean(drops)) / statistics.stdev(drops)
+        p.append(1 - statistics.NormalDist().cdf(z) if own_drop > statistics.mean(drops) else 1.0)
     return p
 
 
@@ -62,47 +64,41 @@ def test_p_values_are_those_of_the_stated_rule(seed):
 
 def test_a_word_that_only_its_own_video_shows_is_aligned_and_one_of_all_videos_is_not():
     everywhere, here, elsewhere = torch.eye(3)
-    others = everywhere + 0.1 * elsewhere + torch.zeros(199, 3)
+    generator = torch.Generator().manual_seed(0)
+    others = everywhere + 0.1 * torch.randn(199, 1, generator=generator) * elsewhere
     p = p_values(everywhere + here, torch.stack([everywhere, here]), everywhere + here, others)
-    assert p[0] == 1 / 200 <= alignment.THRESHOLD  # without "here"
-    assert p[1] > alignment.THRESHOLD  # without "everywhere"
+    assert p[0] < 1e-6  # without "here"
+    assert p[1] == 1  # without "everywhere"
+
+
+@pytest.mark.parametrize(("share", "aligned"), [(0.1, True), (0.2, True), (0.3, False), (0.5, False)])
+def test_a_word_may_suit_some_other_videos_but_not_a_third_of_them(share, aligned):
+    other, colour = torch.eye(2)
+    suited = int(200 * share)
+    others = torch.cat([colour.expand(suited, 2), other.expand(200 - suited, 2)])
+    [p] = p_values(other + colour, other[None], colour, others).tolist()
+    assert (p <= alignment.THRESHOLD) == aligned
+    assert p == pytest.approx(1 - statistics.NormalDist().cdf(math.sqrt((1 - share) / share)), rel=0.05)
 
 
 def test_words_that_have_nothing_to_do_with_the_video_pass_at_the_rate_of_chance():
     generator = torch.Generator().manual_seed(0)
-    text, *videos = torch.randn(1 + 2000, 8, generator=generator)
+    text, *videos = torch.randn(1 + 2000, 32, generator=generator)
     passed, trials = 0, 2000
     for own in videos:
-        others = torch.randn(39, 8, generator=generator)
-        passed += int((p_values(text, torch.randn(1, 8, generator=generator), own, others) <= 0.05).sum())
-    rate, sd = 2 / 40, math.sqrt(0.05 * 0.95 / trials)
-    assert abs(passed / trials - rate) < 4 * sd
+        others = torch.randn(200, 32, generator=generator)
+        passed += int((p_values(text, torch.randn(1, 32, generator=generator), own, others) <= 0.05).sum())
+    assert abs(passed / trials - 0.05) < 4 * math.sqrt(0.05 * 0.95 / trials)
 
 
-def test_ties_and_what_is_not_finite_count_against_a_word():
+def test_ties_too_few_others_and_what_is_not_finite_count_against_a_word():
     text, without, own = torch.randn(5), torch.randn(2, 5), torch.randn(5)
     assert p_values(text, without, own, own.expand(30, 5)).tolist() == [1, 1]
     assert p_values(text, without, torch.full((5,), math.nan), torch.randn(30, 5)).tolist() == [1, 1]
-    assert p_values(text, without, own, torch.empty(0, 5)).tolist() == [1, 1]
-
-
-def test_fewest_is_the_fewest_others_with_which_a_word_can_pass():
-    text, without, own = torch.eye(3)[0] + torch.eye(3)[1], torch.eye(3)[:1], torch.eye(3)[1]
-    smallest = [float(p_values(text, without, own, torch.eye(3)[2].expand(n, 3))[0]) for n in range(40)]
-    assert next(n for n, p in enumerate(smallest) if p <= alignment.THRESHOLD) == alignment.FEWEST
-
-
-def test_the_chance_of_a_word_is_the_share_of_ranks_that_pass():
-    for others in (5, 19, 38, 39, 59, 199, 255):
-        ranks = torch.arange(1.0, 1 + others)[:, None]  # on a line, a video's drop is its own rank
-        text, without = torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 1.0]])
-        angles = torch.cat([ranks, torch.tensor([[1.0 + others]])])[:, 0] / (1 + others)
-        videos = torch.stack([angles.sin(), angles.cos()], dim=1).double()
-        passed = 0
-        for i in range(1 + others):
-            rest = torch.cat([videos[:i], videos[i + 1 :]])
-            passed += float(p_values(text, without, videos[i], rest)[0]) <= alignment.THRESHOLD
-        assert alignment.chance(others) == passed / (1 + others)
+    shown, told = torch.eye(5)[:2]
+    others = torch.eye(5)[2] + 0.1 * torch.randn(alignment.FEWEST, 5)
+    assert p_values(shown + told, told[None], shown, others) <= 0.05
+    assert p_values(shown + told, told[None], shown, others[1:]).tolist() == [1]
 
 
 def test_variants_leave_one_word_out_each():
@@ -372,7 +368,7 @@ def test_a_page_with_too_few_others_says_so(scored, tmp_path):
     page = Page(tmp_path / "g.html")
     page.add(card(1, tmp_path, caption=Caption([("dot", 0.2)], alignment.FEWEST)))
     text = write_page(page, scored)
-    assert "no word can pass" not in text and "for 19 other" in text and "5.0% of the words" in text
+    assert "no word can pass" not in text and "for 19 other" in text and "about 5% of the words" in text
 
 
 # ---------------------------------------------------------------------------------------------------------- the sheet

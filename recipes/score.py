@@ -53,12 +53,14 @@ class Options:
         iterations: Steps of further optimisation before.
         batch_size: Clips that are measured together, each against the others.
         draws: How often a clip is measured, each time among other mates; the figures are means.
+        windows: Through how many windows, spread over its narration; the figures are means.
         seed: Of the mates, and of the further optimisation.
     """
 
     iterations: int = 0
     batch_size: int = 64
     draws: int = 1
+    windows: int = 1
     seed: int = 0
 
 
@@ -68,8 +70,8 @@ def score(
 ) -> Path:  # fmt: skip
     """Write the table of scores; go on with one that was begun.
 
-    Memory holds `POOL` batches of clips, whatever the size of the data set. Under torchrun, processes share the parts
-    of the table among them.
+    Memory holds `POOL` batches of clips and their windows, whatever the size of the data set. Under torchrun, processes
+    share the parts of the table among them.
 
     Args:
         folder: A run's folder, or one of its checkpoints.
@@ -119,7 +121,7 @@ def score(
             tune(*further, parts.folder / "tuned.safetensors")
     modules.eval().requires_grad_(False)
 
-    clips = NarratedClips(index, tokenizer, config.clip)
+    clips = NarratedClips(index, tokenizer, config.clip, options.windows)
     pools = cut(len(clips), POOL * options.batch_size)
     waiting = [n for n in range(rank, len(pools), world) if not parts.has(n)]
     total = sum(len(pools[n]) for n in range(rank, len(pools), world))
@@ -153,45 +155,51 @@ def cut(number: int, size: int) -> list[range]:
     return [range(p * number // pools, (p + 1) * number // pools) for p in range(pools)]
 
 
+Windows = list[Clip | Skipped]
+
+
 def read(
     clips: NarratedClips, pools: list[range], config: Config, options: Options
-) -> Iterator[list[tuple[int, Clip | Skipped]]]:
-    """Read pools of clips, which are drawn from the whole data set at random."""
+) -> Iterator[list[tuple[int, Windows]]]:
+    """Read pools of clips, which are drawn from the whole data set at random, each with its windows."""
 
     def numbers(pool: range) -> list[int]:
         return shuffled(np.array(pool), len(clips), options.seed).tolist()
 
-    size = options.batch_size
-    loads = (numbers(pool[i : i + size]) for pool in pools for i in range(0, len(pool), size))
-    items = (item for batch in list_loader(clips, loads, config.data.workers) for item in batch)
+    size, windows = options.batch_size, range(options.windows)
+    parts = (pool[i : i + size] for pool in pools for i in range(0, len(pool), size))
+    keys = ([(clip, window) for clip in numbers(part) for window in windows] for part in parts)
+    items = (item for batch in list_loader(clips, keys, config.data.workers) for item in batch)
     for pool in pools:
-        yield [(clip, next(items)) for clip in numbers(pool)]
+        yield [(clip, [next(items) for _ in windows]) for clip in numbers(pool)]
 
 
 def rows(
-    pool: list[tuple[int, Clip | Skipped]], modules: nn.ModuleDict, clips: NarratedClips, reading: Reading,
-    options: Options, number: int,
+    pool: list[tuple[int, Windows]], modules: nn.ModuleDict, clips: NarratedClips, reading: Reading, options: Options,
+    number: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measure a pool, and make its rows of the table, in the pool's order."""
-    there = [(row, item) for row, (_, item) in enumerate(pool) if isinstance(item, Clip)]
-    figures = {name: np.full((options.draws, len(pool)), np.nan) for name in FIGURES}
-    for draw in range(options.draws):
-        order = np.random.default_rng([options.seed, number, draw]).permutation(len(there))
+    measured = [(window, draw) for window in range(options.windows) for draw in range(options.draws)]
+    figures = {name: np.full((len(measured), len(pool)), np.nan) for name in FIGURES}
+    for i, (window, draw) in enumerate(measured):
+        there = [(row, seen[window]) for row, (_, seen) in enumerate(pool) if isinstance(seen[window], Clip)]
+        order = np.random.default_rng([options.seed, number, window, draw]).permutation(len(there))
         for mates in np.array_split(order, max(len(there) // options.batch_size, 1)) if len(there) > 1 else []:
-            found = measure(modules, [there[i][1] for i in mates], reading)
+            found = measure(modules, [there[m][1] for m in mates], reading)
             for name, column in found.items():
-                figures[name][draw, [there[i][0] for i in mates]] = column
-    means = {name: by_draw.mean(0) for name, by_draw in figures.items()}
+                figures[name][i, [there[m][0] for m in mates]] = column
+    means = {name: by_measure.mean(0) for name, by_measure in figures.items()}
     table = []
-    for row, (clip, item) in enumerate(pool):
+    for row, (clip, seen) in enumerate(pool):
         video, narration = clips.place(clip)
-        start = item.start if isinstance(item, Clip) else None
+        starts = [item.start for item in seen if isinstance(item, Clip)]
+        reasons = [item.reason for item in seen if isinstance(item, Skipped)]
         table.append(
             {
                 "clip": clip, "id": video["id"], "video": video["video"], "narration": narration,
                 "caption": video["narrations"][narration]["text"] if narration >= 0 else "",
-                "start": start, "end": None if start is None else start + clips.fmt.seconds,
-                "error": item.reason if isinstance(item, Skipped) else None,
+                "start": None if reasons else min(starts), "end": None if reasons else max(starts) + clips.fmt.seconds,
+                "error": reasons[0] if reasons else None,
                 **{name: float(mean[row]) if np.isfinite(mean[row]) else None for name, mean in means.items()},
             }
         )  # fmt: skip
@@ -232,6 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--iterations", type=int, default=0, help="steps of further optimisation on the data first")
     p.add_argument("--batch-size", type=int, default=64, help="clips measured together (default: %(default)s)")
     p.add_argument("--draws", type=int, default=1, help="measure each clip so often, among other mates each time")
+    p.add_argument("--windows", type=int, default=1, help="of each clip, spread over its narration, to average over")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--attribution", choices=["activation", "loss", "anchor"], default=Reading.attribution)
     p.add_argument("--space", choices=["parameters", "features"], default=Reading.space)
@@ -240,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--keep", type=float, metavar="SHARE", help="also write a manifest of this share, the best")
     p.add_argument("--keep-by", choices=[n for n in FIGURES if not n.startswith("norm")], default="cosine")
     options = p.parse_args(arguments)
-    for name, low in (("iterations", 0), ("batch_size", 2), ("draws", 1)):
+    for name, low in (("iterations", 0), ("batch_size", 2), ("draws", 1), ("windows", 1)):
         if getattr(options, name) < low:
             p.error(f"--{name.replace('_', '-')} must be at least {low}")
     if options.keep is not None and not 0 < options.keep <= 1:
@@ -248,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         dist.init_process_group("gloo")
     reading = Reading(options.attribution, options.space, options.wrt, options.chunk_size)
-    how = Options(options.iterations, options.batch_size, options.draws, options.seed)
+    how = Options(options.iterations, options.batch_size, options.draws, options.windows, options.seed)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         out = score(options.checkpoint, options.out, options.data, options.split, reading, how)

@@ -146,23 +146,26 @@ class EvalClips(Dataset[Clip | Skipped]):
 
     def __getitem__(self, item: int) -> Clip | Skipped:
         number, position = self.items[item]
-        return _narrated(item, self.index[number], position, self.tokenizer, self.fmt)
+        return _narrated(item, self.index[number], position, self.tokenizer, self.fmt, 0.5)
 
 
 class NarratedClips(Dataset[Clip | Skipped]):
     """Every clip of an index, to look at each: one per narration, as in `EvalClips`, wordless ones included.
 
-    A video without any narration is one clip without text. What is kept in memory does not grow with the index.
+    A video without any narration is one clip without text. A clip is seen through one window or more, spread evenly
+    over its narration. What is kept in memory does not grow with the index.
     """
 
-    def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat):
+    def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat, windows: int = 1):
         """
         Args:
             index: rows as from `load_index`.
             tokenizer: the vocabulary.
             fmt: the shape of a clip; its `narrations` is not used.
+            windows: of each clip; one is about the middle.
         """
-        self.index, self.tokenizer, self.fmt, self.places = index, tokenizer, fmt, narration_places(index)
+        self.index, self.tokenizer, self.fmt, self.windows = index, tokenizer, fmt, windows
+        self.places = narration_places(index)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -172,8 +175,11 @@ class NarratedClips(Dataset[Clip | Skipped]):
         place = self.places[clip]
         return self.index[place["row"]], place["narration"]
 
-    def __getitem__(self, clip: int) -> Clip | Skipped:
-        return _narrated(clip, *self.place(clip), self.tokenizer, self.fmt)
+    def __getitem__(self, key: tuple[int, int]) -> Clip | Skipped:
+        """Reads clip `key[0]` through window `key[1]`."""
+        clip, window = key
+        share = (window + 0.5) / self.windows
+        return _narrated(clip, *self.place(clip), self.tokenizer, self.fmt, share)
 
 
 def nearest(narrations: Sequence[dict[str, Any]], time: float, count: int) -> list[str]:
@@ -261,7 +267,7 @@ def eval_loader(dataset: EvalClips, batch_size: int, workers: int) -> DataLoader
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, **_workers(workers))
 
 
-def list_loader(dataset: NarratedClips, batches: Iterable[list[int]], workers: int) -> DataLoader[list[Clip | Skipped]]:
+def list_loader(dataset: NarratedClips, batches: Iterable[list[Key]], workers: int) -> DataLoader[list[Clip | Skipped]]:
     """Lists of clips, not joined: see `train_loader`."""
     return DataLoader(dataset, batch_sampler=batches, collate_fn=list, **_workers(workers))
 
@@ -289,14 +295,16 @@ def _ignore_interrupt(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _narrated(item: int, row: dict[str, Any], position: int, tokenizer: Tokenizer, fmt: ClipFormat) -> Clip | Skipped:
-    """The window about the middle of a narration, or of the clip where there is none (-1); not augmented."""
+def _narrated(
+    item: int, row: dict[str, Any], position: int, tokenizer: Tokenizer, fmt: ClipFormat, share: float
+) -> Clip | Skipped:
+    """The window about a share of a narration, or of the video where there is none (position -1); not augmented."""
     narration = {"start": 0.0, "end": math.inf, "text": ""} if position < 0 else row["narrations"][position]
     try:
         with open_clip(row["video"]) as clip:
-            middle = (narration["start"] + min(narration["end"], clip.probe.duration)) / 2
+            start, end = narration["start"], min(narration["end"], clip.probe.duration)
             last = max(0.0, clip.probe.duration - fmt.seconds)
-            start = min(max(0.0, middle - fmt.seconds / 2), last)
+            start = min(max(0.0, start + share * (end - start) - fmt.seconds / 2), last)
             window = _read(clip, start, fmt)
     except BrokenClip as broken:
         return Skipped(row["id"], broken.reason)

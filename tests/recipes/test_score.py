@@ -111,7 +111,7 @@ READINGS = [Reading(), Reading(wrt=r"layers\.1\."), Reading("loss"), Reading("an
 def test_the_cosines_are_those_of_brute_force(run, corpus, reading):
     modules, tokenizer = loaded(run)
     clips = NarratedClips(load_index(corpus), tokenizer, run.clip)
-    batch = [item for item in map(clips.__getitem__, range(5)) if isinstance(item, Clip)]
+    batch = [item for clip in range(5) if isinstance(item := clips[clip, 0], Clip)]
     found = measure(modules, batch, reading)
 
     modules.double()
@@ -213,6 +213,30 @@ def test_draws_are_averaged_and_mates_matter(run, corpus, tmp_path):
     assert np.nanstd(cosines[1]) < np.nanstd(cosines[0])
     assert not np.allclose(cosines[0], cosines[2], equal_nan=True)
     assert one["similarity_vt"].to_pylist() == pytest.approx(many["similarity_vt"].to_pylist(), abs=1e-5, nan_ok=True)
+
+
+def test_windows_are_spread_over_the_narration_and_averaged(run, corpus, tmp_path):
+    one, three = (
+        {r["clip"]: r for r in scored(run, tmp_path / f"{n}.parquet", "--data", corpus, "--windows", n).to_pylist()}
+        for n in (1, 3)
+    )
+    _, tokenizer = loaded(run)
+    index = load_index(corpus)
+    clips, middle = NarratedClips(index, tokenizer, run.clip, windows=3), NarratedClips(index, tokenizer, run.clip)
+    video, position = clips.place(1)
+    narration = video["narrations"][position]
+    length = narration["end"] - narration["start"]
+    seen = [clips[1, window] for window in range(3)]
+    expected = [narration["start"] + share * length - run.clip.seconds / 2 for share in (1 / 6, 1 / 2, 5 / 6)]
+    assert [item.start for item in seen] == pytest.approx(expected)
+    assert seen[1].start == middle[1, 0].start == one[1]["start"]
+    assert (three[1]["start"], three[1]["end"]) == pytest.approx((seen[0].start, seen[2].start + run.clip.seconds))
+
+    modules, _ = loaded(run)
+    everything = [[clips[c, window] for c in range(len(clips))] for window in range(3)]
+    by_window = [measure(modules, batch, Reading())["similarity_vt"] for batch in everything]
+    found = [three[c]["similarity_vt"] for c in range(len(clips))]
+    assert found == pytest.approx(np.mean(by_window, axis=0), abs=1e-5)  # mates do not matter to a similarity
 
 
 def test_another_scoring_is_not_mixed_in(run, corpus, tmp_path, capsys):

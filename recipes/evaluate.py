@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from recipes import retrieval
-from recipes.config import Config, ConfigError, load
-from recipes.data import vocabulary
+from recipes.config import Config, ConfigError
 from recipes.data.clips import EvalClips, Skipped, eval_loader
 from recipes.data.index import load_index
 from recipes.data.splits import DataError, train_and_test
 from recipes.progress import progress_bar
 from recipes.training import checkpoint
-from recipes.trimodal.build import build, device_of, model_inputs
+from recipes.trimodal.build import model_inputs
+from recipes.trimodal.restore import restore
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     options = parser.parse_args(arguments)
     try:
-        folder = checkpoint.latest(options.checkpoint)
-        config = load(folder / "config.yaml")
+        _, config, tokenizer, modules = restore(options.checkpoint)
         index = train_and_test(config)[1] if options.data is None else load_index(options.data)
-        tokenizer = vocabulary.load(folder / "vocabulary.json")
-        modules = build(config, tokenizer).to(device_of(config))
-        checkpoint.load_weights(folder, modules)
         embedded = embed(modules, EvalClips(index, tokenizer, config.clip), config, config.data.workers)
     except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

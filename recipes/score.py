@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from datasets import Dataset
 from torch import nn
 
 from recipes.config import Config, ConfigError, load
-from recipes.data import vocabulary
 from recipes.data.clips import Clip, NarratedClips, Skipped, list_loader
 from recipes.data.index import load_index
 from recipes.data.splits import DataError, train_and_test
@@ -38,7 +37,8 @@ from recipes.scoring.order import shuffled
 from recipes.scoring.table import Parts, columns, facts_of
 from recipes.scoring.tune import tune
 from recipes.training import checkpoint
-from recipes.trimodal.build import build, check_wrt, device_of, use_cores
+from recipes.trimodal.build import check_wrt, device_of, use_cores
+from recipes.trimodal.restore import restore
 
 log = logging.getLogger(__name__)
 
@@ -89,19 +89,17 @@ def score(
         ValueError: ``out`` holds another scoring; the data or an option cannot be used.
     """
     reading, options = reading or Reading(), options or Options()
-    folder = checkpoint.latest(folder)
-    config = load(folder / "config.yaml")
+    folder, config, tokenizer, modules = restore(folder)
+    modules.to(own_device(config))
     use_cores(config)
     index = indexed(config, data, split)
-    tokenizer = vocabulary.load(folder / "vocabulary.json")
-    modules = build(config, tokenizer).to(own_device(config))
-    checkpoint.load_weights(folder, modules)
     if reading.space == "parameters":
         check_wrt(reading.wrt, modules["model"], "--wrt")
     facts = {
         "checkpoint": str(folder.absolute()), "step": checkpoint.load_facts(folder)["step"],
-        "weights": hash_of((folder / "model.safetensors").read_bytes()),
-        "data": data or "the run's training data", "split": split or "", "rows": hash_of(*map(repr, index)),
+        "weights": hash_of(weight.numpy(force=True).tobytes() for weight in modules.state_dict().values()),
+        "data": data or "the run's training data", "split": split or "",
+        "rows": hash_of(repr(row).encode() for row in index),
         **asdict(options), **asdict(reading),
     }  # fmt: skip
     if out.exists():
@@ -220,11 +218,11 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def hash_of(*pieces: str | bytes) -> str:
-    """A short hash of some text or bytes."""
+def hash_of(pieces: Iterable[bytes]) -> str:
+    """A short hash of some bytes."""
     digest = hashlib.sha256()
     for piece in pieces:
-        digest.update(piece.encode() if isinstance(piece, str) else piece)
+        digest.update(piece)
     return digest.hexdigest()[:16]
 
 

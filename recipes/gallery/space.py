@@ -8,10 +8,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from recipes.config import Config, load
-from recipes.data import vocabulary
-from recipes.training import checkpoint
-from recipes.trimodal.build import build, device_of
+from recipes.config import Config
+from recipes.trimodal.restore import restore
 
 TEXTS_AT_ONCE = 2048
 
@@ -49,9 +47,5 @@ def load_space(folder: Path) -> Space:
     Raises:
         ConfigError, OSError, ValueError: There is no checkpoint, or it cannot be read.
     """
-    folder = checkpoint.latest(folder)
-    config = load(folder / "config.yaml")
-    tokenizer = vocabulary.load(folder / "vocabulary.json")
-    modules = build(config, tokenizer).to(device_of(config))
-    checkpoint.load_weights(folder, modules)
+    _, config, tokenizer, modules = restore(folder)
     return Space(config, tokenizer, modules.eval())

@@ -1,0 +1,47 @@
+"""A trained model from its checkpoint."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from recipes.config import Config, load
+from recipes.data import vocabulary
+from recipes.training import checkpoint
+from recipes.trimodal.build import build, device_of
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds, without the state of its training.
+
+    Attributes:
+        folder: The checkpoint itself.
+        config: The configuration of its run.
+        tokenizer: The run's vocabulary.
+        modules: Model and objective, as training left them, in training mode.
+    """
+
+    folder: Path
+    config: Config
+    tokenizer: Tokenizer
+    modules: nn.ModuleDict
+
+
+def restore(folder: Path, device: torch.device | None = None) -> Restored:
+    """Load a run's newest checkpoint, or the one that ``folder`` is.
+
+    Args:
+        folder: ``runs/NAME``, or a checkpoint's folder.
+        device: Where to load it to; None: what its configuration says.
+
+    Raises:
+        ConfigError, OSError, ValueError: There is no checkpoint, or it cannot be read.
+    """
+    folder = checkpoint.latest(folder)
+    config = load(folder / "config.yaml")
+    tokenizer = vocabulary.load(folder / "vocabulary.json")
+    modules = build(config, tokenizer).to(device or device_of(config))
+    checkpoint.load_weights(folder, modules)
+    return Restored(folder, config, tokenizer, modules)

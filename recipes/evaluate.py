@@ -21,7 +21,7 @@ from recipes.data.index import load_index
 from recipes.data.splits import DataError, train_and_test
 from recipes.progress import progress_bar
 from recipes.training import checkpoint
-from recipes.trimodal.build import model_inputs
+from recipes.trimodal.build import device_of, model_inputs
 from recipes.trimodal.restore import restore
 
 
@@ -103,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _, config, tokenizer, modules = restore(options.checkpoint)
+        modules.to(device_of(config))
         index = train_and_test(config)[1] if options.data is None else load_index(options.data)
         embedded = embed(modules, EvalClips(index, tokenizer, config.clip), config, config.data.workers)
     except (ConfigError, OSError, ValueError) as error:

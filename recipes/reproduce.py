@@ -35,6 +35,10 @@ def reproduce(out: Path, overrides: list[str]) -> int:
         keys = [f"run.dir={out}", f"run.name={name}", f"corpus.style={style}", f"harmonize={harmonize}", *PROBES]
         keys += overrides
         if (out / name / "retrieval.json").exists():
+            there = configuration.load(out / name / "config.yaml")
+            if changed := configuration.differences(there, configuration.load(CONFIG, keys)):
+                print(f"error: {out / name} is of another configuration; choose another --out:", *changed, sep="\n  ")
+                return 2
             logging.info("%s is trained already", out / name)
             continue
         resume = ["--resume"] if (out / name / "config.yaml").exists() else []

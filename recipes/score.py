@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.keep is not None and not 0 < options.keep <= 1:
         p.error("--keep must be more than 0 and at most 1")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(days=30))  # one may wait for another to tune or to finish
     reading = Reading(options.attribution, options.space, options.wrt, options.chunk_size)
     how = Options(options.iterations, options.batch_size, options.draws, options.windows, options.seed)
     try:

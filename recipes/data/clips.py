@@ -303,6 +303,8 @@ def _narrated(
     try:
         with open_clip(row["video"]) as clip:
             start, end = narration["start"], min(narration["end"], clip.probe.duration)
+            if start > end:
+                return Skipped(row["id"], f"a narration begins at {start:g} s, after the end of the video")
             last = max(0.0, clip.probe.duration - fmt.seconds)
             start = min(max(0.0, start + share * (end - start) - fmt.seconds / 2), last)
             window = _read(clip, start, fmt)

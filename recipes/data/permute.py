@@ -30,8 +30,10 @@ def permute(data: str, out: Path, share: float, seed: int) -> Path:
 
     Raises:
         FileExistsError: ``out`` exists.
-        ValueError: Too few different texts to exchange.
+        ValueError: A share that is none; too few different texts to exchange.
     """
+    if not 0 <= share <= 1:
+        raise ValueError(f"expected a share of the clips, from 0 to 1; got {share:g}")
     if out.exists():
         raise FileExistsError(f"{out} exists already; choose another folder or remove it")
     rows = [row for row in load_index(data) if len(row["narrations"]) == 1]
@@ -43,7 +45,10 @@ def permute(data: str, out: Path, share: float, seed: int) -> Path:
     given = deranged([texts[i] for i in chosen], rng)
     wrong = dict(zip(chosen.tolist(), given, strict=True))
     out.mkdir(parents=True)
-    with (out / "manifest.jsonl").open("w") as manifest, (out / "truth.jsonl").open("w") as truth:
+    with (
+        open(out / "manifest.jsonl", "w", encoding="utf-8") as manifest,
+        open(out / "truth.jsonl", "w", encoding="utf-8") as truth,
+    ):
         for i, row in enumerate(rows):
             text, narration = wrong.get(i, texts[i]), row["narrations"][0]
             timed = {"text": text} if math.isinf(narration["end"]) else {"narrations": [narration | {"text": text}]}

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from recipes.config import Config
+from recipes.trimodal.build import device_of
 from recipes.trimodal.restore import restore
 
 TEXTS_AT_ONCE = 2048
@@ -48,4 +49,4 @@ def load_space(folder: Path) -> Space:
         ConfigError, OSError, ValueError: There is no checkpoint, or it cannot be read.
     """
     _, config, tokenizer, modules = restore(folder)
-    return Space(config, tokenizer, modules.eval())
+    return Space(config, tokenizer, modules.to(device_of(config)).eval())

@@ -58,9 +58,14 @@ def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
         ValueError: A clip of which the truth file says nothing, or another text.
     """
     told: dict[str, list[dict[str, Any]]] = {}
-    for line in jsonl.read(truth):
+    lines = jsonl.read(truth)
+    if not lines or any(not {"video_id", "text", "aligned"} <= line.keys() for line in lines):
+        raise ValueError(f"{truth}: expected JSON lines with video_id, text and aligned, such as a corpus' truth.jsonl")
+    for line in lines:
         told.setdefault(line["video_id"], []).append(line)
     rows = [row for row in pq.read_table(scores).to_pylist() if row["cosine"] is not None]
+    if not rows:
+        raise ValueError(f"{scores}: no clip has a cosine")
     aligned = []
     for row in rows:
         narrations = told.get(row["id"], [])
@@ -71,7 +76,7 @@ def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
                 f"as in {scores}; found {found['text']!r}"
             )
         aligned.append(found["aligned"])
-    names = [name for name, value in rows[0].items() if isinstance(value, float)] if rows else []
+    names = [name for name, value in rows[0].items() if isinstance(value, float)]
     figures = {name: np.array([row[name] for row in rows], float) for name in names}
     return figures, np.array(aligned, bool), np.array([row["id"] for row in rows])
 

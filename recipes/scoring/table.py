@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes.scoring.measure import FIGURES
+from recipes.training.checkpoint import write_atomically
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +27,7 @@ SCHEMA = pa.schema(
     ]
 )
 KEY = b"harmony"
+FACTS = "facts.json"  # of the scoring that a folder of parts belongs to
 BINS = 1 << 16
 
 
@@ -40,18 +42,19 @@ class Parts:
             facts: What was scored and how.
 
         Raises:
-            ValueError: The parts there are of something else.
+            ValueError: What is there was begun with other facts.
         """
         self.folder, self.schema = folder, SCHEMA.with_metadata({KEY: json.dumps(facts).encode()})
         folder.mkdir(parents=True, exist_ok=True)
-        for part in sorted(folder.glob("part-*.parquet"))[:1]:
-            there = facts_of(part)
-            if there != facts:
-                changed = sorted(k for k in there.keys() | facts.keys() if there.get(k) != facts.get(k))
-                raise ValueError(
-                    f"{folder} holds the parts of another scoring ({', '.join(changed)} differ): remove the folder, or "
-                    "choose another --out"
-                )
+        if not (folder / FACTS).exists():
+            write_atomically(folder / FACTS, json.dumps(facts))
+        there = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if there != facts:
+            changed = sorted(k for k in there.keys() | facts.keys() if there.get(k) != facts.get(k))
+            raise ValueError(
+                f"{folder} holds what another scoring began ({', '.join(changed)} differ): remove the folder, or "
+                "choose another --out"
+            )
 
     def has(self, number: int) -> bool:
         """Whether a part is there."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -83,8 +84,15 @@ def latest(folder: Path) -> Path:
 
 
 def load_weights(checkpoint: Path, modules: nn.Module) -> None:
-    """Load weights and buffers into the modules they were saved from."""
-    modules.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    """Load weights and buffers into the modules they were saved from.
+
+    Raises:
+        ValueError: The file is damaged, or of another model.
+    """
+    try:
+        modules.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint / 'model.safetensors'}: not the weights of this model: {error}") from error
 
 
 def load_state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

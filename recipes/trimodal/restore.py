@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from tokenizers import Tokenizer
 from torch import nn
 
 from recipes.config import Config, load
 from recipes.data import vocabulary
 from recipes.training import checkpoint
-from recipes.trimodal.build import build, device_of
+from recipes.trimodal.build import build
 
 
 class Restored(NamedTuple):
@@ -20,7 +19,7 @@ class Restored(NamedTuple):
         folder: The checkpoint itself.
         config: The configuration of its run.
         tokenizer: The run's vocabulary.
-        modules: Model and objective, as training left them, in training mode.
+        modules: Model and objective, as training left them, in training mode, on the CPU.
     """
 
     folder: Path
@@ -29,12 +28,11 @@ class Restored(NamedTuple):
     modules: nn.ModuleDict
 
 
-def restore(folder: Path, device: torch.device | None = None) -> Restored:
+def restore(folder: Path) -> Restored:
     """Load a run's newest checkpoint, or the one that ``folder`` is.
 
     Args:
         folder: ``runs/NAME``, or a checkpoint's folder.
-        device: Where to load it to; None: what its configuration says.
 
     Raises:
         ConfigError, OSError, ValueError: There is no checkpoint, or it cannot be read.
@@ -42,6 +40,6 @@ def restore(folder: Path, device: torch.device | None = None) -> Restored:
     folder = checkpoint.latest(folder)
     config = load(folder / "config.yaml")
     tokenizer = vocabulary.load(folder / "vocabulary.json")
-    modules = build(config, tokenizer).to(device or device_of(config))
+    modules = build(config, tokenizer)
     checkpoint.load_weights(folder, modules)
     return Restored(folder, config, tokenizer, modules)

@@ -29,3 +29,5 @@ def test_the_figures_are_reproduced_and_not_twice(tmp_path, monkeypatch, capsys)
     assert recipe.main(arguments) == 0
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     capsys.readouterr()
+    assert recipe.main([*arguments, "train.lr=0.1"]) == 2
+    assert "train.lr: 0.002 -> 0.1" in capsys.readouterr().out

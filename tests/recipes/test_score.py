@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,9 +249,25 @@ def test_another_scoring_is_not_mixed_in(run, corpus, tmp_path, capsys):
     assert pq.read_table(out).equals(before)
     assert main([*arguments, "--batch-size", "3"]) == 0  # the same again: nothing to do
     folder = tmp_path / ".t.parquet.parts"
-    table.Parts(folder, {"seed": 1}).write(0, [])
+    table.Parts(folder, {"seed": 1})  # killed before its first part: weights may be there
     arguments[3] = str(tmp_path / "t.parquet")
-    assert main(arguments) == 2 and "parts of another scoring" in capsys.readouterr().err
+    assert main(arguments) == 2 and "what another scoring began" in capsys.readouterr().err
+
+
+def test_a_narration_after_the_end_of_its_video_is_not_scored(run, videos, tmp_path):
+    narrations = [{"start": 1, "end": 2, "text": "a ring"}, {"start": 9, "end": 10, "text": "a disc"}]
+    late = {"video": "0.mp4", "narrations": narrations}
+    manifest = videos.with_name("late.jsonl")
+    manifest.write_text(json.dumps(late) + "\n")
+    rows = {r["narration"]: r for r in scored(run, tmp_path / "s.parquet", "--data", manifest).to_pylist()}
+    assert rows[0]["error"] is None and "after the end" in rows[1]["error"]
+
+
+def test_a_damaged_checkpoint_is_said(run, tmp_path, capsys):
+    folder = shutil.copytree(checkpoint.latest(run.folder), tmp_path / "damaged")
+    media.truncate(folder / "model.safetensors", 0.5)
+    assert main(["--checkpoint", str(folder), "--out", str(tmp_path / "s.parquet")]) == 2
+    assert "model.safetensors: not the weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

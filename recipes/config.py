@@ -20,7 +20,8 @@ AT_LEAST = {
     "clip.narrations": 1, "clip.words": 1, "clip.sample_rate": 1, "model.audio_patch": 1, "model.word_width": 1,
     "model.drop_token": 0, "model.dropout": 0, "objective.audio_space": 1, "objective.text_space": 1, "train.steps": 1,
     "train.batch_size": 2, "train.lr": 0, "train.end_lr": 0, "train.warmup": 0, "train.log_every": 1,
-    "train.checkpoint_every": 1, "train.max_bad_steps": 1, "evaluate.batch_size": 1, "evaluate.limit": 1,
+    "train.checkpoint_every": 1, "train.keep": 1, "train.max_bad_steps": 1,
+    "evaluate.batch_size": 1, "evaluate.limit": 1,
 }  # fmt: skip
 MORE_THAN = {
     "curriculum.temperature": 0,
@@ -151,6 +152,7 @@ class TrainConfig:
     device: str = "auto"
     log_every: int = 50
     checkpoint_every: int = 1000
+    keep: int = 2  # checkpoints, the newest
     max_bad_steps: int = 20  # steps in a row without a finite gradient or a readable clip before the run stops
 
 

@@ -39,7 +39,8 @@ from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 log = logging.getLogger(__name__)
 
 
-FREE = ("data.workers:", "train.device:", "train.max_bad_steps:", "gram.probe")  # keys that may change on resume
+# Keys that may change on resume.
+FREE = ("data.workers:", "train.device:", "train.max_bad_steps:", "train.keep:", "gram.probe")
 
 
 class TrainingError(RuntimeError):
@@ -108,6 +109,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
             lambda place: configuration.save(config, place / "config.yaml"),
             lambda place: vocabulary.save(tokenizer, place / "vocabulary.json"),
             lambda place: dynamics.save(recorded, place / dynamics.FILE),
+            keep=config.train.keep,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- the loop

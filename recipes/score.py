@@ -110,7 +110,11 @@ def score(
         return out
 
     rank, world = dist.get_rank() if dist.is_initialized() else 0, dist.get_world_size() if dist.is_initialized() else 1
+    if rank > 0:
+        wait_for_all()  # the first process makes the folder
     parts = Parts(out.with_name(f".{out.name}.parts"), facts)
+    if rank == 0:
+        wait_for_all()
     if options.iterations:
         further = (modules, config, index, tokenizer, options.iterations, options.batch_size, options.seed)
         if rank == 0:

@@ -63,8 +63,7 @@ def is_aligned(p: float | None) -> bool:
 
 
 def judge(space: Space, rows: Sequence[Row], videos: Tensor, references: References) -> list[Caption]:
-    """Test every word of the captions of B clips; it costs the encoding of one text per word (10,000 captions of ten
-    words and a model of size demo: 40 s on one core).
+    """Test every word of the captions of B clips; it costs the encoding of one text per word.
 
     Args:
         space: The model.

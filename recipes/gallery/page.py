@@ -13,7 +13,7 @@ import jinja2
 from recipes.data.decode import BrokenClip
 from recipes.gallery.alignment import FEWEST, THRESHOLD
 from recipes.gallery.captions import Caption, most_aligned, share_aligned
-from recipes.gallery.media import Shown
+from recipes.gallery.media import Shown, side_by_side
 from recipes.gallery.sample import BINS, Row, Sample
 from recipes.training.checkpoint import write_atomically
 
@@ -54,7 +54,7 @@ class Page:
     def add(self, card: Card) -> None:
         """Take a card."""
         row, caption = card.row, card.caption
-        height, width = card.shown.frames.shape[1:3]
+        height, width = side_by_side(card.shown.frames).shape[:2]
         self._place({f"clip-{row.clip}{suffix}": data for suffix, data in card.shown.files.items()})
         self.captions[card.group].append((caption, row.video))
         self.rows.append(

@@ -17,8 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-KEEP = 2  # checkpoints kept in a run
-
 
 def save(
     folder: Path,
@@ -27,6 +25,7 @@ def save(
     state: dict[str, Tensor],
     facts: dict[str, Any],
     *beside: Callable[[Path], None],
+    keep: int = 2,
 ) -> Path:
     """Write a checkpoint atomically: a temporary folder, flushed to disk, then renamed.
 
@@ -37,6 +36,7 @@ def save(
         state: Tensors besides (optimizer, harmonizer, random states).
         facts: What fits into JSON.
         *beside: Functions that write further files into the checkpoint's folder.
+        keep: How many of the newest checkpoints stay, this one among them.
 
     Returns:
         The checkpoint's folder.
@@ -61,7 +61,7 @@ def save(
     os.replace(temporary, final)
     write_atomically(folder / "latest", final.name)
     shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
-    for old in sorted(folder.glob("step_*"))[:-KEEP]:
+    for old in sorted(folder.glob("step_*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

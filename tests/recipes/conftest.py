@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from recipes import config as configuration
+from recipes import pretrain as recipe
 from recipes.data.corpus import build
+from recipes.training.step import train_step
 
 DEMO = Path(__file__).parents[2] / "recipes" / "configs" / "demo.yaml"
 TINY = [
@@ -32,3 +34,28 @@ def tiny(corpus: Path, tmp_path: Path):
         return configuration.load(DEMO, [*TINY, *where, *overrides])
 
     return make
+
+
+class Crash(Exception):
+    """What a test raises in the middle of a run."""
+
+
+@pytest.fixture
+def crash(monkeypatch: pytest.MonkeyPatch):
+    """Function of a configuration: train it, and die in its fifth step."""
+
+    def run(config: configuration.Config) -> None:
+        calls = []
+
+        def crashing(*arguments):
+            calls.append(1)
+            if len(calls) == 5:
+                raise Crash
+            return train_step(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(recipe, "train_step", crashing)
+            with pytest.raises(Crash):
+                recipe.pretrain(config)
+
+    return run

@@ -11,7 +11,6 @@ from scipy.stats import chi2
 
 import harmony
 from harmony.stats import Moments
-from recipes import pretrain as recipe
 from recipes.config import Config, ConfigError
 from recipes.data.clips import TrainClips, train_loader
 from recipes.data.splits import train_and_test
@@ -19,13 +18,12 @@ from recipes.dynamics import curves, runs, summary, text
 from recipes.dynamics.runs import DynamicsError, Run
 from recipes.figures import main
 from recipes.pretrain import pretrain, vocabulary_of
-from recipes.training import checkpoint, dynamics
+from recipes.training import dynamics
 from recipes.training.dynamics import TRAINING, Dynamics
 from recipes.training.metrics import Metrics
-from recipes.training.step import train_step
 from recipes.trimodal import probes
 from recipes.trimodal.build import build, model_inputs
-from tests.recipes.test_pretrain import Crash, same, weights
+from tests.recipes.test_pretrain import same, weights
 
 LIMIT = 50e6  # bytes of 500k steps at batch 2048
 PROBES = ["gram.probe=[layers,groups,paths]", "gram.probe_every=2"]
@@ -145,7 +143,7 @@ def test_half_a_million_steps_fit_on_the_disk(tmp_path):
     metrics.close()
     histogram = used() - rows
     assert histogram > 1000 and rows > 1000 * 10
-    total = checkpoint.KEEP * max(sizes) + rows * steps / log_every / written + histogram * steps / checkpoint_every
+    total = Config().train.keep * max(sizes) + rows * steps / log_every / written + histogram * steps / checkpoint_every
     print(f"dynamics {sizes}, rows {rows / written:.0f}, histogram {histogram}, total {total / 1e6:.1f} MB")
     assert total < LIMIT
 
@@ -209,25 +207,14 @@ def test_probes_are_named_measured_where_defined_and_leave_everything_as_it_was(
 
 
 @pytest.mark.parametrize("harmonize", ["both", "none"])
-def test_a_run_with_probes_trains_exactly_as_one_without_and_resumes(tiny, monkeypatch, harmonize):
+def test_a_run_with_probes_trains_exactly_as_one_without_and_resumes(tiny, crash, harmonize):
     shared = [f"harmonize={harmonize}", "gram.every=2"]
     plain, whole = tiny("run.name=plain", *shared), tiny("run.name=whole", *shared, *PROBES)
     torn = tiny("run.name=torn", *shared, *PROBES)
     pretrain(plain)
     pretrain(whole)
     assert same(weights(plain), weights(whole))
-    calls = []
-
-    def crashing(*arguments):
-        calls.append(1)
-        if len(calls) == 5:
-            raise Crash
-        return train_step(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe, "train_step", crashing)
-        with pytest.raises(Crash):
-            pretrain(torn)
+    crash(torn)
     pretrain(torn, resume=True)
     recorded, other = (runs.load(str(c.folder)).dynamics for c in (whole, torn))
     assert_same(recorded, other)

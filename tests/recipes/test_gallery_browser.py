@@ -105,12 +105,26 @@ def test_inlined_clips_and_those_in_the_folder_play_with_sound(page):
     second = page.locator("video").nth(1).evaluate(PLAY)
     assert second["time"] >= 0.2
     assert page.locator("video").first.evaluate("video => video.paused")  # one at a time
-    for _ in range(5):  # not by the mouse: pictures that come in late move the button away under it
-        page.locator("footer [data-turn='1']").evaluate("button => button.click()")
+    for _ in range(5):
+        page.locator("footer [data-turn='1']").click()
     last = page.locator("video").last
     assert last.get_attribute("src").startswith("gallery%20%231_files/clip-")
     played = last.evaluate(PLAY)
     assert played["time"] >= 0.2 and played["width"] == 64 and played["sound"] > 0
+
+
+LOAD = "all => Promise.all(all.map(picture => { picture.loading = 'eager'; return picture.decode(); }))"
+SIZES = "all => all.map(picture => [picture.clientWidth, picture.clientHeight])"
+NATURAL = "all => all.map(picture => picture.naturalWidth / picture.naturalHeight)"
+
+
+def test_nothing_moves_when_the_key_frames_come_in(page):
+    frames = page.locator(".frames")
+    frames.evaluate_all(LOAD)
+    loaded = frames.evaluate_all(SIZES)
+    assert [w / h for w, h in loaded] == pytest.approx(frames.evaluate_all(NATURAL), rel=0.05)
+    frames.evaluate_all("all => all.forEach(picture => picture.removeAttribute('src'))")
+    assert frames.evaluate_all(SIZES) == loaded
 
 
 def test_it_filters(page):

@@ -21,7 +21,15 @@ PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 BLOCK = re.compile(r"^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^ *```(?:bash|sh)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 DOCTEST_OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-MODULES = [harmony.realign, harmony.curriculum, harmony.score, harmony.schedule, harmony.losses, harmony.stats]
+MODULES = [
+    harmony.realign,
+    harmony.curriculum,
+    harmony.score,
+    harmony.schedule,
+    harmony.losses,
+    harmony.stats,
+    harmony.distributed,
+]
 
 
 class Block(NamedTuple):

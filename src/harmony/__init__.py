@@ -1,6 +1,6 @@
 """Harmony: per-sample gradients of several losses, realigned and filtered where they conflict."""
 
-from harmony import curriculum, losses, realign, schedule, score, stats
+from harmony import curriculum, distributed, losses, realign, schedule, score, stats
 from harmony.cosines import agreement, cosine, defined
 from harmony.diagnostics import Check, Plan, check, plan
 from harmony.gram import Aux, gram_vjp
@@ -22,6 +22,7 @@ __all__ = [
     "cosine",
     "curriculum",
     "defined",
+    "distributed",
     "gram_vjp",
     "harmonized_grad",
     "layerwise",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from harmony.distributed.shares import Shares
 from harmony.engines.encoded import Cotangent, Encoded, Trace
 
 ROWS_AT_ONCE = 64  # rows of the Jacobian of the loss terms held at a time where no chunk size bounds them
@@ -36,14 +37,18 @@ class LossStage(NamedTuple):
         """B, the number of samples."""
         return len(next(iter(self.terms.values())))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the losses are."""
+        return next(iter(self.terms.values())).device
+
 
 def evaluate(
-    losses: Callable[..., Mapping[str, Tensor]], loss_params: Any, encoded: Encoded | Trace, size: int
+    losses: Callable[..., Mapping[str, Tensor]], loss_params: Any, encoded: Encoded | Trace, shared: Shares
 ) -> LossStage:
-    """Run the losses stage once on the encoded batch."""
-    leaves = [
-        leaf.detach().requires_grad_() if t else leaf for leaf, t in zip(encoded.leaves, encoded.tracked, strict=True)
-    ]
+    """Run the losses stage once, on the embeddings of the whole batch, whichever process encoded them."""
+    whole, size = shared.gather_tree(encoded.leaves), shared.size
+    leaves = [leaf.detach().requires_grad_() if t else leaf for leaf, t in zip(whole, encoded.tracked, strict=True)]
     embeddings = pytree.tree_unflatten(leaves, encoded.spec)
     params, params_spec = pytree.tree_flatten(loss_params)
     if loss_params is not None:
@@ -71,25 +76,27 @@ def activation(stage: LossStage) -> list[Cotangent]:
 
 
 @torch.enable_grad()
-def rows(stage: LossStage, group_size: int, groups: range) -> list[Cotangent]:
-    """``sum_(b in g) d l_bk/df / B`` for a range of groups: K cotangents with leaves (len(groups), B, ...)."""
+def rows(stage: LossStage, members: Tensor, groups: range) -> list[Cotangent]:
+    """``sum_(b in g) d l_bk/df / B`` for a range of groups: K cotangents with leaves (len(groups), B, ...).
+
+    ``members`` (B,) is the group of each sample.
+    """
     _require_terms(stage, "loss")
-    members = torch.arange(stage.size, device=_device(stage)) // group_size
     wanted = torch.arange(groups.start, groups.stop, device=members.device)
     return _jacobian(stage, members == wanted[:, None])
 
 
 @torch.enable_grad()
-def anchor(stage: LossStage, rows_at_once: int | None) -> list[Cotangent]:
-    """``(d l_bk/df_b) / B``: K cotangents with leaves (B, ...), each sample's own term at its own embedding."""
+def anchor(stage: LossStage, samples: slice, rows_at_once: int | None) -> list[Cotangent]:
+    """``(d l_bk/df_b) / B`` of some samples: K cotangents with leaves (n, ...), each own term at its own embedding."""
     _require_terms(stage, "anchor")
-    eye = torch.eye(stage.size, device=_device(stage)).bool()
+    basis = torch.eye(stage.size, device=stage.device).bool()[samples]
     parts: list[list[Cotangent]] = []
-    start = 0
-    for basis in torch.split(eye, rows_at_once or ROWS_AT_ONCE):
-        own = torch.arange(len(basis), device=eye.device)
-        parts.append([[None if j is None else j[own, start + own] for j in k] for k in _jacobian(stage, basis)])
-        start += len(basis)
+    start = samples.start
+    for rows in torch.split(basis, rows_at_once or ROWS_AT_ONCE):
+        own = torch.arange(len(rows), device=rows.device)
+        parts.append([[None if j is None else j[own, start + own] for j in k] for k in _jacobian(stage, rows)])
+        start += len(rows)
     return [
         [None if leaf[0] is None else torch.cat([x for x in leaf if x is not None]) for leaf in zip(*k, strict=True)]
         for k in zip(*parts, strict=True)
@@ -161,7 +168,3 @@ def _require_terms(stage: LossStage, attribution: str) -> None:
             f"attribution={attribution!r} needs each sample's own loss term, shape ({stage.size},); these losses came "
             f'as one scalar: {", ".join(map(repr, stage.scalar))}. Return the terms, or use attribution="activation".'
         )
-
-
-def _device(stage: LossStage) -> torch.device:
-    return next(iter(stage.terms.values())).device

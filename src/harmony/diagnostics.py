@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harmony import cotangents
+from harmony.distributed.shares import alone
 from harmony.engines.chunks import Options, encode_batch, narrow
 from harmony.engines.encoded import Cotangent, Encoded, Trace, by_label, pull_mixed
 from harmony.engines.precision import inner_products
@@ -268,7 +269,7 @@ def _row(number: int, name: str, inputs: Inputs, piece: Piece | None) -> Row:
 
 def _cotangents(trace: Trace | Encoded, losses: Any, loss_params: Any, size: int) -> list[Cotangent]:
     """Gradients of the losses at the embeddings."""
-    return cotangents.activation(cotangents.evaluate(losses, loss_params, trace, size))
+    return cotangents.activation(cotangents.evaluate(losses, loss_params, trace, alone(size)))
 
 
 def _reference(inputs: Inputs) -> tuple[str, Trace]:

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from harmony import cotangents
-from harmony.engines.chunks import MEMORY, Options, encode_batch
+from harmony.distributed.sharded import whole
+from harmony.distributed.shares import Shares, shares
+from harmony.engines.chunks import MEMORY, Options, encode_batch, narrow, narrow_all
 from harmony.engines.encoded import Cotangent, Encoded, mix, pull_labelled
 from harmony.engines.materialised import sum_groups
 from harmony.engines.precision import accumulating, inner_products
@@ -56,6 +58,7 @@ def gram_vjp(
     space: Space = "parameters",
     loss_params: PyTree | None = None,
     toward_batch: bool = False,
+    process_group: Any = None,
     has_aux: bool = False,
 ) -> tuple[Any, ...]:
     """Losses, Gram blocks of their per-sample gradients, and a pullback of per-sample weights.
@@ -95,6 +98,11 @@ def gram_vjp(
         toward_batch: Also give ``<g_b^k, g>``, g being the gradient of the summed losses of the whole batch. Costs a
             backward pass and the per-sample gradients once more. For activation, where g is the sum of the samples'
             gradients; goes with ``has_aux``.
+        process_group: Processes that share the batch (``torch.distributed.group.WORLD``, say); None for this one alone.
+            Each gives its own samples and encodes them; the batch is those of all, in order of rank, and everything
+            that is returned is of the whole batch, on every process: what one process would return for it. ``losses``
+            runs on the embeddings of the whole batch on every process. A group of samples does not reach over two
+            processes. Parameters sharded over the group (``DTensor``) are put together, and their gradients scattered.
         has_aux: Also return the loss terms, the embeddings and what ``toward_batch`` asks for.
 
     Returns:
@@ -132,56 +140,65 @@ def gram_vjp(
     per_sample = space == "parameters" and attribution != "loss"
     if attribution != "activation":  # the update is no combination of the gradients that the Gram is made of
         options = options._replace(update="backward")
-    inputs = flatten(encode, params, batch, wrt if space == "parameters" else None)
+    inputs = flatten(encode, params, batch, wrt if space == "parameters" else None, process_group)
     if toward_batch and (attribution != "activation" or not has_aux):
         raise ValueError('toward_batch needs attribution="activation", and has_aux=True to be seen.')
-    encoded, stage = run(inputs, losses, loss_params, options, per_sample=per_sample)
-    size = inputs.size
+    shared = shares(inputs.size, process_group)
+    encoded, stage = run(inputs, losses, loss_params, options, shared, per_sample=per_sample)
+    groups = shared.groups(group_size)
+    members = shared.members(group_size, stage.device)
+
+    def rows(wanted: range) -> list[Cotangent]:
+        return cotangents.rows(stage, members, wanted)
+
+    # Of the whole batch on every process, and of the samples that this one encoded.
     per_loss = cotangents.activation(stage)
-
-    def rows(groups: range) -> list[Cotangent]:
-        return cotangents.rows(stage, group_size, groups)
-
-    own = cotangents.anchor(stage, chunk_size) if attribution == "anchor" else per_loss
+    mine = narrow_all(per_loss, shared.own)
+    own = cotangents.anchor(stage, shared.own, chunk_size) if attribution == "anchor" else mine
     gram: Tensor
 
     def by_cotangents(weights: Tensor) -> Any:
-        """The update by weights (B, L, K): backward passes."""
-        pull = lambda w: pytree.tree_leaves(encoded.pull(mix(per_loss, w)))  # noqa: E731
+        """The update by weights (b, L, K): backward passes."""
+        pull = lambda w: pytree.tree_leaves(encoded.pull(mix(mine, w)))  # noqa: E731
         return pytree.tree_unflatten(pull_labelled(pull, weights, inputs.label), inputs.params_spec)
 
     combine: Callable[[Tensor], Any] = by_cotangents
     toward: Tensor | None = None
     if per_sample:
         gram, from_own = encoded.gram(own)
+        gram = groups.gather(gram)
         combine = from_own if attribution == "activation" else by_cotangents
         if toward_batch:
-            batch_gradient = encoded.pull(mix(per_loss, torch.ones_like(gram[:1, 0, 0]).expand(size, -1)))
-            toward = encoded.toward(own, pytree.tree_leaves(batch_gradient))
+            batch_gradient = encoded.pull(mix(mine, torch.ones_like(gram[:1, 0, 0]).expand(inputs.size, -1)))
+            toward = groups.gather(encoded.toward(own, shared.sum(pytree.tree_leaves(batch_gradient))))
     elif space == "parameters":
-        gram = encoded.gram_of_rows(rows)
+        here = lambda wanted: [[None if c is None else c[:, shared.own] for c in k] for k in rows(wanted)]  # noqa: E731
+        gram = encoded.gram_of_rows(here, groups.size, shared.sum)
     else:
         chosen = _feature_leaves(encoded, per_loss, list(stage.terms), wrt)
         if attribution == "loss":
             step = chunk_size or cotangents.ROWS_AT_ONCE
-            groups = -(-size // group_size)
-            blocks = [rows(range(start, min(start + step, groups))) for start in range(0, groups, step)]
-            gram = torch.cat([_feature_gram(block, chosen) for block in blocks])
+            blocks = range(groups.own.start, groups.own.stop, step)
+            wanted = [rows(range(start, min(start + step, groups.own.stop))) for start in blocks]
+            gram = torch.cat([_feature_gram(block, chosen) for block in wanted])
         else:
             gram = sum_groups(_feature_gram(own, chosen), group_size)
-        gram = gram[:, None]
+        gram = groups.gather(gram[:, None])
         if toward_batch:
-            toward = sum_groups(_feature_toward(per_loss, chosen), group_size)[:, None]
+            toward = sum_groups(_feature_toward(per_loss, chosen)[shared.own], group_size)
+            toward = groups.gather(toward[:, None])
     gram = gram.detach()
 
+    def by_terms(weights: Tensor) -> Any:
+        """The update by weights (B, L, K) of the loss terms."""
+        pull = lambda w: pytree.tree_leaves(encoded.pull(narrow(cotangents.weighted(stage, w), shared.own)))  # noqa: E731
+        return pytree.tree_unflatten(pull_labelled(pull, weights, inputs.label), inputs.params_spec)
+
     def pullback(weights: Blocks) -> Any:
-        rows = spread(stacked(weights, inputs.labels, gram), group_size, size)
-        if attribution == "activation":
-            grads = combine(rows)
-        else:
-            pull = lambda w: pytree.tree_leaves(encoded.pull(cotangents.weighted(stage, w)))  # noqa: E731
-            grads = pytree.tree_unflatten(pull_labelled(pull, rows, inputs.label), inputs.params_spec)
-        return grads if loss_params is None else (grads, cotangents.loss_gradient(stage, rows.mean(1)))
+        of_samples = stacked(weights, inputs.labels, gram)[members]
+        grads = combine(of_samples[shared.own]) if attribution == "activation" else by_terms(of_samples)
+        grads = added_up(shared, grads, params)
+        return grads if loss_params is None else (grads, loss_update(shared, stage, of_samples.mean(1)))
 
     values, aux = observed(stage)
     aux = aux if toward is None else aux._replace(toward=named(toward.detach(), inputs.labels))
@@ -209,19 +226,26 @@ def stacked(weights: Blocks, labels: list[str], gram: Tensor) -> Tensor:
 
 
 def run(
-    inputs: Inputs, losses: Callable[..., Mapping[str, Tensor]], loss_params: PyTree | None, options: Options, *,
-    per_sample: bool,
+    inputs: Inputs, losses: Callable[..., Mapping[str, Tensor]], loss_params: PyTree | None, options: Options,
+    shared: Shares, *, per_sample: bool,
 ) -> tuple[Encoded, cotangents.LossStage]:  # fmt: skip
-    """Encode the batch and evaluate the losses."""
+    """Encode this process's samples and evaluate the losses of the whole batch."""
     if loss_params is not None:
         _check_floating("loss_params", loss_params)
     encoded = encode_batch(inputs, options, per_sample=per_sample)
-    return encoded, cotangents.evaluate(losses, loss_params, encoded, inputs.size)
+    return encoded, cotangents.evaluate(losses, loss_params, encoded, shared)
 
 
-def spread(weights: Tensor, group_size: int, size: int) -> Tensor:
-    """Weights of groups (groups, ...) -> weights of samples (B, ...)."""
-    return weights.repeat_interleave(group_size, dim=0)[:size]
+def added_up(shared: Shares, grads: PyTree, params: PyTree) -> PyTree:
+    """The gradient of the whole batch, of what each process contributes, sharded where the parameters are."""
+    leaves, spec = pytree.tree_flatten(grads)
+    return pytree.tree_unflatten(shared.sum_like(leaves, pytree.tree_leaves(params)), spec)
+
+
+def loss_update(shared: Shares, stage: cotangents.LossStage, weights: Tensor) -> PyTree:
+    """The gradient by the losses' parameters, the same on every process to the last bit; weights (B, K)."""
+    leaves, spec = pytree.tree_flatten(cotangents.loss_gradient(stage, weights))
+    return pytree.tree_unflatten(shared.agree(leaves), spec)
 
 
 def observed(stage: cotangents.LossStage) -> tuple[dict[str, Tensor], Aux]:
@@ -275,7 +299,7 @@ def _check_floating(argument: str, params: PyTree) -> None:
             )
 
 
-def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Wrt | None) -> Inputs:
+def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Wrt | None, process_group: Any = None) -> Inputs:
     """Check and flatten a call of the encoder; ``wrt`` selects or labels parameters by name."""
     names = leaf_names(params)
     leaves, params_spec = pytree.tree_flatten(params)
@@ -284,7 +308,8 @@ def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Wrt | None) -> Inpu
 
     batch_leaves, batch_spec = pytree.tree_flatten(batch)
     batch_leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in batch_leaves]
-    inputs = Inputs(encode, names, [p.detach() for p in leaves], params_spec, label, labels, batch_leaves, batch_spec)
+    leaves = [whole(p.detach(), process_group) for p in leaves]
+    inputs = Inputs(encode, names, leaves, params_spec, label, labels, batch_leaves, batch_spec)
     sizes = {
         name: leaf.shape[0]
         for name, leaf, mapped in zip(leaf_names(batch), batch_leaves, inputs.mapped, strict=True)

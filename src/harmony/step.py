@@ -11,17 +11,20 @@ from torch.overrides import TorchFunctionMode
 
 from harmony import cotangents
 from harmony.cosines import agreement, defined
-from harmony.engines.chunks import Options
+from harmony.distributed.sharded import unwrapped, without_hooks
+from harmony.distributed.shares import shares
+from harmony.engines.chunks import Options, narrow_all
 from harmony.gram import (
     Aux,
     Blocks,
+    added_up,
     check_options,
     flatten,
     gram_vjp,
+    loss_update,
     named,
     observed,
     run,
-    spread,
     stacked,
 )
 from harmony.transform import Member, State, Transform, apply, chain, whole_gram
@@ -32,7 +35,7 @@ RESERVED = {"gram", "state", "terms", "ids", "toward", "k", "l", "losses"}
 
 
 class Info(NamedTuple):
-    """What a harmonized step saw and did; everything is detached and on the device.
+    """What a harmonized step saw and did; everything is detached, on the device, and of the whole batch.
 
     Attributes:
         values: {name: mean loss}.
@@ -115,7 +118,7 @@ def harmonized_grad(
         if fusible:
             return _fused(arguments, transform, state, ids, loss_params, extras, keywords)
         values, gram, pullback, aux = gram_vjp(*arguments, loss_params=loss_params, has_aux=True, **keywords)
-        more = _extras(extras, aux, ids)
+        more = _extras(extras, aux, ids, keywords.get("process_group"))
         weights, state = apply(transform, gram, state, more)
         return pullback(weights), state, _info(values, aux.terms, gram, weights)
 
@@ -140,7 +143,9 @@ def backward(
     is a module with parameters of its own (heads, a learnable temperature). Parameters that no loss reaches get zeros.
 
     Args:
-        module: The encoder. Frozen parameters stay frozen; the others are named as in ``named_parameters()``.
+        module: The encoder. Frozen parameters stay frozen; the others are named as in ``named_parameters()``. Inside
+            ``DistributedDataParallel``, or sharded by ``fully_shard``, its processes share the batch, see
+            ``process_group`` of [gram_vjp][harmony.gram_vjp]: every ``.grad`` is that of the whole batch.
         batch: Tree whose tensors have leading axis B.
         losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function or a module.
         harmonizer: A transform, see [chain][harmony.chain], or a function ``gram -> weights``.
@@ -157,7 +162,6 @@ def backward(
     Raises:
         ValueError: See [gram_vjp][harmony.gram_vjp]; a module without trainable parameters; a trainable parameter
             that ``forward`` or ``losses`` uses and that is in neither module.
-        TypeError: A module wrapped for several processes: its gradient would stay local.
 
     Examples:
         >>> import torch, harmony
@@ -168,15 +172,17 @@ def backward(
         >>> module.weight.grad.shape, int(info.kept)
         (torch.Size([2, 3]), 4)
     """
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        raise TypeError("backward does not synchronise gradients yet: pass the module inside DistributedDataParallel.")
+    module, process_group = unwrapped(module)
+    if process_group is not None:
+        keywords.setdefault("process_group", process_group)
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient.")
     caller = _Caller(module, forward or call_module)
 
     def encode(params: dict[str, Tensor], batch: PyTree) -> PyTree:
-        with _NoStrayParameters("forward", "make the module that owns it a submodule of the encoder"):
+        stray = _NoStrayParameters("forward", "make the module that owns it a submodule of the encoder")
+        with stray, without_hooks(module):
             return functional_call(caller, {f"module.{name}": p for name, p in params.items()}, (batch,))
 
     loss_module, loss_trainable = losses if isinstance(losses, nn.Module) else None, {}
@@ -256,32 +262,38 @@ def _fused(
     encode, losses, params, batch = arguments
     options = Options(**{k: v for k, v in keywords.items() if k in Options._fields})
     check_options(options, **{k: keywords[k] for k in ("attribution", "space") if k in keywords})
-    inputs = flatten(encode, params, batch, keywords.get("wrt"))
-    encoded, stage = run(inputs, losses, loss_params, options, per_sample=True)
+    process_group = keywords.get("process_group")
+    inputs = flatten(encode, params, batch, keywords.get("wrt"), process_group)
+    shared = shares(inputs.size, process_group)
+    encoded, stage = run(inputs, losses, loss_params, options, shared, per_sample=True)
     values, aux = observed(stage)
-    more = _extras(extras, aux, ids)
+    more = _extras(extras, aux, ids, process_group)
     rows: list[Tensor] = []
     after = state
 
     def weigh(gram: Tensor, groups: range) -> Tensor:
         nonlocal after
         part = slice(groups.start * options.group_size, groups.stop * options.group_size)
-        own = {name: x if x is None else x[part] for name, x in more.items()}
+        own = {name: x if x is None else x[shared.own][part] for name, x in more.items()}
         weights, after = apply(transform, named(gram, inputs.labels), state, own)
         rows.append(stacked(weights, inputs.labels, gram))
         return rows[-1]
 
-    gram, grads = encoded.fused(cotangents.activation(stage), weigh)
-    weights = torch.cat(rows)
+    gram, grads = encoded.fused(narrow_all(cotangents.activation(stage), shared.own), weigh)
+    grads = added_up(shared, grads, params)
+    groups = shared.groups(options.group_size)
+    gram, weights = groups.gather(gram), groups.gather(torch.cat(rows))
     if loss_params is not None:
-        of_samples = spread(weights.mean(1), options.group_size, inputs.size)
-        grads = grads, cotangents.loss_gradient(stage, of_samples)
+        of_samples = weights.mean(1)[shared.members(options.group_size, weights.device)]
+        grads = grads, loss_update(shared, stage, of_samples)
     return grads, after, _info(values, aux.terms, named(gram, inputs.labels), named(weights, inputs.labels))
 
 
-def _extras(extras: Extras | None, aux: Aux, ids: Tensor | None) -> dict[str, Any]:
-    """What the harmonizer may use beside the Gram."""
+def _extras(extras: Extras | None, aux: Aux, ids: Tensor | None, process_group: Any) -> dict[str, Any]:
+    """What the harmonizer may use beside the Gram, of the whole batch."""
     size = len(aux.terms)
+    if ids is not None and ids.ndim == 1:
+        ids = shares(len(ids), process_group).gather(ids)
     if ids is not None and ids.shape != (size,):
         raise ValueError(f"ids must be of shape ({size},), one for each sample; got {tuple(ids.shape)}.")
     found: dict[str, Any] = {"terms": aux.terms, "ids": ids}

@@ -99,16 +99,6 @@ def test_a_plain_function_is_a_harmonizer():
     harmony.backward(nn.Linear(4, 2).double(), x, lambda f: {"a": f[:, 0], "b": f[:, 1]}, harmony.realign.pcgrad)
 
 
-def test_a_data_parallel_module_is_refused(tmp_path):
-    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
-        with pytest.raises(TypeError, match="does not synchronise"):
-            harmony.backward(parallel, torch.ones(1, 2), zoo.supervised, harmony.chain())
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def test_parameters_that_an_ordinary_loop_would_train_are_not_left_out_silently():
     encoder, heads, x = nn.Linear(3, 4), nn.Linear(4, 2), torch.randn(5, 3)
     split = lambda out: {"a": out[:, 0] ** 2, "b": out[:, 1] ** 2}  # noqa: E731

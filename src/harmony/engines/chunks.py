@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from harmony.engines.encoded import Cotangent, Encoded, Trace, Weigh, by_label, pull_mixed
+from harmony.engines.encoded import Cotangent, Encoded, Sum, Trace, Weigh, by_label, pull_mixed
 from harmony.engines.precision import inner_products
 from harmony.engines.random import replay, restore, snapshot
 from harmony.engines.tape.errors import UnsupportedError
@@ -79,7 +79,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         """Gram of one group that is larger than a chunk: its gradients have to be added up first."""
         total: list[list[list[Tensor]]] = []
         for chunk in block:
-            sums = traced(chunk).per_sample(_narrow_all(cotangents, chunk), False).sums(chunk.stop - chunk.start)
+            sums = traced(chunk).per_sample(narrow_all(cotangents, chunk), False).sums(chunk.stop - chunk.start)
             total = [_add(a, b) for a, b in zip(total, sums, strict=True)] if total else sums
         return torch.stack([inner_products(of_label) for of_label in total], 1)
 
@@ -88,7 +88,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
             gradients = traced(chunks[0]).per_sample(cotangents, False)
             return gradients.gram(group_size), lambda weights: unflatten(gradients.combine(weights))
         grams = [
-            traced(block[0]).per_sample(_narrow_all(cotangents, block[0]), False).gram(group_size)
+            traced(block[0]).per_sample(narrow_all(cotangents, block[0]), False).gram(group_size)
             if len(block) == 1
             else group_sums(block, cotangents)
             for block in blocks
@@ -102,7 +102,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         for block in blocks:
             shifted = functools.partial(_shifted, weigh, groups)
             if len(block) == 1:
-                gradients = traced(block[0]).per_sample(_narrow_all(cotangents, block[0]), True)
+                gradients = traced(block[0]).per_sample(narrow_all(cotangents, block[0]), True)
                 block_gram, grads = gradients.fused(group_size, shifted)
                 del gradients  # and the graph behind it, before the next chunk is encoded
                 total = _add(total, [grads])
@@ -111,14 +111,14 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
                 weights = shifted(block_gram, range(1))
                 for chunk in block:
                     rows = weights.expand(chunk.stop - chunk.start, -1, -1)
-                    parts = _narrow_all(cotangents, chunk)
+                    parts = narrow_all(cotangents, chunk)
                     total = _add(total, [pull_mixed(traced(chunk).pull, parts, rows, inputs.label)])
             grams.append(block_gram)
             groups += len(block_gram)
         return torch.cat(grams), unflatten(total[0])
 
-    def gram_of_rows(rows: Callable[[range], Sequence[Cotangent]]) -> Tensor:
-        groups, step = -(-inputs.size // group_size), options.chunk_size or 1
+    def gram_of_rows(rows: Callable[[range], Sequence[Cotangent]], groups: int, add_up: Sum) -> Tensor:
+        step = options.chunk_size or 1
         grams = []
         for block in (range(start, min(start + step, groups)) for start in range(0, groups, step)):
             cotangents = rows(block)  # leaves (len(block), B, ...)
@@ -131,6 +131,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
                 ]
                 del trace
                 total = _add(total, [[torch.stack(leaf) for leaf in zip(*k, strict=True)] for k in leaves])
+            total = [add_up(leaves) for leaves in total]
             selected = [number for number in inputs.label if number >= 0]
             grams.append(torch.stack([inner_products(k) for k in by_label(total, selected)], 1))
         return torch.cat(grams)
@@ -139,7 +140,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         rows = []
         for block in blocks:
             found = [
-                traced(chunk).per_sample(_narrow_all(cotangents, chunk), False).toward(direction, group_size)
+                traced(chunk).per_sample(narrow_all(cotangents, chunk), False).toward(direction, group_size)
                 for chunk in block
             ]
             rows.append(found[0] if len(found) == 1 else torch.stack([f.sum(0) for f in found]).sum(0, keepdim=True))
@@ -218,10 +219,6 @@ def _selected(grads: list[Tensor], inputs: Inputs) -> list[Tensor]:
     return [g for g, s in zip(grads, inputs.selected, strict=True) if s]
 
 
-def _narrow_all(cotangents: Sequence[Cotangent], chunk: slice) -> list[Cotangent]:
-    return [narrow(c, chunk) for c in cotangents]
-
-
 def whole_groups(size: int, group_size: int, chunk_size: int | None) -> Iterator[list[slice]]:
     """Cut the batch into blocks of whole groups, and each block into chunks of at most ``chunk_size`` samples.
 
@@ -237,6 +234,11 @@ def whole_groups(size: int, group_size: int, chunk_size: int | None) -> Iterator
 def narrow(cotangent: Cotangent, chunk: slice) -> Cotangent:
     """The cotangents of a chunk of samples."""
     return [None if c is None else c[chunk] for c in cotangent]
+
+
+def narrow_all(cotangents: Sequence[Cotangent], chunk: slice) -> list[Cotangent]:
+    """The cotangents of a chunk of samples, loss by loss."""
+    return [narrow(c, chunk) for c in cotangents]
 
 
 def _row(cotangent: Cotangent, row: int) -> Cotangent:

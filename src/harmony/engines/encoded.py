@@ -9,6 +9,8 @@ PyTree = Any
 Cotangent = Sequence[Tensor | None]
 """One tensor per tracked embedding leaf, shaped like it; None where the loss does not reach the leaf."""
 
+Sum = Callable[[Sequence[Tensor]], list[Tensor]]
+
 Weigh = Callable[[Tensor, range], Tensor]
 """Gram blocks (g, L, K, K) of a range of groups -> weights (g, L, K)."""
 
@@ -60,8 +62,9 @@ class Encoded(NamedTuple):
         gram: K cotangents, leaves (B, ...) -> Gram blocks (groups, L, K, K) of per-sample gradients, and a function
             from weights (B, L, K) to the weighted sum of these gradients in the tree of the parameters.
         fused: K cotangents, a function from Gram blocks to weights -> Gram blocks and weighted sum, in one go.
-        gram_of_rows: Function of a range of groups that gives K cotangents with leaves (n, B, ...), one row a group
-            -> Gram blocks (groups, L, K, K), every row pulled through the encoders of the whole batch.
+        gram_of_rows: Function of a range of groups that gives K cotangents with leaves (n, B, ...), one row a group;
+            the number of groups; what adds gradients up over processes -> Gram blocks (groups, L, K, K), every row
+            pulled through the encoders of the whole batch.
         toward: K cotangents, a gradient for every parameter leaf -> inner products (groups, L, K) with it.
         pull: One cotangent, leaves (B, ...) -> gradient in the tree of the parameters.
     """
@@ -71,7 +74,7 @@ class Encoded(NamedTuple):
     tracked: list[bool]
     gram: Callable[[Sequence[Cotangent]], tuple[Tensor, Callable[[Tensor], PyTree]]]
     fused: Callable[[Sequence[Cotangent], Weigh], tuple[Tensor, PyTree]]
-    gram_of_rows: Callable[[Callable[[range], Sequence[Cotangent]]], Tensor]
+    gram_of_rows: Callable[[Callable[[range], Sequence[Cotangent]], int, Sum], Tensor]
     toward: Callable[[Sequence[Cotangent], Sequence[Tensor]], Tensor]
     pull: Callable[[Cotangent], PyTree]
 

@@ -1,0 +1,5 @@
+"""Several processes that share a batch: each encodes its own samples, all see the embeddings of everybody."""
+
+from harmony.distributed.gather import gather
+
+__all__ = ["gather"]

@@ -1,0 +1,155 @@
+"""How a batch is shared among processes, and what they send to one another.
+
+The batch is the samples of all processes in order of their rank; processes may hold different numbers of them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from harmony.distributed.sharded import is_sharded, scattered
+
+PyTree = Any
+BUCKET = 64 * 2**20
+"""Bytes of gradients that are sent at once."""
+
+
+class Shares(NamedTuple):
+    """How a batch is shared among processes.
+
+    Attributes:
+        process_group: The processes; None for this one alone.
+        rank: This process's place among them.
+        sizes: Number of samples of each.
+    """
+
+    process_group: Any
+    rank: int
+    sizes: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """B, the number of samples of all."""
+        return sum(self.sizes)
+
+    @property
+    def own(self) -> slice:
+        """This process's samples in the batch."""
+        start = sum(self.sizes[: self.rank])
+        return slice(start, start + self.sizes[self.rank])
+
+    def groups(self, group_size: int) -> "Shares":
+        """How the groups of so many samples are shared; none of them reaches over two processes."""
+        return self._replace(sizes=tuple(-(-size // group_size) for size in self.sizes))
+
+    def members(self, group_size: int, device: torch.device) -> Tensor:
+        """The number (B,) of each sample's group in the batch."""
+        if len(self.sizes) == 1:
+            return torch.arange(self.size, device=device) // group_size
+        found: list[int] = []
+        for size in self.sizes:
+            first = found[-1] + 1 if found else 0
+            found += [first + sample // group_size for sample in range(size)]
+        return torch.tensor(found, device=device)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows of all processes (B, ...) of the rows of this one (b, ...); no gradient passes."""
+        return x if self.process_group is None else gathered(x.detach(), self)
+
+    def gather_tree(self, tree: PyTree) -> PyTree:
+        """`gather` for every tensor of a tree that has rows."""
+        return pytree.tree_map(lambda x: self.gather(x) if isinstance(x, Tensor) and x.ndim else x, tree)
+
+    def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sums over the processes, tensor by tensor; the same on each of them to the last bit."""
+        return list(tensors) if self.process_group is None else summed(tensors, self.process_group)
+
+    def sum_like(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+        """Sums of gradients over the processes, each sharded as its parameter is."""
+        sharded = [is_sharded(p) for p in params]
+        sums = iter(self.sum([g for g, s in zip(grads, sharded, strict=True) if not s]))
+        return [scattered(g, p) if s else next(sums) for g, p, s in zip(grads, params, sharded, strict=True)]
+
+    def agree(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the first process has, where all have computed the same up to rounding."""
+        if self.process_group is None:
+            return list(tensors)
+        agreed = [t.contiguous().clone() for t in tensors]
+        for t in agreed:
+            dist.broadcast(t, group=self.process_group, group_src=0)
+        return agreed
+
+
+def alone(size: int) -> Shares:
+    """A batch that this process has for itself."""
+    return Shares(None, 0, (size,))
+
+
+def shares(size: int, process_group: Any = None) -> Shares:
+    """Tell the other processes how many samples this one has, and learn how many they have.
+
+    Args:
+        size: Samples of this process.
+        process_group: A process group; None for this process alone.
+
+    Returns:
+        The shares of the batch. Where the group can send tensors of the CPU (gloo, which a group has unless it was made
+        for NCCL alone), no device is waited for.
+    """
+    if process_group is None:
+        return alone(size)
+    own = torch.tensor([size], device=_device_of(process_group))
+    counts = own.new_empty(dist.get_world_size(process_group))
+    dist.all_gather(list(torch.split(counts, 1)), own, group=process_group)
+    return Shares(process_group, dist.get_rank(process_group), tuple(counts.tolist()))
+
+
+def gathered(x: Tensor, shared: Shares) -> Tensor:
+    """Rows of all; a process with fewer than the others sends zeros in their place, which nobody keeps."""
+    most = max(shared.sizes)
+    sent = x.new_zeros(most, *x.shape[1:])
+    sent[: len(x)] = x
+    as_bytes = x.dtype == torch.bool
+    sent = sent.to(torch.uint8) if as_bytes else sent
+    received = sent.new_empty(len(shared.sizes) * most, *x.shape[1:])
+    parts = torch.split(received, most) if most else (received,) * len(shared.sizes)
+    dist.all_gather(list(parts), sent, group=shared.process_group)
+    if min(shared.sizes) < most:
+        received = torch.cat([part[:size] for part, size in zip(parts, shared.sizes, strict=True)])
+    return received.bool() if as_bytes else received
+
+
+def summed(tensors: Sequence[Tensor], process_group: Any) -> list[Tensor]:
+    """Sums over the processes, several tensors of a kind at a time."""
+    sums: list[Tensor] = [t for t in tensors]
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensors[i].reshape(-1) for i in bucket])
+        dist.all_reduce(flat, group=process_group)
+        parts = torch.split(flat, [tensors[i].numel() for i in bucket])
+        for i, part in zip(bucket, parts, strict=True):
+            sums[i] = part.view(tensors[i].shape)
+    return sums
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Numbers of the tensors, in runs of one dtype and device that hold no more than `BUCKET` bytes or are alone."""
+    buckets: list[list[int]] = []
+    kind, room = None, 0
+    for i, t in enumerate(tensors):
+        size = t.numel() * t.element_size()
+        if kind != (t.dtype, t.device) or size > room:
+            buckets.append([])
+            kind, room = (t.dtype, t.device), BUCKET
+        buckets[-1].append(i)
+        room -= size
+    return buckets
+
+
+def _device_of(process_group: Any) -> torch.device:
+    """Where the group sends a few numbers from: the host if it can."""
+    backend = dist.get_backend_config(process_group)
+    return torch.device("cpu" if "cpu:" in backend or "gloo" in backend else "cuda")

@@ -194,7 +194,8 @@ def _demo(spec: Spec) -> Workload:
             "text": torch.randint(1, words, (size, clip.narrations, clip.words)),
             "audio_valid": torch.ones(size, dtype=torch.bool),
             "text_valid": torch.ones(size, clip.narrations, dtype=torch.bool),
-            "same_text": torch.eye(size, dtype=torch.bool)[:, :, None].repeat(1, 1, clip.narrations),
+            "text_key": 1 + torch.arange(size * clip.narrations).view(size, -1),
+            "index": torch.arange(size),
         }
 
     backbone = "backbone"

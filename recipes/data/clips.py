@@ -3,6 +3,7 @@
 A clip that cannot be read becomes a `Skipped`, which travels with its batch; no broken file ends a run.
 """
 
+import hashlib
 import math
 import signal
 from collections.abc import Iterable, Sequence
@@ -199,8 +200,7 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
     Returns:
         `video` uint8 (B, T, H, W, 3); `audio` float32 (B, S), `audio_valid` bool (B,): zeros and False without sound;
         `text` int64 (B, P, W) and `text_valid` bool (B, P): zeros and False without a word;
-        `same_text` bool (B, B, P): [b, b', p] is True where caption p of b' is also a caption of b,
-        so it is no negative of b (for b = b' it is `text_valid`);
+        `text_key` int64 (B, P): equal where captions are, 0 without a word; see `recipes.trimodal.objective`;
         `index` int64 (B,); `id` list of B; `captions` list of B lists; `start` float64 (B,); `skipped` list.
         Where every item was skipped there is `skipped` alone.
     """
@@ -216,7 +216,7 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
         "audio_valid": torch.tensor([clip.has_audio for clip in clips]),
         "text": torch.from_numpy(text),
         "text_valid": torch.from_numpy(valid),
-        "same_text": torch.from_numpy(same_text(clips)),
+        "text_key": torch.from_numpy(np.stack([text_key(clip) for clip in clips])),
         "index": torch.tensor([clip.index for clip in clips]),
         "id": [clip.id for clip in clips],
         "captions": [clip.captions for clip in clips],
@@ -225,23 +225,19 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
     }
 
 
-def same_text(clips: Sequence[Clip]) -> np.ndarray:
-    """Finds equal captions in a batch: the same words, and where one of them is unknown, the same letters.
+def text_key(clip: Clip) -> np.ndarray:
+    """Names the captions of a clip: equal for the same words, and where one of them is unknown, the same letters.
 
-    Args:
-        clips: B clips with P captions each.
     Returns:
-        bool (B, B, P): [b, b', p] is True where caption p of b' equals a valid caption of b.
+        int64 (P,): a hash of each caption; 0 where there is no word.
     """
-    names: dict[tuple[bytes, str], int] = {}
-    name = np.full((len(clips), len(clips[0].text)), -1)  # -1: no text
-    for b, clip in enumerate(clips):
-        for p, (words, caption) in enumerate(zip(clip.text, clip.captions, strict=False)):
-            if words.any():
-                key = (words.tobytes(), caption.casefold() if (words == UNKNOWN).any() else "")
-                name[b, p] = names.setdefault(key, len(names))
-    equal = name[:, :, None, None] == name[None, None]  # [b, q, b', p]
-    return (equal & (name >= 0)).any(1)
+    keys = np.zeros(len(clip.text), np.int64)
+    for p, (words, caption) in enumerate(zip(clip.text, clip.captions, strict=False)):
+        if words.any():
+            letters = caption.casefold() if (words == UNKNOWN).any() else ""
+            digest = hashlib.blake2b(words.tobytes() + letters.encode(), digest_size=8).digest()
+            keys[p] = int.from_bytes(digest, "little", signed=True)
+    return keys
 
 
 def train_loader(

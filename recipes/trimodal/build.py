@@ -13,7 +13,7 @@ from recipes.data.vocabulary import load_vectors
 from recipes.trimodal.model import SIZES, VATT
 from recipes.trimodal.objective import Objective
 
-INPUTS = ("video", "audio", "text", "audio_valid", "text_valid", "same_text")
+INPUTS = ("video", "audio", "text", "audio_valid", "text_valid", "text_key", "index")
 
 
 def build(config: Config, tokenizer: Tokenizer) -> nn.ModuleDict:

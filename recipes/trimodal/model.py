@@ -75,7 +75,8 @@ class VATT(nn.Module):
         text: Tensor,
         audio_valid: Tensor,
         text_valid: Tensor,
-        same_text: Tensor,
+        text_key: Tensor,
+        index: Tensor,
     ) -> dict[str, Tensor]:
         """Representations before the heads; the masks pass through to the losses.
 
@@ -85,7 +86,8 @@ class VATT(nn.Module):
             text: Word ids (b, p, w), 0 is padding.
             audio_valid: (b,) whether there is sound.
             text_valid: (b, p) whether there is a caption.
-            same_text: (b, b', p), see `recipes.data.clips.collate`.
+            text_key: (b, p), equal where captions are, see `recipes.data.clips.collate`.
+            index: (b,), which clip of its data set each is.
         """
         captions = self.encode("text", rearrange(text, "b p w -> (b p) w"))
         return {
@@ -94,7 +96,8 @@ class VATT(nn.Module):
             "text": rearrange(captions, "(b p) d -> b p d", b=len(text)),
             "audio_valid": audio_valid,
             "text_valid": text_valid,
-            "same_text": same_text,
+            "text_key": text_key,
+            "index": index,
         }
 
     def encode(self, modality: str, raw: Tensor) -> Tensor:

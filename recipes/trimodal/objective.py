@@ -31,17 +31,25 @@ class Objective(nn.Module):
     def forward(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss terms (B,) of video-audio (NCE) and video-text (MIL-NCE).
 
+        A caption that is also one of clip b is no negative of clip b, nor is anything of the same clip, which is twice
+        in a batch where one epoch ends and the next begins.
+
         A sample takes no part in the loss of a modality it lacks. Its video still counts in the batch statistics of
         that loss, as a constant: no gradient of that loss reaches it through its neighbours.
         """
         video, heard, told = embeddings["video"], embeddings["audio_valid"], embeddings["text_valid"]
         video_va = self.video_to_va(_only(heard, video))
         video_vt = self.va_to_vt(_once_more(self.video_to_va, _only(told.any(1), video)))
+        index, keys = embeddings["index"], embeddings["text_key"]
+        same_clip = index[:, None] == index
+        fits = same_captions(keys) | same_clip[:, :, None]
         keywords = {"temperature": self.config.temperature, "symmetric": self.config.symmetric}
         return {
-            "va": harmony.losses.info_nce(video_va, self.audio_to_va(embeddings["audio"]), valid=heard, **keywords),
+            "va": harmony.losses.info_nce(
+                video_va, self.audio_to_va(embeddings["audio"]), valid=heard, positives=same_clip, **keywords
+            ),
             "vt": harmony.losses.mil_nce(
-                video_vt, self.text_to_vt(embeddings["text"]), valid=told, positives=embeddings["same_text"], **keywords
+                video_vt, self.text_to_vt(embeddings["text"]), valid=told, positives=fits, **keywords
             ),
         }
 
@@ -52,6 +60,14 @@ class Objective(nn.Module):
             "va": (video_va, self.audio_to_va(embeddings["audio"])),
             "vt": (self.va_to_vt(video_va), self.text_to_vt(embeddings["text"])),
         }
+
+
+def same_captions(keys: Tensor) -> Tensor:
+    """Mask (B, B, P) of keys (B, P), 0 for none: [b, b', p] is True where caption p of b' is also one of b."""
+    equal = torch.zeros(len(keys), *keys.shape, dtype=torch.bool, device=keys.device)
+    for own in keys.unbind(1):
+        equal |= own[:, None, None] == keys
+    return equal & (keys != 0)
 
 
 def _only(valid: Tensor, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from recipes.data.clips import (
 )
 from recipes.data.index import load_index
 from recipes.data.sampler import EpochBatchSampler
+from recipes.trimodal.objective import same_captions
 from tests.recipes import media
 
 FMT = ClipFormat(frames=4, fps=10.0, size=32, audio_seconds=0.5, narrations=2, words=6)
@@ -177,7 +178,7 @@ def test_a_batch_of_skips_is_only_that(index: Dataset) -> None:
     assert batch.keys() == {"skipped"} and len(batch["skipped"]) == 2
 
 
-def test_same_text_marks_equal_captions() -> None:
+def test_text_keys_mark_equal_captions() -> None:
     tok = vocabulary.build(["red ball", "blue cube"])
     texts = [["red ball", "blue cube"], ["Red, ball!", ""], ["blue", "cube blue"], ["", ""]]
     items = []
@@ -185,7 +186,7 @@ def test_same_text_marks_equal_captions() -> None:
         text = np.stack([vocabulary.encode(tok, caption, 3) for caption in captions])
         video, audio = np.zeros((1, 2, 2, 3), np.uint8), np.zeros(4, np.float32)
         items.append(Clip(row, str(row), video, audio, True, text, captions, 0.0))
-    found = collate(items)["same_text"]
+    found = same_captions(collate(items)["text_key"])
     expected = torch.zeros(4, 4, 2, dtype=torch.bool)
     for b, row in enumerate(texts):
         for other, captions in enumerate(texts):
@@ -203,7 +204,7 @@ def test_unknown_words_are_not_all_the_same() -> None:
         text = vocabulary.encode(tok, caption, 3)[None]
         video, audio = np.zeros((1, 2, 2, 3), np.uint8), np.zeros(4, np.float32)
         items.append(Clip(row, str(row), video, audio, True, text, [caption], 0.0))
-    same = collate(items)["same_text"][:, :, 0]
+    same = same_captions(collate(items)["text_key"])[:, :, 0]
     assert same.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
 
 

@@ -300,7 +300,8 @@ def test_the_words_of_the_page_are_those_of_the_rule(scored, tmp_path):
             "text": torch.from_numpy(np.stack([texts] * len(rows))),
             "audio_valid": torch.ones(len(rows), dtype=bool),
             "text_valid": torch.ones(len(rows), len(texts), dtype=bool),
-            "same_text": torch.zeros(len(rows), len(rows), len(texts), dtype=bool),
+            "text_key": torch.zeros(len(rows), len(texts), dtype=torch.int64),
+            "index": torch.arange(len(rows)),
         }
         with torch.inference_mode():
             return space.modules["objective"].project(space.modules["model"](**model_inputs(batch, "cpu")))["vt"]

@@ -33,7 +33,8 @@ def batch(size=3):
         "text": text,
         "audio_valid": torch.tensor([True, True, False] + [True] * (size - 3)),
         "text_valid": text.any(-1),
-        "same_text": torch.zeros(size, size, 2, dtype=torch.bool),
+        "text_key": torch.zeros(size, 2, dtype=torch.int64),
+        "index": torch.arange(size),
     }
 
 
@@ -60,7 +61,7 @@ def test_samples_do_not_mix_and_masks_pass_through():
         alone = net(**{name: x[b : b + 1] for name, x in inputs.items()})
         for m in ("video", "audio", "text"):
             torch.testing.assert_close(alone[m][0], together[m][b])
-    assert together["same_text"] is inputs["same_text"]
+    assert all(together[name] is inputs[name] for name in ("text_valid", "text_key", "index"))
 
 
 def test_video_patches_are_local_and_positions_distinct():
@@ -121,3 +122,23 @@ def test_running_statistics_move_once_a_step():
         assert all(t.shape == (4,) and t.isfinite().all() for t in terms.values())
         moved = [int(b) for n, b in objective.named_buffers() if n.endswith("num_batches_tracked")]
         assert moved == ([1, 1, 1] if norm == "batch" else [])
+
+
+def test_a_clip_that_is_twice_in_a_batch_is_no_negative_of_itself():
+    torch.manual_seed(0)
+    objective = Objective(ObjectiveConfig(audio_space=6, text_space=4, norm="none"), 8).double()
+    f = {m: torch.randn(3, 8).double() for m in ("video", "audio")}
+    f |= {
+        "text": torch.randn(3, 1, 8).double(),
+        "audio_valid": torch.ones(3).bool(),
+        "text_valid": torch.ones(3, 1).bool(),
+    }
+    f |= {"text_key": torch.tensor([[5], [6], [7]]), "index": torch.arange(3)}
+    twice = {name: torch.cat([x, x[:1]]) for name, x in f.items()}
+    twice["text_key"] = torch.tensor([[5], [6], [7], [8]])  # another narration is nearest to its other window
+    for loss, terms in objective(twice).items():
+        alone = objective(f)[loss]
+        torch.testing.assert_close(terms[0], terms[3])
+        # p(own) = 2a / (2a + rest), against a / (a + rest): the odds double
+        odds = lambda term: 1 / (term.exp() - 1)  # noqa: E731
+        torch.testing.assert_close(odds(terms[0]), 2 * odds(alone[0]))

@@ -80,7 +80,7 @@ class Skipped:
 
 
 class TrainClips(Dataset[Clip | Skipped]):
-    """A random window of a video, augmented, with the narrations nearest to it in time.
+    """A random window of a clip, augmented, with the narrations nearest to it in time.
 
     Everything random is drawn from (seed, epoch, row): not from the worker, nor from what was read before.
     """
@@ -106,8 +106,9 @@ class TrainClips(Dataset[Clip | Skipped]):
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, number]))
         try:
             with open_clip(row["video"]) as clip:
-                start = rng.uniform(0.0, max(0.0, clip.probe.duration - fmt.seconds))
-                window = _read(clip, start, fmt)
+                first, end = _part(row, clip)
+                start = first + rng.uniform(0.0, max(0.0, end - first - fmt.seconds))
+                window = _read(clip, start, end, fmt)
         except BrokenClip as broken:
             return Skipped(row["id"], broken.reason)
         video = augment(window.video, fmt.size, rng, self.config)
@@ -298,12 +299,12 @@ def _narrated(
     narration = {"start": 0.0, "end": math.inf, "text": ""} if position < 0 else row["narrations"][position]
     try:
         with open_clip(row["video"]) as clip:
-            start, end = narration["start"], min(narration["end"], clip.probe.duration)
+            first, last = _part(row, clip)
+            start, end = max(narration["start"], first), min(narration["end"], last)
             if start > end:
-                return Skipped(row["id"], f"a narration begins at {start:g} s, after the end of the video")
-            last = max(0.0, clip.probe.duration - fmt.seconds)
-            start = min(max(0.0, start + share * (end - start) - fmt.seconds / 2), last)
-            window = _read(clip, start, fmt)
+                return Skipped(row["id"], f"a narration from {narration['start']:g} s on is outside of the clip")
+            start = min(max(first, start + share * (end - start) - fmt.seconds / 2), max(first, last - fmt.seconds))
+            window = _read(clip, start, last, fmt)
     except BrokenClip as broken:
         return Skipped(row["id"], broken.reason)
     text = _encode(tokenizer, [narration["text"]], 1, fmt.words)
@@ -311,8 +312,24 @@ def _narrated(
     return Clip(item, row["id"], video, audio, window.audio is not None, text, [narration["text"]], start)
 
 
-def _read(clip: OpenClip, start: float, fmt: ClipFormat) -> Window:
-    return clip.window(start, fmt.frames, fmt.fps, fmt.sample_rate, fmt.samples, fmt.short_side)
+def _part(row: dict[str, Any], clip: OpenClip) -> tuple[float, float]:
+    """First and last second of the clip in its file."""
+    start, end = row["start"] or 0.0, clip.probe.duration
+    if start >= end:
+        raise BrokenClip(clip.path, f"the clip begins at {start:g} s, after the end of the file at {end:g} s")
+    return start, end if row["end"] is None else min(end, row["end"])
+
+
+def _read(clip: OpenClip, start: float, end: float, fmt: ClipFormat) -> Window:
+    """The window from `start` on; after `end`, the end of the clip, the last picture stays and the sound is zero."""
+    window = clip.window(start, fmt.frames, fmt.fps, fmt.sample_rate, fmt.samples, fmt.short_side)
+    if start + fmt.seconds <= end or end == clip.probe.duration:  # after the end of the file it is so already
+        return window
+    shown = min(fmt.frames, math.ceil(round((end - start) * fmt.fps, 6)))
+    window.video[shown:] = window.video[shown - 1]
+    if window.audio is not None:
+        window.audio[round((end - start) * fmt.sample_rate) :] = 0
+    return window
 
 
 def _audio(window: Window, fmt: ClipFormat) -> np.ndarray:

@@ -19,6 +19,8 @@ SCHEMA = pa.schema(
         "id": pa.string(),
         "video": pa.string(),
         "split": pa.string(),
+        "start": pa.float64(),
+        "end": pa.float64(),
         "narrations": pa.list_(pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})),
     }
 )
@@ -36,8 +38,9 @@ def load_index(path: str | Path, split: str | None = None) -> Dataset:
         path: a folder in HowTo100M's layout, or a manifest (.jsonl, .csv, .parquet).
         split: keep the rows of this split; None keeps all.
     Returns:
-        One row per video: `id`, `video` (absolute path), `split` ("" when there is none), `narrations`
-        (list of {start, end, text}, seconds; none is empty).
+        One row per video: `id`, `video` (absolute path), `split` ("" when there is none), `start` and `end` (the part
+        of the file that is the clip; None: from its beginning, to its end), `narrations` (list of {start, end, text};
+        none is empty). All times are seconds of the file.
     Raises:
         FileNotFoundError: nothing at `path`, or none of the videos it names.
         ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from recipes.data.encoding import clean, read_lines
 
+FIELDS = ("id", "video", "split", "start", "end", "text", "narrations")
 Located = Iterator[tuple[str, dict[str, Any]]]  # (where the row is, for people; its fields)
 
 
@@ -19,13 +20,13 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
     Fields of a row: `video` (relative to the manifest), and `text` (spoken or true over the whole clip) or
     `narrations` (a list of {start, end, text}; in CSV a JSON string); optionally `id` (default: the video's relative
-    path without its ending, numbered where it occurs again) and `split`. Others are ignored. A null or empty text is
-    no narration.
+    path without its ending, numbered where it occurs again), `split`, and `start` and `end`, the part of the file that
+    is the clip, in seconds. Others are ignored. A null or empty text is no narration. All times are of the file.
 
     Args:
         path: a .jsonl, .csv or .parquet file.
     Returns:
-        Rows of `id`, `video` (absolute path), `split`, `narrations`, in the file's order.
+        Rows of `id`, `video` (absolute path), `split`, `start`, `end`, `narrations`, in the file's order.
     Raises:
         FileNotFoundError: not one of the videos exists.
         ValueError: a row that is not as above; says file and line.
@@ -41,6 +42,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             "id": _string(where, fields, "id") or _name(video, root, unnamed),
             "video": str(video),
             "split": _string(where, fields, "split"),
+            **_part(where, fields),
             "narrations": _narrations(where, fields),
         }
     if count and not any_file:
@@ -63,6 +65,19 @@ def _string(where: str, fields: dict[str, Any], key: str, required: bool = False
         found = repr(value) if key in fields else f"only the fields {', '.join(map(str, fields)) or '(none)'}"
         raise ValueError(f"{where}: expected {key!r} to be a string; found {found}")
     return clean(value)
+
+
+def _part(where: str, fields: dict[str, Any]) -> dict[str, float | None]:
+    """`start` and `end` of the clip in its file; an empty field of a CSV file is none."""
+    given = {key: fields.get(key) for key in ("start", "end")}
+    try:
+        part = {key: None if value in (None, "") else float(value) for key, value in given.items()}
+        start = part["start"] or 0.0
+        if not (0 <= start < math.inf and (part["end"] is None or part["end"] > start)):
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: expected 'start' and 'end' in seconds, start before end; found {given}") from error
+    return part
 
 
 def _narrations(where: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
@@ -129,7 +144,7 @@ def _parquet(path: Path) -> Located:
         table = pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    columns = [name for name in table.schema_arrow.names if name in ("id", "video", "text", "narrations", "split")]
+    columns = [name for name in table.schema_arrow.names if name in FIELDS]
     number = 0
     with table:
         for batch in table.iter_batches(1024, columns=columns):

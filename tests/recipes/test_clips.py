@@ -19,6 +19,7 @@ from recipes.data.clips import (
     Clip,
     ClipFormat,
     EvalClips,
+    NarratedClips,
     Skipped,
     TrainClips,
     collate,
@@ -121,6 +122,21 @@ def test_shorter_than_the_window(index: Dataset) -> None:
     clip = clips_of(index)[(0, 3)]
     assert clip.start == 0.0 and [media.number_of(picture) for picture in clip.video] == [0, 1, 2, 2]
     assert clip.has_audio and not clip.audio[-1000:].any()
+
+
+def test_a_part_of_a_file_is_all_that_is_shown_of_it(tmp_path: Path) -> None:
+    media.write(tmp_path / "a.mp4", size=(64, 64))
+    parts = [{"start": 1.0, "end": 2.5}, {"start": 2.0, "end": 2.2}, {"start": 3.0}, {"end": 1.0}, {"start": 4.5}]
+    index = as_index(tmp_path, [{"video": "a.mp4", "text": f"part {i}", **part} for i, part in enumerate(parts)])
+    train, narrated = clips_of(index), NarratedClips(index, words(index), FMT, windows=2)
+    for row, (first, last) in enumerate([(10, 24), (20, 21), (30, 39), (0, 9)]):
+        seen = [train[(epoch, row)] for epoch in range(20)] + [narrated[(row, window)] for window in (0, 1)]
+        numbers = {media.number_of(picture) for clip in seen for picture in clip.video}
+        assert numbers <= set(range(first, last + 1)) and min(numbers) <= first + 1 and max(numbers) >= last - 2, row
+    assert not train[(0, 1)].audio[round(0.2 * 16_000) :].any() and train[(0, 1)].audio[:3200].any()
+    assert "begins at 4.5 s, after the end of the file" in train[(0, 4)].reason
+    centred = EvalClips(index, words(index), FMT)[0]
+    assert centred.start == pytest.approx(1.5)  # the middle of the part, not of the file
 
 
 @pytest.mark.parametrize(("row", "reason"), [(4, "no such file"), (5, "empty"), (6, "truncated")])

@@ -12,6 +12,7 @@ import pytest
 from recipes.data import howto100m
 from recipes.data.index import load_index
 
+WHOLE = {"start": None, "end": None}  # the clip is its whole file
 NARRATIONS = [{"start": 0.0, "end": 1.5, "text": "a red ball"}, {"start": 2.0, "end": 3.0, "text": "it rolls"}]
 
 
@@ -39,18 +40,18 @@ def howto(
 def test_three_kinds_of_manifest_say_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "clips/a.mp4", "b.mp4")
     rows = [
-        {"video": "clips/a.mp4", "split": "train", "narrations": NARRATIONS},
-        {"video": "b.mp4", "split": "test", "narrations": []},
+        {"video": "clips/a.mp4", "split": "train", **WHOLE, "narrations": NARRATIONS},
+        {"video": "b.mp4", "split": "test", "start": 1.5, "end": 4.0, "narrations": []},
     ]
     lines = jsonl(tmp_path, *rows)
     parquet = tmp_path / "manifest.parquet"
     pq.write_table(pa.Table.from_pylist(rows), parquet)
     table = tmp_path / "manifest.csv"
     quoted = json.dumps(NARRATIONS).replace('"', '""')
-    table.write_text(f'video,split,narrations\nclips/a.mp4,train,"{quoted}"\nb.mp4,test,\n')
+    table.write_text(f'video,split,start,end,narrations\nclips/a.mp4,train,,,"{quoted}"\nb.mp4,test,1.5,4,\n')
     expected = [
-        {"id": "clips/a", "video": str(tmp_path / "clips/a.mp4"), "split": "train", "narrations": NARRATIONS},
-        {"id": "b", "video": str(tmp_path / "b.mp4"), "split": "test", "narrations": []},
+        {"id": "clips/a", "video": str(tmp_path / "clips/a.mp4"), "split": "train", **WHOLE, "narrations": NARRATIONS},
+        {"id": "b", "video": str(tmp_path / "b.mp4"), "split": "test", "start": 1.5, "end": 4.0, "narrations": []},
     ]
     for path in (lines, parquet, table):
         assert load_index(path).to_list() == expected, path
@@ -103,6 +104,9 @@ def test_a_split_without_rows_says_which_there_are(tmp_path: Path) -> None:
         ({"video": "a.mp4", "narrations": [{"start": 2, "end": 1, "text": "x"}]}, "line 2: expected narration 0"),
         ({"video": "a.mp4", "narrations": [{"start": "soon", "end": 1, "text": "x"}]}, "line 2: expected narration 0"),
         ({"video": "a.mp4", "narrations": "[{"}, "line 2: 'narrations' is not JSON"),
+        ({"video": "a.mp4", "text": "x", "start": 2, "end": 2}, "line 2: expected 'start' and 'end' in seconds"),
+        ({"video": "a.mp4", "text": "x", "start": -1}, "line 2: expected 'start' and 'end' in seconds"),
+        ({"video": "a.mp4", "text": "x", "end": "soon"}, "line 2: expected 'start' and 'end' in seconds"),
     ],
 )
 def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, row: Any, complaint: str) -> None:
@@ -181,10 +185,11 @@ def test_howto100m(tmp_path: Path) -> None:
             "id": "abc",
             "video": str(root / "videos/abc.mp4"),
             "split": "",
+            **WHOLE,
             "narrations": [{"start": 0.0, "end": 2.0, "text": "first we mix"}],
         },
-        {"id": "def", "video": str(root / "videos/def.webm"), "split": "", "narrations": []},
-        {"id": "lies", "video": str(root / "lies.mkv"), "split": "", "narrations": []},
+        {"id": "def", "video": str(root / "videos/def.webm"), "split": "", **WHOLE, "narrations": []},
+        {"id": "lies", "video": str(root / "lies.mkv"), "split": "", **WHOLE, "narrations": []},
     ]
 
 

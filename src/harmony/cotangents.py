@@ -23,6 +23,7 @@ class LossStage(NamedTuple):
         embeddings: The tree of embeddings the losses saw.
         params: Flattened parameters of the losses (empty without), and their tree specification.
         params_spec: See ``params``.
+        loss_scale: What every gradient of this stage is multiplied by, without axes; None for 1.
     """
 
     terms: dict[str, Tensor]
@@ -31,6 +32,7 @@ class LossStage(NamedTuple):
     embeddings: Any
     params: list[Tensor]
     params_spec: Any
+    loss_scale: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -42,10 +44,19 @@ class LossStage(NamedTuple):
         """Where the losses are."""
         return next(iter(self.terms.values())).device
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What is differentiated in place of a loss."""
+        return loss if self.loss_scale is None else loss * self.loss_scale
+
+    def unscaled(self, products: Tensor) -> Tensor:
+        """Inner products of gradients without the scale; divided twice, since its square may overflow."""
+        return products if self.loss_scale is None else products / self.loss_scale / self.loss_scale
+
 
 def evaluate(
-    losses: Callable[..., Mapping[str, Tensor]], loss_params: Any, encoded: Encoded | Trace, shared: Shares
-) -> LossStage:
+    losses: Callable[..., Mapping[str, Tensor]], loss_params: Any, encoded: Encoded | Trace, shared: Shares,
+    loss_scale: Tensor | None = None,
+) -> LossStage:  # fmt: skip
     """Run the losses stage once, on the embeddings of the whole batch, whichever process encoded them."""
     whole, size = shared.gather_tree(encoded.leaves), shared.size
     leaves = [leaf.detach().requires_grad_() if t else leaf for leaf, t in zip(whole, encoded.tracked, strict=True)]
@@ -66,13 +77,14 @@ def evaluate(
         embeddings=embeddings,
         params=params if loss_params is not None else [],
         params_spec=params_spec,
+        loss_scale=loss_scale,
     )
 
 
 @torch.enable_grad()  # the caller may have switched it off
 def activation(stage: LossStage) -> list[Cotangent]:
     """``dL_k/df``: K cotangents with leaves (B, ...), the gradients of the mean losses."""
-    return [_grad(term.mean(), stage.leaves) for term in stage.terms.values()]
+    return [_grad(stage.scaled(term.mean()), stage.leaves) for term in stage.terms.values()]
 
 
 @torch.enable_grad()
@@ -121,7 +133,7 @@ def _weighted_mean(stage: LossStage, weights: Tensor) -> Tensor:
     columns = weights.unbind(1)
     total = sum((w * term).mean() for w, term in zip(columns, stage.terms.values(), strict=True))
     assert isinstance(total, Tensor)
-    return total
+    return stage.scaled(total)
 
 
 def _grad(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -137,7 +149,7 @@ def _jacobian(stage: LossStage, basis: Tensor) -> list[Cotangent]:
         if not term.requires_grad:
             jacobian.append([None] * len(stage.leaves))
             continue
-        basis_of_term = basis.to(term.dtype) / stage.size
+        basis_of_term = stage.scaled(basis.to(term.dtype) / stage.size)
         jacobian.append(
             torch.autograd.grad(
                 term, stage.leaves, basis_of_term, retain_graph=True, allow_unused=True, is_grads_batched=True

@@ -59,6 +59,7 @@ def gram_vjp(
     loss_params: PyTree | None = None,
     toward_batch: bool = False,
     process_group: Any = None,
+    loss_scale: Tensor | None = None,
     has_aux: bool = False,
 ) -> tuple[Any, ...]:
     """Losses, Gram blocks of their per-sample gradients, and a pullback of per-sample weights.
@@ -103,6 +104,9 @@ def gram_vjp(
             that is returned is of the whole batch, on every process: what one process would return for it. ``losses``
             runs on the embeddings of the whole batch on every process. A group of samples does not reach over two
             processes. Parameters sharded over the group (``DTensor``) are put together, and their gradients scattered.
+        loss_scale: Tensor without axes by which the losses are multiplied before they are differentiated, so that
+            gradients in float16 do not vanish (see ``torch.amp.GradScaler``). What ``pullback`` returns is multiplied
+            by it as well; values, terms, the Gram and what ``toward_batch`` asks for are not.
         has_aux: Also return the loss terms, the embeddings and what ``toward_batch`` asks for.
 
     Returns:
@@ -144,7 +148,7 @@ def gram_vjp(
     if toward_batch and (attribution != "activation" or not has_aux):
         raise ValueError('toward_batch needs attribution="activation", and has_aux=True to be seen.')
     shared = shares(inputs.size, process_group)
-    encoded, stage = run(inputs, losses, loss_params, options, shared, per_sample=per_sample)
+    encoded, stage = run(inputs, losses, loss_params, options, shared, loss_scale, per_sample=per_sample)
     groups = shared.groups(group_size)
     members = shared.members(group_size, stage.device)
 
@@ -187,7 +191,7 @@ def gram_vjp(
         if toward_batch:
             toward = sum_groups(_feature_toward(per_loss, chosen)[shared.own], group_size)
             toward = groups.gather(toward[:, None])
-    gram = gram.detach()
+    gram = stage.unscaled(gram.detach())
 
     def by_terms(weights: Tensor) -> Any:
         """The update by weights (B, L, K) of the loss terms."""
@@ -201,7 +205,7 @@ def gram_vjp(
         return grads if loss_params is None else (grads, loss_update(shared, stage, of_samples.mean(1)))
 
     values, aux = observed(stage)
-    aux = aux if toward is None else aux._replace(toward=named(toward.detach(), inputs.labels))
+    aux = aux if toward is None else aux._replace(toward=named(stage.unscaled(toward.detach()), inputs.labels))
     found = named(gram, inputs.labels)
     return (values, found, pullback, aux) if has_aux else (values, found, pullback)
 
@@ -227,13 +231,13 @@ def stacked(weights: Blocks, labels: list[str], gram: Tensor) -> Tensor:
 
 def run(
     inputs: Inputs, losses: Callable[..., Mapping[str, Tensor]], loss_params: PyTree | None, options: Options,
-    shared: Shares, *, per_sample: bool,
+    shared: Shares, loss_scale: Tensor | None, *, per_sample: bool,
 ) -> tuple[Encoded, cotangents.LossStage]:  # fmt: skip
     """Encode this process's samples and evaluate the losses of the whole batch."""
     if loss_params is not None:
         _check_floating("loss_params", loss_params)
     encoded = encode_batch(inputs, options, per_sample=per_sample)
-    return encoded, cotangents.evaluate(losses, loss_params, encoded, shared)
+    return encoded, cotangents.evaluate(losses, loss_params, encoded, shared, loss_scale)
 
 
 def added_up(shared: Shares, grads: PyTree, params: PyTree) -> PyTree:

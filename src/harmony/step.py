@@ -265,7 +265,7 @@ def _fused(
     process_group = keywords.get("process_group")
     inputs = flatten(encode, params, batch, keywords.get("wrt"), process_group)
     shared = shares(inputs.size, process_group)
-    encoded, stage = run(inputs, losses, loss_params, options, shared, per_sample=True)
+    encoded, stage = run(inputs, losses, loss_params, options, shared, keywords.get("loss_scale"), per_sample=True)
     values, aux = observed(stage)
     more = _extras(extras, aux, ids, process_group)
     rows: list[Tensor] = []
@@ -273,6 +273,7 @@ def _fused(
 
     def weigh(gram: Tensor, groups: range) -> Tensor:
         nonlocal after
+        gram = stage.unscaled(gram)
         part = slice(groups.start * options.group_size, groups.stop * options.group_size)
         own = {name: x if x is None else x[shared.own][part] for name, x in more.items()}
         weights, after = apply(transform, named(gram, inputs.labels), state, own)
@@ -282,7 +283,7 @@ def _fused(
     gram, grads = encoded.fused(narrow_all(cotangents.activation(stage), shared.own), weigh)
     grads = added_up(shared, grads, params)
     groups = shared.groups(options.group_size)
-    gram, weights = groups.gather(gram), groups.gather(torch.cat(rows))
+    gram, weights = groups.gather(stage.unscaled(gram)), groups.gather(torch.cat(rows))
     if loss_params is not None:
         of_samples = weights.mean(1)[shared.members(options.group_size, weights.device)]
         grads = grads, loss_update(shared, stage, of_samples)

@@ -108,7 +108,7 @@ class CorpusConfig:
 class DataConfig:
     """What to train on and what to hold out."""
 
-    manifest: str | None = None  # a manifest, or a folder in HowTo100M's layout; None: the procedural corpus
+    manifest: str | None = None  # see docs/data.md; None: the procedural corpus
     test: str | None = None  # another manifest to evaluate on; None: the manifest's own test split
     workers: int = 1
     vocabulary: int = 65536  # most frequent words that are kept

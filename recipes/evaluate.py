@@ -30,18 +30,19 @@ class Embedded:
     """Held-out clips in the two common spaces: video, audio (N, D) and video, text (N, D'), with what they are."""
 
     spaces: dict[str, tuple[Tensor, Tensor]]
-    audio_valid: Tensor
+    audio_valid: Tensor  # (N,)
+    text_valid: Tensor  # (N,)
     videos: list[str]
     items: list[int]  # positions in the clips they were read from
     skipped: list[Skipped]
 
 
 def embed(modules: nn.ModuleDict, clips: EvalClips, config: Config, workers: int) -> Embedded:
-    """Embed every clip with its one caption, in evaluation mode."""
+    """Embed every clip with its one caption, if it has one, in evaluation mode."""
     device = next(modules.parameters()).device
     training = modules.training
     modules.eval()
-    parts, valid, videos, items, skipped, position = [], [], [], [], [], 0
+    parts, heard, told, videos, items, skipped, position = [], [], [], [], [], [], 0
     count = len(clips) if config.evaluate.limit is None else min(config.evaluate.limit, len(clips))
     loader = eval_loader(torch.utils.data.Subset(clips, range(count)), config.evaluate.batch_size, workers)
     with torch.inference_mode(), progress_bar(total=count, desc="embedding", unit="clip", leave=False) as bar:
@@ -50,7 +51,8 @@ def embed(modules: nn.ModuleDict, clips: EvalClips, config: Config, workers: int
             if "video" in batch:
                 spaces = modules["objective"].project(modules["model"](**model_inputs(batch, device)))
                 parts.append({name: tuple(x.float().cpu() for x in pair) for name, pair in spaces.items()})
-                valid.append(batch["audio_valid"])
+                heard.append(batch["audio_valid"])
+                told.append(batch["text_valid"][:, 0])
                 videos += batch["id"]
                 items += batch["index"].tolist()
             skipped += batch["skipped"]
@@ -63,18 +65,19 @@ def embed(modules: nn.ModuleDict, clips: EvalClips, config: Config, workers: int
         )
     joined = {name: tuple(torch.cat([p[name][i] for p in parts]) for i in (0, 1)) for name in ("va", "vt")}
     joined["vt"] = (joined["vt"][0], joined["vt"][1][:, 0])
-    return Embedded(joined, torch.cat(valid), videos, items, skipped)
+    return Embedded(joined, torch.cat(heard), torch.cat(told), videos, items, skipped)
 
 
 def retrieve(embedded: Embedded) -> dict[str, dict[str, Any]]:
-    """Zero-shot retrieval of videos by text, and by sound where there is any: {task: figures}."""
-    video, text = embedded.spaces["vt"]
-    results = {"text->video": retrieval.evaluate(text, video, embedded.videos)}
-    video, audio = (x[embedded.audio_valid] for x in embedded.spaces["va"])
-    if len(audio):
-        heard = [v for v, there in zip(embedded.videos, embedded.audio_valid.tolist(), strict=True) if there]
-        results["audio->video"] = retrieval.evaluate(audio, video, heard)
-    return {task: result.as_dict() for task, result in results.items()}
+    """Zero-shot retrieval of videos by text and by sound, where there is any: {task: figures}."""
+    tasks = {"text->video": ("vt", embedded.text_valid), "audio->video": ("va", embedded.audio_valid)}
+    results = {}
+    for task, (space, valid) in tasks.items():
+        if valid.any():
+            video, query = (x[valid] for x in embedded.spaces[space])
+            groups = [v for v, there in zip(embedded.videos, valid.tolist(), strict=True) if there]
+            results[task] = retrieval.evaluate(query, video, groups).as_dict()
+    return results
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:

@@ -120,6 +120,8 @@ def summary(cosines: Dynamics) -> dict[str, Any]:
     if not cosines.intervals:
         return {}
     histogram, m = cosines.total(TRAINING)
+    if not m.number:  # no sample had both losses
+        return {}
     return {
         "samples": int(m.number),
         "mean": float(m.mean),
@@ -132,6 +134,8 @@ def summary(cosines: Dynamics) -> dict[str, Any]:
 
 def examples(embedded: Embedded, clips: EvalClips) -> list[dict[str, Any]]:
     """A few captions, spread over the test clips, with their own clip and the clips they found first."""
+    if not embedded.text_valid.all():  # the clips to show are those of an index without any text
+        return []
     video, text = embedded.spaces["vt"]
     ranks = retrieval.ranks(text, video)
     shown = []

@@ -121,7 +121,8 @@ class TrainClips(Dataset[Clip | Skipped]):
 class EvalClips(Dataset[Clip | Skipped]):
     """One clip per narration: the window about its middle (the clip's, for a text over the whole clip); P = 1.
 
-    Nothing is random. Narrations without a word are left out.
+    Nothing is random. Narrations without a word are left out. Where no narration of the whole index has one, as in
+    AudioSet, there is one clip per video, about its middle, without text.
     """
 
     def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat):
@@ -130,8 +131,6 @@ class EvalClips(Dataset[Clip | Skipped]):
             index: rows as from `load_index`.
             tokenizer: the vocabulary.
             fmt: the shape of a clip; its `narrations` is not used.
-        Raises:
-            ValueError: no narration has a word in it.
         """
         self.index, self.tokenizer, self.fmt = index, tokenizer, fmt
         self.items = [
@@ -139,9 +138,7 @@ class EvalClips(Dataset[Clip | Skipped]):
             for number, narrations in enumerate(index["narrations"])
             for position, narration in enumerate(narrations)
             if encode(tokenizer, narration["text"], fmt.words).any()
-        ]
-        if not self.items:
-            raise ValueError(f"nothing to evaluate on: no narration of the {len(index)} videos has a word in it")
+        ] or [(number, -1) for number in range(len(index))]
 
     def __len__(self) -> int:
         return len(self.items)

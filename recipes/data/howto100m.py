@@ -1,8 +1,7 @@
-"""HowTo100M's layout: a table of videos, one JSON file of timed captions, and those videos that one has."""
+"""HowTo100M's layout: a table of videos, their timed captions, in one JSON file or a CSV file each, and the videos."""
 
 import csv
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.encoding import clean, read_blocks, read_lines
+from recipes.data.files import VIDEOS, videos_by_name
 
 TABLE = "HowTo100M_v1.csv"
 CAPTIONS = ("raw_caption.json", "caption.json")  # whole sentences first; in the second, stop words are removed
-VIDEOS = (".mp4", ".webm", ".mkv")
+CAPTION_TABLES = "captions"  # or a folder of <video_id>.csv: start,end,text
 BLOCK = 1 << 24  # bytes of JSON read at once: the real file is one line of gigabytes
 MOST = 1 << 27  # characters that no single entry exceeds; past them the file is malformed, not unfinished
 BLANK = re.compile(r"\s*")
@@ -26,18 +26,22 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
     disk lacks are left out, with one warning. A column `split`, which the original table has not, is honoured.
 
     Args:
-        root: the folder with `HowTo100M_v1.csv` and `raw_caption.json` or `caption.json`.
+        root: the folder with `HowTo100M_v1.csv` and one of: `raw_caption.json`, `caption.json`, or the form that
+            MIL-NCE's code reads, a folder `captions` of `<video_id>.csv` with the columns start, end, text. Of several
+            the first is read.
     Returns:
         Rows of `id`, `video`, `split`, `narrations`, in the order of the captions, then those without any.
     Raises:
-        FileNotFoundError: no caption file, or not one of the videos.
+        FileNotFoundError: no captions, or not one of the videos.
         ValueError: a table or captions of another form; says which file and where.
     """
-    captions = next((root / name for name in CAPTIONS if (root / name).is_file()), None)
+    captions = next((root / name for name in (*CAPTIONS, CAPTION_TABLES) if (root / name).exists()), None)
     if captions is None:
-        raise FileNotFoundError(f"{root}: has {TABLE} but neither {' nor '.join(CAPTIONS)}")
+        raise FileNotFoundError(
+            f"{root}: has {TABLE} but neither {' nor '.join(CAPTIONS)}, nor a folder {CAPTION_TABLES} of <video_id>.csv"
+        )
     splits = _table(root / TABLE)
-    files = _videos(root)
+    files = videos_by_name(root)
     present = [name for name in splits if name in files]
     if not present:
         wanted = f"{next(iter(splits), 'VIDEO_ID')}{VIDEOS[0]}"
@@ -49,7 +53,7 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
     if missing:
         warnings.warn(f"{root}: {missing} of {len(splits)} videos have no file; left out", stacklevel=2)
     waiting = dict.fromkeys(present)
-    for name, caption in _entries(captions):
+    for name, caption in _tables(captions, present) if captions.is_dir() else _entries(captions):
         if name in waiting:
             del waiting[name]
             yield _row(name, files, splits, _narrations(captions, name, caption))
@@ -69,16 +73,6 @@ def _table(path: Path) -> dict[str, str]:
     return {row["video_id"]: row.get("split") or "" for row in table if row["video_id"]}
 
 
-def _videos(root: Path) -> dict[str, str]:
-    """Absolute path by video id; of several, `videos/` before the folder itself, and mp4 before webm before mkv."""
-    found: dict[str, str] = {}
-    for folder in (root.absolute(), (root / "videos").absolute()):
-        names = [os.path.splitext(entry) for entry in (os.listdir(folder) if folder.is_dir() else [])]
-        for suffix in reversed(VIDEOS):
-            found |= {stem: str(folder / (stem + end)) for stem, end in names if end.lower() == suffix}
-    return found
-
-
 def _narrations(path: Path, name: str, caption: Any) -> list[dict[str, Any]]:
     try:
         columns = [caption[key] for key in ("start", "end", "text")]
@@ -94,6 +88,19 @@ def _narrations(path: Path, name: str, caption: Any) -> list[dict[str, Any]]:
             f"{path}, video {name!r}: expected three lists of one length, start, end, text; "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _tables(folder: Path, names: list[str]) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """The (video id, columns) of those videos that have a table."""
+    for name in names:
+        path = folder / f"{name}.csv"
+        if path.is_file():
+            table = csv.DictReader(text for _, text in read_lines(path))
+            missing = {"start", "end", "text"} - set(table.fieldnames or ())
+            if missing:
+                raise ValueError(f"{path}, line 1: expected the columns start, end, text; found {table.fieldnames}")
+            rows = list(table)
+            yield name, {key: [row[key] for row in rows] for key in ("start", "end", "text")}
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:

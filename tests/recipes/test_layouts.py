@@ -134,10 +134,12 @@ def test_an_empty_manifest(tmp_path: Path, name: str) -> None:
 
 def test_no_layout_and_nothing_at_all(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(FileNotFoundError, match=r"nothing here; expected a folder with HowTo100M_v1\.csv .* \.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"nothing here; expected a folder with one of HowTo.* \.jsonl"):
         load_index(tmp_path / "none")
     for path in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(ValueError, match=r"not a layout that is known; expected a folder with HowTo100M_v1\.csv"):
+        with pytest.raises(
+            ValueError, match=r"not a layout that is known; expected a folder with one of HowTo100M_v1\.csv"
+        ):
             load_index(path)
 
 
@@ -200,6 +202,22 @@ def test_howto100m_with_a_split_and_stop_words_removed(tmp_path: Path) -> None:
     assert load_index(root, "test")["narrations"][0][0]["text"] == "mix"
 
 
+def test_howto100m_with_a_table_of_captions_per_video(tmp_path: Path) -> None:
+    root = howto(tmp_path, "{}", "video_id,rank\nabc,1\nmute,2\n")
+    (root / "raw_caption.json").unlink()
+    touch(root, "videos/mute.mp4")
+    captions = root / "captions" / "abc.csv"
+    captions.parent.mkdir()
+    captions.write_text(',start,end,text\n0,0.5,2.0,"cut, then fry"\n1,2.0,3.5,\n2,4,5,serve\n')  # as pandas writes
+    assert load_index(root)["narrations"][:] == [
+        [{"start": 0.5, "end": 2.0, "text": "cut, then fry"}, {"start": 4.0, "end": 5.0, "text": "serve"}],
+        [],
+    ]
+    captions.write_text("begin,end,text\n")
+    with pytest.raises(ValueError, match=r"abc\.csv, line 1: expected the columns start, end, text"):
+        load_index(root)
+
+
 @pytest.mark.parametrize("block", [1, 7, 64, 1 << 24])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_howto100m_captions_are_read_in_blocks(
@@ -249,7 +267,7 @@ def test_howto100m_without_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"not one of the 1 videos in HowTo100M_v1\.csv is here; .* abc\.mp4"):
         load_index(root)
     (root / "raw_caption.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither raw_caption\.json nor caption\.json"):
+    with pytest.raises(FileNotFoundError, match=r"neither raw_caption\.json nor caption\.json, nor a folder captions"):
         load_index(root)
     (root / "HowTo100M_v1.csv").write_text("id,rank\nabc,1\n")
     (root / "raw_caption.json").write_text("{}")

@@ -248,16 +248,22 @@ def check(config: Config) -> None:
     if problems:
         raise ConfigError("the configuration cannot be run:\n" + "\n".join(f"  - {p}" for p in problems))
     clip, patch = config.clip, config.model.audio_patch
+    raw = clip.inputs == "raw"
     problems = [
         message
         for wrong, message in [
-            (clip.frames % t, f"clip.frames={clip.frames} is not a multiple of {t} (model.video_patch)"),
-            (clip.size % h or clip.size % w, f"clip.size={clip.size} is not a multiple of {h}x{w} (model.video_patch)"),
+            (raw and clip.frames % t, f"clip.frames={clip.frames} is not a multiple of {t} (model.video_patch)"),
             (
-                clip.samples % patch or clip.samples < patch,
+                raw and (clip.size % h or clip.size % w),
+                f"clip.size={clip.size} is not a multiple of {h}x{w} (model.video_patch)",
+            ),
+            (
+                raw and (clip.samples % patch or clip.samples < patch),
                 f"clip.audio_seconds * clip.sample_rate = {clip.samples} samples is not a multiple of "
                 f"model.audio_patch={patch}",
             ),
+            (not raw and clip.fps != 1, f"clip.inputs=features come one a second: clip.fps={clip.fps:g} must be 1"),
+            (not raw and config.data.manifest is None, "clip.inputs=features needs data.manifest, see docs/data.md"),
             (not _compiles(config.gram.wrt), f"gram.wrt={config.gram.wrt!r} is not a regular expression"),
             *_harmonizer_problems(config),
             (

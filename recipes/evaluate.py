@@ -18,6 +18,7 @@ from recipes import retrieval
 from recipes.config import Config, ConfigError
 from recipes.data.clips import EvalClips, Skipped, eval_loader
 from recipes.data.index import load_index
+from recipes.data.kinds import eval_clips
 from recipes.data.splits import DataError, train_and_test
 from recipes.progress import progress_bar
 from recipes.training import checkpoint
@@ -108,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         _, config, tokenizer, modules = restore(options.checkpoint)
         modules.to(device_of(config))
         index = train_and_test(config)[1] if options.data is None else load_index(options.data)
-        embedded = embed(modules, EvalClips(index, tokenizer, config.clip), config, config.data.workers)
+        embedded = embed(modules, eval_clips(index, tokenizer, config.clip), config, config.data.workers)
     except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

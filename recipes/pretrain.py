@@ -24,7 +24,8 @@ from recipes import config as configuration
 from recipes import report
 from recipes.config import Config, ConfigError
 from recipes.data import vocabulary
-from recipes.data.clips import EvalClips, TrainClips, train_loader
+from recipes.data.clips import train_loader
+from recipes.data.kinds import eval_clips, train_clips
 from recipes.data.splits import DataError, train_and_test
 from recipes.evaluate import embed, retrieve, table
 from recipes.progress import progress_bar
@@ -69,7 +70,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
     try:
         train, test = train_and_test(config)
         tokenizer = vocabulary_of(train, config) if start is None else vocabulary.load(start / "vocabulary.json")
-        clips = EvalClips(test, tokenizer, config.clip)
+        clips = eval_clips(test, tokenizer, config.clip)
         torch.manual_seed(config.train.seed)
         modules = build(config, tokenizer).to(device)
     except (ValueError, OSError) as error:
@@ -113,7 +114,7 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- the loop
-    dataset = TrainClips(train, tokenizer, config.clip, config.train.seed, config.augment)
+    dataset = train_clips(train, tokenizer, config.clip, config.train.seed, config.augment)
     loader = train_loader(dataset, config.train.batch_size, config.train.seed, config.data.workers, start_step=step)
     rate, gamma = learning_rate(config), gamma_schedule(config.gamma, config.train.steps)
     metrics, skipped = Metrics(folder, step), SkippedClips(folder)

@@ -56,7 +56,8 @@ def write(
     )
     page = environment.get_template("report.html.j2").render(
         config=config, harmonizer=described(config), results=results, figures=figures, counts=counts,
-        examples=examples(embedded, clips), summary=summary(cosines), recalls=retrieval.RECALLS,
+        examples=examples(embedded, clips) if config.clip.inputs == "raw" else [],
+        summary=summary(cosines), recalls=retrieval.RECALLS,
     )  # fmt: skip
     write_atomically(folder / "report.html", page)
     return folder / "report.html"

@@ -91,6 +91,8 @@ def score(
     """
     reading, options = reading or Reading(), options or Options()
     folder, config, tokenizer, modules = restore(folder)
+    if config.clip.inputs != "raw":
+        raise ConfigError(f"{folder}: was trained on features (clip.inputs); only clips of raw media can be scored")
     modules.to(own_device(config))
     use_cores(config)
     index = indexed(config, data, split)

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,8 +27,12 @@ from recipes.data.vocabulary import UNKNOWN, encode
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """The shape of a clip. Pictures and sound of a window begin together; the longer of the two is the window."""
+    """The shape of a clip. Pictures and sound of a window begin together; the longer of the two is the window.
 
+    Features come one a second: `frames` of them are a clip, at `fps` 1; the keys of pixels and samples are not used.
+    """
+
+    inputs: Literal["raw", "features"] = "raw"  # pictures and sound, or what YouTube-8M has in place of them
     frames: int = 8
     fps: float = 10.0
     size: int = 64  # side of the square, pixels
@@ -56,6 +60,8 @@ class ClipFormat:
 @dataclass(frozen=True)
 class Clip:
     """One sample: `video` uint8 (T, H, W, 3), `audio` float32 (S,), `text` int64 (P, W).
+
+    Of features, `video` is float32 (T, 1024) and `audio` float32 (T, 128).
 
     Without sound, `audio` is zero and `has_audio` False; where there is no text, `text` is zero. `captions` are the
     texts of the first rows of `text`; `start` is in seconds; `index` is the clip's position in its dataset.
@@ -114,7 +120,7 @@ class TrainClips(Dataset[Clip | Skipped]):
         video = augment(window.video, fmt.size, rng, self.config)
         audio = add_noise(_audio(window, fmt), rng, self.config.noise)
         captions = nearest(row["narrations"], start + fmt.seconds / 2, fmt.narrations)
-        text = _encode(self.tokenizer, captions, fmt.narrations, fmt.words)
+        text = encode_captions(self.tokenizer, captions, fmt.narrations, fmt.words)
         return Clip(number, row["id"], video, audio, window.audio is not None, text, captions, start)
 
 
@@ -196,7 +202,8 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
     Args:
         items: clips of one format, and skipped ones.
     Returns:
-        `video` uint8 (B, T, H, W, 3); `audio` float32 (B, S), `audio_valid` bool (B,): zeros and False without sound;
+        `video` uint8 (B, T, H, W, 3); `audio` float32 (B, S) (of features float32: (B, T, 1024), (B, T, 128));
+        `audio_valid` bool (B,): zeros and False without sound;
         `text` int64 (B, P, W) and `text_valid` bool (B, P): zeros and False without a word;
         `text_key` int64 (B, P): equal where captions are, 0 without a word; see `recipes.trimodal.objective`;
         `index` int64 (B,); `id` list of B; `captions` list of B lists; `start` float64 (B,); `skipped` list.
@@ -304,7 +311,7 @@ def _narrated(
             window = _read(clip, start, last, fmt)
     except BrokenClip as broken:
         return Skipped(row["id"], broken.reason)
-    text = _encode(tokenizer, [narration["text"]], 1, fmt.words)
+    text = encode_captions(tokenizer, [narration["text"]], 1, fmt.words)
     video, audio = center(window.video, fmt.size), _audio(window, fmt)
     return Clip(item, row["id"], video, audio, window.audio is not None, text, [narration["text"]], start)
 
@@ -333,7 +340,7 @@ def _audio(window: Window, fmt: ClipFormat) -> np.ndarray:
     return np.zeros(fmt.samples, np.float32) if window.audio is None else window.audio
 
 
-def _encode(tokenizer: Tokenizer, captions: list[str], count: int, words: int) -> np.ndarray:
+def encode_captions(tokenizer: Tokenizer, captions: list[str], count: int, words: int) -> np.ndarray:
     """Word ids (count, words), the rows after the last caption zero."""
     text = np.zeros((count, words), np.int64)
     for row, caption in enumerate(captions):

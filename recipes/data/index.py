@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from recipes.data import audioset, howto100m, manifest
+from recipes.data import audioset, howto100m, manifest, youtube8m
 
 SCHEMA = pa.schema(
     {
@@ -35,7 +35,7 @@ def load_index(path: str | Path, split: str | None = None) -> Dataset:
     millions of captions costs little memory, and worker processes share it.
 
     Args:
-        path: a folder in the layout of HowTo100M or AudioSet, or a manifest (.jsonl, .csv, .parquet).
+        path: a folder in the layout of HowTo100M, AudioSet or YouTube-8M, or a manifest (.jsonl, .csv, .parquet).
         split: keep the rows of this split; None keeps all.
     Returns:
         One row per video: `id`, `video` (absolute path), `split` ("" when there is none), `start` and `end` (the part
@@ -73,9 +73,11 @@ def _layout(path: Path) -> Iterator[dict[str, Any]]:
         return howto100m.read(path)
     if any((path / table).is_file() for table in audioset.TABLES):
         return audioset.read(path)
+    if path.is_dir() and any(path.glob(youtube8m.SHARDS)):
+        return youtube8m.read(path)
     if path.is_file() and path.suffix.lower() in manifest.SUFFIXES:
         return manifest.read(path)
-    tables = ", ".join((howto100m.TABLE, *audioset.TABLES))
+    tables = ", ".join((howto100m.TABLE, *audioset.TABLES, youtube8m.SHARDS))
     looked_for = f"a folder with one of {tables} in it, or a file ending in {', '.join(manifest.SUFFIXES)}"
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is nothing here; expected {looked_for}")

@@ -8,8 +8,9 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from recipes.config import ModelConfig
+from recipes.data import youtube8m
 from recipes.data.clips import ClipFormat
-from recipes.trimodal.tokens import AudioTokens, TextTokens, VideoTokens, drop_tokens
+from recipes.trimodal.tokens import AudioTokens, FeatureTokens, TextTokens, VideoTokens, drop_tokens
 from recipes.trimodal.transformer import Transformer
 
 MODALITIES = ("video", "audio", "text")
@@ -54,13 +55,13 @@ class VATT(nn.Module):
         size = SIZES[config.size]
         word_width = config.word_width if vectors is None else vectors.shape[1]
         self.drop_token = config.drop_token
-        self.tokens = nn.ModuleDict(
-            {
-                "video": VideoTokens(clip.frames, clip.size, config.video_patch, size.width),
-                "audio": AudioTokens(clip.samples, config.audio_patch, size.width),
-                "text": TextTokens(vocabulary, clip.words, size.width, word_width),
-            }
-        )
+        if clip.inputs == "features":
+            video, audio = (FeatureTokens(clip.frames, n, size.width) for n in (youtube8m.RGB, youtube8m.AUDIO))
+        else:
+            video = VideoTokens(clip.frames, clip.size, config.video_patch, size.width)
+            audio = AudioTokens(clip.samples, config.audio_patch, size.width)
+        text = TextTokens(vocabulary, clip.words, size.width, word_width)
+        self.tokens = nn.ModuleDict({"video": video, "audio": audio, "text": text})
         self.aggregate = nn.ParameterDict({m: nn.Parameter(torch.randn(size.width) * 0.02) for m in MODALITIES})
         self.backbone = Transformer(size.layers, size.width, size.mlp, size.heads, config.dropout)
         self.output = nn.ModuleDict({m: nn.Linear(size.width, size.output) for m in MODALITIES})
@@ -81,8 +82,8 @@ class VATT(nn.Module):
         """Representations before the heads; the masks pass through to the losses.
 
         Args:
-            video: uint8 (b, t, h, w, 3).
-            audio: float (b, s).
+            video: uint8 (b, t, h, w, 3), or features (b, t, 1024).
+            audio: float (b, s), or features (b, t, 128).
             text: Word ids (b, p, w), 0 is padding.
             audio_valid: (b,) whether there is sound.
             text_valid: (b, p) whether there is a caption.

@@ -1,4 +1,4 @@
-"""Raw video, waveform and word ids as tokens with positions: the only part of the model that knows a modality."""
+"""Video, sound, words and features as tokens with positions: the only part of the model that knows a modality."""
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,20 @@ class AudioTokens(nn.Module):
         """Waveform in [-1, 1], (b, s) -> tokens (b, n, d)."""
         x = rearrange(audio, "b (n s) -> b n s", s=self.patch)
         return F.gelu(self.project(self.patches(x))) + self.time
+
+
+class FeatureTokens(nn.Module):
+    """Feature vectors, one a second, projected, with one position table: for video and audio alike."""
+
+    def __init__(self, length: int, features: int, width: int) -> None:
+        super().__init__()
+        self.patches = nn.Linear(features, width)
+        self.project = nn.Linear(width, width)
+        self.time = table(length, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (b, t, c) -> tokens (b, t, d)."""
+        return F.gelu(self.project(self.patches(features))) + self.time
 
 
 class TextTokens(nn.Module):

@@ -1,0 +1,62 @@
+"""Clips of features in place of pictures and sound: the same windows, batches and skipped clips as in `clips`."""
+
+from typing import Any
+
+import numpy as np
+
+from recipes.data.clips import Clip, ClipFormat, EvalClips, Skipped, TrainClips, encode_captions, nearest
+from recipes.data.decode import BrokenClip
+from recipes.data.sampler import Key
+from recipes.data.youtube8m import AUDIO, Features, dequantize, read_features
+
+
+class TrainFeatures(TrainClips):
+    """A random window of `clip.frames` seconds of features, with the narrations nearest to it; not augmented."""
+
+    def __getitem__(self, key: Key) -> Clip | Skipped:
+        """Reads row `key[1]` as epoch `key[0]` sees it; its window begins at any second of the video."""
+        epoch, number = key
+        row, fmt = self.index[number], self.fmt
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, number]))
+        try:
+            features = read_features(row["video"])
+        except BrokenClip as broken:
+            return Skipped(row["id"], broken.reason)
+        start = int(rng.integers(max(0, len(features.rgb) - fmt.frames) + 1))
+        captions = nearest(row["narrations"], start + fmt.frames / 2, fmt.narrations)
+        text = encode_captions(self.tokenizer, captions, fmt.narrations, fmt.words)
+        return _clip(number, row, features, start, text, captions, fmt)
+
+
+class EvalFeatures(EvalClips):
+    """One clip per narration, or per video where there is no text: the window about its middle, as in `EvalClips`."""
+
+    def __getitem__(self, item: int) -> Clip | Skipped:
+        number, position = self.items[item]
+        row, fmt = self.index[number], self.fmt
+        try:
+            features = read_features(row["video"])
+        except BrokenClip as broken:
+            return Skipped(row["id"], broken.reason)
+        seconds = len(features.rgb)
+        told = {"start": 0.0, "end": seconds, "text": ""} if position < 0 else row["narrations"][position]
+        middle = (told["start"] + min(told["end"], seconds)) / 2
+        start = int(min(max(0, middle - fmt.frames / 2), max(0, seconds - fmt.frames)))
+        text = encode_captions(self.tokenizer, [told["text"]], 1, fmt.words)
+        return _clip(item, row, features, start, text, [told["text"]], fmt)
+
+
+def _clip(
+    item: int, row: dict[str, Any], features: Features, start: int, text: np.ndarray, captions: list[str],
+    fmt: ClipFormat,
+) -> Clip:  # fmt: skip
+    """The window from a second on: `video` float32 (T, 1024), `audio` float32 (T, 128)."""
+    heard = features.audio is not None
+    audio = _window(features.audio, start, fmt.frames) if heard else np.zeros((fmt.frames, AUDIO), np.float32)
+    return Clip(item, row["id"], _window(features.rgb, start, fmt.frames), audio, heard, text, captions, float(start))
+
+
+def _window(rows: np.ndarray, start: int, length: int) -> np.ndarray:
+    """Rows from `start` on, as numbers; after the end of the video its last second stays, as pictures do."""
+    seconds = np.minimum(np.arange(start, start + length), len(rows) - 1)
+    return dequantize(rows[seconds])

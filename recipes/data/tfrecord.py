@@ -1,0 +1,73 @@
+"""TFRecord files without TensorFlow: where the records are, and one record's bytes, checked.
+
+A record is its length (8 bytes, little-endian), a checksum of those (4), the data, a checksum of the data (4).
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import google_crc32c
+
+from recipes.data.decode import BrokenClip
+
+HEADER = struct.Struct("<QI")
+CHECKSUM = struct.Struct("<I")
+
+
+def masked_crc(data: bytes) -> int:
+    """CRC-32C, rotated right by 15 bits and shifted by a constant, as TFRecord files store it."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def records(path: Path, head: int) -> Iterator[tuple[int, bytes]]:
+    """Finds the records of a file by their lengths, without reading them through.
+
+    Args:
+        path: a TFRecord file.
+        head: how many bytes of each record to read.
+    Returns:
+        An iterator of (offset of the record, the first bytes of its data), in the file's order.
+    Raises:
+        BrokenClip: truncated, or a length with a wrong checksum; the records before are returned first.
+    """
+    size, offset = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while offset < size:
+            file.seek(offset)
+            length = _length(path, offset, file.read(HEADER.size))
+            end = offset + HEADER.size + length + CHECKSUM.size
+            if end > size:
+                raise BrokenClip(path, f"truncated: the record at byte {offset} ends at {end}, the file at {size}")
+            yield offset, file.read(min(head, length))
+            offset = end
+
+
+def read_record(path: Path, offset: int) -> bytes:
+    """Reads the record at an offset.
+
+    Raises:
+        BrokenClip: there is no such file, truncated, or a wrong checksum.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            length = _length(path, offset, file.read(HEADER.size))
+            if offset + HEADER.size + length + CHECKSUM.size > path.stat().st_size:
+                raise BrokenClip(path, f"the record at byte {offset} is truncated")
+            data, checksum = file.read(length), file.read(CHECKSUM.size)
+    except OSError as error:
+        raise BrokenClip(path, error.strerror or str(error)) from error
+    if len(checksum) < CHECKSUM.size or CHECKSUM.unpack(checksum)[0] != masked_crc(data):
+        raise BrokenClip(path, f"the record at byte {offset} is corrupt: its data do not match their checksum")
+    return data
+
+
+def _length(path: Path, offset: int, header: bytes) -> int:
+    if len(header) < HEADER.size:
+        raise BrokenClip(path, f"truncated in the header of the record at byte {offset}")
+    length, checksum = HEADER.unpack(header)
+    if checksum != masked_crc(header[:8]):
+        raise BrokenClip(path, f"the length at byte {offset} does not match its checksum: corrupt, or not a TFRecord")
+    return int(length)

@@ -24,10 +24,9 @@ def _message(name: str, *fields: tuple[str, int, str], repeated: bool = False) -
     return message
 
 
-def _map(name: str, number: int, value: str) -> descriptor_pb2.DescriptorProto:
-    """A message `name` whose one field is map<string, value>."""
-    message = _message(name, (name[0].lower() + name[1:], number, f"{name}.Entry"), repeated=True)
-    message.field[0].name = "entry"
+def _map(name: str, value: str) -> descriptor_pb2.DescriptorProto:
+    """A message whose field 1, `entry`, is map<string, value>."""
+    message = _message(name, ("entry", 1, f"{name}.Entry"), repeated=True)
     entry = _message("Entry", ("key", 1, "string"), ("value", 2, value))
     entry.options.map_entry = True
     message.nested_type.append(entry)
@@ -45,9 +44,9 @@ def _sequence_example() -> Any:
             _message("BytesList", ("value", 1, "bytes"), repeated=True),
             _message("Int64List", ("value", 1, "int64"), repeated=True),
             feature,
-            _map("Features", 1, "Feature"),
+            _map("Features", "Feature"),
             _message("FeatureList", ("feature", 1, "Feature"), repeated=True),
-            _map("FeatureLists", 1, "FeatureList"),
+            _map("FeatureLists", "FeatureList"),
             _message("SequenceExample", ("context", 1, "Features"), ("feature_lists", 2, "FeatureLists")),
         ]
     )

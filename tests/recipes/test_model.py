@@ -114,6 +114,22 @@ def test_per_sample_gradients_of_the_backbone_are_exact(attribution):
     assert harmony.defined(gram).tolist() == [True, True, False, True]
 
 
+def test_features_in_place_of_pictures_and_sound_with_exact_gradients_of_every_parameter():
+    torch.manual_seed(0)
+    clip = ClipFormat(inputs="features", frames=4, fps=1, narrations=2, words=5)
+    net = VATT(ModelConfig(word_width=8, dropout=0.0, drop_token=0.0), clip, WORDS).double()
+    objective = Objective(ObjectiveConfig(audio_space=6, text_space=5, temperature=0.5), 96).double()
+    inputs = batch(4) | {"video": torch.randn(4, 4, 1024).double(), "audio": torch.randn(4, 4, 128).double()}
+    params = {n: p.detach() for n, p in net.named_parameters()}
+
+    def encode(p, b):
+        return functional_call(net, p, (), b)
+
+    _, gram, _ = harmony.gram_vjp(encode, objective, params, inputs)
+    grads = oracle.per_sample_gradients(encode, objective, params, inputs, "activation")
+    assert oracle.relative_error(gram, oracle.gram_blocks(grads)) < 1e-10
+
+
 def test_running_statistics_move_once_a_step():
     net, inputs = model(), batch(4)
     for norm in ("batch", "layer", "none"):

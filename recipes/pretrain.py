@@ -1,6 +1,7 @@
 """Pre-train the tri-modal model with harmonized gradients, evaluate it and report.
 
 python -m recipes.pretrain --config recipes/configs/demo.yaml [key=value ...] [--resume]
+torchrun --nproc-per-node 8 --max-restarts 3 -m recipes.pretrain --config ...    several processes; resumes by itself
 
 Everything of a run is under runs/NAME: config.yaml, metrics.jsonl, tensorboard/, checkpoints/, retrieval.json,
 skipped.jsonl, report.html.
@@ -10,14 +11,15 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
+from torch import nn
 
 import harmony
 from recipes import config as configuration
@@ -28,11 +30,11 @@ from recipes.data.clips import train_loader
 from recipes.data.kinds import eval_clips, train_clips
 from recipes.data.splits import DataError, train_and_test
 from recipes.evaluate import embed, retrieve, table
-from recipes.progress import progress_bar
 from recipes.training import checkpoint, dynamics
 from recipes.training.interruption import Interruption
-from recipes.training.metrics import Metrics
-from recipes.training.skipped import SkippedClips
+from recipes.training.journal import Journal
+from recipes.training.processes import ALONE, Processes, joined, seed_of, spread, whole_state
+from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
 from recipes.trimodal.build import build, check_wrt, device_of, use_cores
 from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
@@ -41,133 +43,161 @@ log = logging.getLogger(__name__)
 
 
 # Keys that may change on resume.
-FREE = ("data.workers:", "train.device:", "train.max_bad_steps:", "train.keep:", "gram.probe")
+FREE = ("data.workers:", "train.device:", "train.parallel:", "train.max_bad_steps:", "train.keep:", "gram.probe")
+
+
+VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
+LAUNCH = "launch"  # file that names the launch by torchrun which began the run
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; its last checkpoint is whole."""
 
 
-def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
+def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> dict[str, Any]:
     """Train, evaluate and report one run.
 
     Args:
         config: A checked configuration.
         resume: Continue from the run's latest checkpoint, as if it had never stopped.
+        group: The processes that take part. The first of them evaluates and writes.
 
     Returns:
-        What is written to retrieval.json: {"untrained" | "trained": {task: figures}}; {} if the run was interrupted.
+        What is written to retrieval.json: {"untrained" | "trained": {task: figures}}; {} if the run was interrupted,
+        and in processes other than the first.
 
     Raises:
         ConfigError: Nothing to resume, or the configuration is not that of the run to resume.
         DataError: The data cannot be used.
-        TrainingError: `train.max_bad_steps` steps in a row could not be taken.
+        TrainingError: `train.max_bad_steps` steps in a row could not be taken, or the last checkpoint not written.
     """
     folder = config.folder
     start = latest_checkpoint(config) if resume else None
     device = device_of(config)
     use_cores(config)
-    try:
-        train, test = train_and_test(config)
-        tokenizer = vocabulary_of(train, config) if start is None else vocabulary.load(start / "vocabulary.json")
-        clips = eval_clips(test, tokenizer, config.clip)
-        torch.manual_seed(config.train.seed)
-        modules = build(config, tokenizer).to(device)
-    except (ValueError, OSError) as error:
-        raise DataError(str(error)) from error
-    check_wrt(config.gram.wrt, modules["model"], "gram.wrt")
-    if not resume:
-        begin(folder, config)
+    with group.first_ahead():  # which builds the corpus, the vocabulary and the folder
+        try:
+            train, test = train_and_test(config)
+            tokenizer = vocabulary_of(train, config, start, group)
+            clips = eval_clips(test, tokenizer, config.clip)
+            torch.manual_seed(config.train.seed)
+            modules = build(config, tokenizer).to(device)
+        except (ValueError, OSError) as error:
+            raise DataError(str(error)) from error
+        check_wrt(config.gram.wrt, modules["model"], "gram.wrt")
+        if group.first:
+            if not resume:
+                begin(folder, config)
+            vocabulary.save(tokenizer, folder / VOCABULARY)
     log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
-    optimizer = torch.optim.Adam([p for p in modules.parameters() if p.requires_grad], betas=(0.9, 0.999))
-    transform = harmonizer(config)
-    state, step, counts = transform.init(), 0, {"skipped_clips": 0, "skipped_steps": 0}
-    recorded = dynamics.Dynamics()
 
-    data = fingerprint(train)
-    if start is None:
+    results: dict[str, Any] = {}
+    if start is None and group.first:
         results = {"untrained": retrieve(embed(modules, clips, config, config.data.workers))}
-        torch.manual_seed(config.train.seed)
-    else:
-        tensors, facts = checkpoint.load_state(start)
+    torch.manual_seed(seed_of(config.train.seed, group.rank))
+    forward = spread(modules["model"], config.train.parallel, group, device, plain=config.harmonize == "none")
+    parts = ([p for p in modules[name].parameters() if p.requires_grad] for name in ("model", "objective"))
+    optimizer = torch.optim.Adam([{"params": part} for part in parts], betas=(0.9, 0.999))
+    transform = harmonizer(config)
+    state, step, counts = transform.init(), 0, {"skipped_clips": 0, "skipped_steps": 0, "failed_checkpoints": 0}
+    recorded = dynamics.Dynamics()
+    data = fingerprint(train)
+    if start is not None:
+        facts = checkpoint.load_facts(start)
         if facts["data"] != data:
             raise DataError(
                 f"the training videos are not those that {start} was trained on: a run cannot go on with others"
             )
         checkpoint.load_weights(start, modules)
-        checkpoint.load_optimizer(optimizer, tensors)
-        state = checkpoint.load_tree("harmonizer", state, tensors)
-        checkpoint.load_random(tensors)
+        checkpoint.load_optimizer(start, modules, optimizer)
+        state = checkpoint.load_tree("harmonizer", state, checkpoint.read(start, "harmonizer."))
         recorded = dynamics.load(start / dynamics.FILE)
-        step, counts, results = facts["step"], facts["counts"], facts["results"]
+        step, counts, results = facts["step"], counts | facts["counts"], facts["results"]
+        if facts["processes"] == group.world:
+            checkpoint.load_random(checkpoint.read(start, "random."), group.rank)
+        else:  # the same clips, but not the same dropped tokens
+            torch.manual_seed(seed_of(config.train.seed, group.rank, step))
         log.info("resuming at step %d", step)
 
     def save(step: int) -> None:
-        tensors = checkpoint.optimizer_tensors(optimizer) | checkpoint.random_tensors()
-        checkpoint.save(
-            folder / "checkpoints", step, modules, tensors | checkpoint.tree_tensors("harmonizer", state),
-            {"counts": counts, "results": results, "data": data},
-            lambda place: configuration.save(config, place / "config.yaml"),
-            lambda place: vocabulary.save(tokenizer, place / "vocabulary.json"),
-            lambda place: dynamics.save(recorded, place / dynamics.FILE),
-            keep=config.train.keep,
-        )  # fmt: skip
+        """Write a checkpoint; one that cannot be written is tried again at the next interval, unless it is the last."""
+        tensors = checkpoint.optimizer_tensors(modules, optimizer) | checkpoint.random_tensors(group.rank)
+        try:
+            checkpoint.save(
+                folder / "checkpoints", step, modules, tensors | checkpoint.tree_tensors("harmonizer", state),
+                {"counts": counts, "results": results, "data": data, "processes": group.world},
+                lambda place: configuration.save(config, place / "config.yaml"),
+                lambda place: vocabulary.save(tokenizer, place / VOCABULARY),
+                lambda place: dynamics.save(recorded, place / dynamics.FILE),
+                keep=config.train.keep, processes=group,
+            )  # fmt: skip
+        except OSError as error:
+            counts["failed_checkpoints"] += 1
+            if interruption.asked or step == config.train.steps:
+                raise TrainingError(f"{error}. The checkpoint before is whole: free space, then --resume") from error
+            log.error("%s; training goes on, and the next one is tried", error)
 
     # ------------------------------------------------------------------------------------------------- the loop
     dataset = train_clips(train, tokenizer, config.clip, config.train.seed, config.augment)
-    loader = train_loader(dataset, config.train.batch_size, config.train.seed, config.data.workers, start_step=step)
+    loader = train_loader(
+        dataset, config.train.batch_size, config.train.seed, config.data.workers, step, group.rank, group.world
+    )
     rate, gamma = learning_rate(config), gamma_schedule(config.gamma, config.train.steps)
-    metrics, skipped = Metrics(folder, step), SkippedClips(folder)
-    bar = progress_bar(total=config.train.steps, initial=step, desc=config.run.name, unit="step", smoothing=0.05)
-    bad_in_a_row, began, seen = 0, time.monotonic(), 0
+    journal = Journal(config, step, group.first)
+    bad_in_a_row, interrupted = 0, False
 
     with Interruption() as interruption:
         for batch in loader:
-            if step >= config.train.steps or interruption.asked:
+            shares, skips, stops = zip(
+                *group.exchange(len(batch.get("id", [])), len(batch["skipped"]), interruption.asked), strict=True
+            )
+            interrupted = any(stops)
+            if step >= config.train.steps or interrupted:
                 break
-            counts["skipped_clips"] += skipped.record(batch["skipped"])
-            for group in optimizer.param_groups:
-                group["lr"] = float(rate(torch.tensor(step)))
-            found, state = train_step(config, modules, optimizer, transform, state, batch, step, device)
+            if any(skips):
+                counts["skipped_clips"] += sum(skips)
+                journal.skip(group.collect(batch["skipped"]))
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = float(rate(torch.tensor(step)))
+            found, state = train_step(
+                config, modules, optimizer, transform, state, batch, step, device, shares, forward, group
+            )
             step += 1
-            seen += len(batch.get("id", []))
 
             bad_in_a_row = 0 if found.taken else bad_in_a_row + 1
             counts["skipped_steps"] += not found.taken
-            metrics.add(found.values, found.cosines, found.defined)
             recorded = recorded.add(step, found.measured)
-            bar.update()
-            bar.set_postfix(found.shown(seen / (time.monotonic() - began)), refresh=False)
-            last = step == config.train.steps
-            at_checkpoint = step % config.train.checkpoint_every == 0 or last
+            journal.add(found, sum(shares))
+            at_checkpoint = step % config.train.checkpoint_every == 0 or step == config.train.steps
             if step % config.train.log_every == 0 or at_checkpoint:
-                metrics.write(
-                    step, lr=optimizer.param_groups[0]["lr"], gamma=float(gamma(torch.tensor(step - 1))),
-                    samples_per_second=seen / (time.monotonic() - began), **counts,
-                )  # fmt: skip
+                lr = optimizer.param_groups[0]["lr"]
+                journal.write(step, lr=lr, gamma=float(gamma(torch.tensor(step - 1))), **counts)
             if at_checkpoint:
-                metrics.draw_histogram(step)
+                journal.draw(step)
                 save(step)
             if bad_in_a_row >= config.train.max_bad_steps:
                 raise TrainingError(
                     f"{bad_in_a_row} steps in a row could not be taken, the last one because {found.reason}; "
-                    f"stopped at step {step}. Clips that could not be read are listed in {skipped.file}."
+                    f"stopped at step {step}. Clips that could not be read are listed in {folder / SKIPPED}."
                 )
-        bar.close()
+        journal.bar.close()
         if step < config.train.steps:
-            metrics.write(step, **counts)
-            metrics.draw_histogram(step)
+            journal.write(step, **counts)
+            journal.draw(step)
             save(step)
             log.info("interrupted at step %d; continue with --resume", step)
             return {}
-    metrics.close()
+    journal.close()
+    if config.train.parallel == "fsdp" and group.world > 1:
+        modules = whole(modules, config, tokenizer, device)
+    if not group.first:
+        return {}
 
     # --------------------------------------------------------------------------------------- evaluation and report
     embedded = embed(modules, clips, config, config.data.workers)
-    skipped.record(embedded.skipped)
     results["trained"] = retrieve(embedded)
     checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
-    counts["unreadable"] = len(skipped.known)
+    counts["unreadable"] = journal.skip(embedded.skipped)
     page = report.write(folder, config, results, embedded, clips, counts, recorded)
     print(table(results))
     log.info("%d clip(s) not readable, %d step(s) not taken", counts["unreadable"], counts["skipped_steps"])
@@ -175,13 +205,23 @@ def pretrain(config: Config, resume: bool = False) -> dict[str, Any]:
     return results
 
 
+def whole(modules: nn.ModuleDict, config: Config, tokenizer: Tokenizer, device: torch.device) -> nn.ModuleDict:
+    """The modules without shards; every process has to take part."""
+    state = whole_state(modules)
+    plain = build(config, tokenizer)
+    plain.load_state_dict(state)
+    return plain.to(device)
+
+
 def fingerprint(train: Dataset) -> str:
     """Hash of the ids in their order, on which the order of training rests."""
     return hashlib.sha256("\n".join(train["id"]).encode()).hexdigest()
 
 
-def vocabulary_of(train: Dataset, config: Config) -> Tokenizer:
-    """The words of the training captions."""
+def vocabulary_of(train: Dataset, config: Config, start: Path | None = None, group: Processes = ALONE) -> Tokenizer:
+    """The words of the training captions: counted by the first process, those of the run for the others and later."""
+    if start is not None or not group.first:
+        return vocabulary.load((start or config.folder) / VOCABULARY)
     captions = (narration["text"] for row in train["narrations"] for narration in row)
     return vocabulary.build(captions, config.data.vocabulary)
 
@@ -201,6 +241,20 @@ def begin(folder: Path, config: Config) -> None:
         log.info("%s exists: moved to %s", folder, aside)
     folder.mkdir(parents=True)
     configuration.save(config, folder / "config.yaml")
+    (folder / LAUNCH).write_text(launch(), encoding="utf-8")
+
+
+def launch() -> str:
+    """What names the launch that this process belongs to: torchrun restarts its processes, and stays what it is."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return name if name != "none" else f"started by process {os.getppid()}"
+
+
+def restarted(config: Config) -> bool:
+    """Whether torchrun has started this process again, after the run had begun: then it goes on by itself."""
+    mark = config.folder / LAUNCH
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return again and mark.is_file() and mark.read_text(encoding="utf-8") == launch()
 
 
 def latest_checkpoint(config: Config) -> Path | None:
@@ -227,7 +281,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override keys: train.steps=100")
     options = parser.parse_args(arguments)
     try:
-        pretrain(configuration.load(options.config, options.overrides), options.resume)
+        config = configuration.load(options.config, options.overrides)
+        with joined() as group:
+            pretrain(config, options.resume or restarted(config), group)
     except (ConfigError, DataError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from datasets import Dataset
 from torch import nn
@@ -93,7 +92,7 @@ def score(
     folder, config, tokenizer, modules = restore(folder)
     if config.clip.inputs != "raw":
         raise ConfigError(f"{folder}: was trained on features (clip.inputs); only clips of raw media can be scored")
-    modules.to(own_device(config))
+    modules.to(device_of(config))
     use_cores(config)
     index = indexed(config, data, split)
     if reading.space == "parameters":
@@ -209,14 +208,6 @@ def rows(
             }
         )  # fmt: skip
     return table
-
-
-def own_device(config: Config) -> torch.device:
-    """The device of this process; under torchrun each has its own, where there are several."""
-    device = device_of(config)
-    if device.type == "cuda" and device.index is None and dist.is_initialized():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    return device
 
 
 def wait_for_all() -> None:

@@ -84,7 +84,7 @@ def compare(config: Config, points: list[int], batches: int, run: Path | None = 
         raise DataError(str(error)) from error
     if folder is not None:
         checkpoint.load_weights(folder, modules)
-        points = [checkpoint.load_state(folder)[1]["step"]]
+        points = [checkpoint.load_facts(folder)["step"]]
 
     def loader(seed: int) -> Any:
         dataset = TrainClips(train, tokenizer, config.clip, seed, config.augment)

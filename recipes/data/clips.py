@@ -246,7 +246,7 @@ def text_key(clip: Clip) -> np.ndarray:
 
 
 def train_loader(
-    dataset: TrainClips, batch_size: int, seed: int, workers: int, start_step: int = 0
+    dataset: TrainClips, batch_size: int, seed: int, workers: int, start_step: int = 0, rank: int = 0, world: int = 1
 ) -> DataLoader[dict[str, Any]]:
     """Endless batches for training, from any step on; the same whatever the number of workers.
 
@@ -256,10 +256,11 @@ def train_loader(
         seed: of the order.
         workers: processes that decode; 0 decodes in this one.
         start_step: the step to begin at.
+        rank, world: this process, and how many share each batch.
     Returns:
         A loader of what `collate` returns.
     """
-    sampler = EpochBatchSampler(len(dataset), batch_size, seed, start_step)
+    sampler = EpochBatchSampler(len(dataset), batch_size, seed, start_step, rank, world)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, **_workers(workers))
 
 

@@ -1,21 +1,32 @@
-"""Checkpoints: whole or absent, without pickle. Weights and state as safetensors, the rest as JSON.
+"""Checkpoints: whole or absent, without pickle, on any number of processes. Tensors as safetensors, the rest as JSON.
 
 runs/NAME/checkpoints/latest              name of the newest checkpoint
-runs/NAME/checkpoints/step_00000100/      model.safetensors, state.safetensors, state.json, config.yaml, vocabulary.json
+runs/NAME/checkpoints/step_00000100/      tensors/*.safetensors, state.json, config.yaml, vocabulary.json, ...
+
+Tensors are written by `torch.distributed.checkpoint`: every process writes its part, and any number of processes reads
+what it needs.
 """
 
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils import _pytree as pytree
+
+from recipes.training.processes import ALONE, Processes
+
+TENSORS = "tensors"
 
 
 def save(
@@ -26,6 +37,7 @@ def save(
     facts: dict[str, Any],
     *beside: Callable[[Path], None],
     keep: int = 2,
+    processes: Processes = ALONE,
 ) -> Path:
     """Write a checkpoint atomically: a temporary folder, flushed to disk, then renamed.
 
@@ -35,27 +47,50 @@ def save(
         modules: Everything with weights and buffers.
         state: Tensors besides (optimizer, harmonizer, random states).
         facts: What fits into JSON.
-        *beside: Functions that write further files into the checkpoint's folder.
+        *beside: Functions that write further files into the checkpoint's folder; the first process calls them.
         keep: How many of the newest checkpoints stay, this one among them.
+        processes: All of which have to call this.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        OSError: It could not be written, whichever process failed; the checkpoints before are as they were.
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.tmp"
+    failure = _attempt(lambda: _clear(folder, final, temporary)) if processes.first else ""
+    failure = _agreed(failure, processes)
+    if not failure:
+        tensors = {n: t.detach() for n, t in (modules.state_dict() | state).items()}
+        writer = HuggingFaceStorageWriter(str(temporary / TENSORS), save_distributed=True)
+        failure = _attempt(lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
+    if not failure and processes.first:
+        failure = _attempt(lambda: _finish(folder, final, temporary, {"step": step, **facts}, beside, keep))
+    failure = _agreed(failure, processes)
+    if failure:
+        if processes.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"the checkpoint of step {step} could not be written: {failure}")
+    return final
+
+
+def _clear(folder: Path, final: Path, temporary: Path) -> None:
     for left_over in (temporary, folder / f".{final.name}.old"):
         shutil.rmtree(left_over, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(
-        {n: t.detach().contiguous().cpu() for n, t in modules.state_dict().items()}, temporary / "model.safetensors"
-    )
-    save_file({n: t.detach().contiguous().cpu() for n, t in state.items()}, temporary / "state.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1), encoding="utf-8")
+    (temporary / TENSORS).mkdir(parents=True)
+
+
+def _finish(
+    folder: Path, final: Path, temporary: Path, facts: dict[str, Any], beside: tuple[Callable[[Path], None], ...],
+    keep: int,
+) -> None:  # fmt: skip
+    """The files beside the tensors, and the name that makes it a checkpoint."""
+    (temporary / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     for write in beside:
         write(temporary)
-    for file in temporary.iterdir():
+    for file in (*temporary.iterdir(), *(temporary / TENSORS).iterdir(), temporary):
         _flush(file)
-    _flush(temporary)
     if final.exists():  # the same step again: at no moment is there neither
         os.replace(final, folder / f".{final.name}.old")
     os.replace(temporary, final)
@@ -63,7 +98,23 @@ def save(
     shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
     for old in sorted(folder.glob("step_*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return final
+
+
+def _attempt(action: Callable[[], Any]) -> str:
+    """Why an action failed; empty if it did not."""
+    try:
+        action()
+    except CheckpointException as error:  # what other processes raised, or this one
+        causes = {rank: failure[0] for rank, failure in error.failures.items()}
+        return "; ".join(f"{cause}" + f" (process {rank})" * (len(causes) > 1) for rank, cause in causes.items())
+    except (OSError, SafetensorError, RuntimeError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _agreed(failure: str, processes: Processes) -> str:
+    """Why any of the processes failed."""
+    return "; ".join(dict.fromkeys(f for f in processes.collect([failure]) if f))
 
 
 def latest(folder: Path) -> Path:
@@ -73,7 +124,7 @@ def latest(folder: Path) -> Path:
         FileNotFoundError: There is none.
     """
     for place in (folder, folder / "checkpoints"):
-        if (place / "model.safetensors").is_file():
+        if (place / TENSORS).is_dir():
             return place
         if (place / "latest").is_file():
             named = place / (place / "latest").read_text(encoding="utf-8").strip()
@@ -84,20 +135,57 @@ def latest(folder: Path) -> Path:
 
 
 def load_weights(checkpoint: Path, modules: nn.Module) -> None:
-    """Load weights and buffers into the modules they were saved from.
+    """Load weights and buffers into the modules they were saved from, sharded or not.
 
     Raises:
-        ValueError: The file is damaged, or of another model.
+        ValueError: The files are damaged, or of another model.
     """
+    load(checkpoint, modules.state_dict())
+
+
+def load(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill tensors, which may be shards, by what is saved under their names.
+
+    Raises:
+        ValueError: The files are damaged, or lack one of them.
+    """
+    shapes = saved(checkpoint)
+    for name, tensor in tensors.items():
+        if name not in shapes or shapes[name] != tensor.shape:
+            found = f"has the shape {tuple(shapes[name])}" if name in shapes else "is not there"
+            raise ValueError(
+                f"{checkpoint / TENSORS}: not the weights of this model: {name} {found}; expected {tuple(tensor.shape)}"
+            )
     try:
-        modules.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{checkpoint / 'model.safetensors'}: not the weights of this model: {error}") from error
+        reader = HuggingFaceStorageReader(str(checkpoint / TENSORS))
+        _quietly(dcp.load, tensors, storage_reader=reader, no_dist=True)
+    except (CheckpointException, SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{checkpoint / TENSORS}: damaged: {error}") from error
 
 
-def load_state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the JSON facts of a checkpoint."""
-    return load_file(checkpoint / "state.safetensors"), load_facts(checkpoint)
+def saved(checkpoint: Path) -> dict[str, torch.Size]:
+    """Name and shape of the tensors of a checkpoint.
+
+    Raises:
+        ValueError: The files are damaged.
+    """
+    return {name: meta.size for name, meta in _metadata(checkpoint).items()}
+
+
+def read(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, whole and on the host."""
+    wanted = {n: meta for n, meta in _metadata(checkpoint).items() if n.startswith(prefix)}
+    tensors = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in wanted.items()}
+    if tensors:
+        load(checkpoint, tensors)
+    return tensors
+
+
+def _metadata(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return HuggingFaceStorageReader(str(checkpoint / TENSORS)).read_metadata().state_dict_metadata
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{checkpoint / TENSORS}: damaged: {error}") from error
 
 
 def load_facts(checkpoint: Path) -> dict[str, Any]:
@@ -106,20 +194,22 @@ def load_facts(checkpoint: Path) -> dict[str, Any]:
     return facts
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: {"optimizer.<parameter>.<entry>": tensor}."""
-    states = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{key}": value for i, entries in states.items() for key, value in entries.items()}
+def optimizer_tensors(modules: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors: {"optimizer.<parameter>.<entry>": tensor}; none before its first step."""
+    if not optimizer.state:
+        return {}
+    states = get_optimizer_state_dict(modules, optimizer)["state"]
+    return {f"optimizer.{name}.{key}": value for name, entries in states.items() for key, value in entries.items()}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer(checkpoint: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put back what `optimizer_tensors` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, key = name.split(".", 2)
-            state.setdefault(int(i), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if not any(name.startswith("optimizer.") for name in saved(checkpoint)):
+        return
+    state = get_optimizer_state_dict(modules, optimizer)  # makes what is to be filled
+    names = {(n, key): t for n, entries in state["state"].items() for key, t in entries.items()}
+    load(checkpoint, {f"optimizer.{name}.{key}": tensor for (name, key), tensor in names.items()})
+    set_optimizer_state_dict(modules, optimizer, state)
 
 
 def tree_tensors(prefix: str, tree: Any) -> dict[str, Tensor]:
@@ -136,18 +226,17 @@ def load_tree(prefix: str, like: Any, tensors: dict[str, Tensor]) -> Any:
     return pytree.tree_unflatten([tensors[f"{prefix}.{i}"] for i in range(len(leaves))], spec)
 
 
-def random_tensors() -> dict[str, Tensor]:
-    """The states of torch's random generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"random.cpu": torch.get_rng_state(), **{f"random.cuda.{i}": s for i, s in enumerate(cuda)}}
+def random_tensors(rank: int = 0) -> dict[str, Tensor]:
+    """The states of this process's random generators."""
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {f"random.{rank}.{kind}": state for kind, state in ({"cpu": torch.get_rng_state()} | cuda).items()}
 
 
-def load_random(tensors: dict[str, Tensor]) -> None:
+def load_random(tensors: dict[str, Tensor], rank: int = 0) -> None:
     """Put back what `random_tensors` gave."""
-    torch.set_rng_state(tensors["random.cpu"])
-    for i in range(torch.cuda.device_count()):
-        if f"random.cuda.{i}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random.cuda.{i}"], i)
+    torch.set_rng_state(tensors[f"random.{rank}.cpu"])
+    if f"random.{rank}.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"random.{rank}.cuda"])
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -166,3 +255,10 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _quietly(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Without the warning that there is no process group: a single process is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        return function(*arguments, **keywords)

@@ -10,13 +10,15 @@ from recipes.data.clips import Skipped
 from recipes.training import jsonl
 from recipes.training.checkpoint import write_atomically
 
+SKIPPED = "skipped.jsonl"  # in a run's folder
+
 
 class SkippedClips:
     """Clips that could not be read, each listed once in skipped.jsonl."""
 
     def __init__(self, folder: Path) -> None:
         """Continue the list of a run; a last line that a crash cut off is dropped."""
-        self.file = folder / "skipped.jsonl"
+        self.file = folder / SKIPPED
         rows = jsonl.read(self.file)
         if rows:
             write_atomically(self.file, jsonl.dump(rows))

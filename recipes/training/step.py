@@ -1,6 +1,7 @@
 """One training step: harmonized or plain gradients, the checks before the update, and what to report of it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 import harmony
 from recipes.config import Config
 from recipes.training.dynamics import TRAINING, Cosines
+from recipes.training.processes import ALONE, Processes, clip_gradients
 from recipes.trimodal.build import model_inputs
 from recipes.trimodal.harmonizer import parameters_of_gram
 from recipes.trimodal.probes import probe
@@ -60,23 +62,45 @@ def train_step(
     batch: dict[str, Any],
     step: int,
     device: torch.device,
+    shares: Sequence[int] | None = None,
+    forward: nn.Module | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[StepResult, Any]:
     """Take one optimizer step, or say why it was not taken.
 
     A batch of fewer than two clips has nothing to contrast; a loss or gradient that is not finite, or a batch of
     which the curriculum kept nothing, leaves the parameters, the running statistics and the optimizer as they were.
+
+    Args:
+        config: The run's.
+        modules: {"model", "objective"}.
+        optimizer: Of their parameters.
+        transform: The harmonizer.
+        state: Its state.
+        batch: This process's clips.
+        step: Number of the step, from 0.
+        device: To compute on.
+        shares: How many clips each of the processes has; None: this one is alone.
+        forward: What to call in place of the model in a plain pass, see `processes.spread`.
+        processes: All of which take the step together.
+
+    Returns:
+        What the step saw, the same on every process, and the harmonizer's next state.
     """
-    if len(batch.get("id", [])) < 2:
+    shares = [len(batch.get("id", []))] if shares is None else shares
+    if min(shares) < 1 or sum(shares) < 2:
         state = _idle(transform, state)  # schedules follow the steps, taken or not
-        return StepResult({}, reason="fewer than two clips of the batch could be read"), state
+        few = "fewer than two clips of the batch" if sum(shares) < 2 else "none of the clips of one process"
+        return StepResult({}, reason=f"{few} could be read"), state
     model, objective = modules["model"], modules["objective"]
     inputs = model_inputs(batch, device)
-    probes = probe(config, modules, inputs) if step % config.gram.probe_every == 0 else {}
+    probes = probe(config, modules, inputs, processes.group) if step % config.gram.probe_every == 0 else {}
     buffers = {name: b.clone() for name, b in modules.named_buffers()}
     optimizer.zero_grad(set_to_none=True)
 
     if config.harmonize == "none" and not (config.gram.every and step % config.gram.every == 0):
-        losses = {name: term.mean() for name, term in objective(model(**inputs)).items()}
+        embeddings = processes.gather((forward or model)(**inputs))
+        losses = {name: term.mean() for name, term in objective(embeddings).items()}
         total = torch.stack(list(losses.values())).sum()
         total.backward()
         measured, info = {}, None
@@ -87,7 +111,7 @@ def train_step(
             attribution=config.gram.attribution, space=config.gram.space,
             wrt=parameters_of_gram(config),
             toward_batch=config.has_curriculum and config.curriculum.score == "batch_agreement",
-            group_size=config.gram.group_size, chunk_size=config.gram.chunk_size,
+            group_size=config.gram.group_size, chunk_size=config.gram.chunk_size, process_group=processes.group,
         )  # fmt: skip
         losses = info.values
         measured = {
@@ -96,11 +120,13 @@ def train_step(
             "kept": info.kept / len(info.weights),
         }
 
-    norm = torch.nn.utils.clip_grad_norm_(modules.parameters(), config.train.clip_norm or math.inf)
+    norm = clip_gradients(modules, config.train.clip_norm or math.inf)
     device_values = {"loss": sum(losses.values()), **{f"loss_{k}": v for k, v in losses.items()}, "gradient_norm": norm}
     device_values |= measured
-    # The decision below needs the numbers on the host: the one place where a step waits for the device.
-    numbers = dict(zip(device_values, torch.stack([v.double() for v in device_values.values()]).tolist(), strict=True))
+    # The decision below needs the numbers on the host: the one place where a step waits for the device. Those of one
+    # process, whichever way the last digit fell elsewhere: all have to decide alike.
+    decisive = processes.agree(torch.stack([v.detach().double() for v in device_values.values()]))
+    numbers = dict(zip(device_values, decisive.tolist(), strict=True))
     values = {name: v for name, v in numbers.items() if math.isfinite(v)}
 
     reason = ""

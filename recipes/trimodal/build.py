@@ -24,10 +24,11 @@ def build(config: Config, tokenizer: Tokenizer) -> nn.ModuleDict:
 
 
 def device_of(config: Config) -> torch.device:
-    """The device to run on."""
-    if config.train.device != "auto":
-        return torch.device(config.train.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device to run on; under torchrun each process has its own, where there are several."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if config.train.device == "auto" else config.train.device
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return torch.device(name)
 
 
 def use_cores(config: Config) -> None:

@@ -22,7 +22,7 @@ PAIRS = {
 """The four parts of <g_va, g_vt>: what loss va sends through the one encoder, and loss vt through the other."""
 
 
-def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> Cosines:
+def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None) -> Cosines:
     """Cosines of each sample's two gradients over parts of the backbone, as `gram.probe` asks for.
 
     The random numbers are those that the step to come will use, and neither they nor running statistics move.
@@ -31,6 +31,7 @@ def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> 
         config: What to measure, and how gradients are read; parameters, also where training reads features.
         modules: {"model", "objective"}.
         inputs: The batch that the model takes.
+        process_group: Processes that share the batch.
 
     Returns:
         {"layers/0": (cosines (groups,), defined (groups,)), ..., "layers/norm": ..., "groups/mlp": ...,
@@ -39,12 +40,12 @@ def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> 
     blocks: dict[str, Tensor] = {}
     wanted = set(config.gram.probe)
     if wanted & {"layers", "groups"}:
-        parts = gram_of_parts(config, modules, inputs)
+        parts = gram_of_parts(config, modules, inputs, process_group)
         for family, which in (("layers", 0), ("groups", 1)):
             if family in wanted:
                 blocks |= {f"{family}/{name}": gram for name, gram in summed(parts, which).items()}
     if "paths" in wanted:
-        gram = gram_of_paths(config, modules, inputs)
+        gram = gram_of_paths(config, modules, inputs, process_group)
         for name, pair in PAIRS.items():
             i = [PATHS.index(path) for path in pair]
             blocks[f"paths/{name}"] = gram[:, i][:, :, i]
@@ -55,17 +56,22 @@ def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> 
     }
 
 
-def gram_of_parts(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def gram_of_parts(
+    config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
+) -> dict[str, Tensor]:
     """Gram blocks (groups, 2, 2) of the losses va, vt over the parts of the backbone: {"layer group": block}."""
-    return _gram(config, modules, inputs, _losses, part_of)
+    return _gram(config, modules, inputs, _losses, part_of, process_group)
 
 
-def gram_of_paths(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor]) -> Tensor:
+def gram_of_paths(
+    config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
+) -> Tensor:
     """Gram blocks (groups, 4, 4) over the backbone, of each loss through the one encoder and through the other.
 
     The losses are `PATHS`. The gradients of the two paths of a loss add up to the gradient of the loss.
     """
-    gram: Tensor = _gram(config, modules, inputs, _losses_by_path, lambda name: name.startswith("backbone."))
+    backbone = lambda name: name.startswith("backbone.")  # noqa: E731
+    gram: Tensor = _gram(config, modules, inputs, _losses_by_path, backbone, process_group)
     return gram
 
 
@@ -95,7 +101,10 @@ def summed(parts: dict[str, Tensor], which: int) -> dict[str, Tensor]:
     return whole
 
 
-def _gram(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], losses: Any, wrt: harmony.gram.Wrt) -> Any:
+def _gram(
+    config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], losses: Any, wrt: harmony.gram.Wrt,
+    process_group: Any,
+) -> Any:  # fmt: skip
     model, objective = modules["model"], modules["objective"]
     params, heads = ({n: p.detach() for n, p in m.named_parameters() if p.requires_grad} for m in (model, objective))
     device = next(iter(inputs.values())).device
@@ -104,7 +113,7 @@ def _gram(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], los
             lambda params, batch: functional_call(model, params, (), batch),
             lambda heads, embeddings: losses(_pure(objective, heads), embeddings),
             params, inputs, loss_params=heads, wrt=wrt, attribution=config.gram.attribution,
-            group_size=config.gram.group_size, chunk_size=config.gram.chunk_size,
+            group_size=config.gram.group_size, chunk_size=config.gram.chunk_size, process_group=process_group,
         )  # fmt: skip
     return gram
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from recipes import pretrain as recipe
 from recipes.config import ConfigError
@@ -28,7 +28,7 @@ from tests.recipes.conftest import DEMO, TINY
 def weights(config):
     folder = checkpoint.latest(config.folder)
     assert folder.name == f"step_{config.train.steps:08d}"
-    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+    return checkpoint.read(folder, "")
 
 
 def same(a, b):
@@ -92,6 +92,34 @@ def test_sigterm_writes_a_checkpoint_and_resuming_goes_on(tiny, monkeypatch):
     assert latest_checkpoint(torn).name == "step_00000004"
     pretrain(torn, resume=True)
     assert same(weights(whole), weights(torn))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tiny, monkeypatch, last):
+    """Files that the system refuses to let grow: a real error of a real write."""
+    config, full_at = tiny(), [6 if last else 3]
+    write = checkpoint.save
+
+    def limited(folder, step, *arguments, **keywords):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000 if step in full_at else soft, hard))
+        try:
+            return write(folder, step, *arguments, **keywords)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(checkpoint, "save", limited)
+    if last:  # the last one: there is no later one to try
+        with pytest.raises(TrainingError, match="checkpoint of step 6 could not be written.*free space"):
+            pretrain(config)
+        assert checkpoint.latest(config.folder).name == "step_00000003"
+        full_at.clear()
+        pretrain(config, resume=True)
+    else:
+        pretrain(config)
+        assert metrics.read(config.folder)[-1]["failed_checkpoints"] == 1
+    assert [p.name for p in (config.folder / "checkpoints").glob(".*")] == []
+    assert checkpoint.latest(config.folder).name == "step_00000006"
 
 
 @pytest.mark.slow

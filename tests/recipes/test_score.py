@@ -265,9 +265,10 @@ def test_a_narration_after_the_end_of_its_video_is_not_scored(run, videos, tmp_p
 
 def test_a_damaged_checkpoint_is_said(run, tmp_path, capsys):
     folder = shutil.copytree(checkpoint.latest(run.folder), tmp_path / "damaged")
-    media.truncate(folder / "model.safetensors", 0.5)
+    [file] = (folder / checkpoint.TENSORS).iterdir()
+    media.truncate(file, 0.5)
     assert main(["--checkpoint", str(folder), "--out", str(tmp_path / "s.parquet")]) == 2
-    assert "model.safetensors: not the weights" in capsys.readouterr().err
+    assert "tensors: damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
         optimizer.step()
     transform = harmonizer(Config(harmonize="both"))
     _, state = transform.update(torch.eye(2)[None], transform.init())
-    tensors = checkpoint.optimizer_tensors(optimizer) | checkpoint.tree_tensors("harmonizer", state)
+    tensors = checkpoint.optimizer_tensors(net, optimizer) | checkpoint.tree_tensors("harmonizer", state)
     checkpoint.save(tmp_path, 3, net, tensors | checkpoint.random_tensors(), {"counts": {"skipped": 1}})
     expected = torch.rand(2)
 
@@ -45,13 +45,12 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
     fresh = modules()
     other = torch.optim.Adam(fresh.parameters(), lr=0.1)
     folder = checkpoint.latest(tmp_path)
-    loaded, facts = checkpoint.load_state(folder)
     checkpoint.load_weights(folder, fresh)
-    checkpoint.load_optimizer(other, loaded)
-    checkpoint.load_random(loaded)
+    checkpoint.load_optimizer(folder, fresh, other)
+    checkpoint.load_random(checkpoint.read(folder, "random."))
     assert torch.equal(torch.rand(2), expected)
-    assert facts == {"step": 3, "counts": {"skipped": 1}}
-    assert checkpoint.load_tree("harmonizer", transform.init(), loaded) == state
+    assert checkpoint.load_facts(folder) == {"step": 3, "counts": {"skipped": 1}}
+    assert checkpoint.load_tree("harmonizer", transform.init(), checkpoint.read(folder, "harmonizer.")) == state
     x = torch.randn(5, 3)
     for n, o in ((net, optimizer), (fresh, other)):
         o.zero_grad()
@@ -81,7 +80,7 @@ def test_a_step_saved_again_is_never_absent_and_a_lost_name_is_found_by_what_is_
 
     def watched(source, target):
         replace(source, target)
-        present.append(any((p / "model.safetensors").exists() for p in tmp_path.glob("*step_00000001*")))
+        present.append(any((p / checkpoint.TENSORS).exists() for p in tmp_path.glob("*step_00000001*")))
 
     monkeypatch.setattr(checkpoint.os, "replace", watched)
     checkpoint.save(tmp_path, 1, modules(), {}, {})

@@ -1,0 +1,156 @@
+"""The processes of a run under torchrun: who this one is, what they agree on, and how the model is spread over them."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+import harmony
+from recipes.trimodal.model import VATT
+
+PATIENCE = timedelta(hours=1)  # for the others: one of them may evaluate, or build a corpus
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run.
+
+    Attributes:
+        rank: This one's number; the first (0) writes and evaluates.
+        world: How many there are.
+        group: Their process group; None where there is but one.
+    """
+
+    rank: int = 0
+    world: int = 1
+    group: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.group is not None:
+            dist.barrier(self.group)
+
+    @contextmanager
+    def first_ahead(self) -> Iterator[None]:
+        """Inside, the first process is done before the others begin: it makes the files that they find."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    def exchange(self, *numbers: int) -> list[list[int]]:
+        """Tell the others some numbers, and learn theirs: a row for each process. No device is waited for."""
+        if self.group is None:
+            return [list(numbers)]
+        own = torch.tensor(numbers)
+        rows = own.new_empty(self.world, len(numbers))
+        dist.all_gather(list(rows.unbind()), own, group=self.group)
+        return rows.tolist()
+
+    def collect(self, items: Sequence[Any]) -> list[Any]:
+        """The items of all processes, in their order."""
+        if self.group is None:
+            return list(items)
+        lists: list[list[Any]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(lists, list(items), group=self.group)
+        return [item for of_one in lists for item in of_one]
+
+    def agree(self, tensor: Tensor) -> Tensor:
+        """What the first process has."""
+        if self.group is not None:
+            dist.broadcast(tensor, group=self.group, group_src=0)
+        return tensor
+
+    def gather(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The embeddings of the whole batch, with gradients."""
+        if self.group is None:
+            return embeddings
+        return {name: harmony.distributed.gather(x, self.group) for name, x in embeddings.items()}
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the processes that torchrun has started; without it there is but this one."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    yield Processes(dist.get_rank(), world, dist.group.WORLD)
+    dist.destroy_process_group()  # not after an error: others may be in the middle of a message
+
+
+def seed_of(seed: int, rank: int, step: int = 0) -> int:
+    """The seed of a process's random numbers (dropped tokens, dropout) from a step on; the run's own for the first."""
+    if rank == 0 and step == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def spread(model: VATT, parallel: str, group: Processes, device: torch.device, plain: bool) -> nn.Module:
+    """The model as a plain forward and backward pass needs it.
+
+    Args:
+        model: The model; with "fsdp" its parameters become shards, in place.
+        parallel: "ddp", every process has all parameters, or "fsdp", a part of them and of the optimizer's state.
+        group: The processes.
+        device: Where the model is.
+        plain: Whether there will be plain passes at all; a harmonized step sums its gradients itself.
+
+    Returns:
+        What to call in a plain pass.
+    """
+    if group.group is None:
+        return model
+    if parallel == "ddp":
+        ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, process_group=group.group) if plain else model
+    mesh = init_device_mesh(device.type, (group.world,))
+    for layer in model.backbone.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def clip_gradients(modules: nn.Module, limit: float) -> Tensor:
+    """Scale the gradients of all parameters down to a norm, and return the norm they had; shards count as a whole."""
+    params = [p for p in modules.parameters() if p.grad is not None]
+    kinds = [[p for p in params if isinstance(p, DTensor) == sharded] for sharded in (False, True)]
+    norms = [_whole(get_total_norm([p.grad for p in kind])) for kind in kinds if kind]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        if kind and math.isfinite(limit):
+            clip_grads_with_norm_(kind, limit, norm)
+    return norm
+
+
+def whole_state(modules: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers, each put together; every process has to take part."""
+    return {name: _whole(t) for name, t in modules.state_dict().items()}
+
+
+def _whole(t: Tensor) -> Tensor:
+    return t.full_tensor() if isinstance(t, DTensor) else t

@@ -1,0 +1,134 @@
+"""The recipe under torchrun: several processes are one, on any number of them, also where one of them dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.pretrain import latest_checkpoint, pretrain
+from recipes.training import checkpoint, metrics
+from tests.recipes.conftest import DEMO, TINY
+
+STILL = ["model.dropout=0", "model.drop_token=0"]  # what is drawn at random differs from process to process
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def torchrun(corpus, tmp_path):
+    """Function of overrides that starts a tiny run on two processes."""
+
+    def start(*overrides: str, launcher: tuple[str, ...] = (), resume: bool = False) -> subprocess.Popen[str]:
+        where = [f"run.dir={tmp_path / 'runs'}", f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+        command += [*launcher, "-m", "recipes.pretrain", "--config", str(DEMO), *["--resume"] * resume]
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        return subprocess.Popen(
+            [*command, *TINY, *STILL, *where, *overrides], env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a run to end well, and return what it said."""
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def assert_same_run(config, other) -> None:
+    """The same weights and losses up to the rounding of sums in float32."""
+    a, b = (checkpoint.read(checkpoint.latest(c.folder), "") for c in (config, other))
+    compared = [name for name in a if name.startswith(("model.", "objective.", "harmonizer."))]
+    assert compared and all(name in b for name in compared)
+    for name in compared:
+        torch.testing.assert_close(b[name], a[name], rtol=2e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+    rows, others = (metrics.read(c.folder) for c in (config, other))
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    for row, o in zip(rows, others, strict=True):
+        assert row["loss"] == pytest.approx(o["loss"], rel=1e-4)
+        assert row.get("agreement_mean") == pytest.approx(o.get("agreement_mean"), abs=1e-4)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["harmonize=both", "curriculum.rule=quantile"],
+        ["harmonize=none", "gram.every=0", "train.parallel=fsdp"],
+        pytest.param(["harmonize=both", "train.parallel=fsdp", "train.clip_norm=0.5"], marks=SLOW),
+        pytest.param(["harmonize=none", "gram.every=2", "train.clip_norm=0.5"], marks=SLOW),
+        pytest.param(["harmonize=realign", "realign.method=gradvac", "objective.norm=layer"], marks=SLOW),
+        pytest.param(["harmonize=curriculum", "curriculum.history=0.5", "gram.probe=[layers,paths]"], marks=SLOW),
+    ],
+)
+def test_two_processes_train_like_one(tiny, torchrun, overrides):
+    one, two = (tiny(*STILL, *overrides, f"run.name={name}") for name in ("one", "two"))
+    process = torchrun(*overrides, "run.name=two")
+    pretrain(one)
+    finish(process)
+    assert_same_run(one, two)
+    assert (two.folder / "report.html").is_file()
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a run has written a file."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that torchrun has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children]
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again_and_the_run_goes_on_by_itself(tiny, torchrun):
+    overrides = ["train.steps=40", "train.checkpoint_every=5", "train.log_every=5"]
+    one, two = (tiny(*STILL, *overrides, f"run.name={name}") for name in ("one", "two"))
+    process = torchrun(*overrides, "run.name=two", launcher=("--max-restarts", "1"))
+    wait_for(two.folder / "checkpoints" / "latest", process)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    said = finish(process)
+    assert "resuming at step" in said
+    pretrain(one)
+    assert_same_run(one, two)
+    assert not two.folder.with_name("two.1").exists()  # nothing was begun anew
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_another_number_of_processes(tiny, torchrun, parallel):
+    overrides = ["train.steps=40", "train.checkpoint_every=5", "train.log_every=5"]
+    one, two = (tiny(*STILL, *overrides, f"run.name={name}") for name in ("one", "two"))
+    process = torchrun(*overrides, "run.name=two", f"train.parallel={parallel}")
+    wait_for(two.folder / "checkpoints" / "latest", process)
+    for pid in [*workers_of(process), process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert int(latest_checkpoint(two).name.removeprefix("step_")) < 40
+    pretrain(two, resume=True)
+    pretrain(one)
+    assert_same_run(one, two)
+
+
+@pytest.mark.slow
+def test_sigterm_of_one_process_stops_all_after_the_same_step(tiny, torchrun):
+    overrides = ["train.steps=2000", "train.checkpoint_every=5"]
+    two = tiny(*STILL, *overrides, "run.name=two")
+    process = torchrun(*overrides, "run.name=two")
+    wait_for(two.folder / "checkpoints" / "latest", process)
+    os.kill(workers_of(process)[1], signal.SIGTERM)
+    assert "interrupted at step" in finish(process)
+    assert 5 <= checkpoint.load_facts(latest_checkpoint(two))["step"] < 2000

@@ -110,7 +110,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tiny, monk
 
     monkeypatch.setattr(checkpoint, "save", limited)
     if last:  # the last one: there is no later one to try
-        with pytest.raises(TrainingError, match="checkpoint of step 6 could not be written.*free space"):
+        with pytest.raises(TrainingError, match=r"checkpoint of step 6 could not be written.*free space"):
             pretrain(config)
         assert checkpoint.latest(config.folder).name == "step_00000003"
         full_at.clear()

@@ -260,7 +260,7 @@ def test_a_narration_after_the_end_of_its_video_is_not_scored(run, videos, tmp_p
     manifest = videos.with_name("late.jsonl")
     manifest.write_text(json.dumps(late) + "\n")
     rows = {r["narration"]: r for r in scored(run, tmp_path / "s.parquet", "--data", manifest).to_pylist()}
-    assert rows[0]["error"] is None and "after the end" in rows[1]["error"]
+    assert rows[0]["error"] is None and "outside of the clip" in rows[1]["error"]
 
 
 def test_a_damaged_checkpoint_is_said(run, tmp_path, capsys):

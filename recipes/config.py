@@ -30,8 +30,9 @@ MORE_THAN = {
     "clip.audio_seconds": 0,
     "objective.temperature": 0,
     "train.clip_norm": 0,
+    "train.ema": 0,
 }
-LESS_THAN = {"curriculum.history": 1, "model.drop_token": 1, "model.dropout": 1}
+LESS_THAN = {"curriculum.history": 1, "model.drop_token": 1, "model.dropout": 1, "train.ema": 1}
 WITH_MEMORY = ("pcgrad_random", "gradvac", "random")  # methods that `harmony.realign` makes, and that count the steps
 
 
@@ -126,6 +127,7 @@ class ModelConfig:
     word_width: int = 300
     drop_token: float = 0.5
     dropout: float = 0.1
+    checkpoint: bool = False  # compute a layer's activations again in the backward pass; see docs/engines.md
 
 
 @dataclass
@@ -150,6 +152,9 @@ class TrainConfig:
     end_lr: float = 5e-5
     warmup: int = 10_000
     clip_norm: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the encoder; fp16 with loss scaling
+    tf32: bool = False  # let CUDA multiply float32 matrices in TF32
+    ema: float | None = None  # decay of a moving average of the weights, which is then what is evaluated
     device: str = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: all parameters in every process, or a part in each
     log_every: int = 50

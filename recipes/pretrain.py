@@ -31,8 +31,11 @@ from recipes.data.kinds import eval_clips, train_clips
 from recipes.data.splits import DataError, train_and_test
 from recipes.evaluate import embed, retrieve, table
 from recipes.training import checkpoint, dynamics
+from recipes.training.bad_steps import BAD_STEPS
+from recipes.training.ema import Ema
 from recipes.training.interruption import Interruption
 from recipes.training.journal import Journal
+from recipes.training.precision import loss_scale, use_tf32
 from recipes.training.processes import ALONE, Processes, joined, seed_of, spread, whole_state
 from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
@@ -75,6 +78,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     start = latest_checkpoint(config) if resume else None
     device = device_of(config)
     use_cores(config)
+    use_tf32(config.train)
     with group.first_ahead():  # which builds the corpus, the vocabulary and the folder
         try:
             train, test = train_and_test(config)
@@ -100,7 +104,8 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     optimizer = torch.optim.Adam([{"params": part} for part in parts], betas=(0.9, 0.999))
     transform = harmonizer(config)
     state, step, counts = transform.init(), 0, {"skipped_clips": 0, "skipped_steps": 0, "failed_checkpoints": 0}
-    recorded = dynamics.Dynamics()
+    recorded, scale = dynamics.Dynamics(), loss_scale(config.train)
+    ema = None if config.train.ema is None else Ema(modules, config.train.ema)
     data = fingerprint(train)
     if start is not None:
         facts = checkpoint.load_facts(start)
@@ -111,6 +116,9 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
         checkpoint.load_weights(start, modules)
         checkpoint.load_optimizer(start, modules, optimizer)
         state = checkpoint.load_tree("harmonizer", state, checkpoint.read(start, "harmonizer."))
+        scale = loss_scale(config.train, facts["loss_scale"])
+        if ema is not None:
+            checkpoint.load(start, ema.tensors())
         recorded = dynamics.load(start / dynamics.FILE)
         step, counts, results = facts["step"], counts | facts["counts"], facts["results"]
         if facts["processes"] == group.world:
@@ -122,10 +130,12 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     def save(step: int) -> None:
         """Write a checkpoint; one that cannot be written is tried again at the next interval, unless it is the last."""
         tensors = checkpoint.optimizer_tensors(modules, optimizer) | checkpoint.random_tensors(group.rank)
+        tensors |= {} if ema is None else ema.tensors()
         try:
             checkpoint.save(
                 folder / "checkpoints", step, modules, tensors | checkpoint.tree_tensors("harmonizer", state),
-                {"counts": counts, "results": results, "data": data, "processes": group.world},
+                {"counts": counts, "results": results, "data": data, "processes": group.world,
+                 "loss_scale": None if scale is None else scale.state()},
                 lambda place: configuration.save(config, place / "config.yaml"),
                 lambda place: vocabulary.save(tokenizer, place / VOCABULARY),
                 lambda place: dynamics.save(recorded, place / dynamics.FILE),
@@ -160,8 +170,10 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             for parameters in optimizer.param_groups:
                 parameters["lr"] = float(rate(torch.tensor(step)))
             found, state = train_step(
-                config, modules, optimizer, transform, state, batch, step, device, shares, forward, group
+                config, modules, optimizer, transform, state, batch, step, device, shares, forward, group, scale
             )
+            if ema is not None and found.taken:
+                ema.update()
             step += 1
 
             bad_in_a_row = 0 if found.taken else bad_in_a_row + 1
@@ -178,7 +190,8 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             if bad_in_a_row >= config.train.max_bad_steps:
                 raise TrainingError(
                     f"{bad_in_a_row} steps in a row could not be taken, the last one because {found.reason}; "
-                    f"stopped at step {step}. Clips that could not be read are listed in {folder / SKIPPED}."
+                    f"stopped at step {step}. Clips that could not be read are listed in {folder / SKIPPED}, "
+                    f"losses and gradients that were not finite in {folder / BAD_STEPS}."
                 )
         journal.bar.close()
         if step < config.train.steps:
@@ -188,6 +201,9 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             log.info("interrupted at step %d; continue with --resume", step)
             return {}
     journal.close()
+    if ema is not None:
+        ema.swap()
+        log.info("evaluating the moving average of the weights")
     if config.train.parallel == "fsdp" and group.world > 1:
         modules = whole(modules, config, tokenizer, device)
     if not group.first:

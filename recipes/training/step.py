@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import harmony
 from recipes.config import Config
+from recipes.training.bad_steps import dump
 from recipes.training.dynamics import TRAINING, Cosines
+from recipes.training.precision import LossScale, forward_in
 from recipes.training.processes import ALONE, Processes, clip_gradients
 from recipes.trimodal.build import model_inputs
 from recipes.trimodal.harmonizer import parameters_of_gram
@@ -65,6 +67,7 @@ def train_step(
     shares: Sequence[int] | None = None,
     forward: nn.Module | None = None,
     processes: Processes = ALONE,
+    loss_scale: LossScale | None = None,
 ) -> tuple[StepResult, Any]:
     """Take one optimizer step, or say why it was not taken.
 
@@ -83,6 +86,7 @@ def train_step(
         shares: How many clips each of the processes has; None: this one is alone.
         forward: What to call in place of the model in a plain pass, see `processes.spread`.
         processes: All of which take the step together.
+        loss_scale: Of float16; it is updated.
 
     Returns:
         What the step saw, the same on every process, and the harmonizer's next state.
@@ -97,29 +101,35 @@ def train_step(
     probes = probe(config, modules, inputs, processes.group) if step % config.gram.probe_every == 0 else {}
     buffers = {name: b.clone() for name, b in modules.named_buffers()}
     optimizer.zero_grad(set_to_none=True)
+    encode = forward_in(config.train, device)
+    scale = None if loss_scale is None else loss_scale.tensor(device)
 
     if config.harmonize == "none" and not (config.gram.every and step % config.gram.every == 0):
-        embeddings = processes.gather((forward or model)(**inputs))
-        losses = {name: term.mean() for name, term in objective(embeddings).items()}
+        embeddings = processes.gather(encode(forward or model, inputs))
+        terms = objective(embeddings)
+        losses = {name: term.mean() for name, term in terms.items()}
         total = torch.stack(list(losses.values())).sum()
-        total.backward()
+        (total if scale is None else total * scale).backward()
         measured, info = {}, None
     else:
         info, state = harmony.backward(
             model, inputs, objective, transform, state,
-            ids=batch["index"].to(device),
+            forward=encode, ids=batch["index"].to(device),
             attribution=config.gram.attribution, space=config.gram.space,
             wrt=parameters_of_gram(config),
             toward_batch=config.has_curriculum and config.curriculum.score == "batch_agreement",
             group_size=config.gram.group_size, chunk_size=config.gram.chunk_size, process_group=processes.group,
+            loss_scale=scale,
         )  # fmt: skip
-        losses = info.values
+        losses, terms = info.values, dict(zip(info.values, info.terms.unbind(1), strict=True))
         measured = {
             "agreement": info.agreement.sum() / info.defined.sum(),
             "conflicts": harmony.stats.conflict_rate(info.gram),
             "kept": info.kept / len(info.weights),
         }
 
+    if loss_scale is not None:
+        loss_scale.unscale(modules.parameters())
     norm = clip_gradients(modules, config.train.clip_norm or math.inf)
     device_values = {"loss": sum(losses.values()), **{f"loss_{k}": v for k, v in losses.items()}, "gradient_norm": norm}
     device_values |= measured
@@ -136,6 +146,8 @@ def train_step(
         reason = "the gradient is not finite"
     elif numbers.get("kept") == 0:
         reason = "the curriculum kept no sample"
+    if loss_scale is not None:
+        loss_scale.update(math.isfinite(numbers["gradient_norm"]))
     if reason:
         for name, b in modules.named_buffers():
             b.copy_(buffers[name])
@@ -143,6 +155,9 @@ def train_step(
         optimizer.step()
     cosines = None if info is None else info.agreement.cpu()
     defined = None if info is None else (info.defined & info.agreement.isfinite()).cpu()
+    overflow = loss_scale is not None and math.isfinite(numbers["loss"])  # to be expected: the scale is too large
+    if reason.endswith("not finite") and not overflow and processes.first:
+        dump(config.folder, step, reason, modules, batch, {"loss": numbers, "terms": terms, "cosines": cosines})
     return StepResult(values, cosines, defined, reason, probes), state
 
 

@@ -63,7 +63,7 @@ class VATT(nn.Module):
         text = TextTokens(vocabulary, clip.words, size.width, word_width)
         self.tokens = nn.ModuleDict({"video": video, "audio": audio, "text": text})
         self.aggregate = nn.ParameterDict({m: nn.Parameter(torch.randn(size.width) * 0.02) for m in MODALITIES})
-        self.backbone = Transformer(size.layers, size.width, size.mlp, size.heads, config.dropout)
+        self.backbone = Transformer(size.layers, size.width, size.mlp, size.heads, config.dropout, config.checkpoint)
         self.output = nn.ModuleDict({m: nn.Linear(size.width, size.output) for m in MODALITIES})
         self.apply(_initialize)
         if vectors is not None:

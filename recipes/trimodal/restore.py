@@ -9,6 +9,7 @@ from torch import nn
 from recipes.config import Config, load
 from recipes.data import vocabulary
 from recipes.training import checkpoint
+from recipes.training.ema import Ema
 from recipes.trimodal.build import build
 
 
@@ -28,11 +29,12 @@ class Restored(NamedTuple):
     modules: nn.ModuleDict
 
 
-def restore(folder: Path) -> Restored:
+def restore(folder: Path, averaged: bool = True) -> Restored:
     """Load a run's newest checkpoint, or the one that ``folder`` is.
 
     Args:
         folder: ``runs/NAME``, or a checkpoint's folder.
+        averaged: Take the moving average of the weights, where the run has one (`train.ema`).
 
     Raises:
         ConfigError, OSError, ValueError: There is no checkpoint, or it cannot be read.
@@ -42,4 +44,8 @@ def restore(folder: Path) -> Restored:
     tokenizer = vocabulary.load(folder / "vocabulary.json")
     modules = build(config, tokenizer)
     checkpoint.load_weights(folder, modules)
+    if averaged and config.train.ema is not None:
+        ema = Ema(modules, config.train.ema)
+        checkpoint.load(folder, ema.tensors())
+        ema.swap()
     return Restored(folder, config, tokenizer, modules)

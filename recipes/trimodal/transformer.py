@@ -3,20 +3,23 @@
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Transformer(nn.Module):
     """Pre-LN layers and a final LayerNorm; tokens (b, n, d) -> (b, n, d)."""
 
-    def __init__(self, layers: int, width: int, mlp: int, heads: int, dropout: float) -> None:
+    def __init__(self, layers: int, width: int, mlp: int, heads: int, dropout: float, again: bool = False) -> None:
+        """``again``: keep no activations of a layer, and compute them once more in the backward pass."""
         super().__init__()
+        self.again = again
         self.layers = nn.ModuleList(Layer(width, mlp, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode tokens; ``mask`` (b, n) is True where a token may be attended to."""
         for layer in self.layers:
-            x = layer(x, mask)
+            x = checkpoint(layer, x, mask, use_reentrant=False) if self.again else layer(x, mask)
         return self.norm(x)
 
 

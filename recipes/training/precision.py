@@ -1,0 +1,76 @@
+"""The encoder in lower precision: autocast, loss scaling, TF32."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.config import TrainConfig
+
+Forward = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+GROW_AFTER = 2000  # steps without an overflow, as torch.amp.GradScaler has it
+
+
+def forward_in(config: TrainConfig, device: torch.device) -> Forward:
+    """How to call the model: in the precision of `train.precision`, its embeddings in float32.
+
+    Heads and losses, a small part of the work, stay in float32: differences of cosines over a temperature of 0.07 are
+    lost in half precision. Autocast begins and ends with the encoder, so that no cast of a weight made without a graph
+    is found again by a pass that needs one.
+    """
+    dtype = AUTOCAST.get(config.precision)
+
+    def forward(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if dtype is None:
+            return model(**inputs)
+        with torch.autocast(device.type, dtype=dtype):
+            embeddings = model(**inputs)
+        return {name: x.float() if x.dtype == dtype else x for name, x in embeddings.items()}
+
+    return forward
+
+
+@dataclass
+class LossScale:
+    """What losses are multiplied by, so that gradients in float16 do not vanish: halved by a gradient that overflows.
+
+    The rule of `torch.amp.GradScaler`, which decides on each process by itself; here the step decides once, for all
+    processes, by the norm that it looks at anyway.
+    """
+
+    value: float = 2.0**16
+    good_steps: int = 0
+
+    def tensor(self, device: torch.device) -> Tensor:
+        """Without axes."""
+        return torch.tensor(self.value, device=device)
+
+    def unscale(self, parameters: Iterable[Tensor]) -> None:
+        """Divide gradients by it."""
+        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.value)
+
+    def update(self, finite: bool) -> None:
+        """After a step's gradient."""
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.value /= 2
+        elif self.good_steps % GROW_AFTER == 0:
+            self.value *= 2
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+
+def loss_scale(config: TrainConfig, state: dict[str, Any] | None = None) -> LossScale | None:
+    """The loss scale of float16, new or from a checkpoint; None in other precisions, which need none."""
+    return LossScale(**(state or {})) if config.precision == "fp16" else None
+
+
+def use_tf32(config: TrainConfig) -> None:
+    """Let CUDA multiply float32 matrices with the mantissa of TF32, or not."""
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")

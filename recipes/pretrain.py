@@ -116,7 +116,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
         checkpoint.load_weights(start, modules)
         checkpoint.load_optimizer(start, modules, optimizer)
         state = checkpoint.load_tree("harmonizer", state, checkpoint.read(start, "harmonizer."))
-        scale = loss_scale(config.train, facts["loss_scale"])
+        scale = loss_scale(config.train, facts.get("loss_scale"))
         if ema is not None:
             checkpoint.load(start, ema.tensors())
         recorded = dynamics.load(start / dynamics.FILE)

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from recipes.trimodal.build import INPUTS
 
@@ -75,7 +76,9 @@ def named(modules: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
 
 
-def _norm(x: Tensor | None) -> float | str | None:
+def _norm(x: Tensor | None) -> Any:
+    """Of a shard, where the tensor is sharded: only the first process is here, and must not wait for the others."""
+    x = x.to_local() if isinstance(x, DTensor) else x
     return None if x is None else _plain(x.detach().float().norm())
 
 

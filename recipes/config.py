@@ -1,7 +1,6 @@
 """The typed configuration of a run: a YAML file and key=value overrides, checked before any work starts."""
 
 import operator
-import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -286,10 +285,6 @@ def check(config: Config) -> None:
                 not re.fullmatch(r"\w[\w.-]*", config.run.name),
                 f"run.name={config.run.name!r} must be a folder name of letters, digits, '.', '_' and '-'",
             ),
-            (
-                config.train.batch_size % _processes(),
-                f"train.batch_size={config.train.batch_size} must be a multiple of the {_processes()} processes",
-            ),
             (not _device_exists(config.train.device), f"train.device={config.train.device!r} is not a device here"),
         ]
         if wrong
@@ -354,11 +349,6 @@ def differences(old: Config, new: Config) -> list[str]:
 def _value(config: Config, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
-
-
-def _processes() -> int:
-    """How many processes torchrun has started."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _device_exists(name: str) -> bool:

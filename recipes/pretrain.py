@@ -27,7 +27,7 @@ from recipes import report
 from recipes.config import Config, ConfigError
 from recipes.data import vocabulary
 from recipes.data.clips import train_loader
-from recipes.data.kinds import eval_clips, train_clips
+from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.splits import DataError, train_and_test
 from recipes.evaluate import embed, retrieve, table
 from recipes.training import checkpoint, dynamics
@@ -36,7 +36,7 @@ from recipes.training.ema import Ema
 from recipes.training.interruption import Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
-from recipes.training.processes import ALONE, Processes, joined, seed_of, spread, whole_state
+from recipes.training.processes import ALONE, Processes, check_processes, joined, seed_of, spread, whole_state
 from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
 from recipes.trimodal.build import build, check_wrt, device_of, use_cores
@@ -44,11 +44,8 @@ from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 
 log = logging.getLogger(__name__)
 
-
 # Keys that may change on resume.
 FREE = ("data.workers:", "train.device:", "train.parallel:", "train.max_bad_steps:", "train.keep:", "gram.probe")
-
-
 VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
 LAUNCH = "launch"  # file that names the launch by torchrun which began the run
 
@@ -70,10 +67,11 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
         and in processes other than the first.
 
     Raises:
-        ConfigError: Nothing to resume, or the configuration is not that of the run to resume.
+        ConfigError: Nothing to resume, not the configuration of the run to resume, or not one for these processes.
         DataError: The data cannot be used.
         TrainingError: `train.max_bad_steps` steps in a row could not be taken, or the last checkpoint not written.
     """
+    check_processes(config, group)
     folder = config.folder
     start = latest_checkpoint(config) if resume else None
     device = device_of(config)
@@ -154,15 +152,14 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     )
     rate, gamma = learning_rate(config), gamma_schedule(config.gamma, config.train.steps)
     journal = Journal(config, step, group.first)
-    bad_in_a_row, interrupted = 0, False
+    bad_in_a_row = 0
 
     with Interruption() as interruption:
         for batch in loader:
             shares, skips, stops = zip(
                 *group.exchange(len(batch.get("id", [])), len(batch["skipped"]), interruption.asked), strict=True
             )
-            interrupted = any(stops)
-            if step >= config.train.steps or interrupted:
+            if step >= config.train.steps or any(stops):
                 break
             if any(skips):
                 counts["skipped_clips"] += sum(skips)
@@ -299,6 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = configuration.load(options.config, options.overrides)
         with joined() as group:
+            if not group.first:
+                log.setLevel(logging.WARNING)  # once is enough
             pretrain(config, options.resume or restarted(config), group)
     except (ConfigError, DataError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,6 @@ number of processes.
 import argparse
 import hashlib
 import logging
-import os
 import re
 import shutil
 import sys
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from datasets import Dataset
 from torch import nn
 
@@ -37,6 +35,7 @@ from recipes.scoring.order import shuffled
 from recipes.scoring.table import Parts, columns, facts_of
 from recipes.scoring.tune import tune
 from recipes.training import checkpoint
+from recipes.training.processes import ALONE, Processes, joined
 from recipes.trimodal.build import check_wrt, device_of, use_cores
 from recipes.trimodal.restore import restore
 
@@ -66,7 +65,7 @@ class Options:
 
 def score(
     folder: Path, out: Path, data: str | None = None, split: str | None = None,
-    reading: Reading | None = None, options: Options | None = None,
+    reading: Reading | None = None, options: Options | None = None, group: Processes = ALONE,
 ) -> Path:  # fmt: skip
     """Write the table of scores; go on with one that was begun.
 
@@ -80,6 +79,7 @@ def score(
         split: Score the rows of this split; None: all of them.
         reading: How the gradients are read.
         options: How to score.
+        group: The processes that share the parts.
 
     Returns:
         ``out``.
@@ -110,37 +110,30 @@ def score(
         log.info("%s is complete already", out)
         return out
 
-    rank, world = dist.get_rank() if dist.is_initialized() else 0, dist.get_world_size() if dist.is_initialized() else 1
-    if rank > 0:
-        wait_for_all()  # the first process makes the folder
-    parts = Parts(out.with_name(f".{out.name}.parts"), facts)
-    if rank == 0:
-        wait_for_all()
+    with group.first_ahead():  # which makes the folder
+        parts = Parts(out.with_name(f".{out.name}.parts"), facts)
     if options.iterations:
-        further = (modules, config, index, tokenizer, options.iterations, options.batch_size, options.seed)
-        if rank == 0:
-            tune(*further, parts.folder / "tuned.safetensors")
-        wait_for_all()
-        if rank != 0:
-            tune(*further, parts.folder / "tuned.safetensors")
+        with group.first_ahead():  # which tunes; the others load what it found
+            tuned = parts.folder / "tuned.safetensors"
+            tune(modules, config, index, tokenizer, options.iterations, options.batch_size, options.seed, tuned)
     modules.eval().requires_grad_(False)
 
     clips = NarratedClips(index, tokenizer, config.clip, options.windows)
     pools = cut(len(clips), POOL * options.batch_size)
-    waiting = [n for n in range(rank, len(pools), world) if not parts.has(n)]
-    total = sum(len(pools[n]) for n in range(rank, len(pools), world))
+    waiting = [n for n in range(group.rank, len(pools), group.world) if not parts.has(n)]
+    total = sum(len(pools[n]) for n in range(group.rank, len(pools), group.world))
     done = total - sum(len(pools[n]) for n in waiting)
     if done:
         log.info("going on: %d of %d clips are scored already", done, len(clips))
-    with progress_bar(total=total, initial=done, desc="scoring", unit="clip", disable=rank > 0) as bar:
+    with progress_bar(total=total, initial=done, desc="scoring", unit="clip", disable=not group.first) as bar:
         for number, pool in zip(waiting, read(clips, [pools[n] for n in waiting], config, options), strict=True):
             parts.write(number, rows(pool, modules, clips, reading, options, number))
             bar.update(len(pool))
-    wait_for_all()
-    if rank == 0:
+    group.wait()
+    if group.first:
         parts.join(len(pools), out)
         shutil.rmtree(parts.folder)
-    wait_for_all()
+    group.wait()
     return out
 
 
@@ -210,12 +203,6 @@ def rows(
     return table
 
 
-def wait_for_all() -> None:
-    """Wait until every process is here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def hash_of(pieces: Iterable[bytes]) -> str:
     """A short hash of some bytes."""
     digest = hashlib.sha256()
@@ -250,21 +237,17 @@ def main(arguments: list[str] | None = None) -> int:
             p.error(f"--{name.replace('_', '-')} must be at least {low}")
     if options.keep is not None and not 0 < options.keep <= 1:
         p.error("--keep must be more than 0 and at most 1")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("gloo", timeout=timedelta(days=30))  # one may wait for another to tune or to finish
     reading = Reading(options.attribution, options.space, options.wrt, options.chunk_size)
     how = Options(options.iterations, options.batch_size, options.draws, options.windows, options.seed)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        out = score(options.checkpoint, options.out, options.data, options.split, reading, how)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            report(out, options)
+        with joined(timedelta(days=30)) as group:  # one may wait for another to tune or to finish
+            out = score(options.checkpoint, options.out, options.data, options.split, reading, how, group)
+            if group.first:
+                report(out, options)
     except (ConfigError, DataError, OSError, ValueError, re.error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.data.encoding import read_lines
-from recipes.data.files import VIDEOS, videos_by_name
+from recipes.data.videos import VIDEOS, videos_by_name
 
 TABLES = {
     "balanced_train_segments.csv": "train",

@@ -21,7 +21,7 @@ from recipes.data.augment import AugmentConfig, add_noise, augment, center
 from recipes.data.decode import BrokenClip, Window, open_clip
 from recipes.data.decode import Clip as OpenClip
 from recipes.data.index import narration_places
-from recipes.data.sampler import EpochBatchSampler, Key
+from recipes.data.sampler import BatchSampler, Key
 from recipes.data.vocabulary import UNKNOWN, encode
 
 
@@ -260,7 +260,7 @@ def train_loader(
     Returns:
         A loader of what `collate` returns.
     """
-    sampler = EpochBatchSampler(len(dataset), batch_size, seed, start_step, rank, world)
+    sampler = BatchSampler(len(dataset), batch_size, seed, start_step, rank, world)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, **_workers(workers))
 
 

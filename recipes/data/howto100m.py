@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.encoding import clean, read_blocks, read_lines
-from recipes.data.files import VIDEOS, videos_by_name
+from recipes.data.videos import VIDEOS, videos_by_name
 
 TABLE = "HowTo100M_v1.csv"
 CAPTIONS = ("raw_caption.json", "caption.json")  # whole sentences first; in the second, stop words are removed

@@ -26,7 +26,7 @@ as the model takes it, in inputs.safetensors. To take it again, with the weights
     from pathlib import Path
     from safetensors.torch import load_file
     from recipes.trimodal.restore import restore
-    modules = restore(Path({checkpoint!r})).modules
+    modules = restore(Path({checkpoint!r}), averaged=False).modules
     print(modules["objective"](modules["model"](**load_file({inputs!r}))))
 """
 

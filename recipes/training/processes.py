@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import harmony
+from recipes.config import Config, ConfigError
 from recipes.trimodal.model import VATT
 
 PATIENCE = timedelta(hours=1)  # for the others: one of them may evaluate, or build a corpus
@@ -84,24 +85,43 @@ class Processes:
         """The embeddings of the whole batch, with gradients."""
         if self.group is None:
             return embeddings
-        return {name: harmony.distributed.gather(x, self.group) for name, x in embeddings.items()}
+        return harmony.distributed.gather(embeddings, self.group)
 
 
 ALONE = Processes()
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
-    """Join the processes that torchrun has started; without it there is but this one."""
+def joined(patience: timedelta = PATIENCE) -> Iterator[Processes]:
+    """Join the processes that torchrun has started; without it there is but this one.
+
+    Args:
+        patience: How long they wait for one another before they give up.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         yield ALONE
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    yield Processes(dist.get_rank(), world, dist.group.WORLD)
+    store, rank, world = next(dist.rendezvous("env://", timeout=patience))
+    # torchrun keeps one store over its restarts: by the same names, a process finds addresses of those that died.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience, rank=rank, world_size=world,
+        store=dist.PrefixStore(f"attempt {attempt} of {world}", store),
+    )  # fmt: skip
+    yield Processes(rank, world, dist.group.WORLD)
     dist.destroy_process_group()  # not after an error: others may be in the middle of a message
+
+
+def check_processes(config: Config, group: Processes) -> None:
+    """Raise a ConfigError where these processes cannot share such a run."""
+    train = config.train
+    if train.batch_size % group.world:
+        raise ConfigError(f"train.batch_size={train.batch_size} must be a multiple of the {group.world} processes")
+    if train.parallel == "fsdp" and group.world > 1 and config.gram.probe:
+        raise ConfigError("gram.probe looks at whole parameters: it needs train.parallel=ddp")
 
 
 def seed_of(seed: int, rank: int, step: int = 0) -> int:

@@ -118,7 +118,9 @@ def harmonized_grad(
         if fusible:
             return _fused(arguments, transform, state, ids, loss_params, extras, keywords)
         values, gram, pullback, aux = gram_vjp(*arguments, loss_params=loss_params, has_aux=True, **keywords)
-        more = _extras(extras, aux, ids, keywords.get("process_group"))
+        if ids is not None:
+            ids = shares(len(ids), keywords.get("process_group")).gather(ids)
+        more = _extras(extras, aux, ids)
         weights, state = apply(transform, gram, state, more)
         return pullback(weights), state, _info(values, aux.terms, gram, weights)
 
@@ -267,7 +269,7 @@ def _fused(
     shared = shares(inputs.size, process_group)
     encoded, stage = run(inputs, losses, loss_params, options, shared, keywords.get("loss_scale"), per_sample=True)
     values, aux = observed(stage)
-    more = _extras(extras, aux, ids, process_group)
+    more = _extras(extras, aux, ids if ids is None else shared.gather(ids))
     rows: list[Tensor] = []
     after = state
 
@@ -290,11 +292,9 @@ def _fused(
     return grads, after, _info(values, aux.terms, named(gram, inputs.labels), named(weights, inputs.labels))
 
 
-def _extras(extras: Extras | None, aux: Aux, ids: Tensor | None, process_group: Any) -> dict[str, Any]:
+def _extras(extras: Extras | None, aux: Aux, ids: Tensor | None) -> dict[str, Any]:
     """What the harmonizer may use beside the Gram, of the whole batch."""
     size = len(aux.terms)
-    if ids is not None and ids.ndim == 1:
-        ids = shares(len(ids), process_group).gather(ids)
     if ids is not None and ids.shape != (size,):
         raise ValueError(f"ids must be of shape ({size},), one for each sample; got {tuple(ids.shape)}.")
     found: dict[str, Any] = {"terms": aux.terms, "ids": ids}

@@ -220,7 +220,7 @@ def wrapped_errors(sizes: list[int]) -> dict[str, float]:
                 rows = batch(number) if kind == "alone" else share(batch(number), sizes)
                 if mode == "plain":
                     f = wrapped(**rows)
-                    f = f if kind == "alone" else {n: harmony.distributed.gather(x) for n, x in f.items()}
+                    f = f if kind == "alone" else harmony.distributed.gather(f)
                     sum(term.mean() for term in heads(f).values()).backward()
                 else:
                     chunks = {"chunk_size": 2} if "chunks" in mode else {}
@@ -256,6 +256,12 @@ def gather_errors() -> dict[str, float]:
     masks = harmony.distributed.gather(share(whole[:, 0] % 2 == 0, sizes))
     assert masks.dtype == torch.bool and torch.equal(masks, whole[:, 0] % 2 == 0)
     return {"rows": error(gathered.detach(), whole), "gradient": error(x.grad, expected)}
+
+
+def test_gather_refuses_what_has_no_rows_in_common():
+    for tree in ({"x": torch.ones(2), "y": torch.ones(3)}, torch.ones(()), {"x": torch.ones(2), "y": 1}):
+        with pytest.raises(ValueError, match="same number of rows; got"):
+            harmony.distributed.gather(tree)
 
 
 def test_gather_carries_gradients():

@@ -28,7 +28,7 @@ from recipes.data.clips import (
     train_loader,
 )
 from recipes.data.index import load_index
-from recipes.data.sampler import EpochBatchSampler
+from recipes.data.sampler import BatchSampler
 from recipes.trimodal.objective import same_captions
 from tests.recipes import media
 
@@ -239,32 +239,39 @@ def test_unknown_words_are_valid_text(index: Dataset) -> None:
     size=st.integers(1, 12),
     seed=st.integers(0, 2**32),
     start=st.integers(0, 30),
-    count=st.integers(1, 12),
+    world=st.integers(1, 5),
 )
-def test_sampler_resumes_and_never_repeats_in_a_batch(n: int, size: int, seed: int, start: int, count: int) -> None:
-    whole = list(islice(EpochBatchSampler(n, size, seed), start + count))
-    assert list(islice(EpochBatchSampler(n, size, seed, start), count)) == whole[start:]
-    for batch in whole:
-        rows = [row for _, row in batch]
-        assert len(rows) == min(n, size) == len(set(rows)) and all(0 <= row < n for row in rows)
-        assert len({epoch for epoch, _ in batch}) == 1
+def test_processes_and_resuming_change_nothing(n: int, size: int, seed: int, start: int, world: int) -> None:
+    whole = list(islice(BatchSampler(n, size, seed), start + 6))
+    ranks = [list(islice(BatchSampler(n, size, seed, start, rank, world), 6)) for rank in range(world)]
+    for step, slices in enumerate(zip(*ranks, strict=True)):
+        assert [key for part in slices for key in part] == whole[start + step]
+        assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
-def test_sampler_visits_all_and_reshuffles() -> None:
-    batches = list(islice(EpochBatchSampler(10, 5, seed=0), 4))
-    first, second = ([row for batch in half for _, row in batch] for half in (batches[:2], batches[2:]))
-    assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert [epoch for batch in batches for epoch, _ in batch] == [0] * 10 + [1] * 10
-    left = [
-        set(range(10)) - {row for batch in [b] for _, row in batch} for b in islice(EpochBatchSampler(10, 9, 0), 20)
+@given(n=st.integers(1, 40), size=st.integers(1, 12), seed=st.integers(0, 2**32), steps=st.integers(1, 60))
+def test_no_clip_of_an_epoch_is_lost_or_doubled(n: int, size: int, seed: int, steps: int) -> None:
+    keys = [key for batch in islice(BatchSampler(n, size, seed), steps) for key in batch]
+    epochs, left = divmod(len(keys), n)
+    assert sorted(keys[: epochs * n]) == [(epoch, row) for epoch in range(epochs) for row in range(n)]
+    newest = keys[epochs * n :]
+    assert len(set(newest)) == left and {epoch for epoch, _ in newest} <= {epochs}
+
+
+def test_the_order_where_batches_fill_an_epoch() -> None:
+    """What the numbers in the documentation rest on: a permutation for each epoch, cut into batches."""
+    expected = [
+        [(epoch, int(row)) for row in batch]
+        for epoch in range(3)
+        for batch in np.random.default_rng([7, epoch]).permutation(12).reshape(3, 4)
     ]
-    assert len(set(map(tuple, left))) > 5  # another one waits each epoch
+    assert list(islice(BatchSampler(12, 4, 7), 9)) == expected
 
 
-@pytest.mark.parametrize("wrong", [(0, 1, 0, 0), (1, 0, 0, 0), (1, 1, 0, -1)])
-def test_sampler_refuses(wrong: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="expected n >= 1"):
-        EpochBatchSampler(*wrong)
+@pytest.mark.parametrize("wrong", [(0, 1, 0), (1, 0, 0), (1, 1, 0, -1), (1, 1, 0, 0, 2, 2)])
+def test_sampler_refuses(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected (n >= 1|0 <= rank < world)"):
+        BatchSampler(*wrong)
 
 
 def test_workers_change_nothing_nor_does_resuming(index: Dataset) -> None:

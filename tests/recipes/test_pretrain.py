@@ -18,6 +18,7 @@ from recipes.data.splits import train_and_test
 from recipes.evaluate import main as evaluate_main
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
 from recipes.training import checkpoint, dynamics, metrics
+from recipes.training.processes import Processes
 from recipes.training.step import train_step
 from recipes.trimodal.build import build
 from recipes.trimodal.harmonizer import harmonizer
@@ -349,4 +350,18 @@ def test_data_errors_come_before_the_run_folder(tiny, tmp_path):
     config = tiny(f"data.manifest={tmp_path}")
     with pytest.raises(DataError, match=r"HowTo100M_v1\.csv"):
         pretrain(config)
+    assert not config.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.batch_size=4"], "batch_size=4 must be a multiple of the 3 processes"),
+        (["train.batch_size=6", "train.parallel=fsdp", "gram.probe=[paths]"], "gram.probe .* needs train.parallel=ddp"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused_before_any_work(tiny, overrides, message):
+    config = tiny(*overrides)
+    with pytest.raises(ConfigError, match=message):
+        pretrain(config, group=Processes(rank=0, world=3))
     assert not config.folder.exists()

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from recipes.config import TrainConfig
 from recipes.pretrain import TrainingError, pretrain
-from recipes.training import checkpoint, metrics
+from recipes.training import checkpoint, dynamics, metrics
 from recipes.training.bad_steps import BAD_STEPS, MOST
 from recipes.training.ema import Ema
 from recipes.training.precision import GROW_AFTER, LossScale, forward_in, loss_scale
@@ -114,6 +114,20 @@ def test_recomputed_activations_change_nothing(tiny, options):
     a, b = (tensors(c) for c in (kept, again))
     weights = [name for name in a if name.startswith("model.")]
     torch.testing.assert_close({n: a[n] for n in weights}, {n: b[n] for n in weights}, rtol=1e-3, atol=1e-5)
+
+
+def test_probes_of_recomputed_layers_measure_the_same(tiny):
+    options = ["gram.probe=[layers,groups,paths]", "gram.probe_every=2"]
+    kept, again = (tiny(f"run.name={flag}", f"model.checkpoint={flag}", *options) for flag in ("false", "true"))
+    found = []
+    for config in (kept, again):
+        pretrain(config)
+        found.append(dynamics.load(checkpoint.latest(config.folder) / dynamics.FILE))
+    assert found[0].names == found[1].names and len(found[0].names) > 8
+    for name in found[0].names:
+        a, b = (recorded.of(name).seen.moments for recorded in found)
+        torch.testing.assert_close(a.number, b.number)
+        torch.testing.assert_close(a.mean[0], b.mean[0], rtol=1e-3, atol=1e-4)  # the first, before roundings grow
 
 
 def test_a_layer_is_run_again_in_the_backward_pass():

@@ -62,6 +62,7 @@ def assert_same_run(config, other) -> None:
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     for row, o in zip(rows, others, strict=True):
         assert row["loss"] == pytest.approx(o["loss"], rel=1e-4)
+        assert row["gradient_norm"] == pytest.approx(o["gradient_norm"], rel=1e-2)  # Adam does not see its size
         assert row.get("agreement_mean") == pytest.approx(o.get("agreement_mean"), abs=1e-3)
 
 
@@ -103,11 +104,10 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="now and then gloo does not connect anew after a restart on one machine", strict=False)
 def test_a_killed_process_is_started_again_and_the_run_goes_on_by_itself(tiny, torchrun):
     overrides = ["train.steps=40", "train.checkpoint_every=5", "train.log_every=5"]
     one, two = (tiny(*STILL, *overrides, f"run.name={name}") for name in ("one", "two"))
-    process = torchrun(*overrides, "run.name=two", launcher=("--max-restarts", "3"))
+    process = torchrun(*overrides, "run.name=two", launcher=("--max-restarts", "1"))
     wait_for(two.folder / "checkpoints" / "latest", process)
     os.kill(workers_of(process)[1], signal.SIGKILL)
     said = finish(process)

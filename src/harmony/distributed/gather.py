@@ -5,11 +5,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from harmony.distributed.shares import Shares, gathered, shares, summed
 
+PyTree = Any
 
-def gather(x: Tensor, process_group: Any = None) -> Tensor:
+
+def gather(tree: PyTree, process_group: Any = None) -> PyTree:
     """Rows of all processes, in order of their rank, with gradients: global negatives for a contrastive loss.
 
     Every process then evaluates the same loss on the same rows. The gradient that comes back to a process's rows is the
@@ -17,30 +20,37 @@ def gather(x: Tensor, process_group: Any = None) -> Tensor:
     number of processes times its gradient, which DistributedDataParallel, taking the mean, makes right.
 
     Args:
-        x: Rows (b, ...) of this process; b may differ from process to process.
+        tree: Tree of tensors with rows (b, ...) of this process; b may differ from process to process.
         process_group: The processes; None for the default group, or for this process alone where there is none.
 
     Returns:
-        Rows (B, ...).
+        The tree with rows (B, ...).
+
+    Raises:
+        ValueError: Tensors with different numbers of rows, or without any axis.
 
     Examples:
         >>> import torch, harmony
-        >>> harmony.distributed.gather(torch.ones(2, 3)).shape  # a single process
+        >>> harmony.distributed.gather({"video": torch.ones(2, 3)})["video"].shape  # a single process
         torch.Size([2, 3])
 
     References:
         Radford et al., CLIP, 2021 (arXiv:2103.00020), section 2.5, evaluates similarities over all processes.
     """
+    leaves = pytree.tree_leaves(tree)
+    sizes = {len(x) if isinstance(x, Tensor) and x.ndim else None for x in leaves}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(f"gather expects tensors with the same number of rows; got {[_shape(x) for x in leaves]}.")
     if process_group is None:
         if not (dist.is_available() and dist.is_initialized()):
-            return x
+            return tree
         process_group = dist.group.WORLD
-    rows: Tensor = _Gather.apply(x, shares(len(x), process_group))  # type: ignore[no-untyped-call]
-    return rows
+    shared = shares(len(leaves[0]), process_group)
+    return pytree.tree_map(lambda x: _Gather.apply(x, shared), tree)  # type: ignore[no-untyped-call]
 
 
 class _Gather(torch.autograd.Function):
-    """`gather`, whose adjoint adds up what all processes send to the rows of each."""
+    """`gather` of one tensor, whose adjoint adds up what all processes send to the rows of each."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shared: Shares) -> Tensor:
@@ -51,3 +61,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         [total] = summed([grad], ctx.shared.process_group)
         return total[ctx.shared.own], None
+
+
+def _shape(x: Any) -> Any:
+    return tuple(x.shape) if isinstance(x, Tensor) else x

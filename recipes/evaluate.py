@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from recipes import retrieval
 from recipes.config import Config, ConfigError
-from recipes.data.clips import EvalClips, Skipped, eval_loader
+from recipes.data.clips import EvalClips, Skipped
 from recipes.data.index import load_index
 from recipes.data.inputs import eval_clips
+from recipes.data.loader import eval_loader
 from recipes.data.splits import DataError, train_and_test
 from recipes.progress import progress_bar
 from recipes.training import checkpoint

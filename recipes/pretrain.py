@@ -26,8 +26,8 @@ from recipes import config as configuration
 from recipes import report
 from recipes.config import Config, ConfigError
 from recipes.data import vocabulary
-from recipes.data.clips import train_loader
 from recipes.data.inputs import eval_clips, train_clips
+from recipes.data.loader import train_loader
 from recipes.data.splits import DataError, train_and_test
 from recipes.evaluate import embed, retrieve, table
 from recipes.training import checkpoint, dynamics

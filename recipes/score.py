@@ -25,8 +25,9 @@ from datasets import Dataset
 from torch import nn
 
 from recipes.config import Config, ConfigError, load
-from recipes.data.clips import Clip, NarratedClips, Skipped, list_loader
+from recipes.data.clips import Clip, NarratedClips, Skipped
 from recipes.data.index import load_index
+from recipes.data.loader import list_loader
 from recipes.data.splits import DataError, train_and_test
 from recipes.progress import progress_bar
 from recipes.scoring.keep import filtered_manifest

@@ -14,7 +14,8 @@ import harmony
 from recipes import config as configuration
 from recipes.config import Config, ConfigError
 from recipes.data import vocabulary
-from recipes.data.clips import TrainClips, train_loader
+from recipes.data.clips import TrainClips
+from recipes.data.loader import train_loader
 from recipes.data.splits import DataError, train_and_test
 from recipes.pretrain import learning_rate, vocabulary_of
 from recipes.progress import progress_bar

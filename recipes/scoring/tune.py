@@ -12,7 +12,8 @@ from torch import nn
 
 import harmony
 from recipes.config import Config
-from recipes.data.clips import TrainClips, train_loader
+from recipes.data.clips import TrainClips
+from recipes.data.loader import train_loader
 from recipes.progress import progress_bar
 from recipes.training.step import train_step
 

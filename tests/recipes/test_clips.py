@@ -23,11 +23,10 @@ from recipes.data.clips import (
     Skipped,
     TrainClips,
     collate,
-    eval_loader,
     nearest,
-    train_loader,
 )
 from recipes.data.index import load_index
+from recipes.data.loader import eval_loader, train_loader
 from recipes.data.sampler import BatchSampler
 from recipes.trimodal.objective import same_captions
 from tests.recipes import media

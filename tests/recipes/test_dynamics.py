@@ -12,7 +12,8 @@ from scipy.stats import chi2
 import harmony
 from harmony.stats import Moments
 from recipes.config import Config, ConfigError
-from recipes.data.clips import TrainClips, train_loader
+from recipes.data.clips import TrainClips
+from recipes.data.loader import train_loader
 from recipes.data.splits import train_and_test
 from recipes.dynamics import curves, runs, summary, text
 from recipes.dynamics.runs import DynamicsError, Run

@@ -13,7 +13,8 @@ import torch
 
 from recipes import pretrain as recipe
 from recipes.config import ConfigError
-from recipes.data.clips import EvalClips, TrainClips, collate, train_loader
+from recipes.data.clips import EvalClips, TrainClips, collate
+from recipes.data.loader import train_loader
 from recipes.data.splits import train_and_test
 from recipes.evaluate import main as evaluate_main
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of

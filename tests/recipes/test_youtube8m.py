@@ -176,4 +176,4 @@ def test_features_need_a_second_each_and_a_folder() -> None:
     with pytest.raises(ConfigError, match=r"clip\.fps=5 must be 1"):
         configuration.load(CONFIG, ["data.manifest=x", "clip.fps=5"])
     with pytest.raises(ConfigError, match=r"needs data\.manifest"):
-        configuration.load(CONFIG)
+        configuration.load(CONFIG, ["data.manifest=null"])

@@ -2,6 +2,10 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
 
 import harmony
 from recipes.config import WITH_MEMORY, Config, GammaConfig
@@ -18,7 +22,22 @@ def realignment(config: Config) -> harmony.Transform:
     method = getattr(harmony.realign, config.realign.method)
     if config.realign.method in WITH_MEMORY:
         method = method(seed=config.train.seed) if config.realign.method != "gradvac" else method()
-    return harmony.chain(method) if config.realign.layers is None else harmony.layerwise(method)
+    method = of_defined(method)
+    return method if config.realign.layers is None else harmony.layerwise(method)
+
+
+def of_defined(member: harmony.transform.Member) -> harmony.Transform:
+    """The same for clips that have an agreement, and nothing for those that lack a modality: their weights are ones.
+
+    Some methods would weigh a lone gradient, too: give it length one, or half of the step.
+    """
+    transform = harmony.chain(member)
+
+    def update(gram: Tensor, state: Any, **extras: Any) -> tuple[Tensor, Any]:
+        weights, state = transform.update(gram, state, **extras)
+        return torch.where(harmony.defined(gram)[:, None], weights, 1), state
+
+    return transform._replace(update=update)
 
 
 def curriculum(config: Config) -> harmony.Transform:

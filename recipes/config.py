@@ -1,5 +1,6 @@
 """The typed configuration of a run: a YAML file and key=value overrides, checked before any work starts."""
 
+import math
 import operator
 import re
 from dataclasses import asdict, dataclass, field
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.data.augment import AugmentConfig
@@ -106,11 +107,20 @@ class CorpusConfig:
 
 
 @dataclass
+class SourceConfig:
+    """One of several data sets that are trained on together."""
+
+    manifest: str = MISSING
+    weight: float = 1.0  # its share of every batch, relative to the others'
+
+
+@dataclass
 class DataConfig:
     """What to train on and what to hold out."""
 
-    manifest: str | None = None  # see docs/data.md; None: the procedural corpus
-    test: str | None = None  # another manifest to evaluate on; None: the manifest's own test split
+    manifest: str | None = None  # see docs/data.md; None, and no sources: the procedural corpus
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # by name, in place of a manifest: a mixture
+    test: str | None = None  # another manifest to evaluate on; None: the test splits of what is trained on
     workers: int = 1
     vocabulary: int = 65536  # most frequent words that are kept
     word_vectors: str | None = None  # word2vec or GloVe text file; frozen
@@ -195,6 +205,13 @@ class Config:
         return Path(self.run.dir) / self.run.name
 
     @property
+    def data_name(self) -> str:
+        """What is trained on, for people."""
+        weights = sum(source.weight for source in self.data.sources.values())
+        mixture = [f"{name} {source.weight / weights:.0%}" for name, source in self.data.sources.items()]
+        return ", ".join(mixture) or self.data.manifest or f"procedural corpus, {self.corpus.style}"
+
+    @property
     def has_curriculum(self) -> bool:
         """Whether clips are dropped or weighed."""
         return self.harmonize in ("curriculum", "both")
@@ -269,7 +286,15 @@ def check(config: Config) -> None:
                 f"model.audio_patch={patch}",
             ),
             (not raw and clip.fps != 1, f"clip.inputs=features come one a second: clip.fps={clip.fps:g} must be 1"),
-            (not raw and config.data.manifest is None, "clip.inputs=features needs data.manifest, see docs/data.md"),
+            (
+                not raw and not (config.data.manifest or config.data.sources),
+                "clip.inputs=features needs data.manifest or data.sources, see docs/data.md",
+            ),
+            (config.data.manifest and config.data.sources, "data.manifest and data.sources exclude each other"),
+            *(
+                (not 0 < source.weight < math.inf, f"data.sources.{name}.weight={source.weight} must be more than 0")
+                for name, source in config.data.sources.items()
+            ),
             (not _compiles(config.gram.wrt), f"gram.wrt={config.gram.wrt!r} is not a regular expression"),
             *_harmonizer_problems(config),
             (
@@ -343,7 +368,7 @@ def differences(old: Config, new: Config) -> list[str]:
         return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
 
     a, b = flat(as_dict(old)), flat(as_dict(new))
-    return [f"{key}: {a[key]} -> {b[key]}" for key in a if a[key] != b[key]]
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in a | b if a.get(key) != b.get(key)]
 
 
 def _value(config: Config, key: str) -> Any:

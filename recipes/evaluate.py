@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _, config, tokenizer, modules = restore(options.checkpoint)
         modules.to(device_of(config))
-        index = train_and_test(config)[1] if options.data is None else load_index(options.data)
+        index = train_and_test(config).test if options.data is None else load_index(options.data)
         embedded = embed(modules, eval_clips(index, tokenizer, config.clip), config, config.data.workers)
     except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

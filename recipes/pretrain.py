@@ -79,7 +79,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     use_tf32(config.train)
     with group.first_ahead():  # which builds the corpus, the vocabulary and the folder
         try:
-            train, test = train_and_test(config)
+            train, test, sources = train_and_test(config)
             tokenizer = vocabulary_of(train, config, start, group)
             clips = eval_clips(test, tokenizer, config.clip)
             torch.manual_seed(config.train.seed)
@@ -148,7 +148,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     # ------------------------------------------------------------------------------------------------- the loop
     dataset = train_clips(train, tokenizer, config.clip, config.train.seed, config.augment)
     loader = train_loader(
-        dataset, config.train.batch_size, config.train.seed, config.data.workers, step, group.rank, group.world
+        dataset, config.train.batch_size, config.train.seed, config.data.workers, step, sources, group.rank, group.world
     )
     rate, gamma = learning_rate(config), gamma_schedule(config.gamma, config.train.steps)
     journal = Journal(config, step, group.first)

@@ -144,7 +144,8 @@ def indexed(config: Config, data: str | None, split: str | None) -> Dataset:
         return load_index(data, split)
     if split not in (None, "train", "test"):
         raise ValueError(f"--split {split}: without --data it is train or test")
-    return train_and_test(config)[1 if split == "test" else 0]
+    splits = train_and_test(config)
+    return splits.test if split == "test" else splits.train
 
 
 def cut(number: int, size: int) -> list[range]:

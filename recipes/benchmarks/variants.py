@@ -77,7 +77,7 @@ def compare(config: Config, points: list[int], batches: int, run: Path | None = 
     device = device_of(config)
     use_cores(config)
     try:
-        train, _ = train_and_test(config)
+        train = train_and_test(config).train
         tokenizer = vocabulary_of(train, config) if folder is None else vocabulary.load(folder / "vocabulary.json")
         torch.manual_seed(config.train.seed)
         modules = build(config, tokenizer).to(device)

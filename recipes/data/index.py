@@ -28,7 +28,7 @@ PLACES = pa.schema({"row": pa.int64(), "narration": pa.int32()})
 ROWS_AT_ONCE = 4096
 
 
-def load_index(path: str | Path, split: str | None = None) -> Dataset:
+def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> Dataset:
     """Reads the index of a dataset.
 
     The rows go through a temporary file that is mapped into memory and removed when the process ends: an index of
@@ -37,6 +37,7 @@ def load_index(path: str | Path, split: str | None = None) -> Dataset:
     Args:
         path: a folder in the layout of HowTo100M, AudioSet or YouTube-8M, or a manifest (.jsonl, .csv, .parquet).
         split: keep the rows of this split; None keeps all.
+        prefix: put before every id, to tell those of several data sets apart.
     Returns:
         One row per video: `id`, `video` (absolute path), `split` ("" when there is none), `start` and `end` (the part
         of the file that is the clip; None: from its beginning, to its end), `narrations` (list of {start, end, text};
@@ -54,7 +55,7 @@ def load_index(path: str | Path, split: str | None = None) -> Dataset:
             seen[row["id"]] += 1
             splits[row["split"]] += 1
             if split is None or row["split"] == split:
-                yield row
+                yield row | {"id": prefix + row["id"]}
 
     index = _mapped(rows(), SCHEMA)
     twice = [name for name, count in seen.items() if count > 1]

@@ -1,7 +1,7 @@
 """Loaders: clips read by worker processes, in the order of training or of an index, in batches."""
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from multiprocessing import get_context
 from typing import Any
 
@@ -9,25 +9,33 @@ import torch
 from torch.utils.data import DataLoader
 
 from recipes.data.clips import Clip, EvalClips, NarratedClips, Skipped, TrainClips, collate
-from recipes.data.sampler import BatchSampler, Key
+from recipes.data.sampler import BatchSampler, Key, Source
 
 
 def train_loader(
-    dataset: TrainClips, batch_size: int, seed: int, workers: int, start_step: int = 0, rank: int = 0, world: int = 1
+    dataset: TrainClips,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    start_step: int = 0,
+    sources: Sequence[Source] | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> DataLoader[dict[str, Any]]:
-    """Endless batches for training, from any step on; the same whatever the number of workers.
+    """Endless batches for training, from any step on; the same whatever the number of workers and processes.
 
     Args:
         dataset: the clips.
-        batch_size: clips per batch, before any is skipped.
+        batch_size: clips per batch of all processes together, before any is skipped.
         seed: of the order.
         workers: processes that decode; 0 decodes in this one.
         start_step: the step to begin at.
+        sources: what the dataset is put together of, one after the other; None: it is one source.
         rank, world: this process, and how many share each batch.
     Returns:
         A loader of what `collate` returns.
     """
-    sampler = BatchSampler(len(dataset), batch_size, seed, start_step, rank, world)
+    sampler = BatchSampler(sources or [Source(len(dataset))], batch_size, seed, start_step, rank, world)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, **_workers(workers))
 
 

@@ -5,8 +5,9 @@ wherever a run was resumed. Epochs follow each other without a gap: a batch may 
 the next, and then a clip may be in it twice.
 """
 
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, count
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -14,33 +15,101 @@ from torch.utils.data import Sampler
 Key = tuple[int, int]  # (epoch, index)
 
 
-class BatchSampler(Sampler[list[Key]]):
-    """Endless batches of (epoch, index) keys; each epoch is a new permutation, in which each clip comes once."""
+class Source(NamedTuple):
+    """A part of the data: how many clips it has, and its share of every batch, in any unit."""
 
-    def __init__(self, n: int, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1):
+    size: int
+    weight: float = 1.0
+
+
+class BatchSampler(Sampler[list[Key]]):
+    """Endless batches of (epoch, index) keys from one source, or from several by their weights.
+
+    Each source has an endless order and epochs of its own; in each of them every one of its clips comes once.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
         """
         Args:
-            n: how many clips there are.
-            batch_size: clips per batch, of all processes together; n where there are fewer.
+            sources: what the data are put together of; the indices of one follow those of the one before.
+            batch_size: clips per batch, of all processes together; as many as there are where there are fewer.
             seed: of the order.
             start_step: the first step; the batches from there are those of a run that began at 0.
             rank, world: this process, and how many share each batch; each has its slice of it, in order.
         """
-        if n < 1 or batch_size < 1 or start_step < 0:
-            raise ValueError(f"expected n >= 1, batch_size >= 1, start_step >= 0; got {n}, {batch_size}, {start_step}")
+        sizes, weights = zip(*sources, strict=True) if sources else ((0,), (1.0,))
+        if min(sizes) < 1 or batch_size < 1 or start_step < 0:
+            raise ValueError(
+                f"expected sizes >= 1, batch_size >= 1, start_step >= 0; got {sizes}, {batch_size}, {start_step}"
+            )
+        if not all(0 < weight < np.inf for weight in weights):
+            raise ValueError(f"expected positive weights; got {weights}")
         if not 0 <= rank < world:
             raise ValueError(f"expected 0 <= rank < world; got {rank}, {world}")
-        self.n, self.batch_size, self.seed, self.start_step = n, min(n, batch_size), seed, start_step
-        self.first, self.stop = rank * self.batch_size // world, (rank + 1) * self.batch_size // world
-        self.epoch, self.order = -1, np.empty(0, np.int64)
+        self.batch_size, self.seed, self.start_step = min(sum(sizes), batch_size), seed, start_step
+        self.weights = [weight / sum(weights) for weight in weights]
+        firsts = accumulate(sizes[:-1], initial=0)
+        self.orders = [_Order(*part, seed, stream) for stream, part in enumerate(zip(firsts, sizes, strict=True))]
+        self.slice = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step in count(self.start_step):
-            start = step * self.batch_size
-            yield [self._key(position) for position in range(start + self.first, start + self.stop)]
+            yield self.batch(step)[self.slice]
 
-    def _key(self, position: int) -> Key:
-        epoch, place = divmod(position, self.n)
-        if epoch != self.epoch:  # one permutation is remembered
-            self.epoch, self.order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n)
-        return epoch, int(self.order[place])
+    def batch(self, step: int) -> list[Key]:
+        """The keys of a step, for all processes."""
+        taken = dealt(self.weights, step * self.batch_size)
+        keys = []
+        for _ in range(self.batch_size):
+            source = _next(self.weights, taken)
+            keys.append(self.orders[source].key(taken[source]))
+            taken[source] += 1
+        if len(self.orders) == 1:
+            return keys
+        mixed = np.random.default_rng([self.seed, step, len(self.orders)]).permutation(len(keys))
+        return [keys[slot] for slot in mixed]  # or a process might always get the same source
+
+
+def dealt(weights: Sequence[float], position: int) -> list[int]:
+    """How many of the first `position` clips come from each source: its share, give or take a few.
+
+    Clip j of a source is due at (j + 1/2) / weight; what is due first comes first, of equals the earlier source.
+
+    Args:
+        weights: (K,) shares of the sources; their sum is 1.
+        position: >= 0.
+    Returns:
+        K counts, whose sum is `position`.
+    """
+    # Never more than the true counts, which lie within K / 2 + 1 of the share: the rest is dealt one by one.
+    taken = [max(0, int((position - len(weights)) * weight) - 2) for weight in weights]
+    while sum(taken) < position:
+        taken[_next(weights, taken)] += 1
+    return taken
+
+
+def _next(weights: Sequence[float], taken: Sequence[int]) -> int:
+    return min(range(len(weights)), key=lambda source: (taken[source] + 0.5) / weights[source])
+
+
+class _Order:
+    """The endless order of one source; remembers the permutation of one epoch."""
+
+    def __init__(self, first: int, size: int, seed: int, stream: int):
+        self.first, self.size, self.seed, self.stream = first, size, seed, stream
+        self.epoch, self.permutation = -1, np.empty(0, np.int64)
+
+    def key(self, position: int) -> Key:
+        epoch, place = divmod(position, self.size)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.permutation = np.random.default_rng([self.seed, epoch, self.stream]).permutation(self.size)
+        return epoch, self.first + int(self.permutation[place])

@@ -5,12 +5,14 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
-from recipes.config import Config, CorpusConfig
+from recipes.config import Config, CorpusConfig, SourceConfig
 from recipes.data.corpus import build
 from recipes.data.index import load_index
+from recipes.data.sampler import Source
 
 TRAIN = ("train", "training", "")  # "": no split is named
 TEST = ("test", "testing")
@@ -23,47 +25,42 @@ class DataError(ValueError):
     """Data that a run cannot use."""
 
 
-def train_and_test(config: Config) -> tuple[Dataset, Dataset]:
+class Splits(NamedTuple):
+    """The training index and the test index, and the sources that the first is put together of, one after the other."""
+
+    train: Dataset
+    test: Dataset
+    sources: list[Source]
+
+
+def train_and_test(config: Config) -> Splits:
     """Load the training and the test index.
 
-    The procedural corpus is built where `data.manifest` is not given. Test clips are those of `data.test`, else the
-    manifest's split "test", else a tenth of the videos, chosen by a hash of their paths. Training takes the rows of
-    split "train" and those without one; other splits are left alone.
+    The procedural corpus is built where neither `data.manifest` nor `data.sources` is given. Test clips are those of
+    `data.test`, else those of split "test" of each source, else a tenth of its videos, chosen by a hash of their paths.
+    Training takes the rows of split "train" and those without one; other splits are left alone. In a mixture an id
+    begins with the name of its source.
 
     Raises:
         ValueError, OSError: An index cannot be read, a video is in both, or one of the two is empty.
     """
-    manifest, test = config.data.manifest, config.data.test
-    if manifest is None:
+    sources, test = dict(config.data.sources), config.data.test
+    if config.data.manifest is not None:
+        sources = {"": SourceConfig(config.data.manifest)}
+    elif not sources:
         folder = procedural_corpus(config.corpus)
-        manifest, test = str(folder), test or str(folder / "test.jsonl")
-    index = load_index(manifest)
-    splits = {name.casefold() for name in index["split"]}
-    if test is not None:
-        held_out = load_index(test)
-        if any(name.casefold() in TEST for name in held_out["split"]):
-            held_out = _rows(held_out, lambda row: row["split"].casefold() in TEST)
-        train = _rows(index, lambda row: row["split"].casefold() in TRAIN)
-    elif splits & set(TEST):
-        held_out = _rows(index, lambda row: row["split"].casefold() in TEST)
-        train = _rows(index, lambda row: row["split"].casefold() in TRAIN)
-    else:
-        log.warning("%s names no test split: a tenth of its videos is held out by a hash of their paths", manifest)
-        root = Path(manifest).resolve()
-        index = _rows(index, lambda row: row["split"].casefold() in TRAIN)
-        held_out = _rows(index, lambda row: _held_out(row["video"], root))
-        train = _rows(index, lambda row: not _held_out(row["video"], root))
-    if unused := splits - set(TRAIN) - set(TEST):
-        log.warning("%s: rows of split %s are left alone", manifest, ", ".join(map(repr, sorted(unused))))
-    if len(train) < 2 or not len(held_out):
-        raise ValueError(
-            f"{manifest}: {len(train)} video(s) to train on and {len(held_out)} to test on; at least 2 and 1 are "
-            f"needed. Splits: {', '.join(map(repr, sorted(splits)))}."
-        )
+        sources, test = {"": SourceConfig(str(folder))}, test or str(folder / "test.jsonl")
+    parts = [_split(name, source.manifest, hold_out=test is None) for name, source in sources.items()]
+    train = concatenate_datasets([part for part, _ in parts])
+    held_out = concatenate_datasets([part for _, part in parts]) if test is None else _test_rows(load_index(test))
+    if not len(held_out):
+        raise ValueError(f"{config.data_name}: no video to test on; data.test names another manifest for that")
     leaked = {os.path.realpath(v) for v in train["video"]} & {os.path.realpath(v) for v in held_out["video"]}
     if leaked:
         raise ValueError(f"{len(leaked)} video(s) are both in training and in test, for example {min(leaked)}")
-    return train, held_out
+    weights = (source.weight for source in sources.values())
+    sized = [Source(len(part), weight) for (part, _), weight in zip(parts, weights, strict=True)]
+    return Splits(train, held_out, sized)
 
 
 def procedural_corpus(corpus: CorpusConfig) -> Path:
@@ -74,6 +71,33 @@ def procedural_corpus(corpus: CorpusConfig) -> Path:
         log.info("building the procedural corpus in %s (a minute, once)", folder)
         build(folder, corpus.style, corpus.videos, corpus.test_videos, corpus.seed)
     return folder
+
+
+def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
+    """The rows of a source to train on, and those to test on, which are none where others are to be tested on."""
+    index = load_index(manifest, prefix=f"{name}/" if name else "")
+    splits = {split.casefold() for split in index["split"]}
+    if unused := splits - set(TRAIN) - set(TEST):
+        log.warning("%s: rows of split %s are left alone", manifest, ", ".join(map(repr, sorted(unused))))
+    train = _rows(index, lambda row: row["split"].casefold() in TRAIN)
+    test = _rows(index, lambda row: hold_out and row["split"].casefold() in TEST)
+    if hold_out and not splits & set(TEST):
+        log.warning("%s names no test split: a tenth of its videos is held out by a hash of their paths", manifest)
+        root = Path(manifest).resolve()
+        test = _rows(train, lambda row: _held_out(row["video"], root))
+        train = _rows(train, lambda row: not _held_out(row["video"], root))
+    if len(train) < 2:
+        raise ValueError(
+            f"{manifest}: {len(train)} video(s) to train on and {len(test)} to test on; at least 2 and 1 are "
+            f"needed. Splits: {', '.join(map(repr, sorted(splits)))}."
+        )
+    return train, test
+
+
+def _test_rows(index: Dataset) -> Dataset:
+    """All rows of a manifest to test on, or, where it has such a split, those."""
+    test = _rows(index, lambda row: row["split"].casefold() in TEST)
+    return test if len(test) else index
 
 
 def _rows(index: Dataset, keep: Callable[[dict[str, str]], bool]) -> Dataset:

@@ -38,7 +38,7 @@ class Run:
     @property
     def corpus(self) -> str:
         """What it was trained on."""
-        return self.config.data.manifest or f"procedural corpus, {self.config.corpus.style}"
+        return self.config.data_name
 
 
 def load(where: str) -> Run:

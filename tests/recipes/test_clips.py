@@ -27,7 +27,6 @@ from recipes.data.clips import (
 )
 from recipes.data.index import load_index
 from recipes.data.loader import eval_loader, train_loader
-from recipes.data.sampler import BatchSampler
 from recipes.trimodal.objective import same_captions
 from tests.recipes import media
 
@@ -231,46 +230,6 @@ def test_unknown_words_are_valid_text(index: Dataset) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ order, workers
-
-
-@given(
-    n=st.integers(1, 40),
-    size=st.integers(1, 12),
-    seed=st.integers(0, 2**32),
-    start=st.integers(0, 30),
-    world=st.integers(1, 5),
-)
-def test_processes_and_resuming_change_nothing(n: int, size: int, seed: int, start: int, world: int) -> None:
-    whole = list(islice(BatchSampler(n, size, seed), start + 6))
-    ranks = [list(islice(BatchSampler(n, size, seed, start, rank, world), 6)) for rank in range(world)]
-    for step, slices in enumerate(zip(*ranks, strict=True)):
-        assert [key for part in slices for key in part] == whole[start + step]
-        assert max(map(len, slices)) - min(map(len, slices)) <= 1
-
-
-@given(n=st.integers(1, 40), size=st.integers(1, 12), seed=st.integers(0, 2**32), steps=st.integers(1, 60))
-def test_no_clip_of_an_epoch_is_lost_or_doubled(n: int, size: int, seed: int, steps: int) -> None:
-    keys = [key for batch in islice(BatchSampler(n, size, seed), steps) for key in batch]
-    epochs, left = divmod(len(keys), n)
-    assert sorted(keys[: epochs * n]) == [(epoch, row) for epoch in range(epochs) for row in range(n)]
-    newest = keys[epochs * n :]
-    assert len(set(newest)) == left and {epoch for epoch, _ in newest} <= {epochs}
-
-
-def test_the_order_where_batches_fill_an_epoch() -> None:
-    """What the numbers in the documentation rest on: a permutation for each epoch, cut into batches."""
-    expected = [
-        [(epoch, int(row)) for row in batch]
-        for epoch in range(3)
-        for batch in np.random.default_rng([7, epoch]).permutation(12).reshape(3, 4)
-    ]
-    assert list(islice(BatchSampler(12, 4, 7), 9)) == expected
-
-
-@pytest.mark.parametrize("wrong", [(0, 1, 0), (1, 0, 0), (1, 1, 0, -1), (1, 1, 0, 0, 2, 2)])
-def test_sampler_refuses(wrong: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected (n >= 1|0 <= rank < world)"):
-        BatchSampler(*wrong)
 
 
 def test_workers_change_nothing_nor_does_resuming(index: Dataset) -> None:

@@ -156,7 +156,7 @@ def batch_of(tiny):
 
     def make(*overrides):
         config = tiny(*PROBES, *overrides)
-        train, _ = train_and_test(config)
+        train = train_and_test(config).train
         tokenizer = vocabulary_of(train, config)
         torch.manual_seed(0)
         modules = build(config, tokenizer)

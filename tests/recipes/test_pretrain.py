@@ -60,7 +60,7 @@ def test_a_run_trains_evaluates_and_reports(tiny, capsys):
 
 
 def held_out(config):
-    train, test = train_and_test(config)
+    train, test, _ = train_and_test(config)
     return test, vocabulary_of(train, config), config.clip
 
 
@@ -255,7 +255,7 @@ def test_modalities_may_be_missing_altogether(tiny, mixed):
 def step(tiny):
     """Everything `train_step` needs, and a good batch."""
     config = tiny()
-    train, _ = train_and_test(config)
+    train = train_and_test(config).train
     tokenizer = vocabulary_of(train, config)
     torch.manual_seed(0)
     modules = build(config, tokenizer)

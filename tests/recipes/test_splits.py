@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from recipes.config import load
+from recipes.config import ConfigError, load
 from recipes.data.splits import train_and_test
 from tests.recipes.conftest import DEMO
 
@@ -22,7 +22,7 @@ def split(tmp_path):
             lines.append(json.dumps({"id": str(i), "video": video, "text": f"text {i}", "split": part}))
         path.write_text("\n".join(lines))
         parts = train_and_test(load(DEMO, [f"data.manifest={path}", *overrides]))
-        return [sorted(v.rsplit("/", 1)[1] for v in part["video"]) for part in parts]
+        return [sorted(v.rsplit("/", 1)[1] for v in part["video"]) for part in (parts.train, parts.test)]
 
     return run
 
@@ -62,3 +62,39 @@ def test_a_video_under_two_names_is_a_leak(split, tmp_path, monkeypatch):
 def test_too_little_to_train_on_is_an_error_with_the_splits(split):
     with pytest.raises(ValueError, match=r"1 video\(s\) to train on and 1 to test on.*Splits: 'test', 'train'"):
         split([("a", "train"), ("b", "test")])
+
+
+def test_a_mixture_keeps_its_sources_apart(tmp_path):
+    def source(name, *rows):
+        folder = tmp_path / name
+        folder.mkdir()
+        for row in rows:
+            (folder / row["video"]).touch()
+        (folder / "m.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        return f"data.sources.{name}.manifest={folder / 'm.jsonl'}"
+
+    howto = [{"id": i, "video": f"{i}.mp4", "text": i, "split": "test" if i == "c" else "train"} for i in "abc"]
+    audio = [{"id": i, "video": f"{i}.mp4", "text": None, "split": "train"} for i in "abxy"]
+    sources = [source("howto", *howto), source("audio", *audio), "data.sources.audio.weight=0.5"]
+    splits = train_and_test(load(DEMO, [*sources, f"data.test={tmp_path / 'howto' / 'm.jsonl'}"]))
+    assert splits.train["id"][:] == ["howto/a", "howto/b", *(f"audio/{i}" for i in "abxy")]
+    assert splits.sources == [(2, 1.0), (4, 0.5)] and splits.test["id"][:] == ["c"]
+    config = load(DEMO, sources)
+    assert config.data_name == "howto 67%, audio 33%"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["data.sources.a.weight=1"], "manifest"),
+        (
+            ["data.sources.a.manifest=x", "data.sources.a.weight=0"],
+            r"a\.weight=0\.0 must be more than 0",
+        ),
+        (["data.sources.a.manifest=x", "data.manifest=y"], "exclude each other"),
+        (["data.sources.a.manifest=x", "data.sources.a.share=1"], "share"),
+    ],
+)
+def test_mixtures_that_cannot_be(overrides, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load(DEMO, overrides)

@@ -27,6 +27,7 @@ from recipes.benchmarks.timing import Result, profile, race, reason
 from recipes.benchmarks.workloads import DEFAULTS, DEMO, DTYPES, WORKLOADS, Spec, WorkloadError
 from recipes.config import ConfigError
 from recipes.data.splits import DataError
+from recipes.data.workers import WorkerError
 from recipes.progress import progress_bar
 from recipes.training.checkpoint import write_atomically
 from recipes.trimodal.build import device_of
@@ -178,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         suites = {"step": step_suite, "variants": variants_suite, "realign": realign_suite}
         files = suites[options.suite](options)
-    except (WorkloadError, ConfigError, DataError, FileNotFoundError) as error:
+    except (WorkloadError, ConfigError, DataError, WorkerError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("written: " + ", ".join(map(str, files)))

@@ -21,6 +21,7 @@ from recipes.data.index import load_index
 from recipes.data.inputs import eval_clips
 from recipes.data.loader import eval_loader
 from recipes.data.splits import DataError, train_and_test
+from recipes.data.workers import WorkerError
 from recipes.progress import progress_bar
 from recipes.training import checkpoint
 from recipes.trimodal.build import device_of, model_inputs
@@ -46,7 +47,7 @@ def embed(modules: nn.ModuleDict, clips: EvalClips, config: Config, workers: int
     modules.eval()
     parts, heard, told, videos, items, skipped, position = [], [], [], [], [], [], 0
     count = len(clips) if config.evaluate.limit is None else min(config.evaluate.limit, len(clips))
-    loader = eval_loader(torch.utils.data.Subset(clips, range(count)), config.evaluate.batch_size, workers)
+    loader = eval_loader(clips, config.evaluate.batch_size, workers, config.data.timeout, count)
     with torch.inference_mode(), progress_bar(total=count, desc="embedding", unit="clip", leave=False) as bar:
         for batch in loader:
             size = len(batch.get("id", [])) + len(batch["skipped"])
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         modules.to(device_of(config))
         index = train_and_test(config).test if options.data is None else load_index(options.data)
         embedded = embed(modules, eval_clips(index, tokenizer, config.clip), config, config.data.workers)
-    except (ConfigError, OSError, ValueError) as error:
+    except (ConfigError, OSError, ValueError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     results = retrieve(embedded)

@@ -29,6 +29,7 @@ from recipes.data import vocabulary
 from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
 from recipes.data.splits import DataError, train_and_test
+from recipes.data.workers import WorkerError
 from recipes.evaluate import embed, retrieve, table
 from recipes.training import checkpoint, dynamics
 from recipes.training.bad_steps import BAD_STEPS
@@ -45,7 +46,10 @@ from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 log = logging.getLogger(__name__)
 
 # Keys that may change on resume.
-FREE = ("data.workers:", "train.device:", "train.parallel:", "train.max_bad_steps:", "train.keep:", "gram.probe")
+FREE = (
+    "data.workers:", "data.timeout:", "train.device:", "train.parallel:", "train.max_bad_steps:", "train.keep:",
+    "gram.probe",
+)  # fmt: skip
 VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
 LAUNCH = "launch"  # file that names the launch by torchrun which began the run
 
@@ -70,6 +74,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
         ConfigError: Nothing to resume, not the configuration of the run to resume, or not one for these processes.
         DataError: The data cannot be used.
         TrainingError: `train.max_bad_steps` steps in a row could not be taken, or the last checkpoint not written.
+        WorkerError: The processes that read clips die, whatever they read.
     """
     check_processes(config, group)
     folder = config.folder
@@ -148,8 +153,9 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     # ------------------------------------------------------------------------------------------------- the loop
     dataset = train_clips(train, tokenizer, config.clip, config.train.seed, config.augment)
     loader = train_loader(
-        dataset, config.train.batch_size, config.train.seed, config.data.workers, step, sources, group.rank, group.world
-    )
+        dataset, config.train.batch_size, config.train.seed, config.data.workers, step, sources, group.rank,
+        group.world, config.data.timeout,
+    )  # fmt: skip
     rate, gamma = learning_rate(config), gamma_schedule(config.gamma, config.train.steps)
     journal = Journal(config, step, group.first)
     bad_in_a_row = 0
@@ -299,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not group.first:
                 log.setLevel(logging.WARNING)  # once is enough
             pretrain(config, options.resume or restarted(config), group)
-    except (ConfigError, DataError, TrainingError) as error:
+    except (ConfigError, DataError, TrainingError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -29,6 +29,7 @@ from recipes.data.clips import Clip, NarratedClips, Skipped
 from recipes.data.index import load_index
 from recipes.data.loader import list_loader
 from recipes.data.splits import DataError, train_and_test
+from recipes.data.workers import WorkerError
 from recipes.progress import progress_bar
 from recipes.scoring.keep import filtered_manifest
 from recipes.scoring.measure import FIGURES, Reading, measure
@@ -168,7 +169,7 @@ def read(
     size, windows = options.batch_size, range(options.windows)
     parts = (pool[i : i + size] for pool in pools for i in range(0, len(pool), size))
     keys = ([(clip, window) for clip in numbers(part) for window in windows] for part in parts)
-    items = (item for batch in list_loader(clips, keys, config.data.workers) for item in batch)
+    items = (item for batch in list_loader(clips, keys, config.data.workers, config.data.timeout) for item in batch)
     for pool in pools:
         yield [(clip, [next(items) for _ in windows]) for clip in numbers(pool)]
 
@@ -247,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
             out = score(options.checkpoint, options.out, options.data, options.split, reading, how, group)
             if group.first:
                 report(out, options)
-    except (ConfigError, DataError, OSError, ValueError, re.error) as error:
+    except (ConfigError, DataError, OSError, ValueError, WorkerError, re.error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

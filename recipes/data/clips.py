@@ -103,6 +103,10 @@ class TrainClips(Dataset[Clip | Skipped]):
     def __len__(self) -> int:
         return len(self.index)
 
+    def row(self, key: Key) -> int:
+        """The row that a key reads."""
+        return key[1]
+
     def __getitem__(self, key: Key) -> Clip | Skipped:
         """Reads row `key[1]` as epoch `key[0]` sees it; its window begins uniformly within the clip."""
         epoch, number = key
@@ -147,6 +151,10 @@ class EvalClips(Dataset[Clip | Skipped]):
     def __len__(self) -> int:
         return len(self.items)
 
+    def row(self, item: int) -> int:
+        """The row that an item reads."""
+        return self.items[item][0]
+
     def __getitem__(self, item: int) -> Clip | Skipped:
         number, position = self.items[item]
         return _narrated(item, self.index[number], position, self.tokenizer, self.fmt, 0.5)
@@ -172,6 +180,10 @@ class NarratedClips(Dataset[Clip | Skipped]):
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def row(self, key: tuple[int, int]) -> int:
+        """The row that a key reads."""
+        return self.places[key[0]]["row"]
 
     def place(self, clip: int) -> tuple[dict[str, Any], int]:
         """The row of a clip's video, and the position of its narration there; -1 for a video without any."""

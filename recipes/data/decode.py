@@ -1,6 +1,7 @@
 """Reads one window of a video file with PyAV: seek, decode what the window shows, nothing else.
 
-Times are seconds from the start of the clip. Whatever is wrong with a file becomes one exception, `BrokenClip`.
+Times are seconds from the start of the clip. Whatever is wrong with a file becomes one exception, `BrokenClip`; so does
+what asks for more than `limits` grants.
 """
 
 from bisect import bisect_right
@@ -19,6 +20,8 @@ from av.packet import Packet
 from av.stream import Discard, Stream
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
+
+from recipes.data import limits
 
 PREROLL = 0.1  # seconds of sound decoded before the window: a codec's first frames after a seek are not yet exact
 TRUNCATED = 0.5  # seconds of missing pictures, inside what the header declares, that make a file a truncated one
@@ -92,11 +95,21 @@ def open_clip(path: str | Path) -> Iterator["Clip"]:
     if path.stat().st_size == 0:
         raise BrokenClip(path, "the file is empty")
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with _open(path) as container:
             yield Clip(path, container)
     except (av.FFmpegError, ValueError) as error:  # ValueError: a stream whose format changes half-way
         detail = getattr(error, "strerror", None) or error
         raise BrokenClip(path, f"truncated, corrupt or not a media file ({detail})") from error
+
+
+def _open(path: Path) -> InputContainer:
+    try:
+        return av.open(
+            str(path), metadata_errors="replace", options={"max_pixels": str(limits.PIXELS)},
+            container_options={"format_whitelist": limits.FORMATS, "protocol_whitelist": limits.PROTOCOLS},
+        )  # fmt: skip
+    except av.ArgumentError as error:  # which is what FFmpeg makes of a format that is not on its list
+        raise BrokenClip(path, f"not one of the formats that are read: {limits.FORMATS}") from error
 
 
 class Clip:
@@ -104,6 +117,8 @@ class Clip:
 
     def __init__(self, path: Path, container: InputContainer):
         self.path, self.container = path, container
+        if len(container.streams) > limits.STREAMS:
+            raise BrokenClip(path, f"it has {len(container.streams)} streams, more than {limits.STREAMS}")
         known = [stream for stream in container.streams if stream.codec_context is not None]
         self.video = next((stream for stream in known if isinstance(stream, VideoStream)), None)
         self.audio = next((stream for stream in known if isinstance(stream, AudioStream)), None)
@@ -111,19 +126,25 @@ class Clip:
         self.probe = self._probe()
         for stream in filter(None, (self.video, self.audio)):  # one thread: the loader's workers are the parallelism
             stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
+        if self.video:  # refuses what has more before it takes the memory, should they grow after the header
+            self.video.codec_context.options = {"max_pixels": str(limits.PIXELS)}
 
     def _probe(self) -> Probe:
-        if not self.container.duration:
+        duration = (self.container.duration or 0) / av.time_base
+        if duration <= 0:
             raise BrokenClip(self.path, "declares no duration; remux it (ffmpeg -i FILE -c copy NEW.mp4)")
+        if duration > limits.SECONDS:
+            raise BrokenClip(self.path, f"declares a duration of {duration:.0f} s, more than {limits.SECONDS} s")
         context = self.video.codec_context if self.video else None
-        return Probe(
-            duration=self.container.duration / av.time_base,
-            has_video=self.video is not None,
-            has_audio=self.audio is not None,
-            width=context.width if context else 0,
-            height=context.height if context else 0,
-            fps=float(self.video.average_rate or 0) if self.video else 0.0,
-        )
+        width, height = (context.width, context.height) if context else (0, 0)
+        self._check_picture(width, height)
+        fps = float(self.video.average_rate or 0) if self.video else 0.0
+        return Probe(duration, self.video is not None, self.audio is not None, width, height, fps)
+
+    def _check_picture(self, width: int, height: int) -> None:
+        if width * height > limits.PIXELS or max(width, height) > limits.SIDE:
+            bounds = f"{limits.PIXELS} pixels or {limits.SIDE} on a side"
+            raise BrokenClip(self.path, f"its pictures of {width}x{height} have more than {bounds}")
 
     def window(
         self, start: float, frames: int, fps: float, sample_rate: int, samples: int, short_side: int | None
@@ -168,19 +189,23 @@ class Clip:
         """The packets from the last key frame at or before `first` to the last one shown by `last` (stream ticks)."""
         for other in self.container.streams:
             other.discard = Discard.default if other is stream else Discard.all
-        target = first
+        target, back = first, max(1, int(2 / stream.time_base))
         while True:
             self.container.seek(max(target, 0), stream=stream)
-            packets = []
+            packets, size = [], 0
             for packet in self.container.demux(stream):
                 if packet.dts is not None and packet.dts > last:  # dts <= pts, so nothing shown by `last` can follow
                     break
                 if packet.pts is not None:
                     packets.append(packet)
+                    size += packet.size
+                if size > limits.BYTES or len(packets) > limits.PACKETS:
+                    bounds = f"{limits.BYTES} bytes or {limits.PACKETS} packets"
+                    raise BrokenClip(self.path, f"one window takes more than {bounds}: are there key frames?")
             # A container may seek by decoding time, and land on a key frame that is shown after `first`.
             if target <= 0 or (packets and min(p.pts for p in packets) <= first):
                 return packets
-            target -= max(1, int(2 / stream.time_base))
+            target, back = target - back, 2 * back
 
     def _check_end(self, last: Packet, time: float) -> None:
         """Tells a clip that is over from one that was cut off: the header promises more than the file holds."""
@@ -199,6 +224,7 @@ class Clip:
                 context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in context.decode(packet):
                 if frame.pts in wanted:
+                    self._check_picture(frame.width, frame.height)
                     scale = min(1.0, short_side / min(frame.width, frame.height)) if short_side else 1.0
                     width, height = round(frame.width * scale), round(frame.height * scale)
                     rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1)
@@ -213,7 +239,7 @@ class Clip:
             return None
         begin, end = start + self.origin - PREROLL, start + self.origin + samples / sample_rate
         packets = self._packets(stream, int(begin / stream.time_base), int(end / stream.time_base))
-        frames = [frame for packet in [*packets, None] for frame in stream.codec_context.decode(packet)]
+        frames = self._decode_sound(packets, sample_rate)
         if not frames:
             return None
         first = frames[0].time
@@ -225,6 +251,16 @@ class Clip:
         sound = np.zeros(samples, np.float32)
         sound[max(0, -offset) :][: part.size] = part
         return np.clip(sound, -1.0, 1.0)
+
+    def _decode_sound(self, packets: list[Packet], sample_rate: int) -> list[av.AudioFrame]:
+        frames, samples = [], 0.0
+        for packet in [*packets, None]:
+            for frame in self.audio.codec_context.decode(packet):
+                frames.append(frame)
+                samples += frame.samples * max(frame.layout.nb_channels, sample_rate / frame.sample_rate)
+                if samples > limits.SAMPLES:
+                    raise BrokenClip(self.path, f"one window has more than {limits.SAMPLES} samples of sound")
+        return frames
 
 
 def _mono(chunks: list[np.ndarray], like: av.AudioFrame, sample_rate: int) -> np.ndarray:

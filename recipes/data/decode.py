@@ -4,12 +4,14 @@ Times are seconds from the start of the clip. Whatever is wrong with a file beco
 what asks for more than `limits` grants.
 """
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -21,7 +23,7 @@ from av.stream import Discard, Stream
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from recipes.data import limits
+from recipes.data import limits, storage
 
 PREROLL = 0.1  # seconds of sound decoded before the window: a codec's first frames after a seek are not yet exact
 TRUNCATED = 0.5  # seconds of missing pictures, inside what the header declares, that make a file a truncated one
@@ -81,41 +83,54 @@ def read_window(
 
 
 @contextmanager
-def open_clip(path: str | Path) -> Iterator["Clip"]:
+def open_clip(locator: str | Path) -> Iterator["Clip"]:
     """Opens a file once, for a look at its header and any number of windows.
 
     Args:
-        path: a video file.
+        locator: a video, see `recipes.data.storage`.
     Returns:
         A context manager that yields a `Clip`; every decoding error inside it leaves as `BrokenClip`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BrokenClip(path, "there is no such file")
-    if path.stat().st_size == 0:
-        raise BrokenClip(path, "the file is empty")
     try:
-        with _open(path) as container:
-            yield Clip(path, container)
+        file = storage.open_bytes(locator)
+    except FileNotFoundError as error:
+        raise BrokenClip(locator, "there is no such file") from error
+    except OSError as error:
+        raise BrokenClip(locator, f"it cannot be opened: {error.strerror or error}") from error
+    with file, clip_in(file, str(locator)) as clip:
+        yield clip
+
+
+@contextmanager
+def clip_in(file: BinaryIO, name: str) -> Iterator["Clip"]:
+    """The clip in an open file, as `open_clip`; `name` is for people."""
+    try:
+        if not file.seek(0, os.SEEK_END):
+            raise BrokenClip(name, "the file is empty")
+        file.seek(0)
+        with _open(file, name) as container:
+            yield Clip(name, container)
     except (av.FFmpegError, ValueError) as error:  # ValueError: a stream whose format changes half-way
         detail = getattr(error, "strerror", None) or error
-        raise BrokenClip(path, f"truncated, corrupt or not a media file ({detail})") from error
+        raise BrokenClip(name, f"truncated, corrupt or not a media file ({detail})") from error
+    except OSError as error:
+        raise BrokenClip(name, f"it cannot be read: {error.strerror or error}") from error
 
 
-def _open(path: Path) -> InputContainer:
+def _open(file: BinaryIO, name: str) -> InputContainer:
     try:
         return av.open(
-            str(path), metadata_errors="replace", options={"max_pixels": str(limits.PIXELS)},
+            file, metadata_errors="replace", options={"max_pixels": str(limits.PIXELS)},
             container_options={"format_whitelist": limits.FORMATS, "protocol_whitelist": limits.PROTOCOLS},
         )  # fmt: skip
     except av.ArgumentError as error:  # which is what FFmpeg makes of a format that is not on its list
-        raise BrokenClip(path, f"not one of the formats that are read: {limits.FORMATS}") from error
+        raise BrokenClip(name, f"not one of the formats that are read: {limits.FORMATS}") from error
 
 
 class Clip:
     """An open file. Use `open_clip`."""
 
-    def __init__(self, path: Path, container: InputContainer):
+    def __init__(self, path: str, container: InputContainer):
         self.path, self.container = path, container
         if len(container.streams) > limits.STREAMS:
             raise BrokenClip(path, f"it has {len(container.streams)} streams, more than {limits.STREAMS}")

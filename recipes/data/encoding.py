@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from recipes.data import storage
+
 
 def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
     """Reads the bytes that are not UTF-8 as cp1252, and as latin-1 the few that cp1252 lacks."""
@@ -21,15 +23,15 @@ def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("as-cp1252", _as_cp1252)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Reads a text file line by line, whatever its encoding; one warning counts the lines that were not UTF-8.
 
     Args:
-        path: the file. A byte order mark is left out.
+        path: the file, or a URL. A byte order mark is left out.
     Returns:
         An iterator of (line number from 1, the line with its end).
     """
-    with open(path, "rb") as file:
+    with storage.open_bytes(path) as file:
         yield from _decoded(path, file)
 
 
@@ -55,7 +57,7 @@ def _blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
         yield rest
 
 
-def _decoded(path: Path, pieces: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+def _decoded(path: str | Path, pieces: Iterable[bytes]) -> Iterator[tuple[int, str]]:
     odd: list[int] = []
     number = 1
     for piece in pieces:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from recipes.data import audioset, howto100m, manifest, youtube8m
+from recipes.data import audioset, howto100m, manifest, shards, storage, youtube8m
 
 SCHEMA = pa.schema(
     {
@@ -35,18 +35,18 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
     millions of captions costs little memory, and worker processes share it.
 
     Args:
-        path: a folder in the layout of HowTo100M, AudioSet or YouTube-8M, or a manifest (.jsonl, .csv, .parquet).
+        path: a folder in the layout of HowTo100M, AudioSet, YouTube-8M or WebDataset, or a manifest (.jsonl, .csv,
+            .parquet); of the last two also a URL.
         split: keep the rows of this split; None keeps all.
         prefix: put before every id, to tell those of several data sets apart.
     Returns:
-        One row per video: `id`, `video` (absolute path), `split` ("" when there is none), `start` and `end` (the part
-        of the file that is the clip; None: from its beginning, to its end), `narrations` (list of {start, end, text};
-        none is empty). All times are seconds of the file.
+        One row per video: `id`, `video` (locator, see `storage`), `split` ("" when there is none), `start` and `end`
+        (the part of the file that is the clip; None: from its beginning, to its end), `narrations` (list of {start,
+        end, text}; none is empty). All times are seconds of the file.
     Raises:
         FileNotFoundError: nothing at `path`, or none of the videos it names.
         ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.
     """
-    path = Path(path).expanduser()
     seen: Counter[str] = Counter()
     splits: Counter[str] = Counter()
 
@@ -69,16 +69,23 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
     return index
 
 
-def _layout(path: Path) -> Iterator[dict[str, Any]]:
+def _layout(path: str | Path) -> Iterator[dict[str, Any]]:
+    if storage.is_url(path):
+        return manifest.read(path) if manifest.ending(path) in manifest.SUFFIXES else shards.read(path)
+    path = Path(path).expanduser()
     if path.is_dir() and (path / howto100m.TABLE).is_file():
         return howto100m.read(path)
     if any((path / table).is_file() for table in audioset.TABLES):
         return audioset.read(path)
     if path.is_dir() and any(path.glob(youtube8m.SHARDS)):
         return youtube8m.read(path)
-    if path.is_file() and path.suffix.lower() in manifest.SUFFIXES:
+    if (path / shards.INDEX).is_file():
+        return manifest.read(path / shards.INDEX)
+    if shards.shards_of(path):
+        return shards.read(path)
+    if path.is_file() and manifest.ending(path) in manifest.SUFFIXES:
         return manifest.read(path)
-    tables = ", ".join((howto100m.TABLE, *audioset.TABLES, youtube8m.SHARDS))
+    tables = ", ".join((howto100m.TABLE, *audioset.TABLES, youtube8m.SHARDS, f"*{shards.ENDING}"))
     looked_for = f"a folder with one of {tables} in it, or a file ending in {', '.join(manifest.SUFFIXES)}"
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is nothing here; expected {looked_for}")

@@ -4,53 +4,89 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from recipes.data import storage
 from recipes.data.encoding import clean, read_lines
 
 FIELDS = ("id", "video", "split", "start", "end", "text", "narrations")
 Located = Iterator[tuple[str, dict[str, Any]]]  # (where the row is, for people; its fields)
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read(path: str | Path) -> Iterator[dict[str, Any]]:
     """Reads a manifest.
 
-    Fields of a row: `video` (relative to the manifest), and `text` (spoken or true over the whole clip) or
-    `narrations` (a list of {start, end, text}; in CSV a JSON string); optionally `id` (default: the video's relative
-    path without its ending, numbered where it occurs again), `split`, and `start` and `end`, the part of the file that
-    is the clip, in seconds. Others are ignored. A null or empty text is no narration. All times are of the file.
+    Fields of a row: `video` (a path relative to the manifest, or a URL; see `storage`), and `text` (spoken or true over
+    the whole clip) or `narrations` (a list of {start, end, text}; in CSV a JSON string); optionally `id` (default: the
+    video's relative path without its ending, numbered where it occurs again), `split`, and `start` and `end`, the part
+    of the file that is the clip, in seconds. Others are ignored. A null or empty text is no narration. All times are of
+    the file.
 
     Args:
-        path: a .jsonl, .csv or .parquet file.
+        path: a .jsonl, .csv or .parquet file, or a URL of one.
     Returns:
-        Rows of `id`, `video` (absolute path), `split`, `start`, `end`, `narrations`, in the file's order.
+        Rows of `id`, `video` (locator), `split`, `start`, `end`, `narrations`, in the file's order.
     Raises:
         FileNotFoundError: not one of the videos exists.
         ValueError: a row that is not as above; says file and line.
     """
-    root = path.absolute().parent
+    root = storage.parent(path)
     unnamed: dict[str, int] = {}
     count, any_file, first = 0, False, ""
-    for where, fields in SUFFIXES[path.suffix.lower()](path):
-        video = root / _string(where, fields, "video", required=True)
-        any_file = any_file or video.is_file()  # one is enough: whether each is whole is seen when it is read
-        first, count = first or str(video), count + 1
-        yield {
-            "id": _string(where, fields, "id") or _name(video, root, unnamed),
-            "video": str(video),
-            "split": _string(where, fields, "split"),
-            **_part(where, fields),
-            "narrations": _narrations(where, fields),
-        }
+    for where, fields in SUFFIXES[ending(path)](path):
+        video = storage.join(root, _string(where, fields, "video", required=True))
+        any_file = any_file or storage.exists(video)  # one is enough: whether each is whole is seen when it is read
+        first, count = first or video, count + 1
+        yield row(where, fields, video, _string(where, fields, "id") or _name(video, root, unnamed))
     if count and not any_file:
         raise FileNotFoundError(f"{path}: not one of its {count} videos exists; the first would be {first}")
 
 
-def _name(video: Path, root: Path, unnamed: dict[str, int]) -> str:
-    stem = (video.relative_to(root) if video.is_relative_to(root) else video).with_suffix("").as_posix()
+def row(where: str, fields: dict[str, Any], video: str, name: str) -> dict[str, Any]:
+    """A row of an index.
+
+    Args:
+        where: the fields are, for people.
+        fields: of a row, as `read` describes them.
+        video: locator, see `recipes.data.storage`.
+        name: the id where the fields have none.
+    Raises:
+        ValueError: a field is not as it should be; the message begins with `where`.
+    """
+    return {
+        "id": _string(where, fields, "id") or name,
+        "video": video,
+        "split": _string(where, fields, "split"),
+        **_part(where, fields),
+        "narrations": _narrations(where, fields),
+    }
+
+
+def fields_of(row: dict[str, Any], video: str) -> dict[str, Any]:
+    """The fields of a manifest from which `row` makes a row; JSON knows no infinity: such a narration is a `text`.
+
+    Args:
+        row: of an index.
+        video: what to write in place of its locator.
+    """
+    part = {key: row[key] for key in ("start", "end") if row[key] is not None}
+    fields = {"id": row["id"], "video": video, "split": row["split"], **part}
+    narrations = row["narrations"]
+    if len(narrations) == 1 and math.isinf(narrations[0]["end"]):
+        return fields | {"text": narrations[0]["text"]}
+    return fields | {"narrations": narrations}
+
+
+def ending(path: str | Path) -> str:
+    """The ending of a path or URL, in small letters."""
+    return PurePosixPath(str(path)).suffix.lower()
+
+
+def _name(video: str, root: str, unnamed: dict[str, int]) -> str:
+    stem = PurePosixPath(storage.PART.sub("", video)).with_suffix("").as_posix().removeprefix(f"{root}/")
     unnamed[stem] = unnamed.get(stem, 0) + 1
     return stem if unnamed[stem] == 1 else f"{stem}#{unnamed[stem]}"
 
@@ -111,7 +147,7 @@ def _narration(where: str, number: int, narration: Any) -> dict[str, Any]:
         ) from error
 
 
-def _jsonl(path: Path) -> Located:
+def _jsonl(path: str | Path) -> Located:
     for number, text in read_lines(path):
         where = f"{path}, line {number}"
         if not text.strip():
@@ -125,7 +161,7 @@ def _jsonl(path: Path) -> Located:
         yield where, fields
 
 
-def _csv(path: Path) -> Located:
+def _csv(path: str | Path) -> Located:
     csv.field_size_limit(1 << 30)  # all narrations of a long video are one field
     table = csv.DictReader((text for _, text in read_lines(path)), strict=True)
     try:
@@ -139,18 +175,18 @@ def _csv(path: Path) -> Located:
         raise ValueError(f"{path}, line {table.line_num}: not CSV: {error}") from error
 
 
-def _parquet(path: Path) -> Located:
-    try:
-        table = pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    columns = [name for name in table.schema_arrow.names if name in FIELDS]
-    number = 0
-    with table:
+def _parquet(path: str | Path) -> Located:
+    with storage.open_bytes(path) as file:
+        try:
+            table = pq.ParquetFile(file)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: not a Parquet file: {error}") from error
+        columns = [name for name in table.schema_arrow.names if name in FIELDS]
+        number = 0
         for batch in table.iter_batches(1024, columns=columns):
             for fields in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", fields
 
 
-SUFFIXES: dict[str, Callable[[Path], Located]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+SUFFIXES: dict[str, Callable[[str | Path], Located]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

@@ -6,14 +6,14 @@
 
 import argparse
 import json
-import math
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from recipes.data import storage
 from recipes.data.index import load_index
+from recipes.data.manifest import fields_of
 
 
 def permute(data: str, out: Path, share: float, seed: int) -> Path:
@@ -51,8 +51,7 @@ def permute(data: str, out: Path, share: float, seed: int) -> Path:
     ):
         for i, row in enumerate(rows):
             text, narration = wrong.get(i, texts[i]), row["narrations"][0]
-            timed = {"text": text} if math.isinf(narration["end"]) else {"narrations": [narration | {"text": text}]}
-            fields = {"id": row["id"], "video": os.path.relpath(row["video"], out), "split": row["split"], **timed}
+            fields = fields_of(row | {"narrations": [narration | {"text": text}]}, storage.relative(row["video"], out))
             manifest.write(json.dumps(fields, ensure_ascii=False) + "\n")
             told = {"video_id": row["id"], "text": text, "aligned": i not in wrong}
             truth.write(json.dumps(told, ensure_ascii=False) + "\n")

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from datasets import Dataset, concatenate_datasets
 
 from recipes.config import Config, CorpusConfig, SourceConfig
+from recipes.data import storage
 from recipes.data.corpus import build
 from recipes.data.index import load_index
 from recipes.data.sampler import Source
@@ -55,7 +55,7 @@ def train_and_test(config: Config) -> Splits:
     held_out = concatenate_datasets([part for _, part in parts]) if test is None else _test_rows(load_index(test))
     if not len(held_out):
         raise ValueError(f"{config.data_name}: no video to test on; data.test names another manifest for that")
-    leaked = {os.path.realpath(v) for v in train["video"]} & {os.path.realpath(v) for v in held_out["video"]}
+    leaked = set(map(storage.same, train["video"])) & set(map(storage.same, held_out["video"]))
     if leaked:
         raise ValueError(f"{len(leaked)} video(s) are both in training and in test, for example {min(leaked)}")
     weights = (source.weight for source in sources.values())
@@ -107,5 +107,5 @@ def _rows(index: Dataset, keep: Callable[[dict[str, str]], bool]) -> Dataset:
 
 def _held_out(video: str, root: Path) -> bool:
     """By the path relative to the manifest: the same on every machine, and for every row of a video."""
-    path = os.path.relpath(os.path.realpath(video), root)
+    path = storage.relative(storage.same(video), root)
     return int(hashlib.sha1(path.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT

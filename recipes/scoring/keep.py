@@ -1,14 +1,14 @@
 """A manifest of the clips that are worth keeping, as `recipes.pretrain` reads it."""
 
 import json
-import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from recipes.data import storage
+from recipes.data.manifest import fields_of
 from recipes.scoring import table
 
 
@@ -47,14 +47,7 @@ def filtered_manifest(scores: Path, index: Dataset, share: float, by: str, out: 
             if kept.any():
                 counts["kept_videos"] += 1
                 narrations = [n for n, k in zip(row["narrations"], kept, strict=False) if k]
-                file.write(json.dumps(_row(row, narrations, root), ensure_ascii=False) + "\n")
+                fields = fields_of(row | {"narrations": narrations}, storage.relative(row["video"], root))
+                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
     os.replace(temporary, out)
     return counts
-
-
-def _row(row: dict[str, Any], narrations: list[dict[str, Any]], root: Path) -> dict[str, Any]:
-    """A row of the manifest; JSON knows no infinity, so a text over the whole clip is a `text`."""
-    fields = {"id": row["id"], "video": os.path.relpath(row["video"], root), "split": row["split"]}
-    if len(narrations) == 1 and math.isinf(narrations[0]["end"]):
-        return fields | {"text": narrations[0]["text"]}
-    return fields | {"narrations": narrations}

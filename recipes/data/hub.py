@@ -1,0 +1,64 @@
+"""Hugging Face data sets: their videos and texts one after another, from a disk, or streamed from the hub.
+
+Where the data set is on the hub as WebDataset shards, `data.manifest=hf://datasets/OWNER/NAME` reads those in place.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset, Video, load_dataset, load_from_disk
+
+from recipes.data import manifest
+
+SAVED = ("state.json", "dataset_dict.json")  # in a folder that `save_to_disk` wrote
+
+
+def load(name: str, split: str) -> IterableDataset:
+    """Opens a split as a stream: nothing is downloaded whole.
+
+    Args:
+        name: on the hub, a folder of files that `datasets` knows (Parquet, videos ...), or one that it saved.
+        split: as `datasets` writes it.
+    Raises:
+        ValueError, FileNotFoundError: there is no such data set or split.
+    """
+    folder = Path(name)
+    if not any((folder / file).is_file() for file in SAVED):
+        return load_dataset(name, split=split, streaming=True)
+    saved = load_from_disk(name)
+    if not isinstance(saved, Dataset):
+        if split not in saved:
+            raise ValueError(f"{name}: no split {split!r}; it has {', '.join(saved)}")
+        saved = saved[split]
+    return saved.to_iterable_dataset()
+
+
+def rows(
+    data: IterableDataset, video: str, text: str | None, name: str | None, start: int = 0
+) -> Iterator[dict[str, Any]]:
+    """The videos of a split and what is known of them.
+
+    Args:
+        data: the split.
+        video: column of the videos: of type Video, a path or URL, or bytes.
+        text: column of the texts; None: they have none.
+        name: column of the ids; None: they are numbered.
+        start: the first row.
+    Returns:
+        Rows as of a manifest; `video` is a locator, or bytes.
+    Raises:
+        ValueError: a row lacks a column, or what is in it is none of the above.
+    """
+    if isinstance((data.features or {}).get(video), Video):
+        data = data.cast_column(video, Video(decode=False))
+    for number, row in enumerate(data.skip(start), start):
+        if missing := [column for column in (video, text, name) if column is not None and column not in row]:
+            raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(row)}")
+        found = row[video]
+        if isinstance(found, dict):
+            found = found.get("bytes") or found.get("path")
+        if not isinstance(found, bytes | str):
+            raise ValueError(f"row {number}, column {video}: expected a video, a path or bytes; found {found!r:.80}")
+        fields = {"id": row[name] if name else f"{number:09d}", "text": row[text] if text else None}
+        yield manifest.row(f"row {number}", fields, found, "")

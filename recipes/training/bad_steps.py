@@ -1,9 +1,10 @@
 """A dump of a step whose loss or gradient was not finite: what went in, what came out, to be looked at afterwards.
 
-runs/NAME/bad_steps/step_00000100/    facts.json, inputs.safetensors, README.txt
+runs/NAME/bad_steps/step_00000100/    facts.json, inputs_0000.safetensors of each process, README.txt
 """
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -12,63 +13,75 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from recipes.training.checkpoint import agreed, attempt
+from recipes.training.processes import ALONE, Processes, whole
 from recipes.trimodal.build import INPUTS
+
+log = logging.getLogger(__name__)
 
 BAD_STEPS = "bad_steps"
 MOST = 5  # dumps of a run: one is a batch of raw video
 
 README = """\
 Step {step} was not taken: {reason}. Its clips, loss terms, gradient norms and cosines are in facts.json, and its batch,
-as the model takes it, in inputs.safetensors. To take it again, with the weights of the newest checkpoint:
+as the model takes it, in inputs_*.safetensors, a file for each process. To take it again, with the weights of the
+newest checkpoint:
 
     from pathlib import Path
+    import torch
     from safetensors.torch import load_file
     from recipes.trimodal.restore import restore
+    parts = [load_file(file) for file in sorted(Path({place!r}).glob("inputs_*.safetensors"))]
+    batch = {{name: torch.cat([part[name] for part in parts]) for name in parts[0]}}
     modules = restore(Path({checkpoint!r}), averaged=False).modules
-    print(modules["objective"](modules["model"](**load_file({inputs!r}))))
+    print(modules["objective"](modules["model"](**batch)))
 """
 
 
 def dump(
-    folder: Path, step: int, reason: str, modules: nn.ModuleDict, batch: dict[str, Any], measured: dict[str, Any]
-) -> Path | None:
-    """Write what is known of a bad step, whole or not at all.
+    folder: Path,
+    step: int,
+    reason: str,
+    modules: nn.ModuleDict,
+    batch: dict[str, Any],
+    measured: dict[str, Any],
+    processes: Processes = ALONE,
+) -> None:
+    """Write what is known of a bad step, whole or not at all; the run has at most `MOST` dumps.
+
+    A dump that cannot be written is reported, and training goes on.
 
     Args:
         folder: The run's folder.
         step: Number of the step.
         reason: Why it was not taken.
         modules: {"model", "objective"}, the gradients of the step in ``.grad``.
-        batch: The clips, as `collate` gives them.
-        measured: {name: value, list or tensor}: loss terms, cosines.
-
-    Returns:
-        The folder of the dump; None where the run has `MOST` of them already.
+        batch: This process's clips, as `collate` gives them.
+        measured: {name: value, list or tensor}, of the whole batch: loss terms, cosines.
+        processes: All of which have to call this.
     """
     place = folder / BAD_STEPS / f"step_{step:08d}"
-    if place.exists() or len(list(place.parent.glob("step_*"))) >= MOST:
-        return None
-    temporary = place.with_name(f".{place.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    facts = {
-        "step": step,
-        "reason": reason,
-        "clips": [
-            {"id": clip, "captions": captions, "start": start}
-            for clip, captions, start in zip(batch["id"], batch["captions"], batch["start"].tolist(), strict=True)
-        ],
-        **{name: _plain(value) for name, value in measured.items()},
-        "parameters": {name: {"norm": _norm(p), "gradient_norm": _norm(p.grad)} for name, p in named(modules)},
+    enough = place.exists() or len(list(place.parent.glob("step_*"))) >= MOST
+    if processes.exchange(enough)[0][0]:  # as the first sees it
+        return
+    facts = {"step": step, "reason": reason, "clips": processes.collect(_clips(batch)), **measured}
+    norms = {name: {"norm": _norm(p), "gradient_norm": _norm(p.grad)} for name, p in named(modules)}
+    texts = {
+        "facts.json": json.dumps(_plain(facts | {"parameters": norms}), indent=1, ensure_ascii=False),
+        "README.txt": README.format(step=step, reason=reason, checkpoint=str(folder), place=str(place)),
     }
-    save_file({name: batch[name].contiguous() for name in INPUTS if name in batch}, temporary / "inputs.safetensors")
-    (temporary / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
-    readme = README.format(step=step, reason=reason, checkpoint=str(folder), inputs=str(place / "inputs.safetensors"))
-    (temporary / "README.txt").write_text(readme, encoding="utf-8")
-    os.replace(temporary, place)
-    return place
+    temporary = place.with_name(f".{place.name}.tmp")
+    inputs = {name: batch[name].contiguous() for name in INPUTS}
+    failure = agreed(attempt(lambda: _begin(temporary)) if processes.first else "", processes)
+    if not failure:
+        file = temporary / f"inputs_{processes.rank:04d}.safetensors"
+        failure = agreed(attempt(lambda: save_file(inputs, file)), processes)
+    if processes.first:
+        failure = failure or attempt(lambda: _finish(temporary, place, texts))
+        if failure:
+            shutil.rmtree(temporary, ignore_errors=True)
+            log.error("step %d, %s, could not be dumped: %s", step, reason, failure)
 
 
 def named(modules: nn.Module) -> list[tuple[str, Tensor]]:
@@ -76,10 +89,24 @@ def named(modules: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
 
 
-def _norm(x: Tensor | None) -> Any:
-    """Of a shard, where the tensor is sharded: only the first process is here, and must not wait for the others."""
-    x = x.to_local() if isinstance(x, DTensor) else x
-    return None if x is None else _plain(x.detach().float().norm())
+def _begin(temporary: Path) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+
+
+def _finish(temporary: Path, place: Path, texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        (temporary / name).write_text(text, encoding="utf-8")
+    os.replace(temporary, place)
+
+
+def _clips(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    columns = batch["id"], batch["captions"], batch["start"].tolist()
+    return [{"id": clip, "captions": told, "start": start} for clip, told, start in zip(*columns, strict=True)]
+
+
+def _norm(x: Tensor | None) -> Tensor | None:
+    return None if x is None else whole(x.detach().float().norm())
 
 
 def _plain(value: Any) -> Any:

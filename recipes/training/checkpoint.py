@@ -59,15 +59,15 @@ def save(
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    failure = _attempt(lambda: _clear(folder, final, temporary)) if processes.first else ""
-    failure = _agreed(failure, processes)
+    failure = attempt(lambda: _clear(folder, final, temporary)) if processes.first else ""
+    failure = agreed(failure, processes)
     if not failure:
         tensors = {n: t.detach() for n, t in (modules.state_dict() | state).items()}
         writer = HuggingFaceStorageWriter(str(temporary / TENSORS), save_distributed=True)
-        failure = _attempt(lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
+        failure = attempt(lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
     if not failure and processes.first:
-        failure = _attempt(lambda: _finish(folder, final, temporary, {"step": step, **facts}, beside, keep))
-    failure = _agreed(failure, processes)
+        failure = attempt(lambda: _finish(folder, final, temporary, {"step": step, **facts}, beside, keep))
+    failure = agreed(failure, processes)
     if failure:
         if processes.first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -100,8 +100,8 @@ def _finish(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _attempt(action: Callable[[], Any]) -> str:
-    """Why an action failed; empty if it did not."""
+def attempt(action: Callable[[], Any]) -> str:
+    """Why an action that writes or reads files failed; empty if it did not."""
     try:
         action()
     except CheckpointException as error:  # what other processes raised, or this one
@@ -112,7 +112,7 @@ def _attempt(action: Callable[[], Any]) -> str:
     return ""
 
 
-def _agreed(failure: str, processes: Processes) -> str:
+def agreed(failure: str, processes: Processes) -> str:
     """Why any of the processes failed."""
     return "; ".join(dict.fromkeys(f for f in processes.collect([failure]) if f))
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from recipes.training.processes import local
+
 PREFIX = "ema."
 
 
@@ -19,8 +21,8 @@ class Ema:
     def update(self) -> None:
         """Follow a step that was taken."""
         with torch.no_grad():
-            weights = list(_trainable(self.modules).values())
-            torch._foreach_lerp_(list(self.averages.values()), weights, 1 - self.decay)
+            weights = [local(p) for p in _trainable(self.modules).values()]
+            torch._foreach_lerp_([local(a) for a in self.averages.values()], weights, 1 - self.decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages themselves, to be saved and filled: {"ema.<parameter>": average}."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.config import TrainConfig
+from recipes.training.processes import local
 
 Forward = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -51,7 +52,7 @@ class LossScale:
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
         """Divide gradients by it."""
-        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self.value)
+        torch._foreach_div_([local(p.grad) for p in parameters if p.grad is not None], self.value)
 
     def update(self, finite: bool) -> None:
         """After a step's gradient."""

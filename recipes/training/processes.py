@@ -159,7 +159,7 @@ def clip_gradients(modules: nn.Module, limit: float) -> Tensor:
     """Scale the gradients of all parameters down to a norm, and return the norm they had; shards count as a whole."""
     params = [p for p in modules.parameters() if p.grad is not None]
     kinds = [[p for p in params if isinstance(p, DTensor) == sharded] for sharded in (False, True)]
-    norms = [_whole(get_total_norm([p.grad for p in kind])) for kind in kinds if kind]
+    norms = [whole(get_total_norm([p.grad for p in kind])) for kind in kinds if kind]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for kind in kinds:
         if kind and math.isfinite(limit):
@@ -169,8 +169,14 @@ def clip_gradients(modules: nn.Module, limit: float) -> Tensor:
 
 def whole_state(modules: nn.Module) -> dict[str, Tensor]:
     """Weights and buffers, each put together; every process has to take part."""
-    return {name: _whole(t) for name, t in modules.state_dict().items()}
+    return {name: whole(t) for name, t in modules.state_dict().items()}
 
 
-def _whole(t: Tensor) -> Tensor:
+def whole(t: Tensor) -> Tensor:
+    """A tensor that is spread over processes, put together, in which all of them take part; another as it is."""
     return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def local(t: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    return t.to_local() if isinstance(t, DTensor) else t

@@ -156,8 +156,9 @@ def train_step(
     cosines = None if info is None else info.agreement.cpu()
     defined = None if info is None else (info.defined & info.agreement.isfinite()).cpu()
     overflow = loss_scale is not None and math.isfinite(numbers["loss"])  # to be expected: the scale is too large
-    if reason.endswith("not finite") and not overflow and processes.first:
-        dump(config.folder, step, reason, modules, batch, {"loss": numbers, "terms": terms, "cosines": cosines})
+    if reason.endswith("not finite") and not overflow:
+        measured = {"loss": numbers, "terms": terms, "cosines": cosines}
+        dump(config.folder, step, reason, modules, batch, measured, processes)
     return StepResult(values, cosines, defined, reason, probes), state
 
 

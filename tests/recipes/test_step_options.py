@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from recipes.config import TrainConfig
 from recipes.pretrain import TrainingError, pretrain
-from recipes.training import checkpoint, dynamics, metrics
+from recipes.training import bad_steps, checkpoint, dynamics, metrics
 from recipes.training.bad_steps import BAD_STEPS, MOST
 from recipes.training.ema import Ema
 from recipes.training.precision import GROW_AFTER, LossScale, forward_in, loss_scale
@@ -148,10 +148,27 @@ def test_an_exploding_run_stops_and_leaves_what_it_takes_to_see_why(tiny, harmon
     facts = json.loads((dumps[0] / "facts.json").read_text())
     assert "not finite" in facts["reason"] and len(facts["clips"]) == 4 and facts["clips"][0]["captions"]
     assert len(facts["terms"]["va"]) == 4 and facts["parameters"]["model.backbone.norm.weight"]["norm"] is not None
-    inputs = load_file(dumps[0] / "inputs.safetensors")
+    inputs = load_file(dumps[0] / "inputs_0000.safetensors")
     assert inputs["video"].dtype == torch.uint8 and len(inputs["video"]) == 4
-    found: dict[str, object] = {}
-    lines = (dumps[0] / "README.txt").read_text().splitlines()
+    assert {name: len(terms) for name, terms in taken_again(dumps[0]).items()} == {"va": 4, "vt": 4}
+
+
+def taken_again(dump):
+    """The loss terms of a bad step, by what its dump tells its reader to do."""
+    lines = (dump / "README.txt").read_text().splitlines()
     code = "\n".join(line.strip() for line in lines if line.startswith("    "))
-    exec(code.replace("print(", "again = ("), found)  # what the dump tells its reader to do
-    assert {name: len(terms) for name, terms in found["again"].items()} == {"va": 4, "vt": 4}
+    found = {}
+    exec(code.replace("print(", "again = ("), found)
+    return found["again"]
+
+
+def test_a_dump_that_cannot_be_written_ends_no_run(tiny, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bad_steps, "save_file", full)
+    config = tiny("train.lr=1e30", "train.warmup=0", "train.max_bad_steps=3")
+    with pytest.raises(TrainingError, match="3 steps in a row"):
+        pretrain(config)
+    assert "could not be dumped: [Errno 28] No space left on device" in caplog.text
+    assert list((config.folder / BAD_STEPS).iterdir()) == []

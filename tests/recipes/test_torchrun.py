@@ -1,5 +1,6 @@
 """The recipe under torchrun: several processes are one, on any number of them, also where one of them dies."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,11 @@ import torch
 from recipes.data import vocabulary
 from recipes.pretrain import latest_checkpoint, pretrain
 from recipes.training import checkpoint, metrics
+from recipes.training.bad_steps import BAD_STEPS
 from recipes.trimodal.build import build
+from recipes.trimodal.restore import restore
 from tests.recipes.conftest import DEMO, TINY
+from tests.recipes.test_step_options import taken_again
 
 # What is drawn at random differs from process to process; four clips and batch statistics would blow up roundings.
 STILL = ["model.dropout=0", "model.drop_token=0", "objective.norm=layer", "train.lr=3e-4", "train.end_lr=3e-4"]
@@ -87,6 +91,57 @@ def test_two_processes_train_like_one(tiny, torchrun, overrides):
     finish(process)
     assert_same_run(one, two)
     assert (two.folder / "report.html").is_file()
+
+
+@SLOW
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("harmonize", ["both", "none"])
+def test_averages_are_those_of_one_process(tiny, torchrun, parallel, harmonize):
+    overrides = [f"harmonize={harmonize}", "gram.every=0", "train.ema=0.9"]
+    one, two = (tiny(*STILL, *overrides, f"run.name={name}") for name in ("one", "two"))
+    process = torchrun(*overrides, "run.name=two", f"train.parallel={parallel}")
+    pretrain(one)
+    assert "evaluating the moving average" in finish(process)
+    assert_same_run(one, two)
+    averages = checkpoint.read(checkpoint.latest(two.folder), "ema.")
+    weights = restore(two.folder).modules.state_dict()
+    assert all(torch.equal(weights[name.removeprefix("ema.")], average) for name, average in averages.items())
+    others = checkpoint.read(checkpoint.latest(one.folder), "ema.")
+    torch.testing.assert_close(averages, others, rtol=1e-2, atol=1e-3)
+
+
+@SLOW
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("harmonize", ["both", "none"])
+def test_float16_and_its_scale_are_those_of_one_process(tiny, torchrun, parallel, harmonize):
+    # In a plain pass DDP takes the mean over the processes of gradients that are as many times larger, which overflow
+    # earlier. Soft losses overflow nowhere.
+    overrides = [f"harmonize={harmonize}", "gram.every=0", "train.precision=fp16", "objective.temperature=2"]
+    one, two = (tiny(*STILL, *overrides, f"run.name={name}") for name in ("one", "two"))
+    process = torchrun(*overrides, "run.name=two", f"train.parallel={parallel}")
+    pretrain(one)
+    finish(process)
+    assert_same_run(one, two)
+    scales = [checkpoint.load_facts(checkpoint.latest(c.folder))["loss_scale"] for c in (one, two)]
+    assert scales[0] == scales[1] == {"value": 2.0**16, "good_steps": 6}
+
+
+@SLOW
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("harmonize", ["both", "none"])
+def test_a_bad_step_is_dumped_by_all_processes_and_stops_them(tiny, torchrun, parallel, harmonize):
+    overrides = [f"harmonize={harmonize}", "train.lr=1e30", "train.end_lr=1e30", "train.warmup=0", "train.steps=40"]
+    overrides += ["train.max_bad_steps=3", "train.checkpoint_every=1", f"train.parallel={parallel}"]
+    process = torchrun(*overrides, "run.name=two")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode != 0 and "3 steps in a row" in said, said
+    dumps = sorted((tiny("run.name=two").folder / BAD_STEPS).iterdir())
+    assert 1 <= len(dumps) <= 3
+    facts = json.loads((dumps[0] / "facts.json").read_text())
+    assert len(facts["clips"]) == len(facts["terms"]["va"]) == 4
+    assert len({clip["id"] for clip in facts["clips"]}) > 2
+    again = taken_again(dumps[0])
+    assert {name: len(terms) for name, terms in again.items()} == {"va": 4, "vt": 4}
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

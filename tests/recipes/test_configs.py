@@ -1,6 +1,7 @@
 """The configurations that come with the recipe: they load, and say where they are not the paper's."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,13 @@ def test_the_model_is_the_one_that_was_published(path):
     assert (video.patches.in_features, tokens["audio"].patches.in_features) == (3 * 4 * 16 * 16, 128)
     assert config.clip.seconds == pytest.approx(3.2)  # pictures and sound are equally long
     assert (objective.audio_to_va.out_features, objective.text_to_vt.out_features) == (512, 256)
+
+
+@pytest.mark.parametrize("mixture", ["howto100m_audioset", "howto100m_audioset_youtube8m"])
+def test_the_paper_mixes_these_data(mixture):
+    sources = load(DEMO.with_name(f"vatt_medium_{mixture}.yaml")).data.sources
+    assert list(sources) == mixture.split("_")
+    assert all(Path(source.manifest).stem == name for name, source in sources.items())
 
 
 @each(OF_THE_PAPER)

@@ -1,12 +1,13 @@
-"""Measure what a harmonized step costs, what its cheap variants are worth, and what realignment takes.
+"""Measure what a harmonized step costs, what its cheap variants are worth, what realignment and what loading takes.
 
 python -m recipes.benchmark --suite step [--workload reference] [--batch 8 16 32 64 128] [--quick]
 python -m recipes.benchmark --suite variants [--run runs/demo]
 python -m recipes.benchmark --suite realign [--batch 2048] [--losses 2 4] [--quick]
+python -m recipes.benchmark --suite loader [--config recipes/configs/demo.yaml] [--data MANIFEST] [key=value ...]
 
 `step` times every engine against the plain step, each checked first, and measures peak memory; `variants` correlates
 the cheap readings of agreement with the exact ones over training; `realign` times the methods on Gram blocks against
-TorchJD's. Tables, CSV and plots are under runs/benchmark.
+TorchJD's; `loader` says where the time of a clip goes. Tables, CSV and plots are under runs/benchmark.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from recipes import config as configuration
-from recipes.benchmarks import memory, plots, realign, tables, variants
+from recipes.benchmarks import loader, memory, plots, realign, tables, variants
 from recipes.benchmarks.contestants import CONTESTANTS
 from recipes.benchmarks.timing import Result, profile, race, reason
 from recipes.benchmarks.workloads import DEFAULTS, DEMO, DTYPES, WORKLOADS, Spec, WorkloadError
@@ -42,6 +43,7 @@ SWEEPS = {
 }
 QUICK = {"batch": [4, 8], "tokens": [16], "width": [32]}
 QUICK_LAYERS, QUICK_REPEATS, REPEATS = 2, 3, 5
+BATCHES = 9  # of the loader suite
 REALIGN = {"batch": 2048, "samples": 64, "full": 256}
 REALIGN_QUICK = {"batch": 64, "samples": 4, "full": 8}
 
@@ -161,6 +163,22 @@ def realign_suite(options: argparse.Namespace) -> list[Path]:
     return [csv, markdown]
 
 
+# ------------------------------------------------------------------------------------------------------------- loader
+def loader_suite(options: argparse.Namespace) -> list[Path]:
+    """Read, time, write."""
+    overrides = [*options.overrides, *([f"data.manifest={options.data}"] if options.data else [])]
+    config = configuration.load(options.config, overrides)
+    seconds, found = loader.measure(config, options.repeats or BATCHES)
+    rows = loader.records(seconds, config, found | tables.machine("cpu"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    csv, markdown = options.out / "loader.csv", options.out / "loader.md"
+    text = loader.report(rows)
+    tables.write_csv(csv, rows)
+    write_atomically(markdown, text)
+    print(text)
+    return [csv, markdown]
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -177,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.profile:
             print(profile(sweep(options)[0], options.profile))
             return 0
-        suites = {"step": step_suite, "variants": variants_suite, "realign": realign_suite}
+        suites = {"step": step_suite, "variants": variants_suite, "realign": realign_suite, "loader": loader_suite}
         files = suites[options.suite](options)
     except (WorkloadError, ConfigError, DataError, WorkerError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -191,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m recipes.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--suite", choices=["step", "variants", "realign"], default="step")
+    p.add_argument("--suite", choices=["step", "variants", "realign", "loader"], default="step")
     p.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of what is written")
 
     step = p.add_argument_group("step")
@@ -205,7 +223,9 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("--heads", type=_positive, metavar="N", help="VATT-small 8, VATT-medium 16; default 4")
     step.add_argument("--symmetric", action="store_true", help="contrast both ways (reference workload)")
     step.add_argument("--chunk", type=_positive, default=8, metavar="N", help="samples per chunk, where one chunks")
-    step.add_argument("--repeats", type=_positive, metavar="N", help=f"rounds; default {REPEATS}")
+    step.add_argument(
+        "--repeats", type=_positive, metavar="N", help=f"rounds; default {REPEATS}, of the loader {BATCHES}"
+    )
     step.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     step.add_argument("--dtype", choices=list(DTYPES), default="float32", help="bfloat16 is by autocast")
     step.add_argument("--compile", action="store_true", help="everybody once more with a compiled encoder")
@@ -228,8 +248,9 @@ def parser() -> argparse.ArgumentParser:
         "--full", type=_positive, metavar="N", help="batch at which PCGrad is timed with nothing scaled up; default 256"
     )
 
-    more = p.add_argument_group("variants")
+    more = p.add_argument_group("variants, loader")
     more.add_argument("--config", type=Path, default=DEMO, help="recipe that is trained")
+    more.add_argument("--data", type=Path, help="what the loader reads; default: the data of the recipe")
     more.add_argument(
         "--points", type=int, nargs="+", default=[0, 100, 200, 400], metavar="STEP", help="when to compare"
     )

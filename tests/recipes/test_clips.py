@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from recipes.data import vocabulary
-from recipes.data.augment import AugmentConfig, add_noise, augment, center, jitter, random_crop
+from recipes.data.augment import TO_RGB, TO_YIQ, AugmentConfig, add_noise, augment, center, jitter, random_crop
 from recipes.data.clips import (
     Clip,
     ClipFormat,
@@ -279,6 +279,22 @@ def test_all_pictures_of_a_clip_are_changed_alike() -> None:
     for seed in range(10):
         out = augment(still, 32, np.random.default_rng(seed), AugmentConfig())
         assert out.shape == (5, 32, 32, 3) and out.dtype == np.uint8 and (out == out[:1]).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 64, 64, 3), (3, 224, 224, 3), (2, 5, 7, 3)])
+def test_colours_change_by_one_affine_map_about_the_mean(shape: tuple[int, ...]) -> None:
+    """The formula itself in float64; rounding may differ where a value lies half-way."""
+    video = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    config = AugmentConfig()
+    rng = np.random.default_rng(5)
+    shift = 255 * rng.uniform(-config.brightness, config.brightness)
+    contrast, saturation = rng.uniform(*config.contrast), rng.uniform(*config.saturation)
+    angle = 2 * np.pi * rng.uniform(-config.hue, config.hue)
+    chroma = saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turned = video @ (TO_RGB @ np.block([[np.eye(1), np.zeros((1, 2))], [np.zeros((2, 1)), chroma]]) @ TO_YIQ).T
+    expected = contrast * turned + (1 - contrast) * turned.mean((0, 1, 2)) + shift
+    found = jitter(video, np.random.default_rng(5), config)
+    assert np.abs(found - expected.clip(0, 255)).max() < 0.501
 
 
 def test_flip_is_half_of_the_time() -> None:

@@ -3,10 +3,12 @@
 import pickle
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 
-from recipes.data.decode import BrokenClip, probe, read_window
+from recipes.data.decode import BrokenClip, _rgb, probe, read_window
 from tests.recipes import media
 
 RATE = 16_000
@@ -108,6 +110,15 @@ def test_rotation_in_the_header_is_applied(tmp_path: Path, angle: int) -> None:
     path = media.write(tmp_path / "clip.mp4", seconds=1, rotation=angle)
     video = read_window(path, 0.3, 4, 10.0, RATE, RATE, None).video
     assert [media.number_of(np.rot90(picture, -angle // 90)) for picture in video] == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("short_side", [25, 37, 41, 63])
+def test_pictures_of_odd_width_are_what_packed_colours_give(short_side: int) -> None:
+    """They are made in another layout, because that is faster, of the same colours."""
+    noise = np.random.default_rng(short_side).integers(0, 256, (72, 72, 3), np.uint8)
+    frame = av.VideoFrame.from_ndarray(noise, "rgb24").reformat(format="yuv420p")
+    packed = frame.reformat(short_side, short_side, "rgb24", interpolation="BILINEAR").to_ndarray()
+    assert (_rgb(frame, short_side, VideoReformatter()) == packed).all()
 
 
 def test_only_large_pictures_are_scaled(plain: Path) -> None:

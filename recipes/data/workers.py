@@ -120,7 +120,7 @@ class Loader(Generic[Batch]):
         code, key = dead.process.exitcode, dead.reading()
         cause = f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
         if key is not None and code == HUNG:
-            cause = f"the decoder hung for {self.timeout:g} s"
+            cause = f"the decoder or the storage hung for {self.timeout:g} s"
         self.deaths += 1
         where = "" if key is None else f" while reading {self._id(key)}"
         log.warning("a worker of the loader died%s (%s): it is replaced; deaths so far: %d", where, cause, self.deaths)

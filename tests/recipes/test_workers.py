@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from itertools import islice
 from multiprocessing import active_children
@@ -55,7 +57,9 @@ def same(a: Any, b: Any) -> bool:
     return bool((a == b).all()) if isinstance(a, torch.Tensor | np.ndarray) else a == b
 
 
-@pytest.mark.parametrize(("fault", "timeout", "reason"), [(hang, 4, "the decoder hung for 4 s"), (segfault, 60, TWICE)])
+@pytest.mark.parametrize(
+    ("fault", "timeout", "reason"), [(hang, 4, "the decoder or the storage hung for 4 s"), (segfault, 60, TWICE)]
+)
 def test_a_clip_that_takes_its_worker_along_is_skipped_and_nothing_else(
     index: Dataset, fault, timeout: float, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,6 +122,46 @@ def test_workers_end_with_their_loader(index: Dataset) -> None:
     for process in processes:
         process.join(10)
         assert process.exitcode is not None
+
+
+MAIN = """
+import sys, time
+from multiprocessing import active_children
+from recipes.data.index import load_index
+from recipes.data.loader import train_loader
+from tests.recipes.faulty import Faulty, nothing
+
+if __name__ == "__main__":
+    batches = iter(train_loader(Faulty(load_index(sys.argv[1]), nothing), 2, seed=3, workers=2))
+    next(batches)
+    print(*[process.pid for process in active_children()], flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(index: Dataset, tmp_path: Path) -> None:
+    script, manifest = tmp_path / "main.py", Path(index[0]["video"]).with_name("manifest.jsonl")
+    script.write_text(MAIN)
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        [sys.executable, script, manifest], stdout=subprocess.PIPE, text=True, env=os.environ | paths
+    )
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    patience = time.monotonic() + 60
+    while time.monotonic() < patience and any(map(running, workers)):
+        time.sleep(0.05)
+    assert not any(map(running, workers))
+
+
+def running(pid: int) -> bool:
+    """Whether there is a process that has not ended; one whose parent is gone may not be cleared away yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_run_whose_workers_are_killed_is_like_any_other(tiny, monkeypatch) -> None:

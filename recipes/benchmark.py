@@ -4,10 +4,12 @@ python -m recipes.benchmark --suite step [--workload reference] [--batch 8 16 32
 python -m recipes.benchmark --suite variants [--run runs/demo]
 python -m recipes.benchmark --suite realign [--batch 2048] [--losses 2 4] [--quick]
 python -m recipes.benchmark --suite loader [--config recipes/configs/demo.yaml] [--data MANIFEST] [key=value ...]
+python -m recipes.benchmark --suite options [--config recipes/configs/demo.yaml] [--memory only] [key=value ...]
 
 `step` times every engine against the plain step, each checked first, and measures peak memory; `variants` correlates
 the cheap readings of agreement with the exact ones over training; `realign` times the methods on Gram blocks against
-TorchJD's; `loader` says where the time of a clip goes. Tables, CSV and plots are under runs/benchmark.
+TorchJD's; `loader` says where the time of a clip goes; `options` measures what recomputing, chunks and compiling do to
+a step of the recipe. Tables, CSV and plots are under runs/benchmark.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import torch
 
 from recipes import config as configuration
 from recipes.benchmarks import loader, memory, plots, realign, tables, variants
+from recipes.benchmarks import options as step_options
 from recipes.benchmarks.contestants import CONTESTANTS
 from recipes.benchmarks.timing import Result, profile, race, reason
 from recipes.benchmarks.workloads import DEFAULTS, DEMO, DTYPES, WORKLOADS, Spec, WorkloadError
@@ -133,6 +136,28 @@ def variants_suite(options: argparse.Namespace) -> list[Path]:
     return [csv, markdown]
 
 
+# ------------------------------------------------------------------------------------------------------------ options
+def options_suite(options: argparse.Namespace) -> list[Path]:
+    """Time, measure, write."""
+    config = configuration.load(options.config, options.overrides)
+    repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS)
+    repeats = 0 if options.memory == "only" else repeats
+    with progress_bar(total=repeats + 1, desc=config.run.name, unit="round") as bar:
+        results = step_options.race(
+            options.config, options.overrides, options.variants or list(step_options.VARIANTS), repeats, bar.update
+        )
+    if options.memory != "none":
+        step_options.measure_memory(results, options.config, options.overrides, timeout=120 + 20 * options.limit)
+    rows = step_options.records(results, config, tables.machine(device_of(config).type))
+    options.out.mkdir(parents=True, exist_ok=True)
+    csv, markdown = (options.out / f"options-{config.run.name}.{ending}" for ending in ("csv", "md"))
+    text = step_options.report(rows)
+    tables.write_csv(csv, rows)
+    write_atomically(markdown, text)
+    print(text)
+    return [csv, markdown]
+
+
 # ------------------------------------------------------------------------------------------------------------ realign
 def realign_suite(options: argparse.Namespace) -> list[Path]:
     """Check, time, write; after every size."""
@@ -195,7 +220,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.profile:
             print(profile(sweep(options)[0], options.profile))
             return 0
-        suites = {"step": step_suite, "variants": variants_suite, "realign": realign_suite, "loader": loader_suite}
+        suites = {
+            "step": step_suite, "variants": variants_suite, "realign": realign_suite, "loader": loader_suite,
+            "options": options_suite,
+        }  # fmt: skip
         files = suites[options.suite](options)
     except (WorkloadError, ConfigError, DataError, WorkerError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -209,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m recipes.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--suite", choices=["step", "variants", "realign", "loader"], default="step")
+    p.add_argument("--suite", choices=["step", "variants", "realign", "loader", "options"], default="step")
     p.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of what is written")
 
     step = p.add_argument_group("step")
@@ -230,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("--dtype", choices=list(DTYPES), default="float32", help="bfloat16 is by autocast")
     step.add_argument("--compile", action="store_true", help="everybody once more with a compiled encoder")
     step.add_argument("--limit", type=float, default=60.0, metavar="SECONDS", help="skip what takes longer per step")
-    step.add_argument("--memory", choices=["base", "all", "none"], help="points to measure peak memory at")
+    step.add_argument("--memory", choices=["base", "all", "none", "only"], help="points to measure peak memory at")
     step.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), metavar="NAME", help="only these")
     step.add_argument(
         "--profile", choices=list(CONTESTANTS), metavar="NAME", help="print the operations of one, no more"
@@ -248,7 +276,10 @@ def parser() -> argparse.ArgumentParser:
         "--full", type=_positive, metavar="N", help="batch at which PCGrad is timed with nothing scaled up; default 256"
     )
 
-    more = p.add_argument_group("variants, loader")
+    more = p.add_argument_group(
+        "variants, loader, options",
+        "and for options, of the above: --repeats, --quick, --memory (none; only: no times), --limit",
+    )
     more.add_argument("--config", type=Path, default=DEMO, help="recipe that is trained")
     more.add_argument("--data", type=Path, help="what the loader reads; default: the data of the recipe")
     more.add_argument(
@@ -256,6 +287,7 @@ def parser() -> argparse.ArgumentParser:
     )
     more.add_argument("--batches", type=_positive, default=4, metavar="N", help="batches compared at each point")
     more.add_argument("--run", type=Path, help="a run's folder or checkpoint: compare there, train nothing")
+    more.add_argument("--variants", nargs="+", choices=list(step_options.VARIANTS), metavar="NAME", help="only these")
     more.add_argument("overrides", nargs="*", metavar="key=value", help="override keys of the recipe")
     p.epilog = "contestants: " + "; ".join(CONTESTANTS)
     return p

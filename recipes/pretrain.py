@@ -103,6 +103,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
         results = {"untrained": retrieve(embed(modules, clips, config, config.data.workers))}
     torch.manual_seed(seed_of(config.train.seed, group.rank))
     forward = spread(modules["model"], config.train.parallel, group, device, plain=config.harmonize == "none")
+    forward = torch.compile(forward) if config.train.compile else forward
     parts = ([p for p in modules[name].parameters() if p.requires_grad] for name in ("model", "objective"))
     optimizer = torch.optim.Adam([{"params": part} for part in parts], betas=(0.9, 0.999))
     transform = harmonizer(config)

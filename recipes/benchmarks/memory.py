@@ -1,4 +1,4 @@
-"""Peak memory of one step, measured in a process of its own.
+"""Peak memory of one step, measured in a process of its own: what it takes above model, batch and a warm-up.
 
 python -m recipes.benchmarks.memory '{"contestant": "plain", "spec": {...}}' prints bytes.
 """
@@ -9,8 +9,10 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,14 +30,17 @@ def peak(spec: Spec, contestant: str, timeout: float) -> int:
         RuntimeError: The process failed; the message is the last line it wrote.
         subprocess.TimeoutExpired: It took too long.
     """
-    request = json.dumps({"contestant": contestant, "spec": asdict(spec)})
+    return alone(__name__, {"contestant": contestant, "spec": asdict(spec)}, timeout)
+
+
+def alone(module: str, request: dict[str, Any], timeout: float) -> int:
+    """The last number that a module prints, run in a process of its own with a request in JSON; raises as `peak`."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, request], capture_output=True, text=True, env=environment, timeout=timeout
-    )
+    command = [sys.executable, "-m", module, json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
         raise RuntimeError(lines[-1])
@@ -48,17 +53,22 @@ def measure(spec: Spec, contestant: str) -> int:
     step = CONTESTANTS[contestant].make(workload, pcgrad)
     step(workload.draw(WARM_UP))
     batch = workload.draw(spec.batch)
+    return peak_of(lambda: step(batch), spec.device)
+
+
+def peak_of(call: Callable[[], Any], device: str) -> int:
+    """Bytes that a call, and what it returns, take at most above what is held before it, in this process."""
     gc.collect()
-    if spec.device == "cuda":
+    if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        outcome = step(batch)
+        outcome = call()
         torch.cuda.synchronize()
         found = torch.cuda.max_memory_allocated() - before
     else:
         before = _resident()
-        outcome = step(batch)
+        outcome = call()
         found = _peak_resident() - before
     del outcome
     return max(found, 0)

@@ -15,6 +15,7 @@ from torch.func import functional_call
 import harmony
 from recipes import config as configuration
 from recipes.data import vocabulary
+from recipes.data.clips import ClipFormat
 from recipes.trimodal.build import build as build_trimodal
 from recipes.trimodal.model import SIZES
 from recipes.trimodal.transformer import Transformer
@@ -185,23 +186,29 @@ def _demo(spec: Spec) -> Workload:
     """Model and objective of recipes/configs/demo.yaml on random clips; the Gram over its backbone, as there."""
     config = configuration.load(DEMO)
     tokenizer = vocabulary.build(f"word{i}" for i in range(200))
-    modules, clip, words = build_trimodal(config, tokenizer), config.clip, tokenizer.get_vocab_size()
-
-    def draw(size: int) -> Batch:
-        return {
-            "video": torch.randint(0, 256, (size, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8),
-            "audio": torch.rand(size, clip.samples) * 2 - 1,
-            "text": torch.randint(1, words, (size, clip.narrations, clip.words)),
-            "audio_valid": torch.ones(size, dtype=torch.bool),
-            "text_valid": torch.ones(size, clip.narrations, dtype=torch.bool),
-            "text_key": 1 + torch.arange(size * clip.narrations).view(size, -1),
-            "index": torch.arange(size),
-        }
-
+    modules, words = build_trimodal(config, tokenizer), tokenizer.get_vocab_size()
     backbone = "backbone"
     return Workload(
-        spec, modules["model"], modules["objective"], draw, lambda name: name.startswith(f"{backbone}."), backbone
+        spec,
+        modules["model"],
+        modules["objective"],
+        lambda size: random_clips(config.clip, words, size),
+        lambda name: name.startswith(f"{backbone}."),
+        backbone,
     )
+
+
+def random_clips(clip: ClipFormat, words: int, size: int) -> Batch:
+    """A batch as the tri-modal model takes it, of noise and of words below a number; nothing is missing."""
+    return {
+        "video": torch.randint(0, 256, (size, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8),
+        "audio": torch.rand(size, clip.samples) * 2 - 1,
+        "text": torch.randint(1, words, (size, clip.narrations, clip.words)),
+        "audio_valid": torch.ones(size, dtype=torch.bool),
+        "text_valid": torch.ones(size, clip.narrations, dtype=torch.bool),
+        "text_key": 1 + torch.arange(size * clip.narrations).view(size, -1),
+        "index": torch.arange(size),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- transformers

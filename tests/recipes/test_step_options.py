@@ -137,6 +137,22 @@ def test_a_layer_is_run_again_in_the_backward_pass():
     assert len(runs) == 4  # video, audio, text, and the one that the backward pass needs
 
 
+@pytest.mark.slow
+def test_a_compiled_encoder_trains_like_an_eager_one_and_resumes_exactly(tiny, crash):
+    options = ["harmonize=none", "gram.every=0", "objective.norm=layer"]
+    still = [*options, "model.dropout=0", "model.drop_token=0"]
+    eager, compiled = (tiny(f"run.name={flag}", f"train.compile={flag}", *still) for flag in ("false", "true"))
+    for config in (eager, compiled):
+        pretrain(config)
+    for a, b in zip(*(metrics.read(c.folder) for c in (eager, compiled)), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    whole, torn = (tiny(f"run.name={name}", "train.compile=true", *options) for name in ("whole", "torn"))
+    pretrain(whole)
+    crash(torn)
+    pretrain(torn, resume=True)
+    assert same(tensors(whole), tensors(torn))
+
+
 @pytest.mark.parametrize("harmonize", ["both", "none"])
 def test_an_exploding_run_stops_and_leaves_what_it_takes_to_see_why(tiny, harmonize):
     explode = ["train.lr=1e30", "train.warmup=0", "train.max_bad_steps=8", "train.checkpoint_every=1"]

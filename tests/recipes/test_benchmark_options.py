@@ -1,0 +1,40 @@
+"""The options of a step, measured: on a tiny step of the recipe's own."""
+
+import csv
+
+import pytest
+
+from recipes.benchmark import main
+from recipes.benchmarks import options
+from recipes.config import load
+from tests.recipes.conftest import DEMO, TINY
+
+
+def test_variants_are_timed_and_written(tmp_path):
+    names = ["harmonized", "harmonized, both"]
+    command = ["--suite", "options", *TINY, "run.name=tiny", "--out", str(tmp_path), "--quick", "--memory", "none"]
+    assert main([*command, "--variants", *names]) == 0
+    rows = list(csv.DictReader((tmp_path / "options-tiny.csv").open()))
+    assert [row["variant"] for row in rows] == ["plain", *names]
+    assert all(int(row["rounds"]) == 3 and float(row["ratio"]) > 0 and not row["skipped"] for row in rows)
+    assert rows[0]["ratio"] == "1" and "| harmonized, both |" in (tmp_path / "options-tiny.md").read_text()
+
+
+def test_what_cannot_be_taken_says_why(tmp_path):
+    bad = ["train.lr=1e30"]
+    results = options.race(DEMO, [*TINY, *bad], ["plain"], repeats=3)
+    assert "not finite" in results[0].skipped and results[0].seconds == []
+
+
+@pytest.mark.parametrize("name", options.VARIANTS)
+def test_variants_are_configurations(name):
+    load(DEMO, options.VARIANTS[name])
+
+
+@pytest.mark.slow
+def test_checkpointing_saves_memory():
+    overrides = [*TINY, "train.batch_size=32", "model.drop_token=0", "clip.frames=8", "clip.size=64"]
+    results = [options.Result(name) for name in ("plain", "plain, model.checkpoint")]
+    options.measure_memory(results, DEMO, [*overrides, "model.video_patch=[2,8,8]"], timeout=300)
+    kept, again = (result.memory for result in results)
+    assert 0 < again < kept

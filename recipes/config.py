@@ -165,7 +165,7 @@ class TrainConfig:
     clip_norm: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the encoder; fp16 with loss scaling
     tf32: bool = False  # let CUDA multiply float32 matrices in TF32
-    compile: bool = False  # the encoder of plain passes, by torch.compile; see docs/engines.md
+    compile: bool = False  # the encoder of plain passes, for a single process; see docs/engines.md
     ema: float | None = None  # decay of a moving average of the weights, which is then what is evaluated
     device: str = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: all parameters in every process, or a part in each
@@ -298,7 +298,11 @@ def check(config: Config) -> None:
                 (not 0 < source.weight < math.inf, f"data.sources.{name}.weight={source.weight} must be more than 0")
                 for name, source in config.data.sources.items()
             ),
-            *_compiler_problems(config),
+            (
+                config.train.compile and (config.harmonize != "none" or config.gram.every == 1),
+                "train.compile is for plain passes, harmonize=none with gram.every=0 (or more than 1): a step that "
+                "measures gradients reads the graph of every operation, and a compiled encoder has but one",
+            ),
             (not _compiles(config.gram.wrt), f"gram.wrt={config.gram.wrt!r} is not a regular expression"),
             *_harmonizer_problems(config),
             (
@@ -320,19 +324,6 @@ def check(config: Config) -> None:
     ]
     if problems:
         raise ConfigError("the configuration cannot be run:\n" + "\n".join(f"  - {p}" for p in problems))
-
-
-def _compiler_problems(config: Config) -> list[tuple[bool, str]]:
-    """Where `train.compile` would compile nothing, or what cannot be compiled."""
-    plain = config.harmonize == "none" and config.gram.every != 1
-    return [
-        (
-            config.train.compile and not plain,
-            "train.compile is for plain passes, harmonize=none with gram.every=0 (or more than 1): a step that "
-            "measures gradients reads the graph of every operation, and a compiled encoder has but one",
-        ),
-        (config.train.compile and config.train.parallel == "fsdp", "train.compile needs train.parallel=ddp"),
-    ]
 
 
 def _harmonizer_problems(config: Config) -> list[tuple[bool, str]]:

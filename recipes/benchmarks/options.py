@@ -33,6 +33,7 @@ VARIANTS = {
     PLAIN: _PLAIN,
     "plain, train.compile": [*_PLAIN, "train.compile=true"],
     "plain, model.checkpoint": [*_PLAIN, "model.checkpoint=true"],
+    "plain, chunks of 8 by features": ["harmonize=none", "gram.space=features", "gram.chunk_size=8"],
     "harmonized": _HARMONIZED,
     "harmonized, model.checkpoint": [*_HARMONIZED, "model.checkpoint=true"],
     "harmonized, gram.chunk_size=8": [*_HARMONIZED, "gram.chunk_size=8"],

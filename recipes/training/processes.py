@@ -120,6 +120,8 @@ def check_processes(config: Config, group: Processes) -> None:
     train = config.train
     if train.batch_size % group.world:
         raise ConfigError(f"train.batch_size={train.batch_size} must be a multiple of the {group.world} processes")
+    if train.compile and group.world > 1:
+        raise ConfigError("train.compile is for a single process so far")
     if train.parallel == "fsdp" and group.world > 1 and config.gram.probe:
         raise ConfigError("gram.probe looks at whole parameters: it needs train.parallel=ddp")
 

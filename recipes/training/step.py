@@ -105,7 +105,7 @@ def train_step(
     scale = None if loss_scale is None else loss_scale.tensor(device)
 
     if config.harmonize == "none" and not (config.gram.every and step % config.gram.every == 0):
-        embeddings = processes.gather(encode(forward or model, inputs))
+        embeddings = processes.gather(encode(model if forward is None else forward, inputs))
         terms = objective(embeddings)
         losses = {name: term.mean() for name, term in terms.items()}
         total = torch.stack(list(losses.values())).sum()

@@ -51,10 +51,6 @@ def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
         ("realign: {layers: x, method: gradvac}", "needs a method without memory"),
         ("train: {compile: true}", r"train\.compile is for plain passes.*reads the graph of every operation"),
         ("{harmonize: none, train: {compile: true}}", r"gram\.every=0"),
-        (
-            "{harmonize: none, gram: {every: 0}, train: {compile: true, parallel: fsdp}}",
-            r"train\.compile needs train\.parallel=ddp",
-        ),
         ("train: {device: abacus}", "is not a device here"),
     ],
 )

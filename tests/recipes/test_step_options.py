@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.config import TrainConfig
+from recipes.config import ConfigError, TrainConfig
 from recipes.pretrain import TrainingError, pretrain
 from recipes.training import bad_steps, checkpoint, dynamics, metrics
 from recipes.training.bad_steps import BAD_STEPS, MOST
 from recipes.training.ema import Ema
 from recipes.training.precision import GROW_AFTER, LossScale, forward_in, loss_scale
+from recipes.training.processes import Processes, check_processes
 from recipes.trimodal.restore import restore
 from tests.recipes.test_model import batch, model
 
@@ -135,6 +136,20 @@ def test_a_layer_is_run_again_in_the_backward_pass():
     net.backbone.layers[0].register_forward_pre_hook(lambda *_: runs.append(1))
     net(**batch())["video"].sum().backward()
     assert len(runs) == 4  # video, audio, text, and the one that the backward pass needs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.batch_size=5"], "batch_size=5 must be a multiple of the 2 processes"),
+        (["train.parallel=fsdp", "gram.probe=[layers]"], "needs train.parallel=ddp"),
+        (["harmonize=none", "gram.every=0", "train.compile=true"], "train.compile is for a single process"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(tiny, overrides, message):
+    check_processes(tiny(*overrides), Processes(0, 1))
+    with pytest.raises(ConfigError, match=message):
+        check_processes(tiny(*overrides), Processes(0, 2))
 
 
 @pytest.mark.slow

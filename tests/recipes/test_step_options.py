@@ -6,13 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.config import ConfigError, TrainConfig
+import harmony
+from recipes.config import Config, ConfigError, GramConfig, ObjectiveConfig, TrainConfig
 from recipes.pretrain import TrainingError, pretrain
 from recipes.training import bad_steps, checkpoint, dynamics, metrics
 from recipes.training.bad_steps import BAD_STEPS, MOST
 from recipes.training.ema import Ema
 from recipes.training.precision import GROW_AFTER, LossScale, forward_in, loss_scale
 from recipes.training.processes import Processes, check_processes
+from recipes.training.step import train_step
+from recipes.trimodal.objective import Objective
 from recipes.trimodal.restore import restore
 from tests.recipes.test_model import batch, model
 
@@ -129,6 +132,25 @@ def test_probes_of_recomputed_layers_measure_the_same(tiny):
         a, b = (recorded.of(name).seen.moments for recorded in found)
         torch.testing.assert_close(a.number, b.number)
         torch.testing.assert_close(a.mean[0], b.mean[0], rtol=1e-3, atol=1e-4)  # the first, before roundings grow
+
+
+def test_plain_training_in_chunks_is_plain_training():
+    """Of a batch larger than memory: harmonize=none with features and chunks."""
+    grads = []
+    for gram in (GramConfig(every=0), GramConfig(space="features", chunk_size=2)):
+        net = model(dropout=0.0, drop_token=0.0)
+        objective = Objective(ObjectiveConfig(audio_space=6, text_space=5, temperature=0.5), 96)
+        modules = torch.nn.ModuleDict({"model": net, "objective": objective}).double()
+        inputs = {name: x.double() if x.is_floating_point() else x for name, x in batch(5).items()}
+        optimizer, transform = torch.optim.SGD(modules.parameters(), lr=0.0), harmony.chain()
+        clips = inputs | {"id": list("abcde")}
+        found, _ = train_step(
+            Config(harmonize="none", gram=gram), modules, optimizer, transform, transform.init(), clips, 0,
+            torch.device("cpu"),
+        )  # fmt: skip
+        assert found.taken and (found.cosines is None) == (gram.every == 0)
+        grads.append({name: p.grad for name, p in modules.named_parameters()})
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-12)
 
 
 def test_a_layer_is_run_again_in_the_backward_pass():

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> bool:
     data = base.data.manifest or str(procedural_corpus(base.corpus))
     test = base.data.test or str(Path(data) / "test.jsonl")
     shards = options.out / SHARDS
-    broken = damaged_shards(data, shards, options.share, seed=0)
+    broken = damaged_shards(data, shards, options.share, seed=1)  # not the seed of the order
     arguments = [*ENDLESS, *options.overrides, f"run.dir={options.out}", f"run.name={RUN}"]
     arguments += [f"data.manifest={shards}", f"data.test={test}"]
     config = configuration.load(DEMO, arguments)

@@ -28,7 +28,7 @@ from recipes.config import Config, ConfigError
 from recipes.data import vocabulary
 from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
-from recipes.data.splits import DataError, train_and_test
+from recipes.data.splits import DataError, load_train, save_train, train_and_test
 from recipes.data.workers import WorkerError
 from recipes.evaluate import embed, retrieve, table
 from recipes.training import checkpoint, dynamics
@@ -84,9 +84,10 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     use_tf32(config.train)
     with group.first_ahead():  # which builds the corpus, the vocabulary and the folder
         try:
-            train, test, sources = train_and_test(config)
+            splits = train_and_test(config) if group.first else None
+            train, sources = load_train(folder) if splits is None else (splits.train, splits.sources)
             tokenizer = vocabulary_of(train, config, start, group)
-            clips = eval_clips(test, tokenizer, config.clip)
+            clips = None if splits is None else eval_clips(splits.test, tokenizer, config.clip)
             torch.manual_seed(config.train.seed)
             modules = build(config, tokenizer).to(device)
         except (ValueError, OSError) as error:
@@ -96,7 +97,9 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             if not resume:
                 begin(folder, config)
             vocabulary.save(tokenizer, folder / VOCABULARY)
-    log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
+            if group.world > 1:
+                save_train(splits, folder)
+            log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
 
     results: dict[str, Any] = {}
     if start is None and group.first:

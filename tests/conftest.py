@@ -1,11 +1,11 @@
-"""Shared settings of the tests: one torch thread a worker; Hypothesis without deadlines, the same examples in CI."""
+"""Shared settings of the tests: one thread a process: several round differently; Hypothesis without deadlines, the same examples in CI."""
 
 import os
 
-import torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # here, before torch is imported, and in the processes that tests start
+
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(1)
 settings.register_profile(
     "harmony", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )

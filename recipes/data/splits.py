@@ -1,12 +1,14 @@
 """What a run trains on and what it holds out, from its configuration."""
 
 import hashlib
+import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_from_disk
 
 from recipes.config import Config, CorpusConfig, SourceConfig
 from recipes.data import storage
@@ -16,6 +18,7 @@ from recipes.data.sampler import Source
 
 TRAIN = ("train", "training", "")  # "": no split is named
 TEST = ("test", "testing")
+INDEX, SOURCES = "index", "sources.json"  # in the folder of a run of several processes
 HOLDOUT = 0.1  # share of videos held out where a manifest names no test split
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,20 @@ def train_and_test(config: Config) -> Splits:
     weights = (source.weight for source in sources.values())
     sized = [Source(len(part), weight) for (part, _), weight in zip(parts, weights, strict=True)]
     return Splits(train, held_out, sized)
+
+
+def save_train(splits: Splits, folder: Path) -> None:
+    """Write what is trained on, for other processes: to read a manifest of millions once is long enough."""
+    shutil.rmtree(folder / INDEX, ignore_errors=True)
+    disable_progress_bars()
+    splits.train.save_to_disk(folder / INDEX)
+    (folder / INDEX / SOURCES).write_text(json.dumps(splits.sources), encoding="utf-8")
+
+
+def load_train(folder: Path) -> tuple[Dataset, list[Source]]:
+    """What `save_train` wrote: the training index, mapped into memory, and its sources."""
+    sources = json.loads((folder / INDEX / SOURCES).read_text(encoding="utf-8"))
+    return load_from_disk(str(folder / INDEX)), [Source(*source) for source in sources]
 
 
 def procedural_corpus(corpus: CorpusConfig) -> Path:

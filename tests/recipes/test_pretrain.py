@@ -366,3 +366,19 @@ def test_what_processes_cannot_share_is_refused_before_any_work(tiny, overrides,
     with pytest.raises(ConfigError, match=message):
         pretrain(config, group=Processes(rank=0, world=3))
     assert not config.folder.exists()
+
+
+def test_a_mixture_trains_and_resumes(tiny, crash, corpus, tmp_path):
+    """Shares of every batch, and a source without text; a run that died goes on as if it had not."""
+    videos = [media.write(tmp_path / f"{name}.mp4", seconds=2.0) for name in ("x", "y", "z")]
+    rows = [{"video": path.name, "text": None} for path in videos]
+    (tmp_path / "silent.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sources = [f"data.sources.spoken.manifest={corpus}", f"data.sources.other.manifest={tmp_path / 'silent.jsonl'}"]
+    mixture = ["data.manifest=null", *sources, "data.sources.spoken.weight=3", f"data.test={corpus / 'test.jsonl'}"]
+    whole, halves = (tiny(*mixture, f"run.name={name}") for name in ("whole", "halves"))
+    assert pretrain(whole)["trained"]
+    crash(halves)
+    pretrain(halves, resume=True)
+    a, b = (checkpoint.read(checkpoint.latest(config.folder), "model.") for config in (whole, halves))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert "spoken 75%, other 25%" in (whole.folder / "report.html").read_text()

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from recipes.config import ConfigError, load
-from recipes.data.splits import train_and_test
+from recipes.data.splits import load_train, save_train, train_and_test
 from tests.recipes.conftest import DEMO
 
 
@@ -98,3 +98,16 @@ def test_a_mixture_keeps_its_sources_apart(tmp_path):
 def test_mixtures_that_cannot_be(overrides, complaint):
     with pytest.raises(ConfigError, match=complaint):
         load(DEMO, overrides)
+
+
+def test_what_other_processes_read_is_the_same(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i}.mp4").touch()
+    rows = [{"id": str(i), "video": f"{i}.mp4", "text": str(i), "split": ["train", "test"][i % 2]} for i in range(20)]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sources = [f"data.sources.{name}.manifest={tmp_path / 'm.jsonl'}" for name in "ab"]
+    splits = train_and_test(load(DEMO, [*sources, "data.sources.b.weight=2"]))
+    for _ in range(2):  # a run that is begun again writes over what is there
+        save_train(splits, tmp_path / "run")
+        train, found = load_train(tmp_path / "run")
+        assert train.to_list() == splits.train.to_list() and found == splits.sources == [(10, 1.0), (10, 2.0)]

@@ -1,4 +1,4 @@
-"""Shared settings of the tests: one thread a process: several round differently; Hypothesis without deadlines, the same examples in CI."""
+"""Shared settings of the tests: one thread a process, as several round differently; the same examples in CI."""
 
 import os
 

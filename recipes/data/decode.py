@@ -6,8 +6,9 @@ what asks for more than `limits` grants.
 
 import os
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -109,7 +110,11 @@ def clip_in(file: BinaryIO, name: str) -> Iterator["Clip"]:
             raise BrokenClip(name, "the file is empty")
         file.seek(0)
         with _open(file, name) as container:
-            yield Clip(name, container)
+            clip = Clip(name, container)
+            try:
+                yield clip
+            finally:
+                clip.finish()
     except (av.FFmpegError, ValueError) as error:  # ValueError: a stream whose format changes half-way
         detail = getattr(error, "strerror", None) or error
         raise BrokenClip(name, f"truncated, corrupt or not a media file ({detail})") from error
@@ -132,6 +137,7 @@ class Clip:
 
     def __init__(self, path: str, container: InputContainer):
         self.path, self.container = path, container
+        self.demuxer: Iterator[Packet] | None = None
         if len(container.streams) > limits.STREAMS:
             raise BrokenClip(path, f"it has {len(container.streams)} streams, more than {limits.STREAMS}")
         known = [stream for stream in container.streams if stream.codec_context is not None]
@@ -208,7 +214,7 @@ class Clip:
         while True:
             self.container.seek(max(target, 0), stream=stream)
             packets, size = [], 0
-            for packet in self.container.demux(stream):
+            for packet in self._following(stream):
                 if packet.dts is not None and packet.dts > last:  # dts <= pts, so nothing shown by `last` can follow
                     break
                 if packet.pts is not None:
@@ -221,6 +227,24 @@ class Clip:
             if target <= 0 or (packets and min(p.pts for p in packets) <= first):
                 return packets
             target, back = target - back, 2 * back
+
+    def _following(self, stream: Stream) -> Iterator[Packet]:
+        """The packets of a stream from the place that was sought."""
+        self.demuxer = self.demuxer or self.container.demux()
+        for packet in self.demuxer:
+            if packet.stream_index == stream.index:
+                yield packet
+        self.demuxer = None
+
+    def finish(self) -> None:
+        """Lead the demuxer to the end of the file: PyAV frees its buffer there, not where it is left before."""
+        if self.demuxer is None:
+            return
+        for stream in self.container.streams:
+            stream.discard = Discard.all
+        with suppress(av.FFmpegError, OSError):
+            self.container.seek(self.container.duration)
+            deque(self.demuxer, maxlen=0)
 
     def _check_end(self, last: Packet, time: float) -> None:
         """Tells a clip that is over from one that was cut off: the header promises more than the file holds."""

@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--memory", type=float, default=80, help="GiB (default: %(default)s)")
     p.add_argument("--cores", type=int, default=14, help="of the loader (default: %(default)s)")
     p.add_argument("--clips-per-core", type=float, required="--measure" not in (arguments or sys.argv))
-    p.add_argument("--ratio", type=float, default=1.81, help="of a harmonized step's time (default: %(default)s)")
-    p.add_argument("--ratio-held", type=float, default=2.75, help="of its activations (default: %(default)s)")
+    p.add_argument("--ratio", type=float, default=1.35, help="of a harmonized step's time (default: %(default)s)")
+    p.add_argument("--ratio-held", type=float, default=1.96, help="of its activations (default: %(default)s)")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="override keys of the configuration")
     options = p.parse_args(arguments)
     try:

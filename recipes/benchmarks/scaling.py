@@ -55,13 +55,14 @@ class Counts:
     """What the model of a configuration asks for.
 
     Attributes:
-        parameters: Of the encoder; those of the heads are few.
+        parameters, heads: Of the encoder, and of the heads.
         forward: Operations of its forward pass, a clip.
         held: Bytes that its backward pass needs, a clip, in the run's precision.
         losses: Operations of the losses stage, there and back, of the whole batch.
     """
 
     parameters: int
+    heads: int
     forward: float
     held: float
     losses: float
@@ -106,6 +107,7 @@ def count(config: Config) -> Counts:
             torch.stack([t.mean() for t in terms.values()]).sum().backward()
     return Counts(
         parameters=sum(p.numel() for p in model.parameters()),
+        heads=sum(p.numel() for p in objective.parameters()),
         forward=forward.number / 2,
         held=(held[1] - held[0]) / 2,
         losses=losses.number,
@@ -130,7 +132,7 @@ def clips(config: Config, number: int) -> dict[str, Tensor]:
 def traffic(counts: Counts, config: Config, processes: int) -> dict[str, float]:
     """Bytes that a process sends in a step, by what they are; it receives as many.
 
-    Sums go round a ring twice, what is gathered goes round once.
+    Sums go round a ring twice; what is gathered goes round once, and so, on average, does what one sends to all.
     """
     once = (processes - 1) / processes
     batch, narrations = config.train.batch_size, config.clip.narrations
@@ -139,6 +141,7 @@ def traffic(counts: Counts, config: Config, processes: int) -> dict[str, float]:
     harmonized = config.harmonize != "none"
     return {
         "gradients": 2 * once * counts.parameters * FLOAT,
+        "gradients of the heads": once * counts.heads * FLOAT,
         "embeddings": once * batch * (embedding + masks),
         "Gram blocks and weights": once * batch / config.gram.group_size * 6 * FLOAT * harmonized,
     }
@@ -159,7 +162,8 @@ def predict(counts: Counts, config: Config, processes: int, machine: Machine) ->
     network = sum(sent.values()) / machine.network
     step = compute + losses + network
     loader = per_process / (machine.cores * machine.clips_per_core)
-    state = counts.parameters * FLOAT * ADAM
+    parameters = counts.parameters + counts.heads
+    state = parameters * FLOAT * ADAM
     held = counts.held * min(per_process, config.gram.chunk_size or math.inf) * ratio_held
     slowest = max(step, loader)
     cores = per_process / step / machine.clips_per_core
@@ -172,7 +176,11 @@ def predict(counts: Counts, config: Config, processes: int, machine: Machine) ->
         ("loader", f"{loader * 1e3:.0f} ms", f"{machine.cores} cores, {machine.clips_per_core:g} clips/s each"),
         ("loader cores that keep up", f"{cores:.1f}", "for each process"),
         ("the whole run", f"{config.train.steps * slowest / 86400:.1f} days", f"{config.train.steps} steps"),
-        ("parameters and optimizer", f"{state / GIB:.2f} GiB", f"{counts.parameters / 1e6:.0f} M, 16 bytes each"),
+        (
+            "parameters and optimizer",
+            f"{state / GIB:.2f} GiB",
+            f"{parameters / 1e6:.0f} M, 16 bytes each",
+        ),
         ("held for backward", f"{held / GIB:.2f} GiB", f"{counts.held / 2**20:.0f} MiB a clip, x {ratio_held:g}"),
         ("memory of a process", f"{(state + held) / GIB:.1f} GiB", f"of {machine.memory / GIB:.0f}"),
     ]

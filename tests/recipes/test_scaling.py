@@ -63,7 +63,7 @@ def test_what_is_held_is_what_a_real_forward_pass_keeps() -> None:
 
 def test_a_share_for_each_process_and_what_gives_out_first() -> None:
     config = configuration.load(MEDIUM, [])
-    counts = Counts(parameters=100_000_000, forward=4e11, held=2**30, losses=1e9)
+    counts = Counts(parameters=99_000_000, heads=1_000_000, forward=4e11, held=2**30, losses=1e9)
     rows = {what: found for what, found, _ in predict(counts, config, 256, MACHINE)}
     assert rows["clips for each process"] == "8" and rows["encoder"] == "48 ms"
     assert rows["parameters and optimizer"] == "1.49 GiB" and rows["memory of a process"] == "25.5 GiB"

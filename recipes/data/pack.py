@@ -98,12 +98,12 @@ def _write_shard(shard: Path, rows: list[dict[str, Any]], first: int) -> None:
         for number, row in enumerate(rows, first):
             try:
                 with _opened(row) as video:
-                    _add(tar, f"{number:09d}{_ending(row['video'])}", video)
+                    add(tar, f"{number:09d}{_ending(row['video'])}", video)
             except BrokenClip as broken:
                 skipped.append({"id": row["id"], "reason": broken.reason})
                 continue
             about = {name: value for name, value in manifest.fields_of(row, "").items() if name != "video"}
-            _add(tar, f"{number:09d}.json", io.BytesIO(json.dumps(about, ensure_ascii=False).encode()))
+            add(tar, f"{number:09d}.json", io.BytesIO(json.dumps(about, ensure_ascii=False).encode()))
     with open(shard.with_name(SKIPPED), "a", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped)
     os.replace(temporary, shard)
@@ -129,7 +129,8 @@ def _ending(video: str | bytes) -> str:
     return ending if ending in VIDEOS else VIDEOS[0]
 
 
-def _add(tar: tarfile.TarFile, name: str, file: io.BufferedIOBase) -> None:
+def add(tar: tarfile.TarFile, name: str, file: io.BufferedIOBase) -> None:
+    """Append a file, read from its beginning, to a shard."""
     member = tarfile.TarInfo(name)  # no dates, no owners: the same videos make the same bytes
     member.size = file.seek(0, os.SEEK_END)
     file.seek(0)

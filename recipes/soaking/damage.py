@@ -10,6 +10,7 @@ import numpy as np
 
 from recipes.data import manifest, shards, storage
 from recipes.data.index import load_index
+from recipes.data.pack import add
 
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -45,13 +46,8 @@ def damaged_shards(data: str, out: Path, share: float, seed: int) -> dict[str, s
                 with storage.open_bytes(row["video"]) as file:
                     video = file.read()
                 about = manifest.fields_of(row, "")
-                _add(tar, f"{number:06d}.mp4", DAMAGES[kinds[number]](video) if number in kinds else video)
-                _add(tar, f"{number:06d}.json", json.dumps(about).encode())
+                video = DAMAGES[kinds[number]](video) if number in kinds else video
+                add(tar, f"{number:06d}.mp4", io.BytesIO(video))
+                add(tar, f"{number:06d}.json", io.BytesIO(json.dumps(about).encode()))
     ids = index["id"]
     return {ids[row]: kind for row, kind in kinds.items()}
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))

@@ -64,15 +64,15 @@ def test_shards_hold_what_was_packed(videos: Path, tmp_path: Path, capsys) -> No
 def test_an_interrupted_pack_goes_on(videos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     rows = (["--data", videos, "--clips", 2, "--out"], tmp_path / "whole", tmp_path / "halves")
     assert packed(*rows[0], rows[1]) == 0
-    add, calls = pack._add, []
+    real, calls = pack.add, []
 
     def full(*arguments):
         calls.append(1)
         if len(calls) == 6:
             raise OSError(28, "No space left on device")
-        add(*arguments)
+        real(*arguments)
 
-    monkeypatch.setattr(pack, "_add", full)
+    monkeypatch.setattr(pack, "add", full)
     assert packed(*rows[0], rows[2]) == 2
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()

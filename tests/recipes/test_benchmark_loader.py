@@ -2,11 +2,14 @@
 
 import csv
 
+import av
 import pytest
 
 from recipes.benchmark import main
-from recipes.benchmarks import loader
+from recipes.benchmarks import loader, web_video
 from recipes.benchmarks.loader import MOVE, REST, STAGES, WHOLE, Stopwatch
+from recipes.data.decode import probe
+from recipes.data.index import load_index
 from tests.recipes.conftest import DEMO, TINY
 
 
@@ -50,3 +53,17 @@ def test_nothing_to_read_is_an_error(tmp_path, capsys):
     arguments = ["--suite", "loader", "--config", str(DEMO), "--data", str(tmp_path / "train.jsonl")]
     assert main([*arguments, "--", *TINY, f"data.test={tmp_path / 'test.jsonl'}"]) == 2
     assert "no clip of the first batch can be read" in capsys.readouterr().err
+
+
+def test_web_video_has_large_pictures_and_few_key_frames(corpus, tmp_path):
+    assert web_video.main(["--data", str(corpus), "--out", str(tmp_path / "web"), "--size", "96", "64"]) == 0
+    index = load_index(tmp_path / "web" / "manifest.jsonl")
+    old = load_index(corpus)
+    assert index["id"][:] == old["id"][:] and index["narrations"][:] == old["narrations"][:]
+    found, before = probe(index["video"][0]), probe(old["video"][0])
+    assert (found.width, found.height, found.fps, found.has_audio) == (96, 64, 25.0, True)
+    assert found.duration == pytest.approx(before.duration, abs=0.3)
+    with av.open(index["video"][0]) as file:
+        keys = [packet.is_keyframe for packet in file.demux(video=0) if packet.size]
+    assert sum(keys) < len(keys) / 50
+    assert web_video.main(["--data", str(corpus), "--out", str(tmp_path / "web")]) == 2

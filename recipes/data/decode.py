@@ -186,7 +186,7 @@ class Clip:
             BrokenClip: no video stream, truncated before the end of the window, or corrupt.
         """
         video = self._pictures(start + np.arange(frames) / fps, short_side)
-        return Window(video, self._sound(start, sample_rate, samples))
+        return Window(video, self.sound(start, sample_rate, samples))
 
     def _pictures(self, times: np.ndarray, short_side: int | None) -> np.ndarray:
         stream = self.video
@@ -269,7 +269,8 @@ class Clip:
                 break
         return shown
 
-    def _sound(self, start: float, sample_rate: int, samples: int) -> np.ndarray | None:
+    def sound(self, start: float, sample_rate: int, samples: int) -> np.ndarray | None:
+        """The sound of `window` alone, which a file without pictures has too: float32 (samples,), or None."""
         stream = self.audio
         if stream is None:
             return None

@@ -47,17 +47,22 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
         FileNotFoundError: nothing at `path`, or none of the videos it names.
         ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.
     """
+    return index_of(path, _layout(path), split, prefix)
+
+
+def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None = None, prefix: str = "") -> Dataset:
+    """The index that rows make: see `load_index`. Of a row, other fields than those of an index are left out."""
     seen: Counter[str] = Counter()
     splits: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for row in _layout(path):
+    def chosen() -> Iterator[dict[str, Any]]:
+        for row in rows:
             seen[row["id"]] += 1
             splits[row["split"]] += 1
             if split is None or row["split"] == split:
                 yield row | {"id": prefix + row["id"]}
 
-    index = _mapped(rows(), SCHEMA)
+    index = _mapped(chosen(), SCHEMA)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
         raise ValueError(f"{path}: {len(twice)} id(s) occur more than once, for example {', '.join(twice[:5])}")

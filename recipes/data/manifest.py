@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from recipes.data import storage
 from recipes.data.encoding import clean, read_lines
 
-FIELDS = ("id", "video", "split", "start", "end", "text", "narrations")
+FIELDS = ("id", "video", "split", "start", "end", "text", "narrations", "label", "fold")
 Located = Iterator[tuple[str, dict[str, Any]]]  # (where the row is, for people; its fields)
 
 
@@ -22,8 +22,8 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
     Fields of a row: `video` (a path relative to the manifest, or a URL; see `storage`), and `text` (spoken or true over
     the whole clip) or `narrations` (a list of {start, end, text}; in CSV a JSON string); optionally `id` (default: the
     video's relative path without its ending, numbered where it occurs again), `split`, and `start` and `end`, the part
-    of the file that is the clip, in seconds. Others are ignored. A null or empty text is no narration. All times are of
-    the file.
+    of the file that is the clip, in seconds. Others are ignored. A row that has a `label` (see `labelled_manifest`)
+    needs no text. A null or empty text is no narration. All times are of the file.
 
     Args:
         path: a .jsonl, .csv or .parquet file, or a URL of one.
@@ -33,6 +33,11 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
         FileNotFoundError: not one of the videos exists.
         ValueError: a row that is not as above; says file and line.
     """
+    return (row for _, _, row in located(path))
+
+
+def located(path: str | Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The rows of `read`, each behind where it is, for people, and the fields that it was made of."""
     root = storage.parent(path)
     unnamed: dict[str, int] = {}
     count, any_file, first = 0, False, ""
@@ -40,7 +45,8 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
         video = storage.join(root, _string(where, fields, "video", required=True))
         any_file = any_file or storage.exists(video)  # one is enough: whether each is whole is seen when it is read
         first, count = first or video, count + 1
-        yield row(where, fields, video, _string(where, fields, "id") or _name(video, root, unnamed))
+        name = _string(where, fields, "id") or _name(video, root, unnamed)
+        yield where, fields, row(where, fields, video, name)
     if count and not any_file:
         raise FileNotFoundError(f"{path}: not one of its {count} videos exists; the first would be {first}")
 
@@ -119,8 +125,10 @@ def _part(where: str, fields: dict[str, Any]) -> dict[str, float | None]:
 def _narrations(where: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
     narrations = fields.get("narrations")
     if narrations is None or narrations == "":
-        if "text" not in fields and "narrations" not in fields:
-            raise ValueError(f"{where}: expected a field 'text' or 'narrations'; found {', '.join(map(str, fields))}")
+        if not {"text", "narrations", "label"} & fields.keys():
+            raise ValueError(
+                f"{where}: expected a field 'text', 'narrations' or 'label'; found {', '.join(map(str, fields))}"
+            )
         text = _string(where, fields, "text")
         return [{"start": 0.0, "end": math.inf, "text": text}] if text else []
     if isinstance(narrations, str):

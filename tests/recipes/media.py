@@ -1,5 +1,6 @@
-"""Writes small real mp4 files whose content says where it is: for tests of decoding and loading."""
+"""Writes small real mp4, avi and wav files whose content says where it is: for tests of decoding and loading."""
 
+import wave
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -72,19 +73,43 @@ def write(
     with av.open(str(path), "w", options={"movflags": "faststart"} if header_first else {}) as container:
         pictures = _picture_stream(container, fps, size, rotation) if video else None
         sound = container.add_stream("aac", rate=sample_rate, layout=LAYOUTS[channels]) if audio else None
-        wave, sent = _wave(seconds, sample_rate, channels), 0
+        sines, sent = _wave(seconds, sample_rate, channels), 0
         for number, (time, end) in enumerate(pairwise([*times, seconds])):
             if pictures is not None:
                 frame = av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")
                 frame.pts, frame.duration = round(time * TICKS), round((end - time) * TICKS)
                 container.mux(pictures.encode(frame))
-            while sound is not None and sent < min(end * sample_rate, wave.shape[1]):
-                chunk = av.AudioFrame.from_ndarray(wave[:, sent : sent + 1024].copy(), "fltp", LAYOUTS[channels])
+            while sound is not None and sent < min(end * sample_rate, sines.shape[1]):
+                chunk = av.AudioFrame.from_ndarray(sines[:, sent : sent + 1024].copy(), "fltp", LAYOUTS[channels])
                 chunk.sample_rate, chunk.pts, chunk.time_base = sample_rate, sent, Fraction(1, sample_rate)
                 container.mux(sound.encode(chunk))
                 sent += chunk.samples
         for stream in filter(None, (pictures, sound)):
             container.mux(stream.encode(None))
+    return path
+
+
+def write_avi(path: Path, pixels: np.ndarray, fps: int = 25) -> Path:
+    """Writes pictures, uint8 (T, H, W, 3), as UCF101 has them: MPEG-4 (XviD's codec) in avi, without sound."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
+        stream.codec_context.codec_tag, stream.bit_rate = "XVID", 400_000
+        for rgb in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_wav(path: Path, samples: np.ndarray, sample_rate: int = 44_100) -> Path:
+    """Writes mono sound, float (n,) in [-1, 1], as ESC-50 has it: 16 bits in wav."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
     return path
 
 
@@ -107,5 +132,5 @@ def _picture_stream(container: av.container.OutputContainer, fps: int, size: tup
 def _wave(seconds: float, sample_rate: int, channels: int) -> np.ndarray:
     """Sines of `tone(s)` in second s: float32 (channels, samples)."""
     clock = np.arange(round(seconds * sample_rate)) / sample_rate
-    wave = 0.5 * np.sin(2 * np.pi * tone(np.floor(clock)) * clock)
-    return np.repeat(wave[None].astype(np.float32), channels, axis=0)
+    sines = 0.5 * np.sin(2 * np.pi * tone(np.floor(clock)) * clock)
+    return np.repeat(sines[None].astype(np.float32), channels, axis=0)

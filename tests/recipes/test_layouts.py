@@ -97,7 +97,7 @@ def test_a_split_without_rows_says_which_there_are(tmp_path: Path) -> None:
         ({"text": "x"}, "line 2: expected 'video' to be a string; found only the fields text"),
         ({"video": 3, "text": "x"}, "line 2: expected 'video' to be a string; found 3"),
         ({"video": "", "text": "x"}, "line 2: expected 'video'"),
-        ({"video": "a.mp4"}, "line 2: expected a field 'text' or 'narrations'; found video"),
+        ({"video": "a.mp4"}, "line 2: expected a field 'text', 'narrations' or 'label'; found video"),
         ({"video": "a.mp4", "text": 5}, "line 2: expected 'text' to be a string; found 5"),
         ({"video": "a.mp4", "narrations": {"start": 0}}, "line 2: 'narrations' is not a list"),
         ({"video": "a.mp4", "narrations": [{"start": 0, "text": "x"}]}, "line 2: expected narration 0"),

@@ -1,0 +1,56 @@
+"""A labelled manifest: the manifest of `manifest` with the classes of each clip, and folds or a split."""
+
+from pathlib import Path
+from typing import Any
+
+from recipes.data import manifest
+from recipes.data.encoding import clean
+
+PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # other splits are left alone
+
+
+def read(path: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Reads a labelled manifest; see `recipes.data.labels.Layout`.
+
+    Fields of a row beside those of a manifest, in which the text may be missing: `label`, the name of the class, or
+    several in a list or separated by `|`; and `fold` or `split`. Where there are folds, there is one split for each,
+    which tests on it and trains on the others. Else there is one, "test", of the rows whose `split` is train or test.
+
+    Args:
+        path: a .jsonl, .csv or .parquet file, or a URL of one.
+    Returns:
+        The names of the classes, sorted, and the rows.
+    Raises:
+        FileNotFoundError: not one of the videos exists.
+        ValueError: a row that is not as above; says file and line.
+    """
+    located = list(manifest.located(path))
+    folded = any(_fold(fields) for _, fields, _ in located)
+    rows, folds = [], []
+    for where, fields, row in located:
+        fold, part = _fold(fields), PARTS.get(row["split"].casefold())
+        if folded and not fold:
+            raise ValueError(f"{where}: expected a 'fold', as other rows have one; found none")
+        rows.append(row | {"labels": _labels(where, fields), "parts": {} if folded or not part else {"test": part}})
+        folds.append(fold)
+    for row, own in zip(rows, folds, strict=True) if folded else ():
+        row["parts"] = {fold: "test" if fold == own else "train" for fold in folds}
+    if rows and not any(row["parts"] for row in rows):
+        raise ValueError(f"{path}: no row has a 'fold', or a 'split' that is train or test: what is to be tested on?")
+    return sorted({label for row in rows for label in row["labels"]}), rows
+
+
+def _fold(fields: dict[str, Any]) -> str:
+    fold = fields.get("fold")
+    return "" if fold is None else clean(str(fold))
+
+
+def _labels(where: str, fields: dict[str, Any]) -> list[str]:
+    label = fields.get("label")
+    labels = label.split("|") if isinstance(label, str) else label
+    if not isinstance(labels, list) or not all(isinstance(name, str) and name.strip() for name in labels):
+        raise ValueError(
+            f"{where}: expected 'label' to be the name of a class, or several in a list or separated by '|'; "
+            f"found {label!r:.80}"
+        )
+    return list(dict.fromkeys(clean(name) for name in labels))

@@ -30,7 +30,8 @@ from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
 from recipes.data.splits import DataError, load_train, save_train, train_and_test
 from recipes.data.workers import WorkerError
-from recipes.evaluate import embed, retrieve, table
+from recipes.evaluation.embedding import embed
+from recipes.evaluation.retrieval import retrieve, table
 from recipes.training import checkpoint, dynamics
 from recipes.training.bad_steps import BAD_STEPS
 from recipes.training.ema import Ema
@@ -51,6 +52,7 @@ FREE = (
     "gram.probe",
 )  # fmt: skip
 VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
+HELD_OUT = ("text->video", "audio->video")  # what is evaluated
 LAUNCH = "launch"  # file that names the launch by torchrun which began the run
 
 
@@ -103,7 +105,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
 
     results: dict[str, Any] = {}
     if start is None and group.first:
-        results = {"untrained": retrieve(embed(modules, clips, config, config.data.workers))}
+        results = {"untrained": retrieve(embed(modules, clips, config, config.data.workers), clips, HELD_OUT)}
     torch.manual_seed(seed_of(config.train.seed, group.rank))
     forward = spread(modules["model"], config.train.parallel, group, device, plain=config.harmonize == "none")
     forward = torch.compile(forward) if config.train.compile else forward
@@ -218,7 +220,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
 
     # --------------------------------------------------------------------------------------- evaluation and report
     embedded = embed(modules, clips, config, config.data.workers)
-    results["trained"] = retrieve(embedded)
+    results["trained"] = retrieve(embedded, clips, HELD_OUT)
     checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
     counts["unreadable"] = journal.skip(embedded.skipped)
     page = report.write(folder, config, results, embedded, clips, counts, recorded)

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from recipes import retrieval
 from recipes.config import Config
 from recipes.data.clips import EvalClips, Skipped
-from recipes.evaluate import Embedded
+from recipes.evaluation import ranking
+from recipes.evaluation.embedding import Embedded
 from recipes.training import metrics
 from recipes.training.checkpoint import write_atomically
 from recipes.training.dynamics import BINS, TRAINING, Dynamics
@@ -34,7 +34,7 @@ def write(
     Args:
         folder: The run's folder, with its metrics.
         config: Its configuration.
-        results: As in retrieval.json.
+        results: As in ranking.json.
         embedded: The held-out clips after training.
         clips: Where they were read from.
         counts: Skipped clips and steps.
@@ -57,7 +57,7 @@ def write(
     page = environment.get_template("report.html.j2").render(
         config=config, harmonizer=described(config), results=results, figures=figures, counts=counts,
         examples=examples(embedded, clips) if config.clip.inputs == "raw" else [],
-        summary=summary(cosines), recalls=retrieval.RECALLS,
+        summary=summary(cosines), recalls=ranking.RECALLS,
     )  # fmt: skip
     write_atomically(folder / "report.html", page)
     return folder / "report.html"
@@ -138,14 +138,14 @@ def examples(embedded: Embedded, clips: EvalClips) -> list[dict[str, Any]]:
     if not embedded.text_valid.all():  # the clips to show are those of an index without any text
         return []
     video, text = embedded.spaces["vt"]
-    ranks = retrieval.ranks(text, video)
+    ranks = ranking.ranks(text, video)
     shown = []
     for query in np.unique(np.linspace(0, len(text) - 1, EXAMPLES).astype(int)).tolist():
-        own = clips[embedded.items[query]]
+        own = clips[embedded.items[query], 0]
         if isinstance(own, Skipped):
             continue
-        order = retrieval.best(text[query], video, FOUND)
-        found = [clips[embedded.items[i]] for i in order]
+        order = ranking.best(text[query], video, FOUND)
+        found = [clips[embedded.items[i], 0] for i in order]
         shown.append(
             {
                 "id": own.id,

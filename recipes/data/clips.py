@@ -126,45 +126,11 @@ class TrainClips(Dataset[Clip | Skipped]):
         return Clip(number, row["id"], video, audio, window.audio is not None, text, captions, start)
 
 
-class EvalClips(Dataset[Clip | Skipped]):
-    """One clip per narration: the window about its middle (the clip's, for a text over the whole clip); P = 1.
-
-    Nothing is random. Narrations without a word are left out. Where no narration of the whole index has one, as in
-    AudioSet, there is one clip per video, about its middle, without text.
-    """
-
-    def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat):
-        """
-        Args:
-            index: rows as from `load_index`.
-            tokenizer: the vocabulary.
-            fmt: the shape of a clip; its `narrations` is not used.
-        """
-        self.index, self.tokenizer, self.fmt = index, tokenizer, fmt
-        self.items = [
-            (number, position)
-            for number, narrations in enumerate(index["narrations"])
-            for position, narration in enumerate(narrations)
-            if encode(tokenizer, narration["text"], fmt.words).any()
-        ] or [(number, -1) for number in range(len(index))]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def row(self, item: int) -> int:
-        """The row that an item reads."""
-        return self.items[item][0]
-
-    def __getitem__(self, item: int) -> Clip | Skipped:
-        number, position = self.items[item]
-        return _narrated(item, self.index[number], position, self.tokenizer, self.fmt, 0.5)
-
-
 class NarratedClips(Dataset[Clip | Skipped]):
-    """Every clip of an index, to look at each: one per narration, as in `EvalClips`, wordless ones included.
+    """Every clip of an index: one per narration, wordless ones included, and one per video that has none; P = 1.
 
-    A video without any narration is one clip without text. A clip is seen through one window or more, spread evenly
-    over its narration. What is kept in memory does not grow with the index.
+    Nothing is random. A clip is seen through one window or more, spread evenly over its narration, or over the clip of
+    its row, for a text over the whole of it. What is kept in memory does not grow with the index.
     """
 
     def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat, windows: int = 1):
@@ -176,7 +142,11 @@ class NarratedClips(Dataset[Clip | Skipped]):
             windows: of each clip; one is about the middle.
         """
         self.index, self.tokenizer, self.fmt, self.windows = index, tokenizer, fmt, windows
-        self.places = narration_places(index)
+        self.places = self.clips_of_index()
+
+    def clips_of_index(self) -> Sequence[dict[str, int]]:
+        """The `row` of each clip, and the position of its `narration` there; -1: none, the clip is the row's."""
+        return narration_places(self.index)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -193,8 +163,24 @@ class NarratedClips(Dataset[Clip | Skipped]):
     def __getitem__(self, key: tuple[int, int]) -> Clip | Skipped:
         """Reads clip `key[0]` through window `key[1]`."""
         clip, window = key
-        share = (window + 0.5) / self.windows
-        return _narrated(clip, *self.place(clip), self.tokenizer, self.fmt, share)
+        return self.read(clip, *self.place(clip), (window + 0.5) / self.windows)
+
+    def read(self, clip: int, row: dict[str, Any], narration: int, share: float) -> Clip | Skipped:
+        """Reads the window about a share of a narration."""
+        return _narrated(clip, row, narration, self.tokenizer, self.fmt, share)
+
+
+class EvalClips(NarratedClips):
+    """The clips of an index that have words. Where not one has, as in AudioSet, there is one clip per video."""
+
+    def clips_of_index(self) -> Sequence[dict[str, int]]:
+        """See `NarratedClips.clips_of_index`."""
+        return [
+            {"row": number, "narration": position}
+            for number, narrations in enumerate(self.index["narrations"])
+            for position, narration in enumerate(narrations)
+            if encode(self.tokenizer, narration["text"], self.fmt.words).any()
+        ] or [{"row": number, "narration": -1} for number in range(len(self.index))]
 
 
 def nearest(narrations: Sequence[dict[str, Any]], time: float, count: int) -> list[str]:
@@ -238,6 +224,21 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
         "start": torch.tensor([clip.start for clip in clips], dtype=torch.float64),
         "skipped": skipped,
     }
+
+
+def collate_windows(items: Sequence[Clip | Skipped], windows: int) -> dict[str, Any]:
+    """Joins clips of several windows each into a batch; of a clip that lacks one, the others are left out too.
+
+    Args:
+        items: the windows of clip after clip.
+        windows: of each clip.
+    Returns:
+        What `collate` makes of all windows of those clips that are whole, with one in `skipped` for each of the others.
+    """
+    clips = [items[first : first + windows] for first in range(0, len(items), windows)]
+    broken = [next((item for item in clip if isinstance(item, Skipped)), None) for clip in clips]
+    whole = [item for clip, why in zip(clips, broken, strict=True) if why is None for item in clip]
+    return collate(whole) | {"skipped": [why for why in broken if why is not None]}
 
 
 def text_key(clip: Clip) -> np.ndarray:

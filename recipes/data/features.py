@@ -4,7 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from recipes.data.clips import Clip, ClipFormat, EvalClips, Skipped, TrainClips, encode_captions, nearest
+from recipes.data.clips import (
+    Clip,
+    ClipFormat,
+    EvalClips,
+    NarratedClips,
+    Skipped,
+    TrainClips,
+    encode_captions,
+    nearest,
+)  # fmt: skip
 from recipes.data.decode import BrokenClip
 from recipes.data.sampler import Key
 from recipes.data.youtube8m import AUDIO, Features, dequantize, read_features
@@ -28,22 +37,26 @@ class TrainFeatures(TrainClips):
         return _clip(number, row, features, start, text, captions, fmt)
 
 
-class EvalFeatures(EvalClips):
-    """One clip per narration, or per video where there is no text: the window about its middle, as in `EvalClips`."""
+class NarratedFeatures(NarratedClips):
+    """Every clip of an index, as `NarratedClips`."""
 
-    def __getitem__(self, item: int) -> Clip | Skipped:
-        number, position = self.items[item]
-        row, fmt = self.index[number], self.fmt
+    def read(self, clip: int, row: dict[str, Any], narration: int, share: float) -> Clip | Skipped:
+        """Reads the window about a share of a narration, or of the video where there is none."""
+        fmt = self.fmt
         try:
             features = read_features(row["video"])
         except BrokenClip as broken:
             return Skipped(row["id"], broken.reason)
         seconds = len(features.rgb)
-        told = {"start": 0.0, "end": seconds, "text": ""} if position < 0 else row["narrations"][position]
-        middle = (told["start"] + min(told["end"], seconds)) / 2
+        told = {"start": 0.0, "end": seconds, "text": ""} if narration < 0 else row["narrations"][narration]
+        middle = (1 - share) * told["start"] + share * min(told["end"], seconds)
         start = int(min(max(0, middle - fmt.frames / 2), max(0, seconds - fmt.frames)))
         text = encode_captions(self.tokenizer, [told["text"]], 1, fmt.words)
-        return _clip(item, row, features, start, text, [told["text"]], fmt)
+        return _clip(clip, row, features, start, text, [told["text"]], fmt)
+
+
+class EvalFeatures(NarratedFeatures, EvalClips):
+    """The clips of an index that have words, or one per video where not one has, as `EvalClips`."""
 
 
 def _clip(

@@ -4,8 +4,8 @@ from datasets import Dataset as Index
 from tokenizers import Tokenizer
 
 from recipes.data.augment import AugmentConfig
-from recipes.data.clips import ClipFormat, EvalClips, TrainClips
-from recipes.data.features import EvalFeatures, TrainFeatures
+from recipes.data.clips import ClipFormat, EvalClips, NarratedClips, TrainClips
+from recipes.data.features import EvalFeatures, NarratedFeatures, TrainFeatures
 
 
 def train_clips(index: Index, tokenizer: Tokenizer, fmt: ClipFormat, seed: int, augment: AugmentConfig) -> TrainClips:
@@ -14,7 +14,13 @@ def train_clips(index: Index, tokenizer: Tokenizer, fmt: ClipFormat, seed: int, 
     return kind(index, tokenizer, fmt, seed, augment)
 
 
-def eval_clips(index: Index, tokenizer: Tokenizer, fmt: ClipFormat) -> EvalClips:
+def eval_clips(index: Index, tokenizer: Tokenizer, fmt: ClipFormat, windows: int = 1) -> EvalClips:
     """The clips to evaluate on: see `EvalClips` and `EvalFeatures`."""
     kind = EvalFeatures if fmt.inputs == "features" else EvalClips
-    return kind(index, tokenizer, fmt)
+    return kind(index, tokenizer, fmt, windows)
+
+
+def narrated_clips(index: Index, tokenizer: Tokenizer, fmt: ClipFormat, windows: int = 1) -> NarratedClips:
+    """All clips of an index, those without words too: see `NarratedClips` and `NarratedFeatures`."""
+    kind = NarratedFeatures if fmt.inputs == "features" else NarratedClips
+    return kind(index, tokenizer, fmt, windows)

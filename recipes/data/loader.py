@@ -1,9 +1,10 @@
 """Loaders: clips in the order of training or of an index, in batches."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
-from recipes.data.clips import Clip, EvalClips, NarratedClips, Skipped, TrainClips, collate
+from recipes.data.clips import Clip, NarratedClips, Skipped, TrainClips, collate, collate_windows
 from recipes.data.sampler import BatchSampler, Key, Source
 from recipes.data.workers import Loader
 
@@ -40,12 +41,19 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: EvalClips, batch_size: int, workers: int, timeout: float = TIMEOUT, limit: int | None = None
+    dataset: NarratedClips, batches: Iterable[Sequence[int]], workers: int, timeout: float = TIMEOUT
 ) -> Loader[dict[str, Any]]:
-    """Every clip once, or the first `limit` of them, in order: see `train_loader`."""
-    keys = range(len(dataset))[:limit]
-    batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
-    return Loader(dataset, batches, collate, workers, timeout)
+    """Batches of clips, each with all of its windows.
+
+    Args:
+        dataset: the clips.
+        batches: the clips of each batch.
+        workers, timeout: see `train_loader`.
+    Returns:
+        A loader of what `collate_windows` returns.
+    """
+    keys = ([(clip, window) for clip in batch for window in range(dataset.windows)] for batch in batches)
+    return Loader(dataset, keys, partial(collate_windows, windows=dataset.windows), workers, timeout)
 
 
 def list_loader(

@@ -133,7 +133,7 @@ def test_a_part_of_a_file_is_all_that_is_shown_of_it(tmp_path: Path) -> None:
         assert numbers <= set(range(first, last + 1)) and min(numbers) <= first + 1 and max(numbers) >= last - 2, row
     assert not train[(0, 1)].audio[round(0.2 * 16_000) :].any() and train[(0, 1)].audio[:3200].any()
     assert "begins at 4.5 s, after the end of the file" in train[(0, 4)].reason
-    centred = EvalClips(index, words(index), FMT)[0]
+    centred = EvalClips(index, words(index), FMT)[0, 0]
     assert centred.start == pytest.approx(1.5)  # the middle of the part, not of the file
 
 
@@ -155,17 +155,19 @@ def test_nearest_narrations() -> None:
 def test_evaluation_is_one_clip_per_narration_about_its_middle(index: Dataset) -> None:
     clips = EvalClips(index, words(index), FMT)
     assert len(clips) == 4 + 1 + 1 + 3  # the mute one has no text, the short one has one text without a word
-    assert [clips[i].captions for i in range(5)] == [[f"second {i}"] for i in range(4)] + [["second 3"]]
-    assert [clips[i].start for i in range(4)] == pytest.approx([0.2, 1.2, 2.2, 3.2])
-    assert [media.number_of(p) for p in clips[1].video] == [12, 13, 14, 15]
-    assert clips[4].start == pytest.approx(1.75, abs=0.05)  # a text over the whole clip: its middle
-    assert clips[0].text.shape == (1, 6)
-    assert [type(clips[i]) for i in range(6, 9)] == [Skipped] * 3
-    assert (clips[0].video == clips[0].video).all()
+    assert [clips[i, 0].captions for i in range(5)] == [[f"second {i}"] for i in range(4)] + [["second 3"]]
+    assert [clips[i, 0].start for i in range(4)] == pytest.approx([0.2, 1.2, 2.2, 3.2])
+    assert [media.number_of(p) for p in clips[1, 0].video] == [12, 13, 14, 15]
+    assert clips[4, 0].start == pytest.approx(1.75, abs=0.05)  # a text over the whole clip: its middle
+    assert clips[0, 0].text.shape == (1, 6)
+    assert [type(clips[i, 0]) for i in range(6, 9)] == [Skipped] * 3
+    assert (clips[0, 0].video == clips[0, 0].video).all()
 
 
 def test_evaluation_without_any_text_is_one_clip_about_the_middle_of_each_video(index: Dataset) -> None:
-    (clip,) = list(EvalClips(index.select([2]), words(index), FMT))
+    clips = EvalClips(index.select([2]), words(index), FMT)
+    clip = clips[0, 0]
+    assert len(clips) == 1
     assert clip.id == "mute" and not clip.text.any()
     assert clip.start == pytest.approx(1.75)
 
@@ -244,10 +246,11 @@ def test_workers_change_nothing_nor_does_resuming(index: Dataset) -> None:
 
 def test_eval_loader_goes_through_once_in_order(index: Dataset) -> None:
     clips = EvalClips(index, words(index), FMT)
-    batches = list(eval_loader(clips, 4, workers=0))
-    assert [len(batch.get("id", [])) + len(batch["skipped"]) for batch in batches] == [4, 4, 1]
-    assert [c for batch in batches for c in batch.get("captions", [])][:2] == [["second 0"], ["second 1"]]
-    assert all(map(same, batches, eval_loader(clips, 4, workers=1)))
+    batches = [range(4), range(4, 8), range(8, 9)]
+    joined = list(eval_loader(clips, batches, workers=0))
+    assert [len(batch.get("id", [])) + len(batch["skipped"]) for batch in joined] == [4, 4, 1]
+    assert [c for batch in joined for c in batch.get("captions", [])][:2] == [["second 0"], ["second 1"]]
+    assert all(map(same, joined, eval_loader(clips, batches, workers=1)))
 
 
 # ------------------------------------------------------------------------------------------------- augmentation

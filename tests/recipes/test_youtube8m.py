@@ -117,7 +117,7 @@ def test_windows_of_features(tmp_path: Path) -> None:
     assert batch["video"].shape == (2, 4, 1024) and batch["audio"].shape == (2, 4, 128)
     assert batch["text_valid"].shape == (2, 2) and not batch["text_valid"].any() and batch["audio_valid"].all()
     held_out = EvalFeatures(index, vocabulary.build([]), FMT)
-    assert [held_out[i].start for i in range(2)] == [8, 0]
+    assert [held_out[i, 0].start for i in range(2)] == [8, 0]
 
 
 def run(tmp_path: Path, texts: bool) -> configuration.Config:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes import retrieval
+from recipes.evaluation import ranking
 
 
 @given(st.integers(0, 1000), st.integers(1, 20))
@@ -14,25 +14,25 @@ def test_ranks_are_positions_in_the_sorted_list(seed, n):
     g = torch.Generator().manual_seed(seed)
     queries, items = torch.randn(2, n, 4, dtype=torch.float64, generator=g)
     unit = [x / x.norm(dim=-1, keepdim=True) for x in (queries, items)]
-    for i, rank in enumerate(retrieval.ranks(queries, items).tolist()):
+    for i, rank in enumerate(ranking.ranks(queries, items).tolist()):
         order = sorted(range(n), key=lambda j: -float(unit[0][i] @ unit[1][j]))
         assert order.index(i) + 1 == rank
-        assert retrieval.best(queries[i], items, n) == order
+        assert ranking.best(queries[i], items, n) == order
 
 
 def test_ties_and_nan_count_against_us():
     same = torch.ones(5, 3)
-    assert retrieval.ranks(same, same).tolist() == [5] * 5
+    assert ranking.ranks(same, same).tolist() == [5] * 5
     items = torch.eye(3)
     items[1] = torch.nan
-    assert retrieval.ranks(torch.eye(3), items)[1] == 3
+    assert ranking.ranks(torch.eye(3), items)[1] == 3
 
 
 def test_recall_chance_and_median():
     items = torch.eye(20)
     queries = torch.eye(20)
     queries[10:] = 0.1 * torch.eye(20)[10:] + torch.eye(20)[:10]  # half of them prefer another
-    result = retrieval.evaluate(queries, items, [f"video {i // 2}" for i in range(20)])
+    result = ranking.evaluate(queries, items, [f"video {i // 2}" for i in range(20)])
     assert result.recall == {1: 0.5, 5: 1.0, 10: 1.0}
     assert result.chance == {1: 0.05, 5: 0.25, 10: 0.5}
     assert result.median_rank == 1.5 and result.pairs == 20
@@ -48,21 +48,21 @@ def test_intervals_cover_the_truth_and_grow_when_clips_of_a_video_are_alike():
         hit = rng.random(120) < 0.3
         queries = torch.eye(120)
         queries[~hit] = queries[~hit].roll(1, 1)
-        single = retrieval.evaluate(queries, torch.eye(120), list(map(str, range(120))), resamples=300).interval[1]
+        single = ranking.evaluate(queries, torch.eye(120), list(map(str, range(120))), resamples=300).interval[1]
         missed += not single[0] <= 0.3 <= single[1]
         widths.append(single[1] - single[0])
     assert missed <= 15
     alike = torch.eye(120)
     wrong = np.repeat(rng.random(12) < 0.7, 10)
     alike[wrong] = alike[wrong].roll(1, 1)
-    grouped = retrieval.evaluate(alike, torch.eye(120), [str(i // 10) for i in range(120)]).interval[1]
+    grouped = ranking.evaluate(alike, torch.eye(120), [str(i // 10) for i in range(120)]).interval[1]
     assert grouped[1] - grouped[0] > 1.5 * max(widths)
 
 
 def test_as_dict_has_what_the_report_shows():
-    keys = retrieval.evaluate(torch.eye(3), torch.eye(3), ["a", "b", "c"]).as_dict().keys()
+    keys = ranking.evaluate(torch.eye(3), torch.eye(3), ["a", "b", "c"]).as_dict().keys()
     assert {"pairs", "median_rank", "R@10", "R@10_interval", "R@10_chance"} <= keys
 
 
 def test_fewer_pairs_than_k_is_certain():
-    assert retrieval.evaluate(torch.randn(3, 2), torch.randn(3, 2), ["a"] * 3).recall[5] == pytest.approx(1.0)
+    assert ranking.evaluate(torch.randn(3, 2), torch.randn(3, 2), ["a"] * 3).recall[5] == pytest.approx(1.0)

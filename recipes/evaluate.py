@@ -12,10 +12,10 @@ from pathlib import Path
 
 from recipes.config import ConfigError
 from recipes.data.workers import WorkerError
-from recipes.evaluation import results, retrieval
+from recipes.evaluation import probe, results, retrieval
 
 # A task is a module of recipes/evaluation with NAME, HELP, add_options(parser) and run(options) -> Result.
-TASKS = (retrieval,)
+TASKS = (retrieval, probe)
 
 
 def parser_of_tasks() -> argparse.ArgumentParser:

@@ -114,7 +114,7 @@ class TrainClips(Dataset[Clip | Skipped]):
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, number]))
         try:
             with open_clip(row["video"]) as clip:
-                first, end = _part(row, clip)
+                first, end = part_of(row, clip)
                 start = first + rng.uniform(0.0, max(0.0, end - first - fmt.seconds))
                 window = _read(clip, start, end, fmt)
         except BrokenClip as broken:
@@ -263,7 +263,7 @@ def _narrated(
     narration = {"start": 0.0, "end": math.inf, "text": ""} if position < 0 else row["narrations"][position]
     try:
         with open_clip(row["video"]) as clip:
-            first, last = _part(row, clip)
+            first, last = part_of(row, clip)
             start, end = max(narration["start"], first), min(narration["end"], last)
             if start > end:
                 return Skipped(row["id"], f"a narration from {narration['start']:g} s on is outside of the clip")
@@ -276,7 +276,7 @@ def _narrated(
     return Clip(item, row["id"], video, audio, window.audio is not None, text, [narration["text"]], start)
 
 
-def _part(row: dict[str, Any], clip: OpenClip) -> tuple[float, float]:
+def part_of(row: dict[str, Any], clip: OpenClip) -> tuple[float, float]:
     """First and last second of the clip in its file."""
     start, end = row["start"] or 0.0, clip.probe.duration
     if start >= end:

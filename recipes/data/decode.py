@@ -185,10 +185,11 @@ class Clip:
         Raises:
             BrokenClip: no video stream, truncated before the end of the window, or corrupt.
         """
-        video = self._pictures(start + np.arange(frames) / fps, short_side)
+        video = self.pictures(start + np.arange(frames) / fps, short_side)
         return Window(video, self.sound(start, sample_rate, samples))
 
-    def _pictures(self, times: np.ndarray, short_side: int | None) -> np.ndarray:
+    def pictures(self, times: np.ndarray, short_side: int | None) -> np.ndarray:
+        """The pictures of `window` alone, on screen at `times` (n,), which increase: uint8 (n, H, W, 3)."""
         stream = self.video
         if stream is None:
             raise BrokenClip(self.path, "it has no video stream that can be decoded")

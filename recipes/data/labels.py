@@ -30,6 +30,7 @@ class Labelled(NamedTuple):
         names: of the classes, by number.
         splits: the official ones, in order; what is neither in train nor in test is not used in that split.
         sources: what each row was cut from, where the data set says so, else "": such clips are alike.
+        dataset: the name of the data set, "" of a manifest.
     """
 
     index: Dataset
@@ -37,23 +38,25 @@ class Labelled(NamedTuple):
     names: list[str]
     splits: list[Split]
     sources: list[str]
+    dataset: str
 
 
 class Layout(NamedTuple):
-    """A layout: the file or folder by which it is known, and its reader.
+    """A layout: the data set that has it, the file or folder by which it is known, and its reader.
 
     A reader returns the names of the classes, in order, and rows: those of an index, with `labels` (names), `parts`
     ({name of a split: "train" or "test"}) and, where it is known, `source`.
     """
 
+    dataset: str
     mark: str
     read: Callable[[Path], Read]
 
 
 LAYOUTS = (
-    Layout(ucf101.CLASSES, ucf101.read),
-    Layout(hmdb51.SPLITS, hmdb51.read),
-    Layout(esc50.TABLE, esc50.read),
+    Layout("UCF101", ucf101.CLASSES, ucf101.read),
+    Layout("HMDB51", hmdb51.SPLITS, hmdb51.read),
+    Layout("ESC-50", esc50.TABLE, esc50.read),
 )
 
 
@@ -69,20 +72,21 @@ def load_labelled(path: str | Path) -> Labelled:
         ValueError: no layout that is known, a row or line that is not right (says file and line), an id that occurs
             twice, or a split without a clip to train on or to test on.
     """
-    names, rows = _read(path)
+    dataset, (names, rows) = _read(path)
     number = {name: i for i, name in enumerate(names)}
     labels = [[number[name] for name in row["labels"]] for row in rows]
-    return Labelled(index_of(path, rows), labels, names, _splits(path, rows), [row.get("source", "") for row in rows])
+    sources = [row.get("source", "") for row in rows]
+    return Labelled(index_of(path, rows), labels, names, _splits(path, rows), sources, dataset)
 
 
-def _read(path: str | Path) -> Read:
+def _read(path: str | Path) -> tuple[str, Read]:
     if manifest.ending(path) in manifest.SUFFIXES:
-        return labelled_manifest.read(path)
+        return "", labelled_manifest.read(path)
     root = Path(path).expanduser()
     for layout in LAYOUTS:
         folders = (root, *sorted(root.glob("*/")))  # as the archive is unpacked
         if any((folder / layout.mark).exists() for folder in folders):
-            return layout.read(root)
+            return layout.dataset, layout.read(root)
     marks = ", ".join(layout.mark for layout in LAYOUTS)
     looked_for = f"a folder with one of {marks} in it, or a file ending in {', '.join(manifest.SUFFIXES)}"
     if not root.exists():

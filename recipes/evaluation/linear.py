@@ -1,0 +1,117 @@
+"""Linear classifiers on frozen features: scikit-learn's logistic regression, and the head of VATT's released code."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: the inverse of the regularization
+PARTS = 4  # of the training clips; one of them chooses C
+
+HIDDEN, DROPOUT, PENALTY = 128, 0.9, 0.1  # of VATT's head; the penalty is on the squares of the last layer's weights
+LR, BATCH, EPOCHS = 5e-4, 64, 1000  # an epoch sees one window of every clip
+
+
+class Logistic(NamedTuple):
+    """A fitted logistic regression, and the C that was chosen."""
+
+    model: Pipeline
+    strength: float
+
+
+def logistic(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> Logistic:
+    """Fit a logistic regression on standardized features.
+
+    C is what is most accurate on a quarter of the clips given here, of groups that the other three quarters lack; of
+    several, the smallest. The model is then fitted on all of them.
+
+    Args:
+        features: (N, D).
+        labels: (N,), of two classes or more.
+        groups: (N,), equal for clips that are alike.
+        seed: Of the choice of the quarter.
+
+    Returns:
+        The model and its C.
+    """
+    strength = STRENGTHS[0]
+    if (held_out := _quarter(labels, groups, seed)) is not None:
+        fitted, judged = held_out
+        scores = [
+            _fit(features[fitted], labels[fitted], strength).score(features[judged], labels[judged])
+            for strength in STRENGTHS
+        ]
+        strength = STRENGTHS[int(np.argmax(scores))]
+    return Logistic(_fit(features, labels, strength), strength)
+
+
+def _quarter(labels: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Rows to fit and rows to judge C; None where the clips are too few or too alike to be parted."""
+    parts = min(PARTS, len(np.unique(groups)), np.bincount(np.unique(labels, return_inverse=True)[1]).max())
+    if parts < 2:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer clips than parts
+        folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(labels, labels, groups)
+        fitted, judged = next(iter(folds))
+    return (fitted, judged) if len(judged) and len(np.unique(labels[fitted])) > 1 else None
+
+
+def _fit(features: np.ndarray, labels: np.ndarray, strength: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(features, labels)
+
+
+class Head(nn.Module):
+    """A linear map through a narrow layer, as in VATT's released evaluation; nothing in it is nonlinear."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.narrow, self.wide = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, classes)
+        for layer in (self.narrow, self.wide):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (N, C) of features (N, D)."""
+        logits: Tensor = self.wide(F.dropout(self.narrow(features), DROPOUT, self.training))
+        return logits
+
+
+def vatt_head(windows: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Head:
+    """Train VATT's head.
+
+    Args:
+        windows: Features (N, W, D) of the W windows of each clip; every window is an example.
+        labels: (N,).
+        classes: Number of classes.
+        seed: Of the weights, the order and the dropout.
+
+    Returns:
+        The head, in evaluation mode, where the features are.
+    """
+    examples, targets = windows.flatten(0, 1), labels.repeat_interleave(windows.shape[1])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = Head(examples.shape[1], classes).to(examples.device)
+        optimizer = torch.optim.Adam(head.parameters(), LR, eps=1e-7)
+        for _ in range(max(1, EPOCHS // windows.shape[1])):  # as many steps as with one window of every clip
+            for batch in torch.randperm(len(examples)).to(examples.device).split(BATCH):
+                penalty = PENALTY * head.wide.weight.square().sum()
+                loss = F.cross_entropy(head(examples[batch]), targets[batch]) + penalty
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    return head.eval()
+
+
+def averaged(head: Head, windows: Tensor) -> Tensor:
+    """Probabilities (N, C) of clips: the means over their windows (N, W, D)."""
+    with torch.no_grad():
+        return head(windows).softmax(-1).mean(1)

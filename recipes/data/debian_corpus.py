@@ -76,6 +76,8 @@ class Entry:
 def build(out: Path, root: Path | None = None, workers: int | None = None) -> Path:
     """Build the corpus: `manifest.jsonl` and `videos/<id>.mp4`; the same packages give the same content.
 
+    The manifest is a labelled one, too: the `label` of a clip is its category in the packages.
+
     The folder appears only when it is complete. A broken picture or sound is skipped, and reported.
 
     Args:
@@ -249,6 +251,7 @@ def _render(entry: Entry, folder: Path) -> dict[str, Any] | str:
     video = f"videos/{entry.id}.mp4"
     write_mp4(folder / video, _pan(picture, frames, rng), FPS, wave, SAMPLE_RATE)
     about = {key: getattr(entry, key) for key in ("text", "split", "concept", "category", "kind", "source")}
+    about["label"] = entry.category
     return {"id": entry.id, "video": video, **about, "seconds": frames / FPS, "license": LICENSES[entry.source]}
 
 

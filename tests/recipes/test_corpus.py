@@ -19,6 +19,7 @@ from recipes.data.corpus.plan import NO_AUDIO, NO_TEXT, Segment
 from recipes.data.corpus.scene import RGB, draw
 from recipes.data.corpus.sound import PITCH, synthesise
 from recipes.data.corpus.thing import COLOURS, MOTIONS, SHAPES, TEXTURES, Beat, Thing
+from recipes.data.labels import load_labelled
 
 SMALL = {"videos": 3, "test_videos": 1, "size": 64, "fps": 4, "workers": 1}
 STEADY = Beat(tempo=1.0, phase=0.0)
@@ -206,6 +207,8 @@ def test_layout(corpus: Path) -> None:
     assert {path.name for path in corpus.iterdir()} == {
         "HowTo100M_v1.csv",
         "raw_caption.json",
+        "shapes.jsonl",
+        "tags.jsonl",
         "test.jsonl",
         "truth.jsonl",
         "videos",
@@ -225,6 +228,23 @@ def test_layout(corpus: Path) -> None:
     assert set(truth[0]) == {"video_id", "start", "end", "text", "kind", "aligned", "sound_aligned", "shown"}
     assert set(test[0]) == {"id", "video", "split", "narrations"} and test[0]["split"] == "test"
     assert {f"{id_}.mp4" for id_ in [*ids, test[0]["id"]]} == {path.name for path in (corpus / "videos").iterdir()}
+
+
+def test_labels_are_of_what_is_shown(corpus: Path) -> None:
+    """Where a training narration belongs to the picture, it says the same; the parts share no video."""
+    shapes, tags = (load_labelled(corpus / name) for name in ("shapes.jsonl", "tags.jsonl"))
+    videos = shapes.index["video"][:]
+    train, test = ({videos[row] for row in part} for part in shapes.splits[0][1:])
+    assert train.isdisjoint(test) and len(train) == 3 and len(test) == 1
+    rows = list(zip(tags.index.to_list(), shapes.labels, tags.labels, strict=True))
+    for told in read_lines(corpus / "truth.jsonl"):
+        middle = (told["start"] + told["end"]) / 2
+        found = [
+            [[shapes.names[n] for n in shape], [tags.names[n] for n in tagged]]
+            for row, shape, tagged in rows
+            if told["video_id"] in row["video"] and row["start"] <= middle < row["end"]
+        ]
+        assert found == [[[told["shown"]["shape"]], list(told["shown"].values())]]
 
 
 def test_training_files_never_mention_held_out_videos(corpus: Path) -> None:

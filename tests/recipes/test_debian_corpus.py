@@ -154,6 +154,7 @@ def test_texts_are_the_packages_own(corpus: Path) -> None:
         "split": row["split"],
         "concept": "cow",
         "category": "animals",
+        "label": "animals",
         "kind": "noise",
         "source": "gcompris",
         "seconds": 2.6,  # 2.5 and what is kept around the sound

@@ -24,6 +24,7 @@ from .write import write_mp4
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 KEYS = ("start", "end", "text")  # of a narration, in both layouts
+LABELS = {"shapes.jsonl": ("shape",), "tags.jsonl": ("shape", "colour", "texture", "motion")}
 
 
 def build(
@@ -41,9 +42,10 @@ def build(
     """Build a corpus. The same style, seed and sizes give the same content.
 
     Written are `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl`
-    (a manifest of the held-out videos, clean in every style) and `truth.jsonl` (what the training narrations are
-    worth: for evaluation, never for training). About 2% of the training videos have no narration (empty lists in
-    `raw_caption.json`), and about 2% no audio track.
+    (a manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth:
+    for evaluation, never for training), and two labelled manifests of what is shown when, in all videos:
+    `shapes.jsonl` and, with colour, texture and motion as further labels, `tags.jsonl`. About 2% of the training
+    videos have no narration (empty lists in `raw_caption.json`), and about 2% no audio track.
 
     The folder appears only when it is complete: a build that dies leaves at most a hidden `.partial` folder beside it.
 
@@ -83,6 +85,10 @@ def build(
         _write_howto100m(partial_out, train)
         _write_lines(partial_out / "truth.jsonl", [row for plan in train for row in plan.truth()])
         _write_lines(partial_out / "test.jsonl", [_manifest_row(plan) for plan in test])
+        for name, words in LABELS.items():
+            parts = (("train", train), ("test", test))
+            rows = [row for split, plans in parts for plan in plans for row in _labelled(plan, split, words)]
+            _write_lines(partial_out / name, rows)
         if out.exists():
             shutil.rmtree(out)
         os.replace(partial_out, out)
@@ -167,6 +173,21 @@ def _write_howto100m(folder: Path, plans: list[Plan]) -> None:
 def _manifest_row(plan: Plan) -> dict[str, Any]:
     narrations = [{key: vars(n)[key] for key in KEYS} for n in plan.narrations]
     return {"id": plan.video_id, "video": f"videos/{plan.video_id}.mp4", "split": "test", "narrations": narrations}
+
+
+def _labelled(plan: Plan, split: str, words: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One row of a labelled manifest for each segment."""
+    return [
+        {
+            "id": f"{plan.video_id}/{number}",
+            "video": f"videos/{plan.video_id}.mp4",
+            "split": split,
+            "start": segment.start,
+            "end": segment.end,
+            "label": [vars(segment.shown)[word] for word in words],
+        }
+        for number, segment in enumerate(plan.segments)
+    ]
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

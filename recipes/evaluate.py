@@ -29,6 +29,9 @@ def parser_of_tasks() -> argparse.ArgumentParser:
         command.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, or one of its checkpoints")
         command.add_argument("--data", help="what to evaluate on; default: what the run held out")
         command.add_argument("--out", type=Path, help="write the result as JSON, and its table beside it (.md)")
+        command.add_argument(
+            "--allow-leakage", action="store_true", help="evaluate on clips that were trained on, and mark the result"
+        )
         task.add_options(command)
         command.set_defaults(run=task.run)
     return parser
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, OSError, ValueError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(result.table)
+    print(f"{result.table}\n\n{result.summary}")
     if result.skipped:
         print(f"{len(result.skipped)} clip(s) skipped, first: {result.skipped[0]}", file=sys.stderr)
     return 0

@@ -25,7 +25,7 @@ import harmony
 from recipes import config as configuration
 from recipes import report
 from recipes.config import Config, ConfigError
-from recipes.data import vocabulary
+from recipes.data import identity, vocabulary
 from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
 from recipes.data.splits import DataError, load_train, save_train, train_and_test
@@ -101,6 +101,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             vocabulary.save(tokenizer, folder / VOCABULARY)
             if group.world > 1:
                 save_train(splits, folder)
+            seen = seen_by(train, start)
             log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
 
     results: dict[str, Any] = {}
@@ -147,6 +148,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
                  "loss_scale": None if scale is None else scale.state()},
                 lambda place: configuration.save(config, place / "config.yaml"),
                 lambda place: vocabulary.save(tokenizer, place / VOCABULARY),
+                lambda place: identity.save(seen, place / identity.FILE),
                 lambda place: dynamics.save(recorded, place / dynamics.FILE),
                 keep=config.train.keep, processes=group,
             )  # fmt: skip
@@ -241,6 +243,13 @@ def whole(modules: nn.ModuleDict, config: Config, tokenizer: Tokenizer, device: 
 def fingerprint(train: Dataset) -> str:
     """Hash of the ids in their order, on which the order of training rests."""
     return hashlib.sha256("\n".join(train["id"]).encode()).hexdigest()
+
+
+def seen_by(train: Dataset, start: Path | None) -> identity.Seen:
+    """What identifies the training videos, so that no evaluation takes them; a resumed run knows it already."""
+    if start is not None and (start / identity.FILE).is_file():
+        return identity.load(start / identity.FILE)
+    return identity.seen(train)
 
 
 def vocabulary_of(train: Dataset, config: Config, start: Path | None = None, group: Processes = ALONE) -> Tokenizer:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from recipes.data import audioset, howto100m, manifest, shards, storage, youtube8m
+from recipes.data import audioset, howto100m, manifest, msrvtt, shards, storage, youcook2, youtube8m
 
 SCHEMA = pa.schema(
     {
@@ -35,8 +35,8 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
     millions of captions costs little memory, and worker processes share it.
 
     Args:
-        path: a folder in the layout of HowTo100M, AudioSet, YouTube-8M or WebDataset, or a manifest (.jsonl, .csv,
-            .parquet); of the last two also a URL.
+        path: a folder in the layout of HowTo100M, AudioSet, YouTube-8M, MSR-VTT, YouCook2 or WebDataset, or a manifest
+            (.jsonl, .csv, .parquet); of the last two also a URL.
         split: keep the rows of this split; None keeps all.
         prefix: put before every id, to tell those of several data sets apart.
     Returns:
@@ -82,6 +82,9 @@ def _layout(path: str | Path) -> Iterator[dict[str, Any]]:
         return howto100m.read(path)
     if any((path / table).is_file() for table in audioset.TABLES):
         return audioset.read(path)
+    for layout in (msrvtt, youcook2):
+        if (path / layout.TABLE).is_file():
+            return layout.read(path)
     if path.is_dir() and any(path.glob(youtube8m.SHARDS)):
         return youtube8m.read(path)
     if (path / shards.INDEX).is_file():
@@ -90,7 +93,9 @@ def _layout(path: str | Path) -> Iterator[dict[str, Any]]:
         return shards.read(path)
     if path.is_file() and manifest.ending(path) in manifest.SUFFIXES:
         return manifest.read(path)
-    tables = ", ".join((howto100m.TABLE, *audioset.TABLES, youtube8m.SHARDS, f"*{shards.ENDING}"))
+    tables = ", ".join(
+        (howto100m.TABLE, *audioset.TABLES, msrvtt.TABLE, youcook2.TABLE, youtube8m.SHARDS, f"*{shards.ENDING}")
+    )
     looked_for = f"a folder with one of {tables} in it, or a file ending in {', '.join(manifest.SUFFIXES)}"
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is nothing here; expected {looked_for}")

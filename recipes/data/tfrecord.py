@@ -64,6 +64,19 @@ def read_record(path: Path, offset: int) -> bytes:
     return data
 
 
+def part(path: Path, offset: int) -> str:
+    """The locator of the data of the record at an offset, see `recipes.data.storage`.
+
+    Raises:
+        BrokenClip: a length with a wrong checksum.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        length = _length(path, offset, file.read(HEADER.size))
+    return f"{path}#{offset + HEADER.size}:{length}"
+
+
 def _length(path: Path, offset: int, header: bytes) -> int:
     if len(header) < HEADER.size:
         raise BrokenClip(path, f"truncated in the header of the record at byte {offset}")

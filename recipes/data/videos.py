@@ -1,7 +1,10 @@
 """Which video files a folder holds, whatever their container."""
 
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 VIDEOS = (".mp4", ".webm", ".mkv")
 
@@ -19,3 +22,42 @@ def videos_by_name(root: Path) -> dict[str, str]:
         for suffix in reversed(VIDEOS):
             found |= {stem: str(folder / (stem + end)) for stem, end in names if end.lower() == suffix}
     return found
+
+
+def videos_below(root: Path) -> dict[str, str]:
+    """Finds the videos in a folder and all folders below it.
+
+    Returns:
+        Absolute path by file name without its ending; of several, one that is not so deep comes first, and mp4 before
+        webm before mkv.
+    """
+    found: dict[str, tuple[int, int, str]] = {}
+    for folder, folders, files in os.walk(root.absolute(), followlinks=True):
+        folders.sort()
+        for file in files:
+            stem, end = os.path.splitext(file)
+            if end.lower() in VIDEOS:
+                this = (folder.count(os.sep), VIDEOS.index(end.lower()), os.path.join(folder, file))
+                found[stem] = min(found.get(stem, this), this)
+    return {stem: path for stem, (_, _, path) in found.items()}
+
+
+def with_files(root: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Puts the path of a video in place of its name; one warning counts the rows without a file, which are left out.
+
+    Args:
+        root: folder in or below which the videos are.
+        rows: of an index, but `video` is the name of a file without its ending.
+    Raises:
+        FileNotFoundError: not one of the videos.
+    """
+    files = videos_below(root)
+    missing = [row for row in rows if row["video"] not in files]
+    if missing and len(missing) == len(rows):
+        raise FileNotFoundError(
+            f"{root}: not one of its {len(rows)} clips has a file; looked in it and below it for files like "
+            f"{rows[0]['video']}{VIDEOS[0]} (or {', '.join(VIDEOS[1:])})"
+        )
+    if missing:
+        warnings.warn(f"{root}: {len(missing)} of {len(rows)} clips have no file; left out", stacklevel=2)
+    yield from (row | {"video": files[row["video"]]} for row in rows if row["video"] in files)

@@ -12,6 +12,7 @@ from recipes.data import storage
 from recipes.data.labels import Labelled, Split, load_labelled
 from recipes.data.splits import DataError
 from recipes.data.windows import WindowedClips
+from recipes.evaluation import leakage
 from recipes.evaluation.accuracy import Judged, accuracy
 from recipes.evaluation.frozen import Frozen, frozen_features
 from recipes.evaluation.linear import averaged, logistic, vatt_head
@@ -50,7 +51,9 @@ def run(options: argparse.Namespace) -> Result:
     splits = checked_splits(data, options.split)
     modality = options.modality or MODALITY.get(data.dataset, "video")
     folder, config, tokenizer, modules = restore(options.checkpoint)
-    models: dict[str, nn.ModuleDict] = {str(options.checkpoint): modules}
+    tested = data.index.select(sorted({row for split in splits for row in split.test}))
+    leaks = leakage.check(folder, tested, allow=options.allow_leakage)
+    models: dict[str, nn.ModuleDict] = {f"{options.checkpoint}{leaks.mark}": modules}
     if options.untrained:
         torch.manual_seed(config.train.seed)
         models["the same, untrained"] = build(config, tokenizer)
@@ -62,10 +65,11 @@ def run(options: argparse.Namespace) -> Result:
         figures[name] = probe(data, splits, frozen, device_of(config))
     return Result(
         task=NAME,
-        checkpoint=str(folder),
-        data=str(options.data),
+        checkpoint=folder,
+        data=data.dataset or str(options.data),
         protocol={"modality": modality, "windows": options.windows, "features": "before the heads"},
         counts={"clips": len(frozen.rows), "skipped": len(frozen.skipped), "classes": len(data.names)},
+        leakage=leaks,
         figures=figures,
         table=table(figures, data.dataset),
         skipped=frozen.skipped,

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RECALLS = (1, 5, 10)
+TIE = 1e-6  # similarities that differ by less are equal
+BLOCK = 1024  # queries at a time: memory grows with the number of items
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Retrieval:
         recall: {K: share of queries whose own item is among the first K}.
         interval: {K: (low, high)}, 95% bootstrap intervals.
         chance: {K: K / N}.
-        median_rank: 1-based.
+        median_rank, mean_rank: 1-based.
         pairs: N.
     """
 
@@ -27,6 +29,7 @@ class Retrieval:
     interval: dict[int, tuple[float, float]]
     chance: dict[int, float]
     median_rank: float
+    mean_rank: float
     pairs: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -34,6 +37,7 @@ class Retrieval:
         return {
             "pairs": self.pairs,
             "median_rank": self.median_rank,
+            "mean_rank": self.mean_rank,
             **{f"R@{k}": self.recall[k] for k in self.recall},
             **{f"R@{k}_interval": list(self.interval[k]) for k in self.recall},
             **{f"R@{k}_chance": self.chance[k] for k in self.recall},
@@ -43,6 +47,9 @@ class Retrieval:
 def ranks(queries: Tensor, items: Tensor) -> Tensor:
     """Rank of each query's own item by cosine similarity, 1-based; ties count against us.
 
+    Copies of an item are tied, though their embeddings may differ by what float32 rounds off: so are all similarities
+    that do not differ by more than `TIE`.
+
     Args:
         queries: Embeddings (N, D).
         items: Embeddings (N, D); row n belongs to query n.
@@ -50,9 +57,13 @@ def ranks(queries: Tensor, items: Tensor) -> Tensor:
     Returns:
         Ranks (N,). An embedding that is not finite ranks last.
     """
-    similarity = F.normalize(queries.double(), dim=-1) @ F.normalize(items.double(), dim=-1).T
-    own = similarity.diagonal()[:, None]
-    return (~(similarity < own)).sum(1)
+    queries, items = (F.normalize(x.double(), dim=-1) for x in (queries, items))
+    found = []
+    for first in range(0, len(queries), BLOCK):
+        similarity = queries[first : first + BLOCK] @ items.T
+        own = similarity.diagonal(first)[:, None]
+        found.append((~(similarity < own - TIE)).sum(1))
+    return torch.cat(found)
 
 
 def evaluate(queries: Tensor, items: Tensor, groups: list[str], seed: int = 0, resamples: int = 2000) -> Retrieval:
@@ -66,7 +77,7 @@ def evaluate(queries: Tensor, items: Tensor, groups: list[str], seed: int = 0, r
         resamples: Bootstrap samples.
 
     Returns:
-        Recall at 1, 5 and 10 with intervals, and the median rank.
+        Recall at 1, 5 and 10 with intervals, and the median and mean rank.
     """
     found = ranks(queries, items).numpy()
     names, group = np.unique(np.array(groups), return_inverse=True)
@@ -80,7 +91,8 @@ def evaluate(queries: Tensor, items: Tensor, groups: list[str], seed: int = 0, r
         low, high = np.quantile(resampled, [0.025, 0.975])
         interval[k] = (float(low), float(high))
     n = len(found)
-    return Retrieval(recall, interval, {k: min(k / n, 1.0) for k in RECALLS}, float(np.median(found)), n)
+    chance = {k: min(k / n, 1.0) for k in RECALLS}
+    return Retrieval(recall, interval, chance, float(np.median(found)), float(found.mean()), n)
 
 
 def best(query: Tensor, items: Tensor, count: int) -> list[int]:

@@ -1,12 +1,53 @@
-"""The result of an evaluation: as JSON for programs, as a Markdown table for people."""
+"""The result of an evaluation: as JSON for programs, as a Markdown table beside what others report for people."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recipes.data.clips import Skipped
+from recipes.evaluation.leakage import Leakage
+from recipes.training import checkpoint
 from recipes.training.checkpoint import write_atomically
+
+VATT = "Akbari et al. 2021, arXiv:2104.11178"
+
+
+class Reported(NamedTuple):
+    """A figure that a paper reports.
+
+    Attributes:
+        task, data: Name of the task, and of the data set.
+        part: What of the task: a direction of retrieval, say; "" for the whole.
+        model: Name of the model.
+        figures: Under the names that the task uses.
+        source: The paper.
+    """
+
+    task: str
+    data: str
+    part: str
+    model: str
+    figures: dict[str, float]
+    source: str = VATT
+
+    @property
+    def cited(self) -> str:
+        """The model and the paper."""
+        return f"{self.model} ({self.source})"
+
+
+_TEXT_TO_VIDEO = {
+    ("MSR-VTT 1k-A", "VATT-MA-Medium"): (0.236, 67),
+    ("MSR-VTT 1k-A", "VATT, best modality-specific"): (0.297, 49),
+    ("YouCook2", "VATT-MA-Medium"): (0.406, 17),
+    ("YouCook2", "VATT, best modality-specific"): (0.455, 13),
+}
+REPORTED = [
+    Reported("retrieval", data, "text->video", model, {"R@10": recall, "median_rank": rank})
+    for (data, model), (recall, rank) in _TEXT_TO_VIDEO.items()
+]
 
 
 @dataclass(frozen=True)
@@ -16,25 +57,54 @@ class Result:
     Attributes:
         task: Its name.
         checkpoint: Folder of what was evaluated.
-        data: What it was evaluated on, for people.
+        data: Name of what it was evaluated on.
         protocol: How: numbers of windows, splits, the kind of probe ...
         counts: How many clips, and how many of them were skipped or missing.
+        leakage: What is known of clips that were trained on.
         figures: The numbers, as the task arranges them; plain values.
         table: The same as a Markdown table.
         skipped: The clips that could not be read, and why.
     """
 
     task: str
-    checkpoint: str
+    checkpoint: Path
     data: str
     protocol: dict[str, Any]
     counts: dict[str, int]
+    leakage: Leakage
     figures: dict[str, Any]
     table: str
     skipped: list[Skipped] = field(default_factory=list)
 
+    @property
+    def summary(self) -> str:
+        """What it was evaluated on, and what was left out, in a line."""
+        counts = ", ".join(f"{what}: {count}" for what, count in self.counts.items())
+        return f"{self.task} on {self.data}; {counts}; {self.leakage.summary}."
+
+
+def as_json(result: Result) -> str:
+    """All of a result, and the figures that others report on the same data."""
+    facts = asdict(result)
+    facts["checkpoint"] = {"folder": str(result.checkpoint), "step": checkpoint.load_facts(result.checkpoint)["step"]}
+    facts["reported"] = [row._asdict() for row in reported(result.task, result.data)]
+    return json.dumps(facts, indent=1, ensure_ascii=False)
+
 
 def write(result: Result, out: Path) -> None:
     """Write a result as JSON, and its table beside it, ending in .md."""
-    write_atomically(out, json.dumps(asdict(result), indent=1, ensure_ascii=False))
-    write_atomically(out.with_suffix(".md"), result.table + "\n")
+    write_atomically(out, as_json(result))
+    write_atomically(out.with_suffix(".md"), f"{result.table}\n\n{result.summary}\n")
+
+
+def reported(task: str, data: str) -> list[Reported]:
+    """What others report of a task on a data set."""
+    return [row for row in REPORTED if (row.task, row.data) == (task, data)]
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """A Markdown table; its columns are the keys of the rows, the first two to the left, numbers to the right."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    rules = ["---" if place < 2 else "---:" for place in range(len(columns))]
+    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(rules)}|"]
+    return "\n".join(lines + [f"| {' | '.join(row.get(column, '') for column in columns)} |" for row in rows])

@@ -1,50 +1,107 @@
-"""Zero-shot retrieval: videos by text and by sound, texts by video."""
+"""Zero-shot retrieval: videos by text and by sound, texts by video, as VATT evaluates it."""
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from datasets import Dataset
+
+from recipes.config import Config, ConfigError
+from recipes.data import msrvtt, youcook2
 from recipes.data.clips import NarratedClips
 from recipes.data.index import load_index
 from recipes.data.inputs import eval_clips
 from recipes.data.splits import train_and_test
-from recipes.evaluation import ranking
+from recipes.evaluation import leakage, ranking
 from recipes.evaluation.embedding import Embedded, embed
-from recipes.evaluation.results import Result
-from recipes.trimodal.build import device_of
+from recipes.evaluation.results import Reported, Result, markdown, reported
+from recipes.trimodal.build import device_of, use_cores
 from recipes.trimodal.restore import restore
 
 NAME = "retrieval"
 HELP = "zero-shot retrieval of videos by text and by sound, and of texts by video"
 DIRECTIONS = ("text->video", "video->text", "audio->video")
+WINDOWS = 4  # of a clip of the sets that VATT is evaluated on
+
+
+class RetrievalSet(NamedTuple):
+    """What to retrieve.
+
+    Attributes:
+        name: For people, and to find what others report.
+        index: The clips and their texts.
+        missing: How many clips are not in it, as their files are not there.
+        windows: Of each clip, by the protocol.
+        origins: The video that a clip was cut from, by id, where the data set says so.
+    """
+
+    name: str
+    index: Dataset
+    missing: int = 0
+    windows: int = 1
+    origins: dict[str, str] = {}  # noqa: RUF012
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this task."""
-    parser.add_argument("--windows", type=int, default=1, help="of each clip, averaged (default: %(default)s)")
+    parser.add_argument("--split", help="rows of --data to evaluate (default: all; of YouCook2 'validation')")
+    parser.add_argument(
+        "--windows", type=int, help=f"of each clip, averaged (default: 1; of MSR-VTT and YouCook2 {WINDOWS})"
+    )
 
 
 def run(options: argparse.Namespace) -> Result:
     """Evaluate a checkpoint on what `options.data` names, or on what its run held out."""
     folder, config, tokenizer, modules = restore(options.checkpoint)
+    data = load(options.data, options.split, config)
+    windows = data.windows if options.windows is None else options.windows
+    leaks = leakage.check(folder, data.index, data.origins, options.allow_leakage)
     modules.to(device_of(config))
-    index = train_and_test(config).test if options.data is None else load_index(options.data)
-    clips = eval_clips(index, tokenizer, config.clip, options.windows)
+    use_cores(config)
+    clips = eval_clips(data.index, tokenizer, config.clip, windows)
     embedded = embed(modules, clips, config, config.data.workers)
-    results = retrieve(embedded, clips)
+    figures = retrieve(embedded, clips)
+    others = [row for row in reported(NAME, data.name) if row.part in figures]
     return Result(
         task=NAME,
-        checkpoint=str(folder),
-        data=options.data or config.data_name,
-        protocol={"windows": options.windows},
-        counts={"clips": len(embedded.items), "skipped": len(embedded.skipped)},
-        figures=results,
-        table=table({str(options.checkpoint): results}),
+        checkpoint=folder,
+        data=data.name,
+        protocol={"split": options.split, "windows": windows, "limit": config.evaluate.limit},
+        counts={"clips": len(embedded.items), "skipped": len(embedded.skipped), "missing": data.missing},
+        leakage=leaks,
+        figures=figures,
+        table=table({f"{options.checkpoint}{leaks.mark}": figures}, others),
         skipped=embedded.skipped,
     )
 
 
+def load(data: str | None, split: str | None, config: Config) -> RetrievalSet:
+    """Read MSR-VTT, YouCook2, or whatever else `load_index` reads; None is what the run held out.
+
+    Raises:
+        ConfigError: A split of held-out clips, or clips of another kind than those of the run.
+        FileNotFoundError, ValueError: See `load_index`.
+    """
+    if data is None:
+        if split is not None:
+            raise ConfigError(f"--split {split}: of what the run held out there is none; name --data")
+        return RetrievalSet(f"held out of {config.data_name}", train_and_test(config).test)
+    root = Path(data).expanduser()
+    layout = next((layout for layout in (msrvtt, youcook2) if (root / layout.TABLE).is_file()), None)
+    if layout is None:
+        return RetrievalSet(data, load_index(data, split))
+    if config.clip.inputs != "raw":
+        raise ConfigError(f"{data}: has videos, but the run was trained on features (clip.inputs)")
+    split = split or layout.SPLIT
+    index = load_index(data, split)
+    listed = sum(row["split"] == split for row in layout.annotated(root))
+    origins = msrvtt.origins(root) if layout is msrvtt else {}
+    return RetrievalSet(layout.TITLE, index, listed - len(index), WINDOWS, origins)
+
+
 def retrieve(
-    embedded: Embedded, clips: NarratedClips, directions: tuple[str, ...] = DIRECTIONS
+    embedded: Embedded, clips: NarratedClips, directions: Sequence[str] = DIRECTIONS
 ) -> dict[str, dict[str, Any]]:
     """Retrieval in those directions for which there is anything.
 
@@ -79,17 +136,28 @@ def videos_of(embedded: Embedded, clips: NarratedClips) -> list[str]:
     return [names[videos[clips.row((item, 0))]] for item in embedded.items]
 
 
-def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Markdown table of {model: {direction: figures}}."""
-    lines = ["| task | model | R@1 | R@5 | R@10 | 95% interval of R@10 | chance R@10 | MedR | clips |"]
-    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    for task in next(iter(results.values())):
-        for model, by_task in results.items():
-            r = by_task[task]
-            low, high = r["R@10_interval"]
-            recalls = " | ".join(f"{100 * r[f'R@{k}']:.1f}" for k in ranking.RECALLS)
-            lines.append(
-                f"| {task} | {model} | {recalls} | {100 * low:.1f} to {100 * high:.1f} | {100 * r['R@10_chance']:.1f} "
-                f"| {r['median_rank']:g} | {r['pairs']} |"
-            )
-    return "\n".join(lines)
+def table(results: dict[str, dict[str, dict[str, Any]]], others: Sequence[Reported] = ()) -> str:
+    """Markdown table of {model: {direction: figures}}, and below each direction what others report."""
+    rows = []
+    for direction in next(iter(results.values())):
+        rows += [_row(direction, model, figures[direction]) for model, figures in results.items()]
+        rows += [_row(direction, row.cited, row.figures) for row in others if row.part == direction]
+    return markdown(rows)
+
+
+def _row(direction: str, model: str, figures: dict[str, Any]) -> dict[str, str]:
+    low, high = figures.get("R@10_interval", (None, None))
+    return {
+        "task": direction,
+        "model": model,
+        **{f"R@{k}": _percent(figures.get(f"R@{k}")) for k in ranking.RECALLS},
+        "95% interval of R@10": f"{_percent(low)} to {_percent(high)}" if low is not None else "",
+        "chance R@10": _percent(figures.get("R@10_chance")),
+        "MedR": f"{figures['median_rank']:g}",
+        "MeanR": f"{figures['mean_rank']:.1f}" if "mean_rank" in figures else "",
+        "clips": str(figures.get("pairs", "")),
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"

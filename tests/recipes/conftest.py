@@ -25,6 +25,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(folder, "narrated", videos=6, test_videos=4, seed=1, size=48, fps=5, workers=1)
 
 
+@pytest.fixture(scope="session")
+def checkpoint(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps on the corpus, to evaluate."""
+    where = [f"run.dir={tmp_path_factory.mktemp('runs')}", f"data.manifest={corpus}"]
+    config = configuration.load(DEMO, [*TINY, *where, f"data.test={corpus / 'test.jsonl'}", "train.steps=2"])
+    recipe.pretrain(config)
+    return config.folder
+
+
 @pytest.fixture
 def tiny(corpus: Path, tmp_path: Path):
     """Function of overrides that gives the configuration of a tiny run in the test's own folder."""

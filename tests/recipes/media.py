@@ -51,6 +51,7 @@ def write(
     times: list[float] | None = None,
     header_first: bool = False,
     rotation: int = 0,
+    audio_seconds: float | None = None,
 ) -> Path:
     """Writes H.264 and AAC with a key frame every second and B-frames.
 
@@ -64,6 +65,7 @@ def write(
         audio, video: which streams to write.
         times: a variable frame rate: picture i appears at times[i] seconds (the last one stays until `seconds`).
         header_first: what says how long the file is comes at its beginning, so that it survives truncation.
+        audio_seconds: where the sound ends, if not with the pictures.
         rotation: turn of the pictures that the header asks players for, degrees counter-clockwise.
     Returns:
         The path.
@@ -73,7 +75,7 @@ def write(
     with av.open(str(path), "w", options={"movflags": "faststart"} if header_first else {}) as container:
         pictures = _picture_stream(container, fps, size, rotation) if video else None
         sound = container.add_stream("aac", rate=sample_rate, layout=LAYOUTS[channels]) if audio else None
-        sines, sent = _wave(seconds, sample_rate, channels), 0
+        sines, sent = _wave(audio_seconds or seconds, sample_rate, channels), 0
         for number, (time, end) in enumerate(pairwise([*times, seconds])):
             if pictures is not None:
                 frame = av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")

@@ -13,8 +13,6 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from recipes import config as configuration
-from recipes import pretrain as recipe
 from recipes.data.clips import ClipFormat, Skipped
 from recipes.data.index import load_index
 from recipes.data.labels import Labelled, Split, load_labelled
@@ -28,24 +26,10 @@ from recipes.evaluation.parts import check_parts
 from recipes.evaluation.probe import probe
 from recipes.trimodal.restore import restore
 from tests.recipes import media
-from tests.recipes.conftest import DEMO, TINY
 
 COLOURS = {"Archery": (200, 40, 40), "Bowling": (40, 200, 40), "Diving": (40, 40, 200)}
 TONES = {"dog": 300.0, "rain": 700.0, "siren": 1100.0}
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps."""
-    where = [
-        f"run.dir={tmp_path_factory.mktemp('runs')}",
-        f"data.manifest={corpus}",
-        f"data.test={corpus / 'test.jsonl'}",
-    ]
-    config = configuration.load(DEMO, [*TINY, *where, "train.steps=2"])
-    recipe.pretrain(config)
-    return config.folder
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """Ranks and recall: against sorting by hand, with ties counted against us."""
 
+import statistics
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,52 @@ def test_ranks_are_positions_in_the_sorted_list(seed, n):
         order = sorted(range(n), key=lambda j: -float(unit[0][i] @ unit[1][j]))
         assert order.index(i) + 1 == rank
         assert ranking.best(queries[i], items, n) == order
+
+
+SMALL = st.lists(st.integers(-2, 2), min_size=3, max_size=3)
+
+
+@given(st.lists(st.tuples(SMALL, SMALL), min_size=1, max_size=8))
+def test_ranks_with_ties_are_those_of_exact_arithmetic(pairs):
+    """Whole numbers of few values tie often; cosines are compared by their squares, as fractions."""
+
+    def cosine(query, item):
+        dot, size = sum(q * x for q, x in zip(query, item, strict=True)), sum(x * x for x in item)
+        return Fraction(dot * abs(dot), size) if size else Fraction(0)
+
+    queries, items = zip(*pairs, strict=True)
+    expected = [sum(cosine(q, item) >= cosine(q, own) for item in items) for q, own in pairs]
+    found = ranking.ranks(torch.tensor(queries, dtype=torch.float32), torch.tensor(items, dtype=torch.float32))
+    assert found.tolist() == expected
+
+
+@given(st.integers(0, 1000), st.integers(1, 12))
+def test_ranks_follow_the_pairs_and_copies_of_an_item_count_against_us(seed, n):
+    rng = np.random.default_rng(seed)
+    queries, items = torch.from_numpy(rng.normal(size=(2, n, 8)).astype(np.float32))
+    found = ranking.ranks(queries, items)
+    order = torch.from_numpy(rng.permutation(n))
+    assert torch.equal(ranking.ranks(queries[order], items[order]), found[order])
+    copies = items * (1 + torch.from_numpy(rng.uniform(-1e-7, 1e-7, (n, 8)).astype(np.float32)))  # rounding
+    twice = ranking.ranks(torch.cat([queries, queries]), torch.cat([items, copies]))
+    assert torch.equal(twice, 2 * torch.cat([found, found]))
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch):
+    queries, items = torch.randn(2, 23, 4, generator=torch.Generator().manual_seed(0))
+    whole = ranking.ranks(queries, items)
+    monkeypatch.setattr(ranking, "BLOCK", 5)
+    assert torch.equal(ranking.ranks(queries, items), whole)
+
+
+@given(st.integers(0, 1000), st.integers(1, 30))
+def test_recall_median_and_mean_are_those_of_a_plain_count(seed, n):
+    queries, items = torch.randn(2, n, 3, generator=torch.Generator().manual_seed(seed))
+    found = ranking.ranks(queries, items).tolist()
+    result = ranking.evaluate(queries, items, ["v"] * n, resamples=2)
+    for k in (1, 5, 10):
+        assert result.recall[k] == pytest.approx(len([r for r in found if r <= k]) / n)
+    assert result.median_rank == statistics.median(found) and result.mean_rank == pytest.approx(statistics.mean(found))
 
 
 def test_ties_and_nan_count_against_us():

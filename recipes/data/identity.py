@@ -1,0 +1,127 @@
+"""What identifies a video whatever its name, its place or the shard it is packed in; which videos a run has seen.
+
+Two things: its bytes, by a hash of their number and of the first and the last of them; and its id on YouTube, where a
+name has one, which tells the same video downloaded again, in another size or in parts.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from multiprocessing.pool import ThreadPool
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from recipes.data import storage, tfrecord
+from recipes.data.decode import BrokenClip
+from recipes.progress import progress_bar
+
+FILE = "trained_on.safetensors"  # in a checkpoint
+BLOCK = 1 << 14  # bytes at each end of a file
+THREADS = 16  # that wait for the storage
+RECORD = re.compile(r"#(\d+)$")
+# Ids are 64 bits in base 64: of the last of the 11 letters two bits are always zero. A name that follows, or a time in
+# seconds, as in the names of segments, is not a part of it.
+YOUTUBE = re.compile(r"(?:^|[/=\[-])([\w-]{10}[AEIMQUYcgkosw048])(?=$|[\].:#&]|_\d)", re.ASCII)
+
+
+class Identity(NamedTuple):
+    """Of one video: a hash of its bytes, None where they cannot be read or are behind a URL; hashes of its names."""
+
+    content: int | None
+    names: frozenset[int]
+
+
+class Seen(NamedTuple):
+    """Identities of the videos of a run: sorted hashes, uint64 (N,) and (M,)."""
+
+    contents: np.ndarray
+    names: np.ndarray
+
+
+def seen(index: Dataset) -> Seen:
+    """The identities of all videos of an index."""
+    contents, names = set(), set()
+    with progress_bar(total=len(index), desc="fingerprints", unit="clip", leave=False) as bar:
+        for identity in identities(index):
+            contents.add(identity.content)
+            names |= identity.names
+            bar.update()
+    return Seen(*(np.array(sorted(keys - {None}), np.uint64) for keys in (contents, names)))
+
+
+def identities(index: Dataset, origins: Mapping[str, str] | None = None) -> Iterator[Identity]:
+    """The identity of the video of each row, in order.
+
+    Args:
+        index: rows as from `load_index`; of parts of one file each has that of the file.
+        origins: further names of the video of a row, by its id.
+    """
+    rows = index.select_columns(["id", "video"])
+    with ThreadPool(THREADS) as pool:
+        for row, content in zip(rows, pool.imap(content_of, (row["video"] for row in rows), 64), strict=True):
+            names = [row["id"], _stem(row["video"]), (origins or {}).get(row["id"], "")]
+            found = {name for name in map(youtube_id, names) if name}
+            if storage.is_url(row["video"]):
+                found.add(row["video"])
+            yield Identity(content, frozenset(_hash(name.encode()) for name in found))
+
+
+def content_of(locator: str) -> int | None:
+    """A hash of a video's bytes: of their number, the first and the last; None where they cannot be read cheaply."""
+    if storage.is_url(locator):
+        return None
+    try:
+        if record := RECORD.search(locator):
+            locator = tfrecord.part(Path(locator[: record.start()]), int(record[1]))
+        with storage.open_bytes(locator) as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            first = file.read(BLOCK)
+            file.seek(max(len(first), size - BLOCK))
+            return _hash(b"%d:" % size + first + file.read(BLOCK))
+    except (BrokenClip, OSError):
+        return None
+
+
+def youtube_id(name: str) -> str | None:
+    """The id on YouTube in the id of a row, the name of a file without its ending, or a URL.
+
+    Examples:
+        >>> [youtube_id(name) for name in ("howto100m/9GX8f5EwwE4", "9GX8f5EwwE4_30_40", "Dinner [9GX8f5EwwE4]")]
+        ['9GX8f5EwwE4', '9GX8f5EwwE4', '9GX8f5EwwE4']
+        >>> youtube_id("https://www.youtube.com/watch?v=9GX8f5EwwE4&t=3"), youtube_id("video_00004")
+        ('9GX8f5EwwE4', None)
+    """
+    match = YOUTUBE.search(name)
+    # Six in a thousand ids have not both, but names that people give seldom have.
+    return match[1] if match and match[1].lower() != match[1] != match[1].upper() else None
+
+
+def save(videos: Seen, path: Path) -> None:
+    """Write what a run has seen."""
+    save_file(videos._asdict(), path)
+
+
+def load(path: Path) -> Seen:
+    """Read what `save` wrote.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return Seen(**load_file(path))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+
+
+def _stem(locator: str) -> str:
+    return PurePosixPath(storage.PART.sub("", locator)).stem
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -1,0 +1,62 @@
+"""MSR-VTT's layout for retrieval, split 1k-A: a thousand clips with one sentence each."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recipes.data import manifest
+from recipes.data.encoding import read_lines
+from recipes.data.videos import with_files
+
+TABLE = "MSRVTT_JSFUSION_test.csv"
+ABOUT = "MSRVTT_data.json"  # not needed; knows which videos on YouTube the clips are from
+SPLIT = "test"
+TITLE = "MSR-VTT 1k-A"
+
+
+def read(root: Path) -> Iterator[dict[str, Any]]:
+    """Reads the index of a folder in MSR-VTT's layout.
+
+    Args:
+        root: the folder with `MSRVTT_JSFUSION_test.csv`, and `<video_id>.<mp4|webm|mkv>` in any folder below it.
+    Returns:
+        Rows of `id` (`video7010`), `video`, `split` "test" and one narration, in the order of the table. Those
+        without a file are left out, with one warning.
+    Raises:
+        FileNotFoundError: not one of the videos.
+        ValueError: a table of another form; says which file and line.
+    """
+    return with_files(root, annotated(root))
+
+
+def annotated(root: Path) -> list[dict[str, Any]]:
+    """The rows of the table, with or without files: `video` is the name of one without its ending."""
+    path = root / TABLE
+    table = csv.DictReader(text for _, text in read_lines(path))
+    if missing := {"video_id", "sentence"} - set(table.fieldnames or ()):
+        raise ValueError(f"{path}, line 1: expected the columns key, vid_key, video_id, sentence; no {min(missing)}")
+    rows = []
+    for fields in table:
+        where, name, sentence = f"{path}, line {table.line_num}", fields["video_id"], fields["sentence"]
+        if not (name and sentence and sentence.strip()):
+            raise ValueError(f"{where}: expected a video_id and a sentence; found {name!r}, {sentence!r}")
+        rows.append(manifest.row(where, {"text": sentence, "split": SPLIT}, name, name))
+    return rows
+
+
+def origins(root: Path) -> dict[str, str]:
+    """The video that each clip was cut from, by id, as a URL on YouTube; {} without `MSRVTT_data.json`.
+
+    Raises:
+        ValueError: a file of another form.
+    """
+    path = root / ABOUT
+    if not path.is_file():
+        return {}
+    try:
+        videos = json.loads("".join(text for _, text in read_lines(path)))["videos"]
+        return {video["video_id"]: str(video["url"]) for video in videos if video.get("url")}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: expected {{"videos": [{{"video_id", "url", ...}}]}}; {error!r}') from error

@@ -1,0 +1,58 @@
+"""YouCook2's layout: long videos of cooking; each annotated segment is a clip, its sentence the text."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recipes.data import manifest
+from recipes.data.encoding import read_lines
+from recipes.data.videos import with_files
+
+TABLE = "youcookii_annotations_trainval.json"
+TITLE = "YouCook2"
+SPLIT = "validation"  # what is evaluated: the sentences of the test videos are not published
+
+
+def read(root: Path) -> Iterator[dict[str, Any]]:
+    """Reads the index of a folder in YouCook2's layout.
+
+    Args:
+        root: the folder with `youcookii_annotations_trainval.json`, and `<video id>.<mp4|webm|mkv>` in any folder below
+            it, such as `raw_videos/<subset>/<recipe_type>`.
+    Returns:
+        Rows of `id` (`VIDEO:0` for its first segment), `video`, `split` ("training" or "validation"), `start`, `end`,
+        and one narration, in the order of the annotations. Those without a file are left out, with one warning.
+    Raises:
+        FileNotFoundError: not one of the videos.
+        ValueError: annotations of another form; says which file and where.
+    """
+    return with_files(root, annotated(root))
+
+
+def annotated(root: Path) -> list[dict[str, Any]]:
+    """The rows of the annotations, with or without files: `video` is the name of one without its ending."""
+    path = root / TABLE
+    try:
+        videos = json.loads("".join(text for _, text in read_lines(path)))["database"].items()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: expected {{"database": {{video id: {{...}}}}}}; {error!r}') from error
+    return [row for name, video in videos for row in _segments(path, name, video)]
+
+
+def _segments(path: Path, name: str, video: Any) -> list[dict[str, Any]]:
+    try:
+        return [
+            manifest.row(
+                f"segment {segment['id']}",
+                {"text": segment["sentence"], "split": video["subset"]}
+                | dict(zip(("start", "end"), segment["segment"], strict=True)),
+                name, f"{name}:{segment['id']}",
+            )
+            for segment in video["annotations"]
+        ]  # fmt: skip
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{path}, video {name!r}: expected {{"subset": "validation", "annotations": [{{"id": 0, "segment": '
+            f'[seconds, seconds], "sentence": "..."}}, ...]}}; {type(error).__name__}: {error}'
+        ) from error

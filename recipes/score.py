@@ -9,18 +9,18 @@ number of processes.
 """
 
 import argparse
-import hashlib
 import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from torch import nn
 
@@ -30,11 +30,12 @@ from recipes.data.index import load_index
 from recipes.data.loader import list_loader
 from recipes.data.splits import DataError, train_and_test
 from recipes.data.workers import WorkerError
+from recipes.parts import Parts, inputs
 from recipes.progress import progress_bar
 from recipes.scoring.keep import filtered_manifest
 from recipes.scoring.measure import FIGURES, Reading, measure
 from recipes.scoring.order import shuffled
-from recipes.scoring.table import Parts, columns, facts_of
+from recipes.scoring.table import SCHEMA, columns, facts_of
 from recipes.scoring.tune import tune
 from recipes.training import checkpoint
 from recipes.training.processes import ALONE, Processes, joined
@@ -100,10 +101,7 @@ def score(
     if reading.space == "parameters":
         check_wrt(reading.wrt, modules["model"], "--wrt")
     facts = {
-        "checkpoint": str(folder.absolute()), "step": checkpoint.load_facts(folder)["step"],
-        "weights": hash_of(weight.numpy(force=True).tobytes() for weight in modules.state_dict().values()),
-        "data": data or "the run's training data", "split": split or "",
-        "rows": hash_of(repr(row).encode() for row in index),
+        **inputs(folder, modules, index), "data": data or "the run's training data", "split": split or "",
         **asdict(options), **asdict(reading),
     }  # fmt: skip
     if out.exists():
@@ -113,7 +111,7 @@ def score(
         return out
 
     with group.first_ahead():  # which makes the folder
-        parts = Parts(out.with_name(f".{out.name}.parts"), facts)
+        parts = Parts(out.with_name(f".{out.name}.parts"), SCHEMA, facts)
     if options.iterations:
         with group.first_ahead():  # which tunes; the others load what it found
             tuned = parts.folder / "tuned.safetensors"
@@ -129,7 +127,8 @@ def score(
         log.info("going on: %d of %d clips are scored already", done, len(clips))
     with progress_bar(total=total, initial=done, desc="scoring", unit="clip", disable=not group.first) as bar:
         for number, pool in zip(waiting, read(clips, [pools[n] for n in waiting], config, options), strict=True):
-            parts.write(number, rows(pool, modules, clips, reading, options, number))
+            table = rows(pool, modules, clips, reading, options, number)
+            parts.write(number, pa.Table.from_pylist(table, schema=SCHEMA))
             bar.update(len(pool))
     group.wait()
     if group.first:
@@ -204,14 +203,6 @@ def rows(
             }
         )  # fmt: skip
     return table
-
-
-def hash_of(pieces: Iterable[bytes]) -> str:
-    """A short hash of some bytes."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()[:16]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,6 @@
-"""The table of scores: one row per clip, written in parts that are whole or absent, read in pieces."""
+"""The table of scores: one row per clip, read in pieces."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recipes.parts import KEY
 from recipes.scoring.measure import FIGURES
-from recipes.training.checkpoint import write_atomically
 
 SCHEMA = pa.schema(
     [
@@ -26,56 +25,7 @@ SCHEMA = pa.schema(
         pa.field("error", pa.string()),  # why the clip could not be read
     ]
 )
-KEY = b"harmony"
-FACTS = "facts.json"  # of the scoring that a folder of parts belongs to
 BINS = 1 << 16
-
-
-class Parts:
-    """Parts of a table that is being written, each a Parquet file that is whole or absent."""
-
-    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Continue the parts in a folder, or begin there.
-
-        Args:
-            folder: Where the parts are; made if it is not there.
-            facts: What was scored and how.
-
-        Raises:
-            ValueError: What is there was begun with other facts.
-        """
-        self.folder, self.schema = folder, SCHEMA.with_metadata({KEY: json.dumps(facts).encode()})
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / FACTS).exists():
-            write_atomically(folder / FACTS, json.dumps(facts))
-        there = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if there != facts:
-            changed = sorted(k for k in there.keys() | facts.keys() if there.get(k) != facts.get(k))
-            raise ValueError(
-                f"{folder} holds what another scoring began ({', '.join(changed)} differ): remove the folder, or "
-                "choose another --out"
-            )
-
-    def has(self, number: int) -> bool:
-        """Whether a part is there."""
-        return self._path(number).exists()
-
-    def write(self, number: int, rows: list[dict[str, Any]]) -> None:
-        """Write a part: under another name first, so that a kill leaves it whole or absent."""
-        temporary = self.folder / f".{number}.{os.getpid()}.tmp"
-        pq.write_table(pa.Table.from_pylist(rows, schema=self.schema), temporary)
-        os.replace(temporary, self._path(number))
-
-    def join(self, count: int, out: Path) -> None:
-        """Write parts 0 to ``count`` as one table, a part at a time."""
-        temporary = out.with_name(f".{out.name}.tmp")
-        with pq.ParquetWriter(temporary, self.schema) as writer:
-            for number in range(count):
-                writer.write_table(pq.read_table(self._path(number), schema=self.schema))
-        os.replace(temporary, out)
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"part-{number:08d}.parquet"
 
 
 def facts_of(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from recipes.data import vocabulary
 from recipes.data.clips import Clip, NarratedClips, collate
 from recipes.data.index import load_index
+from recipes.parts import Parts
 from recipes.pretrain import pretrain
 from recipes.score import cut, main
 from recipes.scoring import table
@@ -249,9 +250,9 @@ def test_another_scoring_is_not_mixed_in(run, corpus, tmp_path, capsys):
     assert pq.read_table(out).equals(before)
     assert main([*arguments, "--batch-size", "3"]) == 0  # the same again: nothing to do
     folder = tmp_path / ".t.parquet.parts"
-    table.Parts(folder, {"seed": 1})  # killed before its first part: weights may be there
+    Parts(folder, table.SCHEMA, {"seed": 1})  # killed before its first part: weights may be there
     arguments[3] = str(tmp_path / "t.parquet")
-    assert main(arguments) == 2 and "what another scoring began" in capsys.readouterr().err
+    assert main(arguments) == 2 and "what another command began" in capsys.readouterr().err
 
 
 def test_a_narration_after_the_end_of_its_video_is_not_scored(run, videos, tmp_path):

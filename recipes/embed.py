@@ -1,0 +1,105 @@
+"""Embed a data set: a table with the vectors of every clip, for those who only want these.
+
+python -m recipes.embed --checkpoint runs/demo --data MANIFEST --out FILE.parquet
+python -m recipes.embed --checkpoint runs/demo --data MANIFEST --out FILE.safetensors     and FILE.jsonl, row by row
+
+Killed at any moment, the same command goes on where it stopped. The columns are those of docs/evaluation.md.
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+from itertools import islice
+from pathlib import Path
+
+from recipes.config import ConfigError
+from recipes.data.index import load_index
+from recipes.data.inputs import narrated_clips
+from recipes.data.workers import WorkerError
+from recipes.evaluation import vectors
+from recipes.evaluation.embedding import cut, embedded
+from recipes.parts import Parts, inputs
+from recipes.progress import progress_bar
+from recipes.trimodal.build import device_of, use_cores
+from recipes.trimodal.restore import restore
+
+ROWS = 1024  # of a part: what memory holds, and what a kill costs at most
+ENDINGS = (".parquet", ".safetensors")
+
+log = logging.getLogger(__name__)
+
+
+def embed(folder: Path, data: str, out: Path, split: str | None = None, windows: int = 1) -> tuple[int, int]:
+    """Write the embeddings of all clips of a data set: one per narration, and one per video without any.
+
+    Args:
+        folder: A run's folder, or one of its checkpoints.
+        data: A manifest, or a folder in any layout that is known.
+        out: The .parquet or .safetensors file to write; parts that are there of the same embeddings are kept.
+        split: The rows of this split; None: all.
+        windows: Of each clip, averaged.
+
+    Returns:
+        How many clips there are, and how many of them could not be read.
+
+    Raises:
+        ConfigError, OSError, ValueError: There is no checkpoint, no data, or the parts are of something else.
+        WorkerError: The processes that read clips die, whatever they read.
+    """
+    folder, config, tokenizer, modules = restore(folder)
+    index = load_index(data, split)
+    clips = narrated_clips(index, tokenizer, config.clip, windows)
+    columns = vectors.schema(config)
+    parts = Parts(out.with_name(f".{out.name}.parts"), columns, {**inputs(folder, modules, index), "windows": windows})
+    modules.to(device_of(config))
+    use_cores(config)
+    blocks = [range(first, min(first + ROWS, len(clips))) for first in range(0, len(clips), ROWS)]
+    waiting = [number for number in range(len(blocks)) if not parts.has(number)]
+    batches = [list(cut(blocks[number], windows, config)) for number in waiting]
+    total = sum(len(blocks[number]) for number in waiting)
+    if total < len(clips):
+        log.info("going on: %d of %d clips are embedded already", len(clips) - total, len(clips))
+    stream = embedded(modules, clips, (batch for part in batches for batch in part), config, config.data.workers)
+    with progress_bar(total=total, desc="embedding", unit="clip", leave=False) as bar:
+        for number, part in zip(waiting, batches, strict=True):
+            found = list(zip(part, islice(stream, len(part)), strict=True))
+            parts.write(number, vectors.table(blocks[number], found, clips, columns))
+            bar.update(len(blocks[number]))
+    if out.suffix == ".parquet":
+        parts.join(len(blocks), out)
+    else:
+        vectors.write_safetensors(lambda: parts.read(len(blocks)), out)
+    lost = sum(table.column("error").drop_null().length() for table in parts.read(len(blocks)))
+    shutil.rmtree(parts.folder)
+    return len(clips), lost
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("--data", required=True, help="a manifest, or a folder in any layout of docs/data.md")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write: .parquet or .safetensors")
+    parser.add_argument("--split", help="the rows of this split (default: all)")
+    parser.add_argument("--windows", type=int, default=1, help="of each clip, averaged (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.out.suffix not in ENDINGS:
+        parser.error(f"--out {options.out}: expected a name that ends in {' or '.join(ENDINGS)}")
+    if options.windows < 1:
+        parser.error(f"--windows {options.windows}: expected 1 or more")
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        count, lost = embed(options.checkpoint, options.data, options.out, options.split, options.windows)
+    except (ConfigError, OSError, ValueError, WorkerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {count} clips, {lost} of them not readable")
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""A long table that is written in parts which are whole or absent: killed at any moment, its maker goes on."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from torch import nn
+
+from recipes.training import checkpoint
+from recipes.training.checkpoint import write_atomically
+
+KEY = b"harmony"  # of the facts in a table's metadata
+FACTS = "facts.json"  # of what a folder of parts belongs to
+
+
+class Parts:
+    """Parts of a table that is being written, each a Parquet file that is whole or absent."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, facts: dict[str, Any]) -> None:
+        """Continue the parts in a folder, or begin there.
+
+        Args:
+            folder: Where the parts are; made if it is not there.
+            schema: Of the table.
+            facts: What it is made of and how.
+
+        Raises:
+            ValueError: What is there was begun with other facts.
+        """
+        self.folder, self.schema = folder, schema.with_metadata({KEY: json.dumps(facts).encode()})
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / FACTS).exists():
+            write_atomically(folder / FACTS, json.dumps(facts))
+        there = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if there != facts:
+            changed = sorted(k for k in there.keys() | facts.keys() if there.get(k) != facts.get(k))
+            raise ValueError(
+                f"{folder} holds what another command began ({', '.join(changed)} differ): remove the folder, or "
+                "choose another --out"
+            )
+
+    def has(self, number: int) -> bool:
+        """Whether a part is there."""
+        return self._path(number).exists()
+
+    def write(self, number: int, table: pa.Table) -> None:
+        """Write a part: under another name first, so that a kill leaves it whole or absent."""
+        temporary = self.folder / f".{number}.{os.getpid()}.tmp"
+        pq.write_table(table.cast(self.schema), temporary)
+        os.replace(temporary, self._path(number))
+
+    def read(self, count: int) -> Iterator[pa.Table]:
+        """Parts 0 to ``count``, one at a time."""
+        return (pq.read_table(self._path(number), schema=self.schema) for number in range(count))
+
+    def join(self, count: int, out: Path) -> None:
+        """Write parts 0 to ``count`` as one table, a part at a time."""
+        temporary = out.with_name(f".{out.name}.tmp")
+        with pq.ParquetWriter(temporary, self.schema) as writer:
+            for part in self.read(count):
+                writer.write_table(part)
+        os.replace(temporary, out)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:08d}.parquet"
+
+
+def inputs(folder: Path, modules: nn.Module, index: Dataset) -> dict[str, Any]:
+    """Facts that tell a checkpoint and the rows of an index from others."""
+    return {
+        "checkpoint": str(folder.absolute()), "step": checkpoint.load_facts(folder)["step"],
+        "weights": _hash(weight.numpy(force=True).tobytes() for weight in modules.state_dict().values()),
+        "rows": _hash(repr(row).encode() for row in index),
+    }  # fmt: skip
+
+
+def _hash(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()[:16]

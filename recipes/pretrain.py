@@ -30,6 +30,7 @@ from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
 from recipes.data.splits import DataError, load_train, save_train, train_and_test
 from recipes.data.workers import WorkerError
+from recipes.evaluation import leakage
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve, table
 from recipes.training import checkpoint, dynamics
@@ -102,6 +103,11 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             if group.world > 1:
                 save_train(splits, folder)
             seen = seen_by(train, start)
+            if leaks := leakage.recognised(splits.test, seen):
+                log.warning(
+                    "%d of %d held-out videos are trained on under another name, for example %s: the figures flatter",
+                    len(leaks), len(splits.test), next(iter(leaks)),
+                )  # fmt: skip
             log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
 
     results: dict[str, Any] = {}

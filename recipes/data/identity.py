@@ -22,7 +22,8 @@ from recipes.progress import progress_bar
 
 FILE = "trained_on.safetensors"  # in a checkpoint
 BLOCK = 1 << 14  # bytes at each end of a file
-THREADS = 16  # that wait for the storage
+THREADS = 64  # that wait for the storage
+ROWS_AT_ONCE = 4096
 RECORD = re.compile(r"#(\d+)$")
 # Ids are 64 bits in base 64: of the last of the 11 letters two bits are always zero. A name that follows, or a time in
 # seconds, as in the names of segments, is not a part of it.
@@ -61,14 +62,11 @@ def identities(index: Dataset, origins: Mapping[str, str] | None = None) -> Iter
         index: rows as from `load_index`; of parts of one file each has that of the file.
         origins: further names of the video of a row, by its id.
     """
-    rows = index.select_columns(["id", "video"])
     with ThreadPool(THREADS) as pool:
-        for row, content in zip(rows, pool.imap(content_of, (row["video"] for row in rows), 64), strict=True):
-            names = [row["id"], _stem(row["video"]), (origins or {}).get(row["id"], "")]
-            found = {name for name in map(youtube_id, names) if name}
-            if storage.is_url(row["video"]):
-                found.add(row["video"])
-            yield Identity(content, frozenset(_hash(name.encode()) for name in found))
+        for rows in index.select_columns(["id", "video"]).iter(ROWS_AT_ONCE):
+            contents = pool.map(content_of, rows["video"])
+            for name, video, content in zip(rows["id"], rows["video"], contents, strict=True):
+                yield Identity(content, _names(name, video, (origins or {}).get(name, "")))
 
 
 def content_of(locator: str) -> int | None:
@@ -119,8 +117,10 @@ def load(path: Path) -> Seen:
         raise ValueError(f"{path}: damaged: {error}") from error
 
 
-def _stem(locator: str) -> str:
-    return PurePosixPath(storage.PART.sub("", locator)).stem
+def _names(name: str, video: str, origin: str) -> frozenset[int]:
+    stem = PurePosixPath(storage.PART.sub("", video)).stem
+    found = {youtube_id(name), youtube_id(stem), youtube_id(origin), video if storage.is_url(video) else None}
+    return frozenset(_hash(known.encode()) for known in found - {None})
 
 
 def _hash(data: bytes) -> int:

@@ -66,9 +66,12 @@ def read_features(locator: str) -> Features:
     Args:
         locator: "shard#offset".
     Raises:
-        BrokenClip: the shard is missing or truncated, the record corrupt, or not one of frame features.
+        BrokenClip: not a record of a shard, the shard is missing or truncated, the record corrupt, or not one of frame
+            features.
     """
     path, _, offset = locator.rpartition("#")
+    if not offset.isdecimal():
+        raise BrokenClip(locator, "expected the features of a video, SHARD#OFFSET, as the run's clip.inputs says")
     data = read_record(Path(path), int(offset))
     try:
         lists = SequenceExample.FromString(data).feature_lists.entry

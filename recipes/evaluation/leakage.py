@@ -70,13 +70,16 @@ def check(checkpoint: Path, test: Dataset, origins: Mapping[str, str] | None = N
             "%s does not say what it was trained on: whether it has seen these clips cannot be checked", checkpoint
         )
         return Leakage(checked=False, total=len(test))
-    trained = identity.load(path)
-    reasons = (_reason(video, trained) for video in identity.identities(test, origins))
-    found = {name: reason for name, reason in zip(test["id"], reasons, strict=True) if reason}
-    leaks = Leakage(True, len(test), found)
-    if found and not allow:
+    leaks = Leakage(True, len(test), recognised(test, identity.load(path), origins))
+    if leaks.clips and not allow:
         raise LeakageError(refusal(checkpoint, leaks))
     return leaks
+
+
+def recognised(test: Dataset, trained: Seen, origins: Mapping[str, str] | None = None) -> dict[str, str]:
+    """How those clips that are of a video that was trained on are known, by their id."""
+    reasons = (_reason(video, trained) for video in identity.identities(test, origins))
+    return {name: reason for name, reason in zip(test["id"], reasons, strict=True) if reason}
 
 
 def refusal(checkpoint: Path, leaks: Leakage) -> str:

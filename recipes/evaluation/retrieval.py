@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ class RetrievalSet(NamedTuple):
     Attributes:
         name: For people, and to find what others report.
         index: The clips and their texts.
+        split: Of the data set, where not all of it is meant.
         missing: How many clips are not in it, as their files are not there.
         windows: Of each clip, by the protocol.
         origins: The video that a clip was cut from, by id, where the data set says so.
@@ -38,6 +40,7 @@ class RetrievalSet(NamedTuple):
 
     name: str
     index: Dataset
+    split: str | None = None
     missing: int = 0
     windows: int = 1
     origins: dict[str, str] = {}  # noqa: RUF012
@@ -56,6 +59,8 @@ def run(options: argparse.Namespace) -> Result:
     folder, config, tokenizer, modules = restore(options.checkpoint)
     data = load(options.data, options.split, config)
     windows = data.windows if options.windows is None else options.windows
+    if windows < 1:
+        raise ConfigError(f"--windows {windows}: expected 1 or more")
     leaks = leakage.check(folder, data.index, data.origins, options.allow_leakage)
     modules.to(device_of(config))
     use_cores(config)
@@ -63,12 +68,15 @@ def run(options: argparse.Namespace) -> Result:
     embedded = embed(modules, clips, config, config.data.workers)
     figures = retrieve(embedded, clips)
     others = [row for row in reported(NAME, data.name) if row.part in figures]
+    counts = {"clips": len(embedded.items), "skipped": len(embedded.skipped), "missing": data.missing}
+    if left_out := len(clips) - counts["clips"] - counts["skipped"]:
+        counts["left out by evaluate.limit"] = left_out
     return Result(
         task=NAME,
         checkpoint=folder,
         data=data.name,
-        protocol={"split": options.split, "windows": windows, "limit": config.evaluate.limit},
-        counts={"clips": len(embedded.items), "skipped": len(embedded.skipped), "missing": data.missing},
+        protocol={"path": options.data, "split": data.split, "windows": windows, "window": asdict(config.clip)},
+        counts=counts,
         leakage=leaks,
         figures=figures,
         table=table({f"{options.checkpoint}{leaks.mark}": figures}, others),
@@ -80,7 +88,7 @@ def load(data: str | None, split: str | None, config: Config) -> RetrievalSet:
     """Read MSR-VTT, YouCook2, or whatever else `load_index` reads; None is what the run held out.
 
     Raises:
-        ConfigError: A split of held-out clips, or clips of another kind than those of the run.
+        ConfigError: A split of held-out clips.
         FileNotFoundError, ValueError: See `load_index`.
     """
     if data is None:
@@ -90,14 +98,12 @@ def load(data: str | None, split: str | None, config: Config) -> RetrievalSet:
     root = Path(data).expanduser()
     layout = next((layout for layout in (msrvtt, youcook2) if (root / layout.TABLE).is_file()), None)
     if layout is None:
-        return RetrievalSet(data, load_index(data, split))
-    if config.clip.inputs != "raw":
-        raise ConfigError(f"{data}: has videos, but the run was trained on features (clip.inputs)")
+        return RetrievalSet(data, load_index(data, split), split)
     split = split or layout.SPLIT
     index = load_index(data, split)
     listed = sum(row["split"] == split for row in layout.annotated(root))
     origins = msrvtt.origins(root) if layout is msrvtt else {}
-    return RetrievalSet(layout.TITLE, index, listed - len(index), WINDOWS, origins)
+    return RetrievalSet(layout.TITLE, index, split, listed - len(index), WINDOWS, origins)
 
 
 def retrieve(

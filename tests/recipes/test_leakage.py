@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recipes.data import identity, pack
-from recipes.data.identity import content_of, identities, seen, youtube_id
+from recipes.data.identity import content_of, seen, youtube_id
 from recipes.data.index import load_index
 from recipes.evaluate import main
 from recipes.evaluation import leakage
@@ -29,7 +29,9 @@ def manifest(folder: Path, *rows: dict) -> Path:
 
 def recognised(trained: identity.Seen, path: Path, origins: dict[str, str] | None = None) -> list[str]:
     """How leakage knows each clip of a manifest; empty where it does not."""
-    return [leakage._reason(video, trained) for video in identities(load_index(path), origins)]
+    index = load_index(path)
+    found = leakage.recognised(index, trained, origins)
+    return [found.get(name, "") for name in index["id"]]
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,15 @@ def test_a_checkpoint_that_does_not_say_what_it_was_trained_on(checkpoint, tmp_p
     (old / identity.FILE).write_bytes(b"not one")
     assert main(["retrieval", "--checkpoint", str(old)]) == 2
     assert "trained_on.safetensors: damaged" in capsys.readouterr().err
+
+
+def test_a_run_warns_of_held_out_clips_that_it_trains_on(tiny, corpus: Path, tmp_path: Path, caplog) -> None:
+    held_out = set(load_index(corpus / "test.jsonl")["video"])
+    trained = next(video for video in sorted((corpus / "videos").iterdir()) if str(video) not in held_out)
+    shutil.copy(trained, tmp_path / "copy.mp4")
+    test = manifest(tmp_path, {"video": "copy.mp4"}, {"video": next(iter(held_out))})
+    pretrain(tiny(f"data.test={test}", "train.steps=1"))
+    assert "1 of 2 held-out videos are trained on under another name, for example copy" in caplog.text
 
 
 def test_every_checkpoint_knows_also_after_a_resumption(tiny, crash) -> None:

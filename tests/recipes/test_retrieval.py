@@ -1,6 +1,7 @@
 """Retrieval from media in the official layouts to a table; windows averaged, against one window at a time."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from recipes.data.inputs import eval_clips
 from recipes.evaluate import main
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve
+from recipes.pretrain import pretrain
+from recipes.training.checkpoint import latest
 from recipes.trimodal.build import model_inputs
 from recipes.trimodal.restore import restore
 from tests.recipes import media, shards
+from tests.recipes.test_youtube8m import run as features_run
 
 BACKWARDS = {"id": 3, "segment": [5, 2], "sentence": "x"}
 SENTENCES = ["a ball rolls", 'a man says "hello", twice', "two stars", "a cat plays", "it is gone"]
@@ -174,6 +178,7 @@ def test_a_command_evaluates_an_official_set(checkpoint, name, request, tmp_path
     assert result["counts"]["missing"] == missing and result["counts"]["skipped"] == skipped
     assert len(result["skipped"]) == skipped and f"missing: {missing};" in printed.out
     assert result["protocol"]["windows"] == 4 and result["checkpoint"]["step"] == 2
+    assert result["protocol"]["split"] == {"msrvtt": "test", "youcook2": "validation"}[name]
     assert set(result["figures"]) == {"text->video", "video->text", "audio->video"}
     assert f"| {reported} |" in printed.out and "arXiv:2104.11178" in printed.out
     assert out.with_suffix(".md").read_text().strip() == printed.out.strip()
@@ -197,9 +202,28 @@ def test_directions_are_searched_by_hand(checkpoint: Path, corpus: Path) -> None
         assert figures["median_rank"] == np.median(ranks) and figures["mean_rank"] == pytest.approx(np.mean(ranks))
 
 
+def test_clips_left_out_by_the_configuration_are_counted(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys
+) -> None:
+    limited = shutil.copytree(latest(checkpoint), tmp_path / "limited")
+    text = (limited / "config.yaml").read_text()
+    (limited / "config.yaml").write_text(text.replace("limit: null", "limit: 3"))
+    assert main(["retrieval", "--checkpoint", str(limited), "--data", str(corpus / "test.jsonl")]) == 0
+    assert "clips: 3, skipped: 0, missing: 0, left out by evaluate.limit: " in capsys.readouterr().out
+
+
+def test_media_are_nothing_for_a_model_of_features(tmp_path: Path, corpus: Path, capsys) -> None:
+    config = features_run(tmp_path, texts=False)
+    pretrain(config)
+    assert main(["retrieval", "--checkpoint", str(config.folder), "--data", str(corpus / "test.jsonl")]) == 2
+    assert "expected the features of a video, SHARD#OFFSET" in capsys.readouterr().err
+
+
 def test_a_split_that_is_not_there(checkpoint: Path, corpus: Path, capsys) -> None:
     assert main(["retrieval", "--checkpoint", str(checkpoint), "--split", "test"]) == 2
     assert "--split test: of what the run held out there is none" in capsys.readouterr().err
     held_out = str(corpus / "test.jsonl")
     assert main(["retrieval", "--checkpoint", str(checkpoint), "--data", held_out, "--split", "val"]) == 2
     assert "no row has split 'val'; rows by split: test: 4" in capsys.readouterr().err
+    assert main(["retrieval", "--checkpoint", str(checkpoint), "--windows", "0"]) == 2
+    assert "--windows 0: expected 1 or more" in capsys.readouterr().err

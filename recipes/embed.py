@@ -75,8 +75,8 @@ def embed(folder: Path, data: str, out: Path, split: str | None = None, windows:
     return len(clips), lost
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+def command_line() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,6 +85,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the file to write: .parquet or .safetensors")
     parser.add_argument("--split", help="the rows of this split (default: all)")
     parser.add_argument("--windows", type=int, default=1, help="of each clip, averaged (default: %(default)s)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = command_line()
     options = parser.parse_args(arguments)
     if options.out.suffix not in ENDINGS:
         parser.error(f"--out {options.out}: expected a name that ends in {' or '.join(ENDINGS)}")

@@ -18,8 +18,8 @@ from recipes.evaluation import probe, results, retrieval
 TASKS = (retrieval, probe)
 
 
-def parser_of_tasks() -> argparse.ArgumentParser:
-    """The command line: one command for each task, with the options that all have."""
+def command_line() -> argparse.ArgumentParser:
+    """One command for each task, with the options that all have."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,7 +39,7 @@ def parser_of_tasks() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = parser_of_tasks()
+    parser = command_line()
     options = parser.parse_args(arguments)
     if options.out and options.out.suffix != ".json":
         parser.error(f"--out {options.out}: expected a name that ends in .json")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import harmony
-from recipes import config
+from recipes import config, embed, evaluate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if page.is_file()]
@@ -92,15 +92,19 @@ def test_a_failing_block_names_its_page_and_line(tmp_path: Path) -> None:
         run(session, page, namespace)
 
 
-def commands() -> list[tuple[str, str]]:
-    """Page and line of every shell command that starts a training run."""
+def shell_lines() -> list[tuple[str, str]]:
+    """Page and line of every shell command."""
     return [
         (page.relative_to(ROOT).as_posix(), line.strip())
         for page in PAGES
         for shell in SHELL.findall(page.read_text(encoding="utf-8"))
         for line in shell.replace("\\\n", " ").splitlines()
-        if "recipes.pretrain" in line or "make pretrain" in line
     ]
+
+
+def commands() -> list[tuple[str, str]]:
+    """Page and line of those that start a training run."""
+    return [(page, line) for page, line in shell_lines() if "recipes.pretrain" in line or "make pretrain" in line]
 
 
 @pytest.mark.parametrize(("page", "command"), commands())
@@ -109,6 +113,27 @@ def test_commands_name_configurations_and_keys_that_exist(page: str, command: st
     words = [part for word in words for part in (shlex.split(word[5:]) if word.startswith("ARGS=") else [word])]
     file = words[words.index("--config") + 1] if "--config" in words else "recipes/configs/demo.yaml"
     config.load(ROOT / file, [word for word in words if re.match(r"[a-z_.]+=", word)])
+
+
+def arguments_of(module: str) -> list[tuple[str, list[str]]]:
+    """Page and arguments of every shell command that runs a module of the recipes."""
+    return [
+        (page, shlex.split(line.partition(f"-m {module} ")[2], comments=True))
+        for page, line in shell_lines()
+        if f"-m {module} " in line
+    ]
+
+
+@pytest.mark.parametrize("recipe", [embed, evaluate], ids=lambda recipe: recipe.__name__)
+def test_commands_of_evaluation_have_options_that_exist(recipe: ModuleType) -> None:
+    commands = arguments_of(recipe.__name__)
+    assert commands
+    for page, arguments in commands:
+        if "TASK" not in arguments:
+            try:
+                recipe.command_line().parse_args(arguments)
+            except SystemExit:
+                pytest.fail(f"{page}: {recipe.__name__} {shlex.join(arguments)}")
 
 
 def test_configurations_on_the_pages_are_valid(tmp_path: Path) -> None:

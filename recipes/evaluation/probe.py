@@ -17,7 +17,7 @@ from recipes.evaluation.accuracy import Judged, accuracy
 from recipes.evaluation.frozen import Frozen, frozen_features
 from recipes.evaluation.linear import averaged, logistic, vatt_head
 from recipes.evaluation.parts import check_parts
-from recipes.evaluation.results import Result
+from recipes.evaluation.results import Result, markdown, reported
 from recipes.trimodal.build import build, device_of
 from recipes.trimodal.restore import restore
 
@@ -25,12 +25,6 @@ NAME = "probe"
 HELP = "accuracy of linear classifiers on frozen features: UCF101, HMDB51, ESC-50, or a labelled manifest"
 MODALITY = {"ESC-50": "audio"}  # of the other data sets: video
 CLASSIFIERS = ("logistic", "vatt")
-PAPER = "VATT's paper (arXiv:2104.11178)"
-REPORTED = {  # top-1 in per cent, mean over the splits, after linear evaluation
-    "UCF101": {"modality-agnostic, medium": 84.4, "best of one modality": 89.6},
-    "HMDB51": {"modality-agnostic, medium": 63.1, "best of one modality": 65.2},
-    "ESC-50": {"modality-agnostic, medium": 81.2, "best of one modality": 84.7},
-}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -148,18 +142,18 @@ def _predict(
     return {"logistic": simple.model.predict(means[test]), "vatt": by_head}, simple.strength
 
 
-def table(figures: dict[str, dict[str, Any]], dataset: str) -> str:
-    """Markdown table of {model: figures of `probe`}, with the rows of the paper where it has this data set."""
-    lines = ["| model | classifier | split | top-1 | 95% interval | chance | test clips |"]
-    lines.append("|---|---|---|---:|---:|---:|---:|")
-    for model, by_split in figures.items():
-        for classifier in CLASSIFIERS:
-            for split, of in by_split.items():
-                low, high = of[classifier]["interval"]
-                lines.append(
-                    f"| {model} | {classifier} | {split} | {100 * of[classifier]['top1']:.1f} | {100 * low:.1f} to "
-                    f"{100 * high:.1f} | {100 * of['chance']:.1f} | {of.get('test', '')} |"
-                )
-    for model, top1 in REPORTED.get(dataset, {}).items():
-        lines.append(f"| {PAPER}: {model} | linear | mean | {top1:.1f} | | | |")
-    return "\n".join(lines)
+def table(figures: dict[str, dict[str, Any]], data: str) -> str:
+    """Markdown table of {model: figures of `probe`}, beside what others report of the data set."""
+    rows = [
+        {"model": model, "classifier": classifier, "split": split, "top-1": f"{100 * of[classifier]['top1']:.1f}"}
+        | {"95% interval": "{:.1f} to {:.1f}".format(*(100 * bound for bound in of[classifier]["interval"]))}
+        | {"chance": f"{100 * of['chance']:.1f}", "test clips": str(of.get("test", ""))}
+        for model, by_split in figures.items()
+        for classifier in CLASSIFIERS
+        for split, of in by_split.items()
+    ]
+    rows += [
+        {"model": row.cited, "classifier": "linear", "split": row.part, "top-1": f"{100 * row.figures['top1']:.1f}"}
+        for row in reported(NAME, data)
+    ]
+    return markdown(rows)

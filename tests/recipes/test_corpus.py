@@ -206,6 +206,7 @@ def test_a_bouncing_object_knocks_when_it_touches_the_floor() -> None:
 def test_layout(corpus: Path) -> None:
     assert {path.name for path in corpus.iterdir()} == {
         "HowTo100M_v1.csv",
+        "colours.jsonl",
         "raw_caption.json",
         "shapes.jsonl",
         "tags.jsonl",
@@ -232,19 +233,20 @@ def test_layout(corpus: Path) -> None:
 
 def test_labels_are_of_what_is_shown(corpus: Path) -> None:
     """Where a training narration belongs to the picture, it says the same; the parts share no video."""
-    shapes, tags = (load_labelled(corpus / name) for name in ("shapes.jsonl", "tags.jsonl"))
+    shapes, colours, tags = (load_labelled(corpus / f"{name}.jsonl") for name in ("shapes", "colours", "tags"))
     videos = shapes.index["video"][:]
     train, test = ({videos[row] for row in part} for part in shapes.splits[0][1:])
     assert train.isdisjoint(test) and len(train) == 3 and len(test) == 1
-    rows = list(zip(tags.index.to_list(), shapes.labels, tags.labels, strict=True))
+    rows = list(zip(tags.index.to_list(), shapes.labels, colours.labels, tags.labels, strict=True))
     for told in read_lines(corpus / "truth.jsonl"):
         middle = (told["start"] + told["end"]) / 2
         found = [
-            [[shapes.names[n] for n in shape], [tags.names[n] for n in tagged]]
-            for row, shape, tagged in rows
+            [[shapes.names[n] for n in shape], [colours.names[n] for n in colour], [tags.names[n] for n in tagged]]
+            for row, shape, colour, tagged in rows
             if told["video_id"] in row["video"] and row["start"] <= middle < row["end"]
         ]
-        assert found == [[[told["shown"]["shape"]], list(told["shown"].values())]]
+        shown = told["shown"]
+        assert found == [[[shown["shape"]], [shown["colour"]], list(shown.values())]]
 
 
 def test_training_files_never_mention_held_out_videos(corpus: Path) -> None:

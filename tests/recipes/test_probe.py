@@ -91,7 +91,7 @@ def test_ucf101_from_files_to_figures(checkpoint: Path, ucf: Path, tmp_path: Pat
     assert own["mean"]["vatt"]["top1"] > 0.8
     page = (tmp_path / "probe.md").read_text()
     assert "| mean | 100.0 | 100.0 to 100.0 | 33.3 |" in page
-    assert "| VATT's paper (arXiv:2104.11178): modality-agnostic, medium | linear | mean | 84.4 |" in page
+    assert "| VATT-MA-Medium (Akbari et al. 2021, arXiv:2104.11178) | linear | mean | 84.4 |" in page
 
 
 def test_esc50_has_no_pictures(checkpoint: Path, esc: Path, tmp_path: Path) -> None:
@@ -100,6 +100,19 @@ def test_esc50_has_no_pictures(checkpoint: Path, esc: Path, tmp_path: Path) -> N
     own = result["figures"][str(checkpoint)]
     assert list(own) == ["3"]
     assert own["3"]["logistic"]["top1"] == 1.0
+
+
+def test_the_procedural_corpus(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    """Of the test clips none was trained on; of the training clips all were, and the probe may be fitted to them."""
+    data = load_labelled(corpus / "shapes.jsonl")
+    result = figures(checkpoint, corpus / "shapes.jsonl", tmp_path)
+    assert result["counts"]["clips"] == len(data.index)
+    assert result["figures"][str(checkpoint)]["test"]["test"] == len(data.splits[0].test)
+    swapped = [json.loads(line) for line in (corpus / "shapes.jsonl").read_text().splitlines()]
+    for row in swapped:
+        row["video"], row["split"] = str(corpus / row["video"]), {"train": "test", "test": "train"}[row["split"]]
+    (tmp_path / "swapped.jsonl").write_text("\n".join(map(json.dumps, swapped)))
+    assert main(["probe", "--checkpoint", str(checkpoint), "--data", str(tmp_path / "swapped.jsonl")]) == 2
 
 
 def test_the_figures_are_those_of_scikit_learn(checkpoint: Path, ucf: Path, tmp_path: Path) -> None:

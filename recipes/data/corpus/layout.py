@@ -24,7 +24,11 @@ from .write import write_mp4
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 KEYS = ("start", "end", "text")  # of a narration, in both layouts
-LABELS = {"shapes.jsonl": ("shape",), "tags.jsonl": ("shape", "colour", "texture", "motion")}
+LABELS = {
+    "shapes.jsonl": ("shape",),
+    "colours.jsonl": ("colour",),
+    "tags.jsonl": ("shape", "colour", "texture", "motion"),
+}
 
 
 def build(
@@ -43,9 +47,9 @@ def build(
 
     Written are `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl`
     (a manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth:
-    for evaluation, never for training), and two labelled manifests of what is shown when, in all videos:
-    `shapes.jsonl` and, with colour, texture and motion as further labels, `tags.jsonl`. About 2% of the training
-    videos have no narration (empty lists in `raw_caption.json`), and about 2% no audio track.
+    for evaluation, never for training), and labelled manifests of what is shown when, in all videos: `shapes.jsonl`,
+    `colours.jsonl` and, with all that can be said of an object, `tags.jsonl`. About 2% of the training videos have no
+    narration (empty lists in `raw_caption.json`), and about 2% no audio track.
 
     The folder appears only when it is complete: a build that dies leaves at most a hidden `.partial` folder beside it.
 

@@ -21,7 +21,7 @@ def read(root: Path) -> tuple[list[str], list[Row]]:
         FileNotFoundError: no table, or not one of the sounds.
         ValueError: a line of another form; says which file and line.
     """
-    folder = folder_of(root, TABLE)
+    folder = folder_of(root, TABLE) or root
     path = folder / TABLE
     names: dict[int, str] = {}
     rows: dict[str, Row] = {}

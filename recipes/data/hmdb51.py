@@ -21,7 +21,7 @@ def read(root: Path) -> tuple[list[str], list[Row]]:
         FileNotFoundError: no list, or not one of the videos.
         ValueError: a line of another form; says which file and line.
     """
-    splits = folder_of(root, SPLITS) / SPLITS
+    splits = (folder_of(root, SPLITS) or root) / SPLITS
     lists = [(file, found) for file in sorted(splits.iterdir()) if (found := LIST.fullmatch(file.name))]
     names = sorted({found[1] for _, found in lists})
     rows: dict[str, Row] = {}

@@ -12,7 +12,20 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from recipes.data import audioset, howto100m, manifest, msrvtt, shards, storage, youcook2, youtube8m
+from recipes.data import (
+    audioset,
+    esc50,
+    hmdb51,
+    howto100m,
+    manifest,
+    msrvtt,
+    shards,
+    storage,
+    ucf101,
+    youcook2,
+    youtube8m,
+)  # fmt: skip
+from recipes.data.listed import folder_of
 
 SCHEMA = pa.schema(
     {
@@ -25,6 +38,7 @@ SCHEMA = pa.schema(
     }
 )
 PLACES = pa.schema({"row": pa.int64(), "narration": pa.int32()})
+LABELLED = {ucf101.CLASSES: ucf101.read, hmdb51.SPLITS: hmdb51.read, esc50.TABLE: esc50.read}  # see `labels`
 ROWS_AT_ONCE = 4096
 
 
@@ -35,8 +49,8 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
     millions of captions costs little memory, and worker processes share it.
 
     Args:
-        path: a folder in the layout of HowTo100M, AudioSet, YouTube-8M, MSR-VTT, YouCook2 or WebDataset, or a manifest
-            (.jsonl, .csv, .parquet); of the last two also a URL.
+        path: a folder in the layout of HowTo100M, AudioSet, YouTube-8M, MSR-VTT, YouCook2, UCF101, HMDB51, ESC-50 or
+            WebDataset, or a manifest (.jsonl, .csv, .parquet); of the last two also a URL.
         split: keep the rows of this split; None keeps all.
         prefix: put before every id, to tell those of several data sets apart.
     Returns:
@@ -82,6 +96,9 @@ def _layout(path: str | Path) -> Iterator[dict[str, Any]]:
         return howto100m.read(path)
     if any((path / table).is_file() for table in audioset.TABLES):
         return audioset.read(path)
+    for mark, read in LABELLED.items():
+        if folder_of(path, mark):
+            return iter(read(path)[1])
     for layout in (msrvtt, youcook2):
         if (path / layout.TABLE).is_file():
             return layout.read(path)
@@ -93,10 +110,9 @@ def _layout(path: str | Path) -> Iterator[dict[str, Any]]:
         return shards.read(path)
     if path.is_file() and manifest.ending(path) in manifest.SUFFIXES:
         return manifest.read(path)
-    tables = ", ".join(
-        (howto100m.TABLE, *audioset.TABLES, msrvtt.TABLE, youcook2.TABLE, youtube8m.SHARDS, f"*{shards.ENDING}")
-    )
-    looked_for = f"a folder with one of {tables} in it, or a file ending in {', '.join(manifest.SUFFIXES)}"
+    tables = (howto100m.TABLE, *audioset.TABLES, msrvtt.TABLE, youcook2.TABLE, youtube8m.SHARDS, *LABELLED)
+    looked_for = f"a folder with one of {', '.join(tables)}, *{shards.ENDING} in it, or a file ending in "
+    looked_for += ", ".join(manifest.SUFFIXES)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is nothing here; expected {looked_for}")
     raise ValueError(f"{path}: not a layout that is known; expected {looked_for}")

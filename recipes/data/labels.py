@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from recipes.data import esc50, hmdb51, labelled_manifest, manifest, ucf101
 from recipes.data.index import index_of
+from recipes.data.listed import folder_of
 
 TRAIN, TEST = "train", "test"  # the two parts of a split
 Read = tuple[list[str], list[dict[str, Any]]]
@@ -84,8 +85,7 @@ def _read(path: str | Path) -> tuple[str, Read]:
         return "", labelled_manifest.read(path)
     root = Path(path).expanduser()
     for layout in LAYOUTS:
-        folders = (root, *sorted(root.glob("*/")))  # as the archive is unpacked
-        if any((folder / layout.mark).exists() for folder in folders):
+        if folder_of(root, layout.mark):
             return layout.dataset, layout.read(root)
     marks = ", ".join(layout.mark for layout in LAYOUTS)
     looked_for = f"a folder with one of {marks} in it, or a file ending in {', '.join(manifest.SUFFIXES)}"

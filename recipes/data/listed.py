@@ -8,16 +8,9 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def folder_of(root: Path, mark: str) -> Path:
-    """The folder that holds `mark`: `root`, or one of those in it, as the archive was unpacked.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    for folder in (root, *sorted(root.glob("*/"))):
-        if (folder / mark).exists():
-            return folder
-    raise FileNotFoundError(f"{root}: expected {mark} in it, or in a folder in it")
+def folder_of(root: Path, mark: str) -> Path | None:
+    """The folder that holds `mark`: `root`, or one of those in it, as the archive was unpacked; None: there is none."""
+    return next((folder for folder in (root, *sorted(root.glob("*/"))) if (folder / mark).exists()), None)
 
 
 def file_of(root: Path, name: str) -> Path:

@@ -22,7 +22,7 @@ def read(root: Path) -> tuple[list[str], list[Row]]:
         FileNotFoundError: no list, or not one of the videos.
         ValueError: a line of another form; says which file and line.
     """
-    lists = folder_of(root, CLASSES)
+    lists = folder_of(root, CLASSES) or root
     names = [name for _, name in sorted(_classes(lists / CLASSES))]
     known = set(names)
     rows: dict[str, Row] = {}

@@ -69,6 +69,7 @@ def test_ucf101(tmp_path: Path) -> None:
         Split("2", [test], [train]),
     ]
     assert data.sources[test] == "Archery/v_Archery_g01"
+    assert load_index(tmp_path).to_list() == data.index.to_list()
     with open_clip(data.index["video"][test]) as clip:
         assert clip.window(0.0, 2, 25.0, 8000, 800, None).video.shape == (2, 32, 48, 3)
 

@@ -24,9 +24,9 @@ from recipes.progress import progress_bar
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "open, header": [(storage, "open_bytes"), (decode, "_open"), (decode.Clip, "__init__")],
     "seek, demux": [(decode.Clip, "_packets")],
-    "decode pictures": [(decode.Clip, "_pictures")],
+    "decode pictures": [(decode.Clip, "pictures")],
     "scale, convert": [(decode, "_rgb")],
-    "decode sound": [(decode.Clip, "_sound")],
+    "decode sound": [(decode.Clip, "sound")],
     "augment pictures": [(clips, "augment")],
     "augment sound": [(clips, "add_noise")],
     "tokenize": [(clips, "nearest"), (clips, "encode_captions")],

@@ -66,4 +66,4 @@ def frozen_features(model: VATT, clips: WindowedClips, config: Config) -> Frozen
         raise DataError(
             f"none of the {len(clips)} clips could be read; the first is {skipped[0].id}: {skipped[0].reason}"
         )
-    return Frozen(torch.cat(features).clone(), rows, skipped)
+    return Frozen(torch.cat(features).clone(), rows, skipped)  # a clone, outside of inference mode, can be trained on

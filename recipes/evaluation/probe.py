@@ -18,7 +18,7 @@ from recipes.evaluation.frozen import Frozen, frozen_features
 from recipes.evaluation.linear import averaged, logistic, vatt_head
 from recipes.evaluation.parts import check_parts
 from recipes.evaluation.results import Result, markdown, reported
-from recipes.trimodal.build import build, device_of
+from recipes.trimodal.build import build, device_of, use_cores
 from recipes.trimodal.restore import restore
 
 NAME = "probe"
@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> Result:
     if options.untrained:
         torch.manual_seed(config.train.seed)
         models["the same, untrained"] = build(config, tokenizer)
+    use_cores(config)
     rows = sorted({row for split in splits for row in (*split.train, *split.test)})
     clips = WindowedClips(data.index, config.clip, modality, options.windows, rows)
     figures = {}

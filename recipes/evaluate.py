@@ -12,10 +12,10 @@ from pathlib import Path
 
 from recipes.config import ConfigError
 from recipes.data.workers import WorkerError
-from recipes.evaluation import probe, results, retrieval
+from recipes.evaluation import finetune, probe, results, retrieval, tagging
 
 # A task is a module of recipes/evaluation with NAME, HELP, add_options(parser) and run(options) -> Result.
-TASKS = (retrieval, probe)
+TASKS = (retrieval, probe, finetune, tagging)
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -33,7 +33,7 @@ from recipes.data.workers import WorkerError
 from recipes.evaluation import leakage
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve, table
-from recipes.training import checkpoint, dynamics
+from recipes.training import checkpoint, dynamics, folders
 from recipes.training.bad_steps import BAD_STEPS
 from recipes.training.ema import Ema
 from recipes.training.interruption import Interruption
@@ -275,11 +275,7 @@ def learning_rate(config: Config) -> harmony.schedule.Schedule:
 
 def begin(folder: Path, config: Config) -> None:
     """Make the run's folder; one that is there already is moved aside, nothing is overwritten."""
-    if folder.exists():
-        aside = next(p for i in range(1, 10_000) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
-        folder.rename(aside)
-        log.info("%s exists: moved to %s", folder, aside)
-    folder.mkdir(parents=True)
+    folders.make(folder)
     configuration.save(config, folder / "config.yaml")
     (folder / LAUNCH).write_text(launch(), encoding="utf-8")
 

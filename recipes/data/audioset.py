@@ -1,4 +1,4 @@
-"""AudioSet's layout: the official tables of ten-second segments, and those videos that one has. It has no text."""
+"""AudioSet's layout: the official tables of ten-second segments, their labels, and those videos that one has."""
 
 import csv
 import warnings
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.data.encoding import read_lines
+from recipes.data.listed import folder_of
 from recipes.data.videos import VIDEOS, videos_by_name
 
 TABLES = {
@@ -14,14 +15,19 @@ TABLES = {
     "unbalanced_train_segments.csv": "train",
     "eval_segments.csv": "test",
 }
+CLASSES = "class_labels_indices.csv"
+SPLIT = "eval"
+SOUNDS = (".wav", ".flac", ".m4a", ".ogg")  # of which there are labels, but nothing to pre-train on
 
 
 class Segment(NamedTuple):
-    """A part of a video on YouTube, in seconds."""
+    """A part of a video on YouTube, in seconds, its labels, and where the table has it."""
 
     video: str
     start: float
     end: float
+    labels: list[str]
+    where: str
 
 
 def read(root: Path) -> Iterator[dict[str, Any]]:
@@ -41,7 +47,34 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
         FileNotFoundError: not one of the videos.
         ValueError: a table of another form; says which file and line.
     """
-    files = videos_by_name(root)
+    return (row for row, _ in _located(root, videos_by_name(root)))
+
+
+def read_labelled(root: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Reads it with the labels; see `recipes.data.labels.Layout`. A segment may be a file of sound, named alike.
+
+    The only split trains on the two training tables, or on the one that is there, and tests on the evaluation table.
+
+    Args:
+        root: the folder of `read`, with `class_labels_indices.csv` in it, or the folder around it.
+    Raises:
+        FileNotFoundError: not one of the segments.
+        ValueError: a table of another form, or a label that is not among the classes; says which file and line.
+    """
+    root = folder_of(root, CLASSES)
+    names = _classes(root / CLASSES)
+    rows = []
+    for row, segment in _located(root, videos_by_name(root, SOUNDS) | videos_by_name(root)):
+        if unknown := [label for label in segment.labels if label not in names]:
+            raise ValueError(f"{segment.where}: the label {unknown[0]} is not in {root / CLASSES}")
+        part = "test" if row["split"] == "test" else "train"
+        labels = [names[label] for label in segment.labels]
+        rows.append(row | {"labels": labels, "parts": {SPLIT: part}, "source": segment.video})
+    return list(names.values()), rows
+
+
+def _located(root: Path, files: dict[str, str]) -> Iterator[tuple[dict[str, Any], Segment]]:
+    """The rows of those segments that have a file."""
     listed = missing = 0
     for name, split in TABLES.items():
         for segment in _segments(root / name) if (root / name).is_file() else ():
@@ -51,7 +84,8 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
                 missing += 1
                 continue
             part = {"start": None, "end": None} if cut else {"start": segment.start, "end": segment.end}
-            yield {"id": segment.video, "video": cut or files[segment.video], "split": split, **part, "narrations": []}
+            video = cut or files[segment.video]
+            yield {"id": segment.video, "video": video, "split": split, **part, "narrations": []}, segment
     if listed and missing == listed:
         raise FileNotFoundError(
             f"{root}: not one of the {listed} segments in its tables is here; looked for files like "
@@ -68,8 +102,9 @@ def _segments(path: Path) -> Iterator[Segment]:
         if not fields or fields[0].startswith("#"):
             continue
         try:
-            video, start, end, _ = fields
-            segment = Segment(video, float(start), float(end))
+            video, start, end, labels = fields
+            where = f"{path}, line {number}"
+            segment = Segment(video, float(start), float(end), [part.strip() for part in labels.split(",")], where)
             if not (video and 0 <= segment.start < segment.end):
                 raise ValueError
         except ValueError as error:
@@ -78,6 +113,18 @@ def _segments(path: Path) -> Iterator[Segment]:
                 f"start before end); found {fields!r:.80}"
             ) from error
         yield segment
+
+
+def _classes(path: Path) -> dict[str, str]:
+    """The display name of each class by its machine id, in the order of the table."""
+    names: dict[str, str] = {}
+    for number, fields in enumerate(csv.reader(text for _, text in read_lines(path)), 1):
+        if number == 1 or not fields:
+            continue
+        if len(fields) != 3 or fields[0] != str(len(names)):
+            raise ValueError(f"{path}, line {number}: expected {len(names)},mid,display_name; found {fields!r:.80}")
+        names[fields[1]] = fields[2]
+    return names
 
 
 def _names_of_cut(segment: Segment) -> list[str]:

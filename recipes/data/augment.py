@@ -47,10 +47,24 @@ def augment(video: np.ndarray, size: int, rng: np.random.Generator, config: Augm
 
 def center(video: np.ndarray, size: int) -> np.ndarray:
     """Cuts the square in the middle out of uint8 (T, H, W, 3) and scales it to `size` pixels a side, for evaluation."""
+    return squares(video, size, 1)[0]
+
+
+def squares(video: np.ndarray, size: int, count: int) -> np.ndarray:
+    """Cuts the largest squares out of a clip, from one end of its longer side to the other; one is in the middle.
+
+    Args:
+        video: uint8 (T, H, W, 3).
+        size: side of the squares to return, pixels.
+        count: how many.
+    Returns:
+        uint8 (count, T, size, size, 3).
+    """
     height, width = video.shape[1:3]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    return resize(video[:, top : top + short, left : left + short], size, size)
+    short, spare = min(height, width), abs(height - width)
+    places = [spare // 2] if count == 1 else [round(spare * i / (count - 1)) for i in range(count)]
+    cut = [video[:, :, i : i + short] if width > height else video[:, i : i + short] for i in places]
+    return np.stack([resize(square, size, size) for square in cut])
 
 
 def random_crop(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from recipes.data import esc50, hmdb51, labelled_manifest, manifest, ucf101
+from recipes.data import audioset, esc50, hmdb51, kinetics, labelled_manifest, manifest, ucf101
 from recipes.data.index import index_of
 from recipes.data.listed import folder_of
 
@@ -58,6 +58,8 @@ LAYOUTS = (
     Layout("UCF101", ucf101.CLASSES, ucf101.read),
     Layout("HMDB51", hmdb51.SPLITS, hmdb51.read),
     Layout("ESC-50", esc50.TABLE, esc50.read),
+    Layout("AudioSet", audioset.CLASSES, audioset.read_labelled),
+    Layout("Kinetics", kinetics.TABLE, kinetics.read),
 )
 
 
@@ -65,7 +67,8 @@ def load_labelled(path: str | Path) -> Labelled:
     """Reads a labelled data set.
 
     Args:
-        path: a folder in the layout of UCF101, HMDB51 or ESC-50, or a labelled manifest (.jsonl, .csv, .parquet).
+        path: a folder in the layout of UCF101, HMDB51, ESC-50, AudioSet or Kinetics, or a labelled manifest (.jsonl,
+            .csv, .parquet).
     Returns:
         Its clips, labels and splits.
     Raises:

@@ -1,7 +1,7 @@
 """What a media file may ask for: a few bytes of a header, from anywhere, can ask for any amount of memory."""
 
 # FFmpeg's names of the containers that are read: none of them opens other files or addresses, as a playlist would.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,wav"
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,wav,flac"
 PROTOCOLS = "file"
 STREAMS = 32
 SECONDS = 24 * 3600  # of the whole file

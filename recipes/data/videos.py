@@ -9,17 +9,17 @@ from typing import Any
 VIDEOS = (".mp4", ".webm", ".mkv")
 
 
-def videos_by_name(root: Path) -> dict[str, str]:
-    """Finds the videos of a data set, in `root/videos` or in `root` itself.
+def videos_by_name(root: Path, endings: tuple[str, ...] = VIDEOS) -> dict[str, str]:
+    """Finds the videos of a data set, or other files, in `root/videos` or in `root` itself.
 
     Returns:
         Absolute path by file name without its ending; of several, `videos/` comes before the folder itself, and mp4
-        before webm before mkv.
+        before webm before mkv, or as `endings` come.
     """
     found: dict[str, str] = {}
     for folder in (root.absolute(), (root / "videos").absolute()):
         names = [os.path.splitext(entry) for entry in (os.listdir(folder) if folder.is_dir() else [])]
-        for suffix in reversed(VIDEOS):
+        for suffix in reversed(endings):
             found |= {stem: str(folder / (stem + end)) for stem, end in names if end.lower() == suffix}
     return found
 

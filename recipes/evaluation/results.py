@@ -12,6 +12,7 @@ from recipes.training import checkpoint
 from recipes.training.checkpoint import write_atomically
 
 VATT = "Akbari et al. 2021, arXiv:2104.11178"
+VATT_CODE = "github.com/google-research/google-research/tree/master/vatt, README"
 
 
 class Reported(NamedTuple):
@@ -52,10 +53,32 @@ _LINEAR = {  # means over the splits
     ("ESC-50", "VATT-MA-Medium"): 0.812,
     ("ESC-50", "VATT, best modality-specific"): 0.847,
 }
+_TOP_1_AND_5 = {
+    ("Kinetics-400", "VATT-Base"): (0.796, 0.949),
+    ("Kinetics-400", "VATT-Medium"): (0.811, 0.956),
+    ("Kinetics-400", "VATT-Large"): (0.821, 0.955),
+    ("Kinetics-400", "VATT-MA-Medium"): (0.799, 0.949),
+    ("Kinetics-600", "VATT-Base"): (0.805, 0.955),
+    ("Kinetics-600", "VATT-Medium"): (0.824, 0.961),
+    ("Kinetics-600", "VATT-Large"): (0.836, 0.966),
+    ("Kinetics-600", "VATT-MA-Medium"): (0.808, 0.955),
+}
+_AUDIOSET = {"VATT-Base": (0.394, 0.971, 2.895), "VATT-MA-Medium": (0.393, 0.970, 2.884)}
 REPORTED = [
-    Reported("retrieval", data, "text->video", model, {"R@10": recall, "median_rank": rank})
-    for (data, model), (recall, rank) in _TEXT_TO_VIDEO.items()
-] + [Reported("probe", data, "mean", model, {"top1": top1}) for (data, model), top1 in _LINEAR.items()]
+    *(
+        Reported("retrieval", data, "text->video", model, {"R@10": recall, "median_rank": rank})
+        for (data, model), (recall, rank) in _TEXT_TO_VIDEO.items()
+    ),
+    *(Reported("probe", data, "mean", model, {"top1": top1}) for (data, model), top1 in _LINEAR.items()),
+    *(
+        Reported("finetune", data, "", model, {"top1": one, "top5": five}, VATT_CODE)
+        for (data, model), (one, five) in _TOP_1_AND_5.items()
+    ),
+    *(
+        Reported("tagging", "AudioSet", "", model, {"map": precision, "auc": area, "d_prime": distance}, VATT_CODE)
+        for model, (precision, area, distance) in _AUDIOSET.items()
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from recipes.data.corpus.plan import NO_AUDIO, NO_TEXT, Segment
 from recipes.data.corpus.scene import RGB, draw
 from recipes.data.corpus.sound import PITCH, synthesise
 from recipes.data.corpus.thing import COLOURS, MOTIONS, SHAPES, TEXTURES, Beat, Thing
-from recipes.data.labels import load_labelled
+from recipes.data.labels import Labelled, load_labelled
 
 SMALL = {"videos": 3, "test_videos": 1, "size": 64, "fps": 4, "workers": 1}
 STEADY = Beat(tempo=1.0, phase=0.0)
@@ -231,22 +231,30 @@ def test_layout(corpus: Path) -> None:
     assert {f"{id_}.mp4" for id_ in [*ids, test[0]["id"]]} == {path.name for path in (corpus / "videos").iterdir()}
 
 
-def test_labels_are_of_what_is_shown(corpus: Path) -> None:
-    """Where a training narration belongs to the picture, it says the same; the parts share no video."""
+def test_labels_are_of_what_is_shown_and_heard(corpus: Path) -> None:
+    """Where a training narration belongs to picture and sound, it says the same; the parts share no video."""
     shapes, colours, tags = (load_labelled(corpus / f"{name}.jsonl") for name in ("shapes", "colours", "tags"))
     videos = shapes.index["video"][:]
     train, test = ({videos[row] for row in part} for part in shapes.splits[0][1:])
     assert train.isdisjoint(test) and len(train) == 3 and len(test) == 1
-    rows = list(zip(tags.index.to_list(), shapes.labels, colours.labels, tags.labels, strict=True))
+    compared = 0
     for told in read_lines(corpus / "truth.jsonl"):
-        middle = (told["start"] + told["end"]) / 2
-        found = [
-            [[shapes.names[n] for n in shape], [colours.names[n] for n in colour], [tags.names[n] for n in tagged]]
-            for row, shape, colour, tagged in rows
-            if told["video_id"] in row["video"] and row["start"] <= middle < row["end"]
-        ]
-        shown = told["shown"]
-        assert found == [[[shown["shape"]], [shown["colour"]], list(shown.values())]]
+        shape, colour, texture, motion = told["shown"].values()
+        assert labels_at(shapes, told) == [[shape]] and labels_at(colours, told) == [[colour]]
+        if told["sound_aligned"]:
+            compared += 1
+            assert labels_at(tags, told) == [[shape, texture, motion]]
+    assert compared
+
+
+def labels_at(data: Labelled, told: dict) -> list[list[str]]:
+    """Labels of the clips in the middle of a narration."""
+    middle = (told["start"] + told["end"]) / 2
+    return [
+        [data.names[number] for number in labels]
+        for row, labels in zip(data.index.to_list(), data.labels, strict=True)
+        if told["video_id"] in row["video"] and row["start"] <= middle < row["end"]
+    ]
 
 
 def test_training_files_never_mention_held_out_videos(corpus: Path) -> None:

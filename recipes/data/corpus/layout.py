@@ -24,10 +24,11 @@ from .write import write_mp4
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 KEYS = ("start", "end", "text")  # of a narration, in both layouts
+# Labelled manifests: of what is shown or heard in a segment, and which words say it; colour cannot be heard.
 LABELS = {
-    "shapes.jsonl": ("shape",),
-    "colours.jsonl": ("colour",),
-    "tags.jsonl": ("shape", "colour", "texture", "motion"),
+    "shapes.jsonl": ("shown", ("shape",)),
+    "colours.jsonl": ("shown", ("colour",)),
+    "tags.jsonl": ("heard", ("shape", "texture", "motion")),
 }
 
 
@@ -47,8 +48,8 @@ def build(
 
     Written are `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl`
     (a manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth:
-    for evaluation, never for training), and labelled manifests of what is shown when, in all videos: `shapes.jsonl`,
-    `colours.jsonl` and, with all that can be said of an object, `tags.jsonl`. About 2% of the training videos have no
+    for evaluation, never for training), and labelled manifests of the segments of all videos: `shapes.jsonl` and
+    `colours.jsonl` of what is shown, `tags.jsonl` of what is heard. About 2% of the training videos have no
     narration (empty lists in `raw_caption.json`), and about 2% no audio track.
 
     The folder appears only when it is complete: a build that dies leaves at most a hidden `.partial` folder beside it.
@@ -89,9 +90,9 @@ def build(
         _write_howto100m(partial_out, train)
         _write_lines(partial_out / "truth.jsonl", [row for plan in train for row in plan.truth()])
         _write_lines(partial_out / "test.jsonl", [_manifest_row(plan) for plan in test])
-        for name, words in LABELS.items():
+        for name, (sense, words) in LABELS.items():
             parts = (("train", train), ("test", test))
-            rows = [row for split, plans in parts for plan in plans for row in _labelled(plan, split, words)]
+            rows = [row for split, plans in parts for plan in plans for row in _labelled(plan, split, sense, words)]
             _write_lines(partial_out / name, rows)
         if out.exists():
             shutil.rmtree(out)
@@ -179,8 +180,8 @@ def _manifest_row(plan: Plan) -> dict[str, Any]:
     return {"id": plan.video_id, "video": f"videos/{plan.video_id}.mp4", "split": "test", "narrations": narrations}
 
 
-def _labelled(plan: Plan, split: str, words: tuple[str, ...]) -> list[dict[str, Any]]:
-    """One row of a labelled manifest for each segment."""
+def _labelled(plan: Plan, split: str, sense: str, words: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One row of a labelled manifest for each segment in which there is something to see or hear."""
     return [
         {
             "id": f"{plan.video_id}/{number}",
@@ -188,9 +189,10 @@ def _labelled(plan: Plan, split: str, words: tuple[str, ...]) -> list[dict[str, 
             "split": split,
             "start": segment.start,
             "end": segment.end,
-            "label": [vars(segment.shown)[word] for word in words],
+            "label": [vars(vars(segment)[sense])[word] for word in words],
         }
         for number, segment in enumerate(plan.segments)
+        if sense == "shown" or plan.has_audio
     ]
 
 

@@ -10,7 +10,6 @@ import argparse
 import logging
 import shutil
 import sys
-from itertools import islice
 from pathlib import Path
 
 from recipes.config import ConfigError
@@ -56,14 +55,14 @@ def embed(folder: Path, data: str, out: Path, split: str | None = None, windows:
     use_cores(config)
     blocks = [range(first, min(first + ROWS, len(clips))) for first in range(0, len(clips), ROWS)]
     waiting = [number for number in range(len(blocks)) if not parts.has(number)]
-    batches = [list(cut(blocks[number], windows, config)) for number in waiting]
+    batches = (batch for number in waiting for batch in cut(blocks[number], windows, config))
     total = sum(len(blocks[number]) for number in waiting)
     if total < len(clips):
         log.info("going on: %d of %d clips are embedded already", len(clips) - total, len(clips))
-    stream = embedded(modules, clips, (batch for part in batches for batch in part), config, config.data.workers)
+    stream = embedded(modules, clips, batches, config, config.data.workers)
     with progress_bar(total=total, desc="embedding", unit="clip", leave=False) as bar:
-        for number, part in zip(waiting, batches, strict=True):
-            found = list(zip(part, islice(stream, len(part)), strict=True))
+        for number in waiting:
+            found = list(zip(cut(blocks[number], windows, config), stream, strict=False))
             parts.write(number, vectors.table(blocks[number], found, clips, columns))
             bar.update(len(blocks[number]))
     if out.suffix == ".parquet":

@@ -1,6 +1,7 @@
 """Embeddings of a data set as files: against the same clips embedded one by one; a kill costs a part at most."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,28 @@ def test_a_crash_costs_one_part(checkpoint, mixed, tmp_path, monkeypatch, caplog
         embedded(checkpoint, mixed, out)
     assert written == [0, 1, 1, 2] and "going on: 2 of 5 clips are embedded already" in caplog.text
     assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize("ending", ["parquet", "safetensors"])
+def test_memory_does_not_grow_with_the_data(checkpoint, mixed, tmp_path, monkeypatch, ending) -> None:
+    """Clips that are not there take the same room in the table as others, and no time."""
+    monkeypatch.setattr(recipe, "ROWS", 64)
+
+    def peak(number: int) -> int:
+        rows = [{"id": str(i), "video": "two.mp4" if i < 3 else "gone.mp4", "text": "a ball"} for i in range(number)]
+        path = mixed.with_name(f"{number}.jsonl")
+        path.write_text("\n".join(map(json.dumps, rows)))
+        index = load_index(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(recipe, "load_index", lambda data, split: index)
+            tracemalloc.start()
+            embedded(checkpoint, path, tmp_path / f"{number}.{ending}")
+            used = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return used
+
+    peak(100)
+    assert peak(1200) < peak(300) + 2**19  # the vectors of 900 clips are 1.2 MB
 
 
 def test_features_are_embedded_too(tmp_path: Path) -> None:

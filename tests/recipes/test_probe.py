@@ -148,18 +148,18 @@ def labelled(tmp_path: Path, labels: np.ndarray, train: int) -> Labelled:
     return load_labelled(path)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_shuffled_labels_give_chance(tmp_path: Path, seed: int) -> None:
     """Features that part the classes perfectly tell nothing of classes dealt at random."""
     rng = np.random.default_rng(seed)
     labels = np.arange(300) % 3
     shown = features(labels, 6.0, rng)
-    honest = probe(labelled(tmp_path, labels, 180), load_labelled(tmp_path / "labels.jsonl").splits, shown, CPU)["test"]
-    assert honest["logistic"]["top1"] > 0.99
-    assert honest["vatt"]["top1"] > 0.99
+    honest = labelled(tmp_path, labels, 180)
+    by_skill = probe(honest, honest.splits, shown, CPU)["test"]
     shuffled = labelled(tmp_path, rng.permutation(labels), 180)
     by_chance = probe(shuffled, shuffled.splits, shown, CPU)["test"]
     for classifier in ("logistic", "vatt"):
+        assert by_skill[classifier]["top1"] > 0.99
         assert 120 * by_chance[classifier]["top1"] <= binom.ppf(0.999, 120, 0.4)
 
 

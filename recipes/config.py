@@ -136,6 +136,9 @@ class ModelConfig:
     video_patch: tuple[int, int, int] = (4, 16, 16)  # frames, rows, columns
     audio_patch: int = 128  # samples
     word_width: int = 300
+    position_norm: bool = (
+        False  # normalise positions before they are added, as VATT's code does and its paper does not say
+    )
     drop_token: float = 0.5
     dropout: float = 0.1
     checkpoint: bool = False  # compute a layer's activations again in the backward pass; see docs/engines.md

@@ -34,6 +34,11 @@ def build(texts: Iterable[str], size: int = 2**16) -> Tokenizer:
     return _tokenizer(counter.get_vocab())
 
 
+def of_words(words: Iterable[str]) -> Tokenizer:
+    """The vocabulary whose ids are 0 for padding, 1 for unknown words, then these words in their order."""
+    return _tokenizer({word: number for number, word in enumerate([PAD, UNK, *words])})
+
+
 def save(tok: Tokenizer, path: str | Path) -> None:
     """Writes a vocabulary as JSON, in `tokenizers`' own format."""
     tok.save(str(path))

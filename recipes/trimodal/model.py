@@ -58,9 +58,9 @@ class VATT(nn.Module):
         if clip.inputs == "features":
             video, audio = (FeatureTokens(clip.frames, n, size.width) for n in (youtube8m.RGB, youtube8m.AUDIO))
         else:
-            video = VideoTokens(clip.frames, clip.size, config.video_patch, size.width)
-            audio = AudioTokens(clip.samples, config.audio_patch, size.width)
-        text = TextTokens(vocabulary, clip.words, size.width, word_width)
+            video = VideoTokens(clip.frames, clip.size, config.video_patch, size.width, config.position_norm)
+            audio = AudioTokens(clip.samples, config.audio_patch, size.width, config.position_norm)
+        text = TextTokens(vocabulary, clip.words, size.width, word_width, config.position_norm)
         self.tokens = nn.ModuleDict({"video": video, "audio": audio, "text": text})
         self.aggregate = nn.ParameterDict({m: nn.Parameter(torch.randn(size.width) * 0.02) for m in MODALITIES})
         self.backbone = Transformer(size.layers, size.width, size.mlp, size.heads, config.dropout, config.checkpoint)

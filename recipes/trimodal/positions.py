@@ -19,8 +19,8 @@ def fit_positions(model: VATT, config: ModelConfig, clip: ClipFormat) -> None:
     """
     width = SIZES[config.size].width
     fitted = {
-        "video": VideoTokens(clip.frames, clip.size, config.video_patch, width),
-        "audio": AudioTokens(clip.samples, config.audio_patch, width),
+        "video": VideoTokens(clip.frames, clip.size, config.video_patch, width, config.position_norm),
+        "audio": AudioTokens(clip.samples, config.audio_patch, width, config.position_norm),
     }
     for modality, tokens in fitted.items():
         trained = model.tokens[modality].state_dict()

@@ -1,0 +1,1 @@
+"""Weights that others have published, as checkpoints of this project."""

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
+import harmony
+from recipes import config as configuration
 from recipes.data.tfrecord import masked_crc
 from recipes.data.vocabulary import encode
 from recipes.pretrained.tensor_bundle import ENTRY, HEADER, MAGIC, TensorBundle
 from recipes.pretrained.vatt import ENCODER, HEADS, VALUE, main
+from recipes.trimodal.model import VATT
 from recipes.trimodal.restore import restore
 from tests.recipes.conftest import DEMO, TINY
 
@@ -205,3 +209,35 @@ def test_what_is_not_vatts_model_is_refused(
     assert "model.tokens.video.row has the shape (2, 96); expected (4, 96)" in capsys.readouterr().err
     assert not (prefix.parent / "vatt").exists()
     assert convert(prefix.with_name("ckpt-1")) == 2 and "there is no such file" in capsys.readouterr().err
+
+
+def test_gradients_of_normalised_positions_are_exact() -> None:
+    """The tape against the reference, for a model with VATT's LayerNorm of the position tables."""
+    config = configuration.load(DEMO, [*TINY, "model.position_norm=true"])
+    model = VATT(config.model, config.clip, vocabulary=9).eval()
+    video, sound = torch.randint(0, 256, (3, 4, 32, 32, 3), dtype=torch.uint8), torch.randn(3, 2560)
+    parameters = {name: p for name, p in model.named_parameters() if "text" not in name}
+
+    def encode(parameters, batch):
+        named = {f"model.{name}": p for name, p in parameters.items()}
+        return {modality: functional_call(Encoder(model), named, (modality, raw)) for modality, raw in batch.items()}
+
+    def losses(embeddings):
+        return {"va": (embeddings["video"] * embeddings["audio"]).sum(1), "v": (embeddings["video"] ** 2).sum(1)}
+
+    batch = {"video": video, "audio": sound}
+    reference, tape = (
+        harmony.gram_vjp(encode, losses, parameters, batch, method=method)[1] for method in ("vmap", "tape")
+    )
+    torch.testing.assert_close(tape, reference, rtol=1e-4, atol=1e-5 * float(reference.abs().max()))
+
+
+class Encoder(torch.nn.Module):
+    """The encoder as a module that is called, for `functional_call`."""
+
+    def __init__(self, model: VATT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, modality: str, raw: torch.Tensor) -> torch.Tensor:
+        return self.model.encode(modality, raw)

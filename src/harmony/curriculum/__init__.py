@@ -1,12 +1,14 @@
 """Curricula: which samples to learn from. Each gives a factor in [0, 1] per sample, the same for all its losses.
 
-They decide by a score, by default the agreement of a sample's gradients (see ``harmony.score``). A sample without a
-score (one modality is missing) has the factor 1: it is never dropped, and counts in no quantile.
+``triangle`` alone judges the pairs of each loss apart. They decide by a score, by default the agreement of a sample's
+gradients (see ``harmony.score``). A sample without a score (one modality is missing) has the factor 1: it is never
+dropped, and counts in no quantile.
 """
 
 from harmony.curriculum.remembered import hysteresis
 from harmony.curriculum.renormalize import renormalized
 from harmony.curriculum.shares import quantile, running_quantile, top_k
+from harmony.curriculum.third_side import triangle
 from harmony.curriculum.thresholds import agreement_weight, soft_threshold, threshold
 
 __all__ = [
@@ -18,4 +20,5 @@ __all__ = [
     "soft_threshold",
     "threshold",
     "top_k",
+    "triangle",
 ]

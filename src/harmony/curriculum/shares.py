@@ -37,7 +37,7 @@ def quantile(share: float | Schedule, score: AnyScore = agreement) -> Transform:
 
     def keep(values: Tensor, step: Tensor) -> Tensor:
         number = (~values.isnan()).sum()
-        return _place(values) < (schedule(step).double().clamp(0, 1) * number + 0.5).floor()
+        return place(values) < (schedule(step).double().clamp(0, 1) * number + 0.5).floor()
 
     return rule(score, keep, samplewise=False)
 
@@ -66,7 +66,7 @@ def top_k(k: int | Schedule, score: AnyScore = agreement) -> Transform:
     if isinstance(k, int | float) and k < 0:
         raise ValueError(f"k must be at least 0; got {k}.")
     schedule = as_schedule(k)
-    return rule(score, lambda values, step: _place(values) < schedule(step).round(), samplewise=False)
+    return rule(score, lambda values, step: place(values) < schedule(step).round(), samplewise=False)
 
 
 class Level(NamedTuple):
@@ -137,7 +137,7 @@ def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnySco
     return Transform(init, update)
 
 
-def _place(values: Tensor) -> Tensor:
+def place(values: Tensor) -> Tensor:
     """Place of each score in the batch, 0 for the largest; samples without a score come last."""
     order = torch.where(values.isnan(), -torch.inf, values).sort(descending=True, stable=True).indices
     return torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))

@@ -15,7 +15,8 @@ from recipes.data.augment import AugmentConfig
 from recipes.data.clips import ClipFormat
 
 AT_LEAST = {
-    "gamma.steps": 1, "curriculum.share": 0, "curriculum.history": 0, "gram.group_size": 1, "gram.chunk_size": 1,
+    "gamma.steps": 1, "curriculum.share": 0, "curriculum.history": 0,
+    "curriculum.warmup": 0, "gram.group_size": 1, "gram.chunk_size": 1,
     "gram.every": 0, "gram.probe_every": 1, "corpus.videos": 2,
     "corpus.test_videos": 1, "data.workers": 0, "data.vocabulary": 3, "clip.frames": 1, "clip.size": 1,
     "clip.narrations": 1, "clip.words": 1, "clip.sample_rate": 1, "model.audio_patch": 1, "model.word_width": 1,
@@ -63,11 +64,14 @@ class GammaConfig:
 class CurriculumConfig:
     """Which clips to learn from: a rule of `harmony.curriculum` on a score of `harmony.score`."""
 
-    rule: Literal["threshold", "soft_threshold", "quantile", "running_quantile", "agreement_weight"] = "threshold"
+    rule: Literal["threshold", "soft_threshold", "quantile", "running_quantile", "agreement_weight", "triangle"] = (
+        "threshold"  # triangle has a score of its own
+    )
     score: Literal["agreement", "batch_agreement", "small_loss", "norm_ratio", "gradient_norm"] = "agreement"
     share: float = 0.7  # of the clips that the quantile rules keep
     temperature: float = 0.1  # of soft_threshold
     history: float = 0.0  # weight of a clip's own past in its score
+    warmup: int = 0  # steps over which triangle comes to drop what it would
     renormalize: bool = False  # make up for the clips that are dropped
 
 
@@ -347,6 +351,11 @@ def _harmonizer_problems(config: Config) -> list[tuple[bool, str]]:
         "curriculum.score=small_loss and curriculum.history are of single clips: they need gram.group_size=1": (
             rule.score == "small_loss" or rule.history > 0
         )
+        and gram.group_size > 1,
+        "curriculum.rule=triangle has a score of its own: leave curriculum.score and curriculum.history as they are": (
+            rule.rule == "triangle" and (rule.score != "agreement" or rule.history > 0)
+        ),
+        "curriculum.rule=triangle judges single clips: it needs gram.group_size=1": rule.rule == "triangle"
         and gram.group_size > 1,
     }
     method = config.realign.method

@@ -1,7 +1,7 @@
 """One training step: harmonized or plain gradients, the checks before the update, and what to report of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +114,7 @@ def train_step(
     else:
         info, state = harmony.backward(
             model, inputs, objective, transform, state,
-            forward=encode, ids=batch["index"].to(device),
+            forward=encode, ids=batch["index"].to(device), extras=extras_of(config, objective),
             attribution=config.gram.attribution, space=config.gram.space,
             wrt=parameters_of_gram(config),
             toward_batch=config.has_curriculum and config.curriculum.score == "batch_agreement",
@@ -162,8 +162,16 @@ def train_step(
     return StepResult(values, cosines, defined, reason, probes), state
 
 
+def extras_of(config: Config, objective: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
+    """What the curriculum sees of the embeddings."""
+    if not (config.has_curriculum and config.curriculum.rule == "triangle"):
+        return None
+    return lambda embeddings: {"sides": objective.sides(embeddings)}
+
+
 def _idle(transform: harmony.Transform, state: Any) -> Any:
     """The harmonizer's state after a batch of no clips."""
     gram = torch.zeros(0, 2, 2)
-    extras = {"terms": gram[:, 0], "toward": gram[:, 0], "ids": torch.zeros(0, dtype=torch.int64)}
+    none = torch.zeros(0, dtype=torch.int64)
+    extras = {"terms": gram[:, 0], "toward": gram[:, 0], "ids": none, "sides": torch.zeros(0, 3, 0)}
     return transform.update({"the rest": gram} if transform.layerwise else gram, state, **extras)[1]

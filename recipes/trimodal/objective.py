@@ -1,6 +1,7 @@
 """Heads into the two common spaces, and the two contrastive losses: the losses stage of the recipe."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -60,6 +61,25 @@ class Objective(nn.Module):
             "va": (video_va, self.audio_to_va(embeddings["audio"])),
             "vt": (self.va_to_vt(video_va), self.text_to_vt(embeddings["text"])),
         }
+
+    @torch.no_grad()
+    def sides(self, embeddings: dict[str, Tensor]) -> Tensor:
+        """Similarities (B, 3, B) of video with audio, video with text, audio with text.
+
+        They are what `harmony.curriculum.triangle` looks at.
+        Audio reaches the space of text by the way of video, through the head that no loss has trained for it. Of a
+        clip's narrations the one that fits best counts. Running statistics stay as they are.
+        """
+        audio_va = self.audio_to_va(embeddings["audio"])
+        video_va = _once_more(self.video_to_va, embeddings["video"])
+        in_text_space = (_once_more(self.va_to_vt, x) for x in (video_va, audio_va))
+        video, audio, text = (F.normalize(x, dim=-1) for x in (*in_text_space, self.text_to_vt(embeddings["text"])))
+        heard = F.normalize(video_va, dim=-1) @ F.normalize(audio_va, dim=-1).T
+        told = [
+            torch.einsum("bd,cpd->bcp", x, text).masked_fill(~embeddings["text_valid"], -1).amax(2)
+            for x in (video, audio)
+        ]
+        return torch.stack([heard, *told], 1)
 
 
 def same_captions(keys: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
         ("{curriculum: {rule: quantile, share: 0.1}, train: {batch_size: 4}}", "keeps none of 4 Gram blocks"),
         ("gamma: {start: 2}", r"gamma=\[2.0, 0.0\] must be cosines"),
         ("gamma: {end: .nan}", "must be cosines"),
+        ("curriculum: {rule: triangle, history: 0.5}", "triangle has a score of its own"),
+        ("{curriculum: {rule: triangle}, gram: {group_size: 2}}", "triangle judges single clips"),
         ("{curriculum: {score: small_loss, rule: quantile}, gram: {group_size: 2}}", "need gram.group_size=1"),
         ("realign: {layers: '('}", "not a regular expression"),
         ("{realign: {layers: x}, gram: {space: features}}", "needs gram.space=parameters"),

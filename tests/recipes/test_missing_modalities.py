@@ -83,7 +83,9 @@ def weights_of(config: Config, mixture: str) -> Tensor:
     gram, toward = flat @ flat.mT, flat @ flat.sum((0, 1))
     # That one score compares with the gradient of the whole batch, in which clips without text have their part.
     seen = slice(SIZE if config.curriculum.score == "batch_agreement" else count)
-    extras = {"terms": found.terms[seen], "toward": toward[seen], "ids": torch.arange(SIZE)[seen]}
+    net, objective = networks()
+    sides = objective.sides(net(**inputs_of(mixture)))[seen][:, :, seen]
+    extras = {"terms": found.terms[seen], "toward": toward[seen], "ids": torch.arange(SIZE)[seen], "sides": sides}
     transform = harmonizer(config)
     state = transform.init()
     for _ in range(STEPS):
@@ -137,6 +139,7 @@ PAIRS = [  # those that the configuration does not refuse
     for rule in RULES
     for score in SCORES
     if rule.endswith("quantile") or score not in ("small_loss", "gradient_norm")
+    if rule != "triangle" or score == "agreement"
 ]
 
 

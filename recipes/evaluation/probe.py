@@ -14,9 +14,9 @@ from recipes.data.splits import DataError
 from recipes.data.windows import WindowedClips
 from recipes.evaluation import leakage
 from recipes.evaluation.accuracy import Judged, accuracy
+from recipes.evaluation.disjoint import check_disjoint
 from recipes.evaluation.frozen import Frozen, frozen_features
 from recipes.evaluation.linear import averaged, logistic, vatt_head
-from recipes.evaluation.parts import check_parts
 from recipes.evaluation.results import Result, markdown, reported
 from recipes.trimodal.build import build, device_of, use_cores
 from recipes.trimodal.restore import restore
@@ -88,7 +88,7 @@ def checked_splits(data: Labelled, name: str | None) -> list[Split]:
                     f"{data.index[row]['id']}: expected one class for each clip; found {len(data.labels[row])}. Clips "
                     "with several are for the task tagging"
                 )
-        check_parts(data, split)
+        check_disjoint(data, split)
     return splits
 
 

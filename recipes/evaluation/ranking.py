@@ -44,15 +44,16 @@ class Retrieval:
         }
 
 
-def ranks(queries: Tensor, items: Tensor) -> Tensor:
+def ranks(queries: Tensor, items: Tensor, tie: float = TIE) -> Tensor:
     """Rank of each query's own item by cosine similarity, 1-based; ties count against us.
 
     Copies of an item are tied, though their embeddings may differ by what float32 rounds off: so are all similarities
-    that do not differ by more than `TIE`.
+    that do not differ by more than `tie`.
 
     Args:
         queries: Embeddings (N, D).
         items: Embeddings (N, D); row n belongs to query n.
+        tie: Difference of two cosines that are taken for equal.
 
     Returns:
         Ranks (N,). An embedding that is not finite ranks last.
@@ -62,7 +63,7 @@ def ranks(queries: Tensor, items: Tensor) -> Tensor:
     for first in range(0, len(queries), BLOCK):
         similarity = queries[first : first + BLOCK] @ items.T
         own = similarity.diagonal(first)[:, None]
-        found.append((~(similarity < own - TIE)).sum(1))
+        found.append((~(similarity < own - tie)).sum(1))
     return torch.cat(found)
 
 

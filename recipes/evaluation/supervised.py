@@ -16,7 +16,7 @@ from recipes.data.labels import Labelled, Split, load_labelled
 from recipes.data.windows import RandomWindows, WindowedClips
 from recipes.evaluation import leakage, results, tuning_config
 from recipes.evaluation.classifier import Classifier
-from recipes.evaluation.parts import check_parts
+from recipes.evaluation.disjoint import check_disjoint
 from recipes.evaluation.results import Result
 from recipes.evaluation.tuning import Loss, predict, tune
 from recipes.evaluation.tuning_config import TuneConfig
@@ -119,7 +119,7 @@ def chosen(data: Labelled, name: str | None) -> list[Split]:
         there = ", ".join(split.name for split in data.splits)
         raise ConfigError(f"--split {name}: there is no such split; there are: {there}")
     for split in splits:
-        check_parts(data, split)
+        check_disjoint(data, split)
     return splits
 
 

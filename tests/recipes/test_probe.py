@@ -21,8 +21,8 @@ from recipes.data.windows import WindowedClips, Windows
 from recipes.evaluate import main
 from recipes.evaluation import linear
 from recipes.evaluation.accuracy import Judged, accuracy
+from recipes.evaluation.disjoint import check_disjoint
 from recipes.evaluation.frozen import Frozen, frozen_features
-from recipes.evaluation.parts import check_parts
 from recipes.evaluation.probe import probe
 from recipes.trimodal.restore import restore
 from tests.recipes import media
@@ -229,13 +229,13 @@ def test_parts_that_share_a_video_are_refused(ucf: Path, esc: Path, checkpoint: 
     shutil.copy(root / "Diving" / "v_Diving_g03_c01.avi", root / "Diving" / "v_Diving_g01_c01.avi")
     data = load_labelled(root)
     with pytest.raises(DataError, match=r"split 1: 1 clip.*are the same bytes"):
-        check_parts(data, data.splits[0])
-    check_parts(data, data.splits[1])  # both are to be trained on
+        check_disjoint(data, data.splits[0])
+    check_disjoint(data, data.splits[1])  # both are to be trained on
     sounds = load_labelled(esc)
     for split in sounds.splits:
-        check_parts(sounds, split)
+        check_disjoint(sounds, split)
     with pytest.raises(DataError, match="are of the same file"):
-        check_parts(sounds, Split("9", [0, 1, 2], [2, 3]))
+        check_disjoint(sounds, Split("9", [0, 1, 2], [2, 3]))
 
 
 def test_what_cannot_be_probed(ucf: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:

@@ -10,7 +10,7 @@ from recipes.data.labels import Labelled, Split
 from recipes.data.splits import DataError
 
 
-def check_parts(data: Labelled, split: Split) -> None:
+def check_disjoint(data: Labelled, split: Split) -> None:
     """Compare what is trained on with what is tested on.
 
     A video is shared where both parts have the same file, files of the same bytes, or clips that, as the data set says,

@@ -83,11 +83,29 @@ class Skipped:
     reason: str
 
 
-class TrainClips(Dataset[Clip | Skipped]):
-    """A random window of a clip, augmented, with the narrations nearest to it in time.
+class EpochRows:
+    """Rows of an index as an epoch sees them: everything random is drawn from (seed, epoch, row).
 
-    Everything random is drawn from (seed, epoch, row): not from the worker, nor from what was read before.
+    So it depends neither on the worker, nor on what was read before.
     """
+
+    def __init__(self, index: Index, seed: int):
+        self.index, self.seed = index, seed
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def row(self, key: Key) -> int:
+        """The row that a key reads."""
+        return key[1]
+
+    def rng(self, key: Key) -> np.random.Generator:
+        """What is random about row `key[1]` in epoch `key[0]`."""
+        return np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
+
+
+class TrainClips(EpochRows, Dataset[Clip | Skipped]):
+    """A random window of a clip, augmented, with the narrations nearest to it in time."""
 
     def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat, seed: int, augment: AugmentConfig):
         """
@@ -98,20 +116,14 @@ class TrainClips(Dataset[Clip | Skipped]):
             seed: of all randomness.
             augment: how much to vary a clip.
         """
-        self.index, self.tokenizer, self.fmt, self.seed, self.config = index, tokenizer, fmt, seed, augment
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def row(self, key: Key) -> int:
-        """The row that a key reads."""
-        return key[1]
+        super().__init__(index, seed)
+        self.tokenizer, self.fmt, self.config = tokenizer, fmt, augment
 
     def __getitem__(self, key: Key) -> Clip | Skipped:
         """Reads row `key[1]` as epoch `key[0]` sees it; its window begins uniformly within the clip."""
-        epoch, number = key
+        number = self.row(key)
         row, fmt = self.index[number], self.fmt
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, number]))
+        rng = self.rng(key)
         try:
             with open_clip(row["video"]) as clip:
                 first, end = part_of(row, clip)

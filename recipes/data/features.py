@@ -24,9 +24,9 @@ class TrainFeatures(TrainClips):
 
     def __getitem__(self, key: Key) -> Clip | Skipped:
         """Reads row `key[1]` as epoch `key[0]` sees it; its window begins at any second of the video."""
-        epoch, number = key
+        number = self.row(key)
         row, fmt = self.index[number], self.fmt
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, number]))
+        rng = self.rng(key)
         try:
             features = read_features(row["video"])
         except BrokenClip as broken:

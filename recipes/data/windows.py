@@ -11,7 +11,7 @@ from datasets import Dataset as Index
 from torch.utils.data import Dataset
 
 from recipes.data.augment import AugmentConfig, add_noise, augment, squares
-from recipes.data.clips import ClipFormat, Skipped, part_of
+from recipes.data.clips import ClipFormat, EpochRows, Skipped, part_of
 from recipes.data.decode import BrokenClip, Clip, open_clip
 from recipes.data.sampler import Key
 
@@ -71,11 +71,8 @@ class WindowedClips(Dataset[Windows | Skipped]):
             return Skipped(row["id"], broken.reason)
 
 
-class RandomWindows(Dataset[Windows | Skipped]):
-    """A random window of each row, of one modality alone, augmented: to train on.
-
-    Everything random is drawn from (seed, epoch, row): not from the worker, nor from what was read before.
-    """
+class RandomWindows(EpochRows, Dataset[Windows | Skipped]):
+    """A random window of each row, of one modality alone, augmented: to train on."""
 
     def __init__(self, index: Index, fmt: ClipFormat, modality: str, seed: int, augment: AugmentConfig):
         """
@@ -86,20 +83,14 @@ class RandomWindows(Dataset[Windows | Skipped]):
             seed: of all randomness.
             augment: how much to vary a clip.
         """
-        self.index, self.fmt, self.modality, self.seed, self.config = index, fmt, modality, seed, augment
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def row(self, key: Key) -> int:
-        """The row that a key reads."""
-        return key[1]
+        super().__init__(index, seed)
+        self.fmt, self.modality, self.config = fmt, modality, augment
 
     def __getitem__(self, key: Key) -> Windows | Skipped:
         """Reads row `key[1]` as epoch `key[0]` sees it; its window begins uniformly within the clip."""
-        epoch, number = key
+        number = self.row(key)
         row, fmt = self.index[number], self.fmt
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, number]))
+        rng = self.rng(key)
         try:
             with open_clip(row["video"]) as clip:
                 first, end = part_of(row, clip)

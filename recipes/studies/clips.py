@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 RARE = 0.25  # share of the concepts, those with the fewest clips, that count as rare
-BATCHED = ("video", "audio", "audio_valid", "text", "text_valid", "text_key", "index")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Kinds of noise: which text and which sound each clip is given in place of its own."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -55,11 +56,11 @@ def corrupt(clips: Clips, kind: str, share: float, rare: Tensor, seed: int) -> N
         audio = clips.audio.clone()
         audio[chosen] = 0
         aligned[chosen, 0] = False
-        return Noisy(_with_audio(clips, audio), aligned)
+        return Noisy(replace(clips, audio=audio), aligned)
     of[chosen] = donors[chosen]
     if kind == "sound":
         aligned[chosen, 0] = False
-        return Noisy(_with_audio(clips, clips.audio[of]), aligned)
+        return Noisy(replace(clips, audio=clips.audio[of]), aligned)
     aligned[chosen, 1] = False
     return Noisy(clips.with_text_of(of), aligned)
 
@@ -78,7 +79,3 @@ def _donors(clips: Clips, kind: str, g: torch.Generator) -> Tensor:
     fits = same & (clips.concept[:, None] != clips.concept) if kind == "similar_text" else ~same
     drawn = torch.where(fits, torch.rand(fits.shape, generator=g), -1).max(1)
     return torch.where(drawn.values >= 0, drawn.indices, -1)
-
-
-def _with_audio(clips: Clips, audio: Tensor) -> Clips:
-    return Clips(**{**vars(clips), "audio": audio})

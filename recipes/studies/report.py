@@ -14,7 +14,9 @@ TABLES = "tables.md"
 def write(study: StudyConfig, out: Path) -> list[Path]:
     """Write tables.md and the plots beside the CSV files; what has not run yet is left out."""
     runs, curves = read(out / RUNS), read(out / CURVES)
-    lines = ["# The study's tables", "", HEAD, ""]
+    hours = sum(float(line["cpu_seconds"]) for line in runs) / 3600
+    total = f"{len(runs)} runs, {hours:.1f} CPU hours of training."
+    lines = ["# The study's tables", "", f"{HEAD} {total}", ""]
     for name, cell in study.cells.items():
         rules = rules_there(runs, name, cell.rules)
         if rules:

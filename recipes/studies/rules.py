@@ -26,7 +26,6 @@ class Context:
     steps: int
     batch_size: int
     aligned: Tensor
-    seed: int
 
 
 Make = Callable[[Context], harmony.Transform]

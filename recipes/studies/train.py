@@ -84,7 +84,7 @@ def run(world: World, noisy: Noisy, rule: Rule, settings: Settings, build: Build
         build: Makes {"model", "objective"} of a rule, from torch's random state.
         seed: Of the models and of the order of the clips.
     """
-    context = Context(len(noisy.clips), settings.steps, settings.batch_size, noisy.aligned, seed)
+    context = Context(len(noisy.clips), settings.steps, settings.batch_size, noisy.aligned)
     torch.manual_seed(seed)
     learners = []
     for _ in range(rule.networks):

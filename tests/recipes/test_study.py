@@ -17,10 +17,10 @@ from recipes import study
 from recipes.config import CorpusConfig
 from recipes.data.clips import ClipFormat
 from recipes.studies import config, features, media, noise, summary, table, train
-from recipes.studies.clips import BATCHED
 from recipes.studies.mixture import mixture
 from recipes.studies.rince import DENSITY, Q, rince
 from recipes.studies.rules import RULES, Context
+from recipes.trimodal.build import INPUTS
 
 WORLD = features.world(96, 48, seed=0)
 
@@ -77,11 +77,10 @@ def test_rince_is_its_formula():
     fits[0, 3] = True
     s = (torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(keys).T / 0.5).numpy()
     expected = np.zeros(5)
-    for b in range(5):
-        for rivals in ([c for c in range(5) if not fits[b, c]], [c for c in range(5) if not fits[c, b]]):
-            row = s[b, rivals] if rivals is not None and not expected[b] else s[rivals, b]
-            total = math.exp(s[b, b]) + np.exp(row).sum()
-            expected[b] += 0.5 * (-math.exp(Q * s[b, b]) / Q + (DENSITY * total) ** Q / Q)
+    for of, allowed in ((s, ~fits.numpy()), (s.T, ~fits.numpy().T)):  # keys of a query, queries of a key
+        for b in range(5):
+            total = math.exp(s[b, b]) + np.exp(of[b][allowed[b]]).sum()
+            expected[b] += (-math.exp(Q * s[b, b]) / Q + (DENSITY * total) ** Q / Q) / 2
     np.testing.assert_allclose(rince(queries, keys, 0.5, fits).numpy(), expected, rtol=1e-12)
 
 
@@ -110,7 +109,7 @@ def test_a_clip_without_a_loss_yet_is_not_weighed_down():
 
 def test_the_oracle_weighs_with_the_truth():
     aligned = torch.tensor([[True, False], [True, True], [False, True]])
-    rule = RULES["oracle"].transform(Context(3, 10, 2, aligned, 0))
+    rule = RULES["oracle"].transform(Context(3, 10, 2, aligned))
     weights, _ = rule.update(torch.eye(2).expand(2, 2, 2), rule.init(), ids=torch.tensor([2, 0]))
     assert weights.tolist() == [[0, 1], [1, 0]]
 
@@ -242,6 +241,6 @@ def test_a_world_of_media_is_real_clips_that_belong_together(tmp_path):
     fmt = ClipFormat(frames=4, fps=5, size=32, sample_rate=8000, audio_seconds=0.64, narrations=1, words=10)
     world = media.world(corpus, fmt, clips=5, test_clips=3)
     batch = world.train.batch(torch.arange(2))
-    assert batch.keys() == set(BATCHED) and len(world.train) <= 5 and len(world.test) == 3
+    assert batch.keys() == set(INPUTS) and len(world.train) <= 5 and len(world.test) == 3
     assert batch["video"].shape == (2, 4, 32, 32, 3) and batch["audio"].abs().max() > 0
     assert world.train.concept.max() < len(world.rare) and world.train.text.any(-1).all()

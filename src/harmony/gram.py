@@ -14,6 +14,7 @@ from harmony.engines.chunks import MEMORY, Options, encode_batch, narrow, narrow
 from harmony.engines.encoded import Cotangent, Encoded, mix, pull_labelled
 from harmony.engines.materialised import sum_groups
 from harmony.engines.precision import accumulating, inner_products
+from harmony.engines.tape.verify import Verify
 from harmony.engines.trace import Inputs
 
 PyTree = Any
@@ -60,6 +61,7 @@ def gram_vjp(
     toward_batch: bool = False,
     process_group: Any = None,
     loss_scale: Tensor | None = None,
+    verify: Verify = "auto",
     has_aux: bool = False,
 ) -> tuple[Any, ...]:
     """Losses, Gram blocks of their per-sample gradients, and a pullback of per-sample weights.
@@ -107,6 +109,8 @@ def gram_vjp(
         loss_scale: Tensor without axes by which the losses are multiplied before they are differentiated, so that
             gradients in float16 do not vanish (see ``torch.amp.GradScaler``). What ``pullback`` returns is multiplied
             by it as well; values, terms, the Gram and what ``toward_batch`` asks for are not.
+        verify: How often one more backward pass verifies that no gradient leaks from sample to sample: ``"auto"``, at
+            the calls 1, 2, 4, 8, ... with each graph; ``"always"``; ``"never"``. See the page on engines.
         has_aux: Also return the loss terms, the embeddings and what ``toward_batch`` asks for.
 
     Returns:
@@ -139,7 +143,7 @@ def gram_vjp(
     References:
         Wu et al., Scaling Multimodal Pre-Training via Cross-Modality Gradient Harmonization, 2022 (arXiv:2211.02077).
     """
-    options = Options(method, update, memory, group_size, chunk_size)
+    options = Options(method, update, memory, group_size, chunk_size, verify)
     check_options(options, attribution, space)
     per_sample = space == "parameters" and attribution != "loss"
     if attribution != "activation":  # the update is no combination of the gradients that the Gram is made of
@@ -281,6 +285,7 @@ def check_options(options: Options, attribution: str = "activation", space: str 
     choices = {
         "method": (options.method, get_args(Method)),
         "update": (options.update, get_args(Update)),
+        "verify": (options.verify, get_args(Verify)),
         "attribution": (attribution, get_args(Attribution)),
         "space": (space, get_args(Space)),
     }

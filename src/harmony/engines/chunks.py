@@ -1,7 +1,6 @@
 """Encode a batch with one of the engines, in chunks of samples where memory asks for it."""
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +9,23 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from harmony.engines.encoded import Cotangent, Encoded, Sum, Trace, Weigh, by_label, pull_mixed
+from harmony.engines.fallback import Run, fall_back, run_reference, warn_of_loop
 from harmony.engines.precision import inner_products
 from harmony.engines.random import replay, restore, snapshot
-from harmony.engines.tape.errors import UnsupportedError
+from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.fill import Storage
-from harmony.engines.tape.trace import trace_tape, with_companion
-from harmony.engines.trace import Inputs, detached, join, per_sample_semantics, trace_batch, trace_loop, trace_vmap
+from harmony.engines.tape.trace import trace_tape
+from harmony.engines.tape.verify import Verify
+from harmony.engines.trace import (
+    Inputs,
+    detached,
+    join,
+    per_sample_semantics,
+    trace_batch,
+    trace_group,
+    trace_loop,
+    trace_vmap,
+)
 
 MEMORY = 256 * 2**20
 """Bytes for kept per-sample gradients, unless told otherwise."""
@@ -29,6 +39,7 @@ class Options(NamedTuple):
     memory: int = MEMORY
     group_size: int = 1
     chunk_size: int | None = None
+    verify: Verify = "auto"
 
 
 def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encoded:
@@ -64,13 +75,12 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         try:
             with replay(states[number]):
                 return run(inputs.narrow(chunk))
-        except UnsupportedError as error:
+        except (UnsupportedError, MixedSamplesError) as error:
             # The first chunk could be recorded and this one cannot. A loop gives the same numbers, unless drawn ones.
             drawn = not states[number].equal(states[number + 1])
             if options.method != "auto" or drawn or len(blocks) < len(chunks):
                 raise
-            _warn(f"the tape engine cannot record a chunk of this encoder ({error}): a loop over its samples is used.")
-            return trace_loop(inputs.narrow(chunk))
+            return fall_back(inputs.narrow(chunk), error, options.verify)[0]
 
     def unflatten(grads: list[Tensor]) -> Any:
         return pytree.tree_unflatten(grads, inputs.params_spec)
@@ -157,57 +167,42 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
     )
 
 
-Run = Callable[[Inputs], Trace]
-
-
 def _first(inputs: Inputs, options: Options, per_sample: bool) -> tuple[Trace, Run]:
     """Run the first chunk with the engine that was asked for, or the first that can."""
     if not per_sample:
         return trace_batch(inputs), trace_batch
     if options.method == "loop":
         return trace_loop(inputs), trace_loop
-    reason = ""
+    if options.method == "vmap":
+        trace, run, why_no_vmap = run_reference(inputs)
+        if why_no_vmap:
+            warn_of_loop(why_no_vmap)
+        return trace, run
     state = snapshot(inputs.params)
-    if options.method in ("auto", "tape"):
-        run = functools.partial(trace_tape, options=options, storage=Storage())
-        try:
-            return run(inputs), run
-        except UnsupportedError as error:
-            if options.method == "tape":
-                raise
-            restore(state)
-            reason = f"the tape engine cannot record this encoder ({error})"
+    run = functools.partial(_taped, options=options, storage=Storage())
     try:
-        trace = trace_vmap(inputs)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError | NotImplementedError):
+        return run(inputs), run
+    except (UnsupportedError, MixedSamplesError) as error:
+        if options.method == "tape":
             raise
         restore(state)
-        trace = trace_loop(inputs)  # an encoder that is broken by itself raises its own error here
-        reason += "; " if reason else ""
-        reason += f"torch.func.vmap cannot batch it ({str(error).splitlines()[0]})"
-        _warn(
-            f"{reason}: its per-sample gradients are computed in a Python loop over samples, which is exact and slow. "
-            'Pass method="loop" to silence this.'
-        )
-        return trace, trace_loop
-    if reason:
-        _warn(f'{reason}: torch.func.vmap is used, which is exact and slower. Pass method="vmap" to silence this.')
-    return trace, trace_vmap
+        return fall_back(inputs, error, options.verify)
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message[0].upper() + message[1:], stacklevel=6)
+def _taped(inputs: Inputs, options: Options, storage: Storage) -> Trace:
+    """A run on the tape; where one group takes all the samples, ordinary backward passes are all there is to do."""
+    if inputs.size <= options.group_size:
+        return trace_group(inputs)
+    return trace_tape(inputs, options, storage)
 
 
 def _embed(inputs: Inputs, run: Run) -> list[Any]:
     """Embeddings of a chunk, in the way that ``run`` computes them, so that they draw the same random numbers."""
     if run in (trace_vmap, trace_loop):
         return run(inputs).leaves
-    n, inputs = inputs.size, with_companion(inputs)
     with torch.no_grad(), per_sample_semantics():
         leaves, _ = inputs.call(inputs.params, inputs.batch)
-    return [leaf[:n] if isinstance(leaf, Tensor) else leaf for leaf in detached(leaves)]
+    return detached(leaves)
 
 
 def _shifted(weigh: Weigh, groups: int, gram: Tensor, part: range) -> Tensor:

@@ -10,7 +10,10 @@ from harmony.engines.precision import accumulating, full_precision, inner_produc
 
 
 class Materialised:
-    """Gradients of n samples under K losses: K lists of leaves (n, *shape), one for each parameter in a Gram."""
+    """Gradients of n samples under K losses: K lists of leaves (n, *shape), one for each parameter in a Gram.
+
+    A group that was differentiated as one has leaves (1, *shape).
+    """
 
     def __init__(
         self,
@@ -18,11 +21,13 @@ class Materialised:
         label: list[int],
         cotangents: Sequence[Cotangent],
         pull: Callable[[Cotangent], list[Tensor]],
+        size: int,
     ) -> None:
         self.grads = grads
         self.label = label
         self.cotangents = cotangents
         self.pull = pull
+        self.size = size
 
     def gram(self, group_size: int) -> Tensor:
         """Gram blocks (groups, L, K, K)."""
@@ -51,8 +56,7 @@ class Materialised:
         """Gram blocks and update."""
         gram = self.gram(group_size)
         weights = weigh(gram, range(len(gram))).repeat_interleave(group_size, 0)
-        n = len(self.grads[0][0])
-        return gram, self.combine(weights[:n])
+        return gram, self.combine(weights[: self.size])
 
 
 def _inner(leaves: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:

@@ -56,11 +56,6 @@ class Inputs(NamedTuple):
         batch = [leaf[part] if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
         return self._replace(batch=batch)
 
-    def copies(self, sample: int, n: int) -> "Inputs":
-        """The same call on n copies of one sample."""
-        batch = [leaf[[sample] * n] if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
-        return self._replace(batch=batch)
-
     def call(self, params: Sequence[Tensor], batch: Sequence[Any]) -> tuple[list[Any], Any]:
         """Encode, and flatten the embeddings."""
         output = self.encode(
@@ -109,7 +104,7 @@ def trace_vmap(inputs: Inputs) -> Trace:
             (grads,) = pull_outputs(filled)
         return list(grads)
 
-    return _from_rows(leaves, structure["spec"], tracked, rows, inputs.label)
+    return _from_rows(leaves, structure["spec"], tracked, rows, inputs.label, inputs.size)
 
 
 def trace_batch(inputs: Inputs) -> Trace:
@@ -122,6 +117,17 @@ def trace_batch(inputs: Inputs) -> Trace:
         raise AssertionError("a plain run has no per-sample gradients")
 
     return Trace(detached(leaves), spec, tracked, lambda c: pull_batch(outputs, params, c), per_sample)
+
+
+def trace_group(inputs: Inputs) -> Trace:
+    """Run the encoder on samples that are one group: its gradients are those of ordinary backward passes."""
+    trace = trace_batch(inputs)
+
+    def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
+        grads = [[g[None] for g, s in zip(trace.pull(c), inputs.selected, strict=True) if s] for c in cotangents]
+        return Materialised(grads, inputs.label, cotangents, trace.pull, inputs.size)
+
+    return trace._replace(per_sample=per_sample)
 
 
 def run_batch(inputs: Inputs, params: list[Tensor]) -> tuple[list[Any], Any, list[bool]]:
@@ -166,11 +172,16 @@ def trace_loop(inputs: Inputs) -> Trace:
             for column, s in zip(columns, inputs.selected, strict=True)
         ]
 
-    return _from_rows(leaves, first.spec, first.tracked, rows, inputs.label)
+    return _from_rows(leaves, first.spec, first.tracked, rows, inputs.label, inputs.size)
 
 
 def _from_rows(
-    leaves: list[Any], spec: Any, tracked: list[bool], rows: Callable[[Cotangent], list[Tensor]], label: list[int]
+    leaves: list[Any],
+    spec: Any,
+    tracked: list[bool],
+    rows: Callable[[Cotangent], list[Tensor]],
+    label: list[int],
+    size: int,
 ) -> Trace:
     """A trace out of a function that gives gradients (n, *shape) of selected parameters, (*shape) of the others."""
     selected = [number >= 0 for number in label]
@@ -180,7 +191,7 @@ def _from_rows(
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
         grads = [[g for g, s in zip(rows(c), selected, strict=True) if s] for c in cotangents]
-        return Materialised(grads, label, cotangents, pull)
+        return Materialised(grads, label, cotangents, pull, size)
 
     return Trace(leaves, spec, tracked, pull, per_sample)
 

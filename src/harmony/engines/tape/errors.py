@@ -1,19 +1,58 @@
 """Why an encoder cannot be recorded: because nobody could, or because this engine cannot."""
 
+from typing import Any
+
 
 class MixedSamplesError(ValueError):
-    """An op mixes the samples of the batch: a gradient per sample does not exist, whatever the engine."""
+    """An op mixes the samples of the batch: a gradient per sample does not exist, whatever the engine.
 
-    def __init__(self, culprit: str, op: str, parameter: str, shape: tuple[int, ...], why: str) -> None:
+    Attributes:
+        leaves: The flattened embeddings of the run that could not be recorded.
+    """
+
+    leaves: list[Any] | None = None
+
+    @classmethod
+    def at_op(cls, culprit: str, op: str, parameter: str, shape: tuple[int, ...]) -> "MixedSamplesError":
+        """The op that reads a tensor across samples, the op that gives the tensor, a parameter behind it, its shape."""
         module = parameter.rpartition(".")[0]
         where = f"parameter {parameter!r}" + (f" of module {module!r}" if module else "")
-        super().__init__(
-            f"encode mixes the samples of the batch, at the op of {culprit}: behind it, {op}, which leads to {where}, "
-            f"gives a tensor of shape {shape} that {why}. A gradient per sample does not exist there. Move what "
-            "couples samples (batch statistics, negatives, pooling over the batch) into the losses stage, and check "
-            "that the first axis of every tensor is the sample everywhere."
+        return cls(
+            f"encode mixes the samples of the batch, at the op of {culprit}: it reads the output of {op}, of shape "
+            f"{shape}, which depends on {where}, across samples. {_REMEDY}"
+        )
+
+    @classmethod
+    def by_comparison(cls) -> "MixedSamplesError":
+        """Samples that are encoded alone have other embeddings than in the batch."""
+        return cls(
+            "encode mixes the samples of the batch: the embeddings of samples encoded alone differ from those in the "
+            f"batch. {_REMEDY}"
         )
 
 
+_REMEDY = (
+    "A gradient per sample does not exist there. Move what couples samples (batch statistics, negatives, pooling over "
+    "the batch) into the losses stage, and check that the first axis of every tensor is the sample everywhere."
+)
+
+
 class UnsupportedError(NotImplementedError):
-    """The encoder is fine as far as one can see, but this engine cannot take its per-sample gradients."""
+    """The encoder is fine as far as one can see, but this engine cannot take its per-sample gradients.
+
+    Attributes:
+        leaves: The flattened embeddings of the run that could not be recorded.
+    """
+
+    leaves: list[Any] | None = None
+
+
+class LeakedGradientError(ValueError):
+    """A backward pass carried gradients from one sample to another, although every op keeps them apart."""
+
+    def __init__(self, op: str, parameter: str) -> None:
+        super().__init__(
+            f"the backward pass carries gradients of some samples to the places of others, at the output of {op}, "
+            f"which leads to parameter {parameter!r}. Is there a tensor hook that mixes samples? If not, please report "
+            'the encoder; method="loop" takes each sample alone.'
+        )

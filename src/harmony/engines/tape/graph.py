@@ -1,7 +1,7 @@
 """The autograd graph behind a run of the encoder, as plain lists, and a signature to compare runs by."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,14 +43,72 @@ class Graph(NamedTuple):
         """The leaf tensor that a node stands for, if it is a leaf."""
         return getattr(self.nodes[node], "variable", None)
 
-    def topology(self) -> tuple[Any, ...]:
-        """What two runs of one encoder share, whatever the number of samples."""
-        return tuple(self.names), tuple(map(tuple, self.inputs))
-
     def signature(self) -> tuple[Any, ...]:
         """What determines where the samples lie in each tensor: topology, shapes and the ops' options."""
         options = tuple(map(_options_of, self.nodes))
-        return *self.topology(), tuple(map(tuple, self.shapes)), _hashable(options)
+        inputs = tuple(map(tuple, self.inputs))
+        return tuple(self.names), inputs, tuple(map(tuple, self.shapes)), _hashable(options)
+
+    def order(self) -> list[int]:
+        """The nodes, each after all that use it."""
+        users = [0] * len(self.nodes)
+        for inputs in self.inputs:
+            for source in inputs:
+                if source is not None:
+                    users[source[0]] += 1
+        ready = [node for node, count in enumerate(users) if not count]
+        for node in ready:
+            for source in self.inputs[node]:
+                if source is not None:
+                    users[source[0]] -= 1
+                    if not users[source[0]]:
+                        ready.append(source[0])
+        return ready
+
+    def _scaled(self, node: int, certain: Sequence[bool]) -> bool:
+        """Whether an op multiplies, adds or divides something certain by what does not make it grow: a number, say."""
+        sources = [s for s in self.inputs[node] if s is not None]
+        if base_name(self.names[node]) not in ("Add", "Sub", "Mul", "Div", "Pow") or len(sources) != 1:
+            return False
+        return certain[sources[0][0]] and self.shape(sources[0]) == self.shapes[node][0]
+
+    def made_of_parameters(self, order: Sequence[int]) -> list[bool]:
+        """For each node, whether its outputs are surely made of parameters alone, whatever the batch."""
+        certain = [False] * len(self.nodes)
+        for node in reversed(order):
+            inputs = self.inputs[node]
+            if not inputs:
+                certain[node] = self.parameter(node) is not None
+            elif base_name(self.names[node]) not in _BRING_SAMPLES and not isinstance(self.nodes[node], BackwardCFunction):
+                certain[node] = all(s is not None and certain[s[0]] for s in inputs) or self._scaled(node, certain)
+        return certain
+
+
+_BRING_SAMPLES = {
+    *("CopySlices", "Embedding", "EmbeddingBag", "Gather", "Index", "IndexAdd", "IndexCopy", "IndexPut", "IndexReduce"),
+    *("IndexSelect", "MaskedFill", "MaskedScatter", "MaskedSelect", "Put", "Scatter", "ScatterAdd", "ScatterReduce"),
+    *("SegmentReduce", "Take", "Where", "Expand", "Repeat"),
+}
+"""Ops that may bring the samples in: by tensors that the graph does not show, or by copies."""
+
+
+def base_name(name: str) -> str:
+    """Name of a node without its namespace, ``Backward`` and number: ``Addmm`` of ``AddmmBackward0``."""
+    return name.rpartition("::")[2].partition("Backward")[0]
+
+
+def parameter_behind(graph: Graph, node: int, names: Mapping[Tensor, str]) -> str:
+    """Name of a parameter that an op depends on: the nearest."""
+    queue, seen = [node], {node}
+    for current in queue:
+        leaf = graph.parameter(current)
+        if leaf is not None and leaf in names:
+            return names[leaf]
+        for source in graph.inputs[current]:
+            if source is not None and source[0] not in seen:
+                seen.add(source[0])
+                queue.append(source[0])
+    return "?"
 
 
 def walk(outputs: Sequence[Tensor]) -> Graph:

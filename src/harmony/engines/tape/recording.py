@@ -10,7 +10,7 @@ from harmony.engines.precision import accumulating, full_precision
 from harmony.engines.tape.fill import Filler, Storage
 from harmony.engines.tape.ghost import ghost
 from harmony.engines.tape.graph import Output
-from harmony.engines.tape.layout import Layout, Part, along
+from harmony.engines.tape.layout import Part, Place, along
 from harmony.engines.tape.plan import Piece, Update
 from harmony.engines.tape.use import Grads
 
@@ -25,10 +25,9 @@ class Recording:
         self,
         pieces: list[Piece],
         grads: Grads,
-        layouts: dict[Output, Layout],
+        layouts: dict[Output, Place],
         leaves: list[Tensor],
         size: int,
-        rows: int,
         memory: int,
         update: Update,
         storage: Storage,
@@ -43,7 +42,6 @@ class Recording:
             layouts: Where the samples lie in these gradients.
             leaves: All parameters.
             size: B.
-            rows: Samples in the run: B, or one more where a lone sample has a companion.
             memory: Bytes for per-sample gradients.
             update: Where the update comes from.
             storage: Memory for per-sample gradients that are used and forgotten.
@@ -55,7 +53,6 @@ class Recording:
         self.layouts = layouts
         self.leaves = leaves
         self.size = size
-        self.rows = rows
         self.memory = memory
         self.update = update
         self.storage = storage
@@ -220,7 +217,7 @@ class Recording:
         """``sum_k W_bk dL_k/d(output)`` of every output that some pieces need, for weights (B, K)."""
         outputs = {o for piece in pieces for target in piece.targets for _, outputs in target.uses for o in outputs}
         mixed: dict[Output, Tensor] = {}
-        columns = torch.cat([weights, weights.new_zeros(self.rows - len(weights), self.losses)]).unbind(1)
+        columns = weights.unbind(1)
         for output in outputs:
             for loss, column in zip(self.grads, columns, strict=True):
                 if output in loss:

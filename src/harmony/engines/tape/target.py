@@ -9,8 +9,8 @@ from torch.autograd.graph import GradientEdge
 
 from harmony.engines.tape.errors import UnsupportedError
 from harmony.engines.tape.graph import Graph, Output, signed
-from harmony.engines.tape.probe import Anatomy
 from harmony.engines.tape.rules import closed_form
+from harmony.engines.tape.sample_axis import SampleAxis
 from harmony.engines.tape.use import Isolated, Matrix, Site, Use, batched_vjp
 
 
@@ -56,16 +56,16 @@ class Target(NamedTuple):
         )
 
 
-def find_targets(graph: Graph, anatomy: Anatomy, leaves: list[Tensor]) -> list[Target]:
+def find_targets(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> list[Target]:
     """The shared tensors that are made of parameters, and all their uses."""
     index = {leaf: i for i, leaf in enumerate(leaves)}
     sites: dict[Output, dict[int, list[int]]] = {}
-    for node, slot in anatomy.uses(graph):
+    for node, slot in places.uses(graph):
         source = graph.inputs[node][slot]
         assert source is not None
         sites.setdefault(source, {}).setdefault(node, []).append(slot)
 
-    passed = _passed_on(anatomy)
+    passed = _passed_on(places)
     targets = []
     for source, by_node in sites.items():
         params = _params_behind(graph, source, index)
@@ -73,19 +73,17 @@ def find_targets(graph: Graph, anatomy: Anatomy, leaves: list[Tensor]) -> list[T
             continue
         moves, flat, transposed = _rearrangement(graph, source)
         uses = [
-            use
-            for node, slots in by_node.items()
-            for use in _uses_at(graph, anatomy, source, node, slots, passed[node])
+            use for node, slots in by_node.items() for use in _uses_at(graph, places, source, node, slots, passed[node])
         ]
         targets.append(Target(source, graph.edge(source), graph.shape(source), params, uses, moves, flat, transposed))
     return targets
 
 
 def _uses_at(
-    graph: Graph, anatomy: Anatomy, source: Output, node: int, slots: list[int], outputs: list[int]
+    graph: Graph, places: SampleAxis, source: Output, node: int, slots: list[int], outputs: list[int]
 ) -> list[tuple[Use, list[Output]]]:
     """The uses of one shared tensor by one op: one for each slot it feeds, by the op's rule, or one for all of them."""
-    layouts = [anatomy.layouts[node, number] for number in outputs]
+    layouts = [places.layouts[node, number] for number in outputs]
     found: list[tuple[Use, list[Output]]] = []
     for slot in slots:
         site = Site(graph.nodes[node], slot, layouts[0], graph.shape((node, outputs[0])), graph.shape(source))
@@ -113,10 +111,10 @@ def _reaches(graph: Graph, outputs: list[Output], wanted: int) -> bool:
     return wanted in seen
 
 
-def _passed_on(anatomy: Anatomy) -> dict[int, list[int]]:
+def _passed_on(places: SampleAxis) -> dict[int, list[int]]:
     """For each op that uses something shared, its outputs that pass gradients on."""
     outputs: dict[int, list[int]] = {}
-    for node, number in sorted(anatomy.layouts):
+    for node, number in sorted(places.layouts):
         outputs.setdefault(node, []).append(number)
     return outputs
 

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from harmony.engines.encoded import Cotangent, PerSample, Trace, pull_mixed
 from harmony.engines.precision import full_precision
-from harmony.engines.random import replay, snapshot
+from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.fill import Storage
 from harmony.engines.tape.graph import Graph, Output, walk
 from harmony.engines.tape.plan import Piece, Update, pieces, work
-from harmony.engines.tape.probe import Anatomy, anatomy
 from harmony.engines.tape.recording import Recording
+from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
 from harmony.engines.tape.target import Target, find_targets
 from harmony.engines.tape.use import Isolated
+from harmony.engines.tape.verify import Verify, due, verify
 from harmony.engines.trace import Inputs, detached, pull_batch, run_batch
 
 
@@ -35,6 +36,10 @@ class Settings(Protocol):
     def group_size(self) -> int:
         """Samples in a group."""
 
+    @property
+    def verify(self) -> Verify:
+        """How often the places of the samples are verified."""
+
 
 class Run(NamedTuple):
     """A run on the tape: the graph, where the samples lie in it, and the shared tensors it uses."""
@@ -44,7 +49,8 @@ class Run(NamedTuple):
     spec: Any
     tracked: list[bool]
     graph: Graph
-    anatomy: Anatomy
+    places: SampleAxis
+    signature: Any
     targets: list[Target]
     size: int
 
@@ -62,26 +68,17 @@ def record(inputs: Inputs) -> Run:
         UnsupportedError: It cannot be recorded.
     """
     params = [p.detach().requires_grad_() for p in inputs.params]
-    inputs = with_companion(inputs)
-    state = snapshot(params)
     leaves, spec, tracked = run_batch(inputs, params)
     outputs = [leaf for leaf, t in zip(leaves, tracked, strict=True) if t]
-    graph = walk(outputs)
-
-    def encode_copies(n: int, sample: int) -> list[Tensor]:
-        with replay(state):
-            found, _, flags = run_batch(inputs.copies(sample, n), params)
-        return [leaf for leaf, t in zip(found, flags, strict=True) if t]
-
     names = dict(zip(params, inputs.names, strict=True))
-    found = anatomy(graph, outputs, inputs.size, encode_copies, names)
-    targets = _in_one_task(lambda: find_targets(graph, found, params))
-    return Run(params, leaves, spec, tracked, graph, found, targets, inputs.size)
-
-
-def with_companion(inputs: Inputs) -> Inputs:
-    """Ops take other ways where an axis has one entry: a lone sample gets a copy of itself beside it."""
-    return inputs.copies(0, 2) if inputs.size == 1 else inputs
+    try:
+        graph = walk(outputs)
+        places, signature = sample_axis(graph, outputs, inputs.size, names)
+        targets = _in_one_task(lambda: find_targets(graph, places, params))
+    except (UnsupportedError, MixedSamplesError) as error:
+        error.leaves = detached(leaves)
+        raise
+    return Run(params, leaves, spec, tracked, graph, places, signature, targets, inputs.size)
 
 
 def trace_tape(inputs: Inputs, options: Settings, storage: Storage) -> Trace:
@@ -95,27 +92,23 @@ def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> T
     """What the other parts of the library see of a run."""
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
-        cotangents = [_padded(c, run) for c in cotangents]
         update, chosen = plan(run, inputs, options, reached_by(run, cotangents), fused)
-        grads = _output_gradients(run, chosen, cotangents)
+        wanted = sorted({o for piece in chosen for t in piece.targets for _, outputs in t.uses for o in outputs})
+        grads = _output_gradients(run, wanted, cotangents)
+        if due(run.signature, options.verify):
+            names = dict(zip(run.params, inputs.names, strict=True))
+            places = {o: run.places.layouts[o] for o in wanted}
+            verify(run.graph, run.outputs, cotangents, places, run.size, names)
         return Recording(
-            chosen, grads, run.anatomy.layouts, run.params, inputs.size, run.size,
+            chosen, grads, run.places.layouts, run.params, inputs.size,
             options.memory, update, storage, max(inputs.label) + 1,
             backward=lambda weights: pull_mixed(pull, cotangents, weights, inputs.label),
         )  # fmt: skip
 
     def pull(cotangent: Cotangent) -> list[Tensor]:
-        return pull_batch(run.outputs, run.params, _padded(cotangent, run))
+        return pull_batch(run.outputs, run.params, cotangent)
 
-    leaves = [leaf[: inputs.size] if isinstance(leaf, Tensor) else leaf for leaf in detached(run.leaves)]
-    return Trace(leaves, run.spec, run.tracked, pull, per_sample)
-
-
-def _padded(cotangent: Cotangent, run: Run) -> Cotangent:
-    """Zeros for the companion of a lone sample."""
-    if all(c is None or len(c) == run.size for c in cotangent):
-        return cotangent
-    return [None if c is None else torch.cat([c, c.new_zeros(run.size - len(c), *c.shape[1:])]) for c in cotangent]
+    return Trace(detached(run.leaves), run.spec, run.tracked, pull, per_sample)
 
 
 def reached_by(run: Run, cotangents: Sequence[Cotangent]) -> list[set[int]]:
@@ -154,9 +147,10 @@ def plan(
     return update, pieces(targets, run.params, inputs.label, reached, group, update == "kept")  # type: ignore[return-value]
 
 
-def _output_gradients(run: Run, chosen: list[Piece], cotangents: Sequence[Cotangent]) -> list[dict[Output, Tensor]]:
+def _output_gradients(
+    run: Run, wanted: Sequence[Output], cotangents: Sequence[Cotangent]
+) -> list[dict[Output, Tensor]]:
     """One activation-only backward pass for each loss, through what it reaches."""
-    wanted = sorted({o for piece in chosen for t in piece.targets for _, outputs in t.uses for o in outputs})
     edges = [run.graph.edge(o) for o in wanted]
     found: list[dict[Output, Tensor]] = []
     for cotangent in cotangents:

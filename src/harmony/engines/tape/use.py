@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from harmony.engines.precision import accumulating
 from harmony.engines.tape.graph import Output
-from harmony.engines.tape.layout import Layout, Part, grouped, split
+from harmony.engines.tape.layout import Part, Place, RowMap, grouped, split
 
 Grads = list[dict[Output, Tensor]]
 """For each loss, the gradients of the outputs it reaches."""
@@ -36,7 +36,7 @@ class Site(NamedTuple):
 
     node: Node
     slot: int
-    layout: Layout
+    layout: Place
     output: torch.Size
     shape: torch.Size
 
@@ -132,7 +132,7 @@ class Isolated:
     """
 
     site: Site
-    layouts: list[Layout]
+    layouts: list[Place]
     numbers: list[int]
     source: GradientEdge
 
@@ -188,12 +188,15 @@ def batched_vjp(edges: Sequence[Any], inputs: Sequence[Any], grads: Sequence[Ten
 _BATCHED_AT_MOST = 1 << 24  # entries; beyond, a loop takes no more time and less memory
 
 
-def _only(grad: Tensor, layout: Layout, part: Part, group: int) -> Tensor:
+def _only(grad: Tensor, place: Place, part: Part, group: int) -> Tensor:
     """The gradient of one group of a part, zero elsewhere."""
-    axis, outer, inner = layout
-    sizes = (outer, grad.shape[axis] // (outer * inner), inner)
     first = part.start + group * part.size
-    index = (*[slice(None)] * (axis + 1), slice(first, first + part.size))
     masked = torch.zeros_like(grad, memory_format=torch.contiguous_format)
+    if isinstance(place, RowMap):
+        rows = ((place.ids >= first) & (place.ids < first + part.size)).nonzero().flatten().to(grad.device)
+        return masked.index_copy_(place.axis, rows, grad.index_select(place.axis, rows))
+    axis, outer, inner = place
+    sizes = (outer, grad.shape[axis] // (outer * inner), inner)
+    index = (*[slice(None)] * (axis + 1), slice(first, first + part.size))
     split(masked, axis, sizes)[index] = split(grad, axis, sizes)[index]
     return masked

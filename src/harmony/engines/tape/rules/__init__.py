@@ -10,4 +10,14 @@ RULES = {**matmul.RULES, **convolution.RULES, **normalization.RULES, **pointwise
 def closed_form(site: Site) -> Matrix | Reduced | None:
     """The use at a site by the rule of its op, if there is one."""
     rule = RULES.get(site.node.name())
-    return None if rule is None else rule(site)
+    use = None if rule is None else rule(site)
+    return None if isinstance(use, Reduced) and not _is_broadcast(use) else use
+
+
+def _is_broadcast(use: Reduced) -> bool:
+    """Whether all samples get the whole of the shared tensor: none of them has rows of its own."""
+    site, shape = use.site, use.site.shape if use.spread is None else use.spread
+    axis = site.layout.axis - (len(site.output) - len(shape))
+    if axis < 0 or shape[axis] == 1:
+        return True
+    return use.total is not None and site.layout.contiguous and site.layout.rows % shape[axis] == 0

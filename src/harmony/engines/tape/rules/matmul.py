@@ -28,7 +28,7 @@ def product(site: Site, left: Tensor | None, right: Tensor | None, slot: int, al
     outputs = site.output[-1] if slot == 1 else site.output[-2]
 
     t = site.layout.rows
-    plain = not batched and slot == 1 and site.layout.outer == 1
+    plain = not batched and slot == 1 and site.layout.contiguous
 
     def rows(x: Tensor, part: Part) -> Tensor:
         """(g, n, t, features)."""

@@ -1,0 +1,132 @@
+"""What runs in place of the tape where it cannot: ``vmap`` or a loop, if they give the embeddings of a plain pass.
+
+An encoder that mixes samples is another model where each sample is encoded alone. So the embeddings are compared.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from harmony.engines.encoded import Trace
+from harmony.engines.random import replay, restore, snapshot
+from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
+from harmony.engines.tape.verify import Verify, due
+from harmony.engines.trace import Inputs, detached, join, per_sample_semantics, trace_loop, trace_vmap
+
+Run = Callable[[Inputs], Trace]
+
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""How far two ways to compute an embedding may differ, relative to its largest entry, by the lowest precision."""
+
+
+def fall_back(inputs: Inputs, error: UnsupportedError | MixedSamplesError, verify: Verify) -> tuple[Trace, Run]:
+    """Run the encoder by the first engine that can, and compare its embeddings with those of the plain pass.
+
+    Args:
+        inputs: The call. The random state is that of before the plain pass.
+        error: Why the tape cannot record it; holds the embeddings of the plain pass.
+        verify: How often embeddings are compared that take passes of their own.
+
+    Returns:
+        The run, and a function for more of them.
+
+    Raises:
+        MixedSamplesError: The embeddings differ.
+        UnsupportedError: They cannot be compared, since the encoder draws random numbers.
+    """
+    state = snapshot(inputs.params)
+    trace, run, why_no_vmap = run_reference(inputs)
+    drawn = not snapshot(inputs.params).equal(state)
+    if not drawn and verify != "never":
+        _require_equal(error.leaves or [], trace.leaves, inputs, error)
+    elif drawn and due(("fallback", str(error), inputs.size), verify):
+        with replay(state):
+            _compare_without_dropout(inputs, error)
+    reason = f"the tape engine cannot record this encoder ({error})"
+    if run is trace_vmap:
+        warn(f'{reason}: torch.func.vmap is used, which is exact and slower. Pass method="vmap" to silence this.')
+    else:
+        warn_of_loop(f"{reason}; {why_no_vmap}")
+    return trace, run
+
+
+def run_reference(inputs: Inputs) -> tuple[Trace, Run, str]:
+    """Run the encoder by ``vmap``, or else by a loop; and why ``vmap`` cannot."""
+    state = snapshot(inputs.params)
+    try:
+        return trace_vmap(inputs), trace_vmap, ""
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError | NotImplementedError):
+            raise
+        restore(state)
+        why = f"torch.func.vmap cannot batch it ({str(error).splitlines()[0]})"
+        return trace_loop(inputs), trace_loop, why  # an encoder that is broken by itself raises its own error here
+
+
+def warn_of_loop(reason: str) -> None:
+    """Say that a loop is used, and why."""
+    warn(
+        f"{reason}: its per-sample gradients are computed in a Python loop over samples, which is exact and slow. "
+        'Pass method="loop" to silence this.'
+    )
+
+
+def warn(message: str) -> None:
+    """Warn, at the caller's line."""
+    warnings.warn(message[0].upper() + message[1:], stacklevel=7)
+
+
+def _compare_without_dropout(inputs: Inputs, error: UnsupportedError | MixedSamplesError) -> None:
+    """Encode the batch, and each sample alone, with dropout switched off: masks differ, embeddings must not."""
+    state = snapshot(inputs.params)
+    with torch.no_grad(), per_sample_semantics(), _NoDropout():
+        plain = detached(inputs.call(inputs.params, inputs.batch)[0])
+        rows = [inputs.narrow(slice(b, b + 1)) for b in range(inputs.size)]
+        alone = join([detached(row.call(row.params, row.batch)[0]) for row in rows])
+    if not snapshot(inputs.params).equal(state):
+        raise UnsupportedError(
+            f"the tape engine cannot record this encoder ({error}), and it draws random numbers other than dropout, so "
+            'that its embeddings cannot be compared with those of samples encoded alone. method="loop" takes each '
+            "sample alone and compares nothing."
+        ) from error
+    _require_equal(plain, alone, inputs, error)
+
+
+def _require_equal(plain: Sequence[Any], alone: Sequence[Any], inputs: Inputs, error: Exception) -> None:
+    """Raise a MixedSamplesError where embeddings of single samples are not those of the batch."""
+    device = inputs.params[0].device.type
+    lowered = torch.is_autocast_enabled(device) if torch.amp.is_autocast_available(device) else False
+    kinds = {p.dtype for p in inputs.params} | ({torch.get_autocast_dtype(device)} if lowered else set())
+    for a, b in zip(plain, alone, strict=True):
+        if isinstance(a, Tensor) and a.is_floating_point():
+            rounding = max(ROUNDING[kind] for kind in kinds | {a.dtype} if kind in ROUNDING)
+            scale = a.detach().abs().nan_to_num(0, 0, 0).amax() if a.numel() else a.new_zeros(())
+            if not torch.allclose(a.double(), b.double(), rtol=0, atol=rounding * float(scale), equal_nan=True):
+                if isinstance(error, MixedSamplesError):
+                    raise error
+                raise MixedSamplesError.by_comparison() from error
+
+
+_DROPOUT = {
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+    *(torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout),
+}
+
+
+class _NoDropout(TorchFunctionMode):
+    """Inside, nothing is dropped."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUT:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention and "dropout_p" in kwargs:
+            kwargs = kwargs | {"dropout_p": 0.0}
+        elif func is F.scaled_dot_product_attention and len(args) > 4:
+            args = (*args[:4], 0.0, *args[5:])
+        return func(*args, **kwargs)

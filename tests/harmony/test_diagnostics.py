@@ -95,7 +95,9 @@ def test_other_engines_are_planned_with_a_reason():
         plan = harmony.plan(*zoo.mlp(), method=method)
         assert (plan.engine, plan.reason, plan.rows) == (method, "it was asked for", [])
     plan = harmony.plan(*loop)
-    assert plan.engine == "vmap" and "Python loop over the samples" in plan.reason and str(plan).startswith("engine vmap")
+    assert (
+        plan.engine == "vmap" and "Python loop over the samples" in plan.reason and str(plan).startswith("engine vmap")
+    )
     with pytest.raises(NotImplementedError, match="Python loop over the samples"):
         harmony.plan(*loop, method="tape")
     isolated = harmony.plan(*zoo.CASES["bilinear"]())

@@ -421,6 +421,22 @@ def test_mixing_gives_no_wrong_number_dead_or_alive(encode, method):
                 assert result == "refused"
 
 
+@pytest.mark.parametrize("shape", [(5, 6, 4), (5, 4, 4)])
+def test_attention_over_the_batch_from_its_first_layer_on(shape):
+    """The inputs need no gradient, so that none shows that the keys and values are those of all samples."""
+
+    def encode(x, wq, wk, wv, v):
+        q, k, values = (x @ w for w in (wq, wk, wv))
+        q, k, values = (h.transpose(0, 1) for h in (q, k, values))
+        return F.scaled_dot_product_attention(q, k, values).transpose(0, 1).sum(1) @ v
+
+    case = zoo.raw(
+        encode, zoo.randn(*shape), wq=zoo.randn(4, 3), wk=zoo.randn(4, 3), wv=zoo.randn(4, 3), v=zoo.randn(3, 2)
+    )
+    for method in ("tape", "auto"):
+        assert outcome(case, method=method) == "refused"
+
+
 def test_a_hook_that_swallows_nan_hides_nothing():
     def encode(x, w, v):
         h = x @ w

@@ -24,7 +24,6 @@ from harmony.engines.trace import (
     trace_batch,
     trace_group,
     trace_loop,
-    trace_vmap,
 )
 
 MEMORY = 256 * 2**20
@@ -198,7 +197,7 @@ def _taped(inputs: Inputs, options: Options, storage: Storage) -> Trace:
 
 def _embed(inputs: Inputs, run: Run) -> list[Any]:
     """Embeddings of a chunk, in the way that ``run`` computes them, so that they draw the same random numbers."""
-    if run in (trace_vmap, trace_loop):
+    if run is not trace_batch and getattr(run, "func", None) is not _taped:
         return run(inputs).leaves
     with torch.no_grad(), per_sample_semantics():
         leaves, _ = inputs.call(inputs.params, inputs.batch)

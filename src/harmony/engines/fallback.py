@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from harmony.engines.encoded import Trace
-from harmony.engines.random import replay, restore, snapshot
+from harmony.engines.random import RandomState, replay, restore, snapshot
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.verify import Verify, due
 from harmony.engines.trace import Inputs, detached, join, per_sample_semantics, trace_loop, trace_vmap
@@ -40,19 +40,44 @@ def fall_back(inputs: Inputs, error: UnsupportedError | MixedSamplesError, verif
         UnsupportedError: They cannot be compared, since the encoder draws random numbers.
     """
     state = snapshot(inputs.params)
-    trace, run, why_no_vmap = run_reference(inputs)
-    drawn = not snapshot(inputs.params).equal(state)
-    if not drawn and verify != "never":
-        _require_equal(error.leaves or [], trace.leaves, inputs, error)
-    elif drawn and due(("fallback", str(error), inputs.size), verify):
-        with replay(state):
-            _compare_without_dropout(inputs, error)
+    trace, engine, why_no_vmap = run_reference(inputs)
+    _compare(inputs, trace, state, error, error.leaves, verify)
     reason = f"the tape engine cannot record this encoder ({error})"
-    if run is trace_vmap:
+    if engine is trace_vmap:
         warn(f'{reason}: torch.func.vmap is used, which is exact and slower. Pass method="vmap" to silence this.')
     else:
         warn_of_loop(f"{reason}; {why_no_vmap}")
+
+    def run(inputs: Inputs) -> Trace:
+        state = snapshot(inputs.params)
+        trace = engine(inputs)
+        _compare(inputs, trace, state, error, None, verify)
+        return trace
+
     return trace, run
+
+
+def _compare(
+    inputs: Inputs,
+    trace: Trace,
+    state: RandomState,
+    error: UnsupportedError | MixedSamplesError,
+    plain: Sequence[Any] | None,
+    verify: Verify,
+) -> None:
+    """Compare the embeddings of a run that began at a random state with those of a plain pass."""
+    drawn = not snapshot(inputs.params).equal(state)
+    if not drawn and verify != "never":
+        _require_equal(_plain(inputs) if plain is None else plain, trace.leaves, inputs, error)
+    elif drawn and due(("fallback", error.signature, inputs.size), verify):
+        with replay(state):
+            _compare_without_dropout(inputs, error)
+
+
+def _plain(inputs: Inputs) -> list[Any]:
+    """Embeddings of an ordinary pass."""
+    with torch.no_grad(), per_sample_semantics():
+        return detached(inputs.call(inputs.params, inputs.batch)[0])
 
 
 def run_reference(inputs: Inputs) -> tuple[Trace, Run, str]:
@@ -84,10 +109,9 @@ def warn(message: str) -> None:
 def _compare_without_dropout(inputs: Inputs, error: UnsupportedError | MixedSamplesError) -> None:
     """Encode the batch, and each sample alone, with dropout switched off: masks differ, embeddings must not."""
     state = snapshot(inputs.params)
-    with torch.no_grad(), per_sample_semantics(), _NoDropout():
-        plain = detached(inputs.call(inputs.params, inputs.batch)[0])
-        rows = [inputs.narrow(slice(b, b + 1)) for b in range(inputs.size)]
-        alone = join([detached(row.call(row.params, row.batch)[0]) for row in rows])
+    with _NoDropout():
+        plain = _plain(inputs)
+        alone = join([_plain(inputs.narrow(slice(b, b + 1))) for b in range(inputs.size)])
     if not snapshot(inputs.params).equal(state):
         raise UnsupportedError(
             f"the tape engine cannot record this encoder ({error}), and it draws random numbers other than dropout, so "

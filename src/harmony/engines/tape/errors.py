@@ -8,9 +8,11 @@ class MixedSamplesError(ValueError):
 
     Attributes:
         leaves: The flattened embeddings of the run that could not be recorded.
+        signature: What tells its graph from others.
     """
 
     leaves: list[Any] | None = None
+    signature: Any = None
 
     @classmethod
     def at_op(cls, culprit: str, op: str, parameter: str, shape: tuple[int, ...]) -> "MixedSamplesError":
@@ -42,9 +44,11 @@ class UnsupportedError(NotImplementedError):
 
     Attributes:
         leaves: The flattened embeddings of the run that could not be recorded.
+        signature: What tells its graph from others.
     """
 
     leaves: list[Any] | None = None
+    signature: Any = None
 
 
 class LeakedGradientError(ValueError):

@@ -1,7 +1,7 @@
 """Find out by experiment whose gradients reach which entries: exact for the batch at hand, whatever the ops are.
 
 The samples are told apart by the bits of their numbers. For each bit, gradients are sent from the samples that have it,
-then from those that have it not. The entries that they reach tell the number of their sample, or that there are several.
+then from those that have it not. The entries that are reached both times are those of several samples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from harmony.engines.tape.axis_rules import SEVERAL, place_of_entries
+from harmony.engines.tape.axes import Mark, State
+from harmony.engines.tape.axes.places import SEVERAL, place_of_entries
 from harmony.engines.tape.graph import Graph, Output, dtypes
 from harmony.engines.tape.layout import NOBODY, Place, RowMap, along
-from harmony.engines.tape.op import Mark, State
 
 Send = Callable[[Tensor], Sequence[Tensor | None]]
 """Factors of the samples (B,) -> gradients of some tensors, those of sample b multiplied by its factor."""
@@ -60,10 +60,7 @@ def through_op(graph: Graph, node: int, places: Mapping[int, Place], size: int) 
     """What one op tells of its inputs, by its own backward; ``places`` are those of its outputs."""
     op = graph.nodes[node]
     kinds = dtypes(op)
-    sent = {
-        n: noise(graph.shape((node, n)), kinds[n], op._input_metadata[n].device, seed=n)  # type: ignore[attr-defined]
-        for n in places
-    }
+    sent = {n: noise(graph.shape((node, n)), kinds[n], op._input_metadata[n].device, seed=n) for n in places}
 
     def send(chosen: Tensor) -> list[Tensor | None]:
         grads: list[Tensor | None] = [None] * len(graph.shapes[node])
@@ -87,16 +84,16 @@ def _backward(
     op: Node, grads: list[Tensor | None], inputs: Sequence[Output | None], shapes: Sequence[torch.Size]
 ) -> list[Tensor | None]:
     """Call the backward of one op: a gradient for each of its differentiable inputs."""
-    custom = isinstance(op, BackwardCFunction)
+    custom: Any = op if isinstance(op, BackwardCFunction) else None
     template = next(g for g in grads if g is not None)
     with torch.no_grad():
-        if custom:
+        if custom is not None:
             filled = [template.new_zeros(s) if g is None else g for g, s in zip(grads, shapes, strict=True)]
-            results = op.apply(*filled)  # type: ignore[no-untyped-call]
+            results: Any = custom.apply(*filled)
         else:
             results = op(*grads)  # type: ignore[operator]
     results = results if isinstance(results, tuple) else (results,)
-    if custom:  # a gradient for each argument, tensor or not
-        wanted = iter([r for r, needed in zip(results, op.needs_input_grad, strict=False) if needed])
+    if custom is not None:  # a gradient for each argument, tensor or not
+        wanted = iter([r for r, needed in zip(results, custom.needs_input_grad, strict=False) if needed])
         results = tuple(None if source is None else next(wanted) for source in inputs)
     return [r if isinstance(r, Tensor) else None for r in results]

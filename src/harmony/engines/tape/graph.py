@@ -79,7 +79,9 @@ class Graph(NamedTuple):
             inputs = self.inputs[node]
             if not inputs:
                 certain[node] = self.parameter(node) is not None
-            elif base_name(self.names[node]) not in _BRING_SAMPLES and not isinstance(self.nodes[node], BackwardCFunction):
+            elif base_name(self.names[node]) not in _BRING_SAMPLES and not isinstance(
+                self.nodes[node], BackwardCFunction
+            ):
                 certain[node] = all(s is not None and certain[s[0]] for s in inputs) or self._scaled(node, certain)
         return certain
 

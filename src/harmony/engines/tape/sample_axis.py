@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from harmony.engines.tape import experiment
-from harmony.engines.tape.axis_rules import BY_DATA, MOVES_BY_SHAPE, RULES
+from harmony.engines.tape.axes import BY_DATA, MOVES_BY_SHAPE, RULES, Mark, Op, State
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.graph import Graph, Output, base_name, parameter_behind
 from harmony.engines.tape.layout import NOBODY, Layout, Place, RowMap, place_of, row_ids
-from harmony.engines.tape.op import Mark, Op, State
 
 
 class SampleAxis(NamedTuple):
@@ -50,13 +49,14 @@ _LOCK = threading.Lock()
 
 
 def sample_axis(
-    graph: Graph, outputs: Sequence[Tensor], size: int, names: Mapping[Tensor, str]
+    graph: Graph, outputs: Sequence[Tensor], batch: Sequence[Any], size: int, names: Mapping[Tensor, str]
 ) -> tuple[SampleAxis, Any]:
     """Where the samples lie; what holds for every batch of the same shapes is derived once.
 
     Args:
         graph: The graph of a run on ``size`` samples.
         outputs: The tracked embedding leaves of this run.
+        batch: The leaves of the batch.
         size: B.
         names: Names of the parameters.
 
@@ -72,7 +72,7 @@ def sample_axis(
         known = _KNOWN.get(signature)
     if known is not None:
         return known, signature
-    derivation = _Derivation(graph, outputs, size, names)
+    derivation = _Derivation(graph, outputs, batch, size, names)
     result = derivation.result()
     if not derivation.by_data:
         with _LOCK:
@@ -90,8 +90,11 @@ class _Derivation:
         unknown: Whether the last walk met a tensor of which nothing can be told.
     """
 
-    def __init__(self, graph: Graph, outputs: Sequence[Tensor], size: int, names: Mapping[Tensor, str]) -> None:
+    def __init__(
+        self, graph: Graph, outputs: Sequence[Tensor], batch: Sequence[Any], size: int, names: Mapping[Tensor, str]
+    ) -> None:
         self.graph = graph
+        self.batch = {x.untyped_storage().data_ptr() for x in batch if isinstance(x, Tensor) and _has_storage(x)}
         self.leaves = outputs
         self.size = size
         self.names = names
@@ -139,6 +142,8 @@ class _Derivation:
                 )
                 if self.constant[node]:
                     state = Mark.SHARED
+                if state is Mark.SHARED and self._reads_batch(node):
+                    state = Mark.MIXED
                 if not isinstance(state, Place) and state is not Mark.SHARED:
                     culprits[output] = _culprit(claims[output])
                     self.unknown |= state is Mark.UNKNOWN
@@ -176,12 +181,25 @@ class _Derivation:
         try:
             claims = experiment.through_op(self.graph, node, places, self.size)
         except Exception as error:  # whatever a backward raises that is called outside of a pass
-            raise UnsupportedError(f"{self.graph.names[node]} does not tell where the samples are ({error})") from error
+            reason = (
+                f"{self.graph.names[node]} does not tell where the samples are ({str(error).partition(chr(10))[0]})"
+            )
+            raise UnsupportedError(reason) from error
         # What is no parameter and is reached by all samples may be mixed: nobody knows what the op means.
         return [
             Mark.MIXED if claim is Mark.SHARED and source is not None and not self.constant[source[0]] else claim
             for claim, source in zip(claims, inputs, strict=True)
         ]
+
+    def _reads_batch(self, node: int) -> bool:
+        """Whether an op multiplies inputs of the batch into what is shared by all samples: they are mixed there."""
+        op, inputs = self.graph.nodes[node], self.graph.inputs[node]
+        if self.constant[node] or None not in inputs or all(source is None for source in inputs):
+            return False
+        saved = (getattr(op, name, None) for name in ("_saved_self", "_saved_mat1", "_saved_batch1", "_saved_input"))
+        return any(
+            isinstance(x, Tensor) and _has_storage(x) and x.untyped_storage().data_ptr() in self.batch for x in saved
+        )
 
     def _merge(self, states: Sequence[State], shape: torch.Size | None) -> State | None:
         """One state that agrees with all accounts of a tensor."""
@@ -191,7 +209,7 @@ class _Derivation:
             return states[0]
         if not all(isinstance(state, Place) for state in states) or shape is None:
             return Mark.UNKNOWN if Mark.UNKNOWN in states else Mark.MIXED
-        places: list[Any] = states
+        places = [state for state in states if isinstance(state, Place)]
         axis = places[0].axis
         if any(place.axis != axis for place in places):
             return Mark.MIXED
@@ -255,3 +273,7 @@ class _Derivation:
 def _culprit(claims: Sequence[tuple[State, int]]) -> int:
     """An op whose account of a tensor differs from that of others."""
     return next((node for state, node in claims if not isinstance(state, Place)), claims[-1][1])
+
+
+def _has_storage(x: Tensor) -> bool:
+    return x.layout is torch.strided and x.ndim > 0 and not x.is_nested

@@ -71,12 +71,14 @@ def record(inputs: Inputs) -> Run:
     leaves, spec, tracked = run_batch(inputs, params)
     outputs = [leaf for leaf, t in zip(leaves, tracked, strict=True) if t]
     names = dict(zip(params, inputs.names, strict=True))
+    graph = None
     try:
         graph = walk(outputs)
-        places, signature = sample_axis(graph, outputs, inputs.size, names)
+        places, signature = sample_axis(graph, outputs, inputs.batch, inputs.size, names)
         targets = _in_one_task(lambda: find_targets(graph, places, params))
     except (UnsupportedError, MixedSamplesError) as error:
         error.leaves = detached(leaves)
+        error.signature = inputs.size, None if graph is None else graph.signature()
         raise
     return Run(params, leaves, spec, tracked, graph, places, signature, targets, inputs.size)
 

@@ -1,0 +1,136 @@
+"""What runs in place of the tape: only where it gives the embeddings of a plain pass; and the verification of both."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import harmony
+from harmony.engines.tape import verify
+from tests import zoo
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def losses(f):
+    return {"first": f[:, 0] ** 2, "others": f[:, 1:].sum(1)}
+
+
+def looped(mix=None, dropout=0.0):
+    """An encoder that the tape leaves to others, since it loops over the samples; ``mix`` may couple them first."""
+    drop = nn.Dropout(dropout)
+
+    def encode(p, x):
+        h = x @ p["w"]
+        h = h if mix is None else mix(h)
+        return torch.stack([drop((row @ p["v"]).tanh()) for row in h])
+
+    return encode
+
+
+PARAMS = {"w": zoo.randn(4, 3), "v": zoo.randn(3, 5)}
+MIXES = {
+    "sorted": lambda h: h.sort(0).values,
+    "maximum": lambda h: h.cummax(0).values,
+    "ordered": lambda h: h[h[:, 0].argsort()],
+    "centred": lambda h: h - h.mean(0),
+    "centred without a gradient": lambda h: h - h.mean(0).detach(),
+    "neighbours": lambda h: h + h.roll(1, 0),
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("name", MIXES)
+def test_a_fallback_that_encodes_something_else_is_an_error(name, dropout):
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="mixes the samples"):
+        warnings.simplefilter("ignore")
+        harmony.gram_vjp(looped(MIXES[name], dropout), losses, PARAMS, zoo.randn(6, 4))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_fallback_that_encodes_the_same_is_used(dropout, chunk_size):
+    with pytest.warns(UserWarning, match="tape engine cannot record"):
+        values, gram, _ = harmony.gram_vjp(
+            looped(dropout=dropout), losses, PARAMS, zoo.randn(6, 4), chunk_size=chunk_size
+        )
+    assert gram.isfinite().all() and all(value.isfinite() for value in values.values())
+
+
+def test_samples_of_a_later_chunk_are_compared_too():
+    def encode(p, x):
+        h = x @ p["w"]
+        h = h - h.mean(0).detach() if x[0, 0] == 7 else h
+        return torch.stack([row @ p["v"] for row in h])
+
+    x = zoo.randn(6, 4)
+    x[3, 0] = 7
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="mixes the samples"):
+        warnings.simplefilter("ignore")
+        harmony.gram_vjp(encode, losses, PARAMS, x, chunk_size=3)
+
+
+def test_other_random_numbers_than_dropout_cannot_be_compared():
+    def encode(p, x):
+        return torch.stack([(row + torch.randn_like(row)) @ p["w"] for row in x])
+
+    with warnings.catch_warnings(), pytest.raises(NotImplementedError, match='method="loop" takes each sample alone'):
+        warnings.simplefilter("ignore")
+        harmony.gram_vjp(encode, losses, {"w": PARAMS["w"]}, zoo.randn(5, 4))
+    gram = harmony.gram_vjp(encode, losses, {"w": PARAMS["w"]}, zoo.randn(5, 4), method="loop")[1]
+    assert gram.isfinite().all()
+
+
+# The schedule of verification
+
+
+@pytest.fixture
+def verified(monkeypatch):
+    """Numbers of the calls at which a backward pass was verified."""
+    calls = []
+    original = verify.verify
+    monkeypatch.setattr("harmony.engines.tape.trace.verify", lambda *args: (calls.append(1), original(*args))[1])
+    monkeypatch.setattr(verify, "_CALLS", type(verify._CALLS)())
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("auto", [1, 2, 4, 8, 16]), ("always", list(range(1, 18))), ("never", [])]
+)
+def test_backward_passes_are_verified_ever_more_seldom(verified, mode, expected):
+    case, steps = zoo.mlp(), []
+    for step in range(1, 18):
+        verified.clear()
+        harmony.gram_vjp(*case, verify=mode)
+        steps += [step] * len(verified)
+    assert steps == expected
+
+
+def test_another_shape_is_verified_anew(verified):
+    case = zoo.raw(lambda x, w: (x @ w).tanh(), zoo.randn(6, 4), w=zoo.randn(4, 3))
+    for size in (6, 6, 6, 5, 6):
+        harmony.gram_vjp(*case._replace(batch=(case.batch[0][:size],)))
+    assert len(verified) == 4  # calls 1, 2, 4 of the first, call 1 of the other
+
+
+def test_verification_sees_no_mixing_in_numbers_that_are_not_finite():
+    x = zoo.randn(6, 4)
+    x[1, 2], x[3, 0] = torch.nan, torch.inf
+    case = zoo.raw(lambda x, w, v: (x @ w).tanh() @ v, x, w=zoo.randn(4, 3), v=zoo.randn(3, 2))
+    _, gram, pullback = harmony.gram_vjp(*case, verify="always")
+    finite = gram.isfinite().all(dim=(1, 2))
+    assert finite[[0, 2, 4, 5]].all() and not finite[1]
+    assert not pullback(torch.ones(6, gram.shape[1], dtype=gram.dtype))["w"].isfinite().all()
+
+
+def test_weights_that_are_not_finite_are_not_reported_as_mixing():
+    for value in (torch.nan, torch.inf):
+        w = zoo.randn(4, 3)
+        w[0, 0] = value
+        case = zoo.raw(lambda x, w, v: (x @ w).sin() @ v, zoo.randn(6, 4), w=w, v=zoo.randn(3, 2))
+        gram = harmony.gram_vjp(*case, verify="always")[1]
+        assert not gram.isfinite().any() and not harmony.defined(gram).any()

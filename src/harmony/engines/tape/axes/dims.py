@@ -35,7 +35,7 @@ def over_last(n: int) -> Callable[[Op], Claims]:
         for shape in op.inputs:
             if shape is None:
                 claims.append(None)
-            elif axis < len(op.shape) - n and len(shape) > axis and shape[axis] == op.shape[axis]:
+            elif axis < len(op.shape) - n and len(shape) == len(op.shape) and shape[axis] == op.shape[axis]:
                 claims.append(op.place)
             else:
                 claims.append(Mark.UNKNOWN)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harmony.engines.tape import experiment
-from harmony.engines.tape.axes import BY_DATA, MOVES_BY_SHAPE, RULES, Mark, Op, State
+from harmony.engines.tape.axes import BY_DATA, MOVES_BY_SHAPE, RULES, Mark, Op, Rule, State
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.graph import Graph, Output, base_name, parameter_behind
 from harmony.engines.tape.layout import NOBODY, Layout, Place, RowMap, place_of, row_ids
@@ -170,7 +170,7 @@ class _Derivation:
         if rule is not None:
             self.by_data |= name in BY_DATA
             op, all_shapes = self.graph.nodes[node], self.graph.shapes[node]
-            accounts = [rule(Op(op, n, place, all_shapes, shapes, self.size)) for n, place in places.items()]
+            accounts = [_account(rule, Op(op, n, place, all_shapes, shapes, self.size)) for n, place in places.items()]
             claims = [
                 self._merge([claim for claim in of_input if claim is not None], shape)
                 for of_input, shape in zip(zip(*accounts, strict=True), shapes, strict=True)
@@ -268,6 +268,14 @@ class _Derivation:
         if lone and max(lone.values()) >= self.size:
             raise UnsupportedError("a Python loop over the samples runs each of them by ops of its own")
         return result
+
+
+def _account(rule: Rule, op: Op) -> Sequence[State | None]:
+    """What a rule tells; nothing where this torch keeps other options with the op than the rule knows."""
+    try:
+        return rule(op)
+    except AttributeError:
+        return [Mark.UNKNOWN] * len(op.inputs)
 
 
 def _culprit(claims: Sequence[tuple[State, int]]) -> int:

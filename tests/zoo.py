@@ -882,6 +882,65 @@ CASES |= {
 }  # fmt: skip
 
 
+# Real parameters among complex numbers
+
+
+def to_complex(x: Tensor) -> Tensor:
+    """A real tensor as complex numbers of its precision."""
+    return x.to(x.dtype.to_complex())
+
+
+CASES |= {
+    "complex_linear": lambda: raw(
+        lambda x, w, b: over_tokens((torch.fft.rfft(x, dim=1) @ to_complex(w) + b).abs()),
+        randn(B, 6, 4), w=randn(4, 3), b=randn(3),
+    ),
+    "complex_functional_linear": lambda: raw(
+        lambda x, w, b: over_tokens(
+            torch.view_as_real(F.linear(torch.fft.rfft(x, dim=1), to_complex(w), to_complex(b))).flatten(2)
+        ),
+        randn(B, 6, 4), w=randn(3, 4), b=randn(3),
+    ),
+    "complex_of_two": lambda: raw(
+        lambda x, re, im: over_tokens(torch.fft.irfft(torch.fft.rfft(x, dim=1) @ torch.complex(re, im), n=6, dim=1)),
+        randn(B, 6, 4), re=randn(4, 3), im=randn(4, 3),
+    ),
+    "complex_einsum": lambda: raw(
+        lambda x, w: torch.einsum("bti,tio->bo", torch.fft.fft(x, dim=1), to_complex(w)).abs().tanh(),
+        randn(B, 6, 4), w=randn(6, 4, 3),
+    ),
+    "complex_bmm": lambda: raw(
+        lambda x, w: over_tokens(
+            torch.bmm(torch.fft.fft(x, dim=1), to_complex(w).conj().expand(len(x), -1, -1)).abs()
+        ),
+        randn(B, 6, 4), w=randn(4, 3),
+    ),
+    "complex_scaled_by_real": lambda: raw(
+        lambda x, p, q, r: over_tokens(((torch.fft.fft(x, dim=1) * p + q) / r.exp()).abs()),
+        randn(B, 6, 4), p=randn(4), q=randn(6, 1), r=randn(4),
+    ),
+    "complex_and_real_uses_of_one": lambda: raw(
+        lambda x, w: over_tokens((torch.fft.rfft(x @ w, dim=1) @ to_complex(w).mT).abs()), randn(B, 6, 4), w=randn(4, 3)
+    ),
+    "complex_convolution": lambda: raw(
+        lambda x, w: over_space(F.conv1d(torch.fft.fft(x, dim=2), to_complex(w)).abs()[..., None]),
+        randn(B, 3, 6), w=randn(4, 3, 2),
+    ),
+    "complex_rotation": lambda: raw(
+        lambda x, w, t: over_tokens(
+            torch.view_as_real(torch.view_as_complex((x @ w).unflatten(-1, (-1, 2))) * torch.polar(t.exp(), t)).flatten(2)
+        ),
+        randn(B, 6, 4), w=randn(4, 6), t=randn(6, 3),
+    ),
+    "complex_state_space": lambda: raw(
+        lambda x, a, c: over_tokens(
+            (to_complex(x)[..., None] * torch.exp(torch.complex(-a.exp(), c))).cumsum(1).real.flatten(2)
+        ),
+        randn(B, 6, 4), a=randn(4, 3), c=randn(4, 3),
+    ),
+}  # fmt: skip
+
+
 # Encoders that mix samples, between two layers with parameters: no gradient per sample exists
 
 

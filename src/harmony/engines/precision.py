@@ -13,7 +13,7 @@ def inner_products(grads: Sequence[Sequence[Tensor]]) -> Tensor:
     total: Tensor | None = None
     with full_precision(grads[0][0].device.type):
         for leaves in zip(*grads, strict=True):
-            rows = torch.stack([accumulating(leaf).reshape(len(leaf), -1) for leaf in leaves], dim=1)  # (groups, K, p)
+            rows = torch.stack([_real(accumulating(leaf)).reshape(len(leaf), -1) for leaf in leaves], dim=1)
             product = rows @ rows.mT
             total = product if total is None else total + product
     assert total is not None
@@ -25,6 +25,11 @@ def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     return (
         torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
     )
+
+
+def _real(x: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, whose inner products are those of real parameters."""
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def accumulating(x: Tensor) -> Tensor:

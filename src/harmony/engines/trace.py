@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from harmony.engines.encoded import Cotangent, PerSample, Trace
 from harmony.engines.materialised import Materialised
 from harmony.engines.precision import full_precision
+from harmony.engines.tape.graph import made_of_parameters
 
 
 class Inputs(NamedTuple):
@@ -233,7 +234,13 @@ class _EncoderOps(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # `training` is the sixth argument of both
-        if func in (F.batch_norm, torch.batch_norm) and kwargs.get("training", args[5] if len(args) > 5 else False):
+        if (
+            func in (F.batch_norm, torch.batch_norm)
+            and kwargs.get("training", args[5] if len(args) > 5 else False)
+            and (
+                self.vmapped or not made_of_parameters(args[0] if args else kwargs["input"])
+            )  # weights that are standardised
+        ):
             weight = kwargs.get("weight", args[3] if len(args) > 3 else None)
             raise BatchStatisticsError(tuple(args[0].shape), self.names.get(weight, "") if weight is not None else "")
         if func is F.embedding and kwargs.get("scale_grad_by_freq", args[5] if len(args) > 5 else False):

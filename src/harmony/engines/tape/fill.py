@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.engines.tape.graph import is_complex
 from harmony.engines.tape.layout import Part
 from harmony.engines.tape.plan import Piece
 from harmony.engines.tape.target import Target
@@ -115,6 +116,8 @@ class Filler:
             prepared = use.prepare(block) if reached else None
             for k in reached:
                 grad = use.gradient(prepared, [self.grads[k].get(o) for o in outputs], block)  # type: ignore[arg-type]
+                if grad.is_complex() and not target.is_complex:
+                    grad = grad.real
                 before = sums[k]
                 sums[k] = grad if before is None else before + grad
         return sums
@@ -122,7 +125,10 @@ class Filler:
 
 def _is_product(target: Target) -> bool:
     """Whether all uses of a target are matrix products on views, which give the parameter's gradient as it stands."""
-    return all(target.direct(use) or (target.flat and _is_bias(use)) for use, _ in target.uses)
+    return all(
+        (target.direct(use) or (target.flat and _is_bias(use))) and not is_complex(use.site.node)
+        for use, _ in target.uses
+    )
 
 
 def _is_bias(use: object) -> bool:

@@ -113,6 +113,14 @@ def parameter_behind(graph: Graph, node: int, names: Mapping[Tensor, str]) -> st
     return "?"
 
 
+def made_of_parameters(x: Tensor) -> bool:
+    """Whether a tensor is surely made of parameters alone."""
+    if x.grad_fn is None:
+        return x.requires_grad
+    graph = walk([x])
+    return graph.made_of_parameters(graph.order())[0]
+
+
 def walk(outputs: Sequence[Tensor]) -> Graph:
     """Collect the graph behind tensors that require a gradient."""
     index: dict[Node, int] = {}
@@ -156,6 +164,11 @@ def dtypes(node: Node) -> list[torch.dtype]:
     """Of the outputs of an op, or of a leaf."""
     variable = getattr(node, "variable", None)
     return [variable.dtype] if variable is not None else [meta.dtype for meta in node._input_metadata]
+
+
+def is_complex(node: Node, number: int = 0) -> bool:
+    """Whether an output of an op holds complex numbers."""
+    return dtypes(node)[number].is_complex
 
 
 def _options_of(node: Node) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from harmony.engines.tape.errors import UnsupportedError
-from harmony.engines.tape.graph import Graph, Output, signed
+from harmony.engines.tape.graph import Graph, Output, is_complex, signed
 from harmony.engines.tape.rules import closed_form
 from harmony.engines.tape.sample_axis import SampleAxis
 from harmony.engines.tape.use import Isolated, Matrix, Site, Use, batched_vjp
@@ -44,6 +44,11 @@ class Target(NamedTuple):
                 grads = move(grads)
             return [grads]
         return batched_vjp([self.edge], [leaves[p] for p in self.params], [grads])
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether its entries are complex numbers."""
+        return is_complex(self.edge.node, self.edge.output_nr)
 
     def direct(self, use: Use) -> bool:
         """Whether the use's matrix product can be written straight into the parameter's gradient."""
@@ -138,6 +143,8 @@ def _rearrangement(graph: Graph, source: Output) -> tuple[list[Callable[[Tensor]
     moves: list[Callable[[Tensor], Tensor]] = []
     flips, reshapes, others = 0, 0, 0
     node = source[0]
+    if is_complex(graph.nodes[node], source[1]):  # a real parameter gets the real part: that is autograd's to take
+        return None, False, False
     while graph.parameter(node) is None:
         name, parents = graph.names[node], graph.inputs[node]
         if name not in _MOVES or len(parents) != 1 or parents[0] is None:

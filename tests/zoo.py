@@ -928,7 +928,9 @@ CASES |= {
     ),
     "complex_rotation": lambda: raw(
         lambda x, w, t: over_tokens(
-            torch.view_as_real(torch.view_as_complex((x @ w).view(*x.shape[:2], 3, 2)) * torch.polar(t.exp(), t)).flatten(2)
+            torch.view_as_real(
+                torch.view_as_complex((x @ w).view(*x.shape[:2], 3, 2)) * torch.polar(t.exp(), t)
+            ).flatten(2)
         ),
         randn(B, 6, 4), w=randn(4, 6), t=randn(6, 3),
     ),

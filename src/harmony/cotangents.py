@@ -1,6 +1,6 @@
 """The losses stage: loss terms on the embeddings, and the cotangents that each attribution sends into the encoder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +9,8 @@ from torch.utils import _pytree as pytree
 
 from harmony.distributed.shares import Shares
 from harmony.engines.encoded import Cotangent, Encoded, Trace
+from harmony.engines.paths import paths
+from harmony.modules import OwnParameters
 
 ROWS_AT_ONCE = 64  # rows of the Jacobian of the loss terms held at a time where no chunk size bounds them
 
@@ -62,7 +64,7 @@ def evaluate(
     leaves = [leaf.detach().requires_grad_() if t else leaf for leaf, t in zip(whole, encoded.tracked, strict=True)]
     embeddings = pytree.tree_unflatten(leaves, encoded.spec)
     params, params_spec = pytree.tree_flatten(loss_params)
-    if loss_params is not None:
+    if loss_params is not None and not isinstance(losses, OwnParameters):
         params = [p.detach().requires_grad_() for p in params]
     with torch.enable_grad():
         if loss_params is None:
@@ -70,6 +72,7 @@ def evaluate(
         else:
             outputs = losses(pytree.tree_unflatten(params, params_spec), embeddings)
         terms = _as_terms(outputs, size)
+    _require_no_others(terms.values(), [*leaves, *params], losses)
     return LossStage(
         terms=terms,
         scalar=[name for name, value in outputs.items() if value.ndim == 0],
@@ -172,6 +175,20 @@ def _as_terms(outputs: Any, size: int) -> dict[str, Tensor]:
                 'Ask the loss for its terms (reduction="none") and average over everything but the samples.'
             )
     return {name: value.expand(size) if value.ndim == 0 else value for name, value in outputs.items()}
+
+
+def _require_no_others(terms: Iterable[Tensor], own: Sequence[Any], losses: Any) -> None:
+    """Raise a ValueError where the losses depend on more than the embeddings and their own parameters."""
+    known = set(map(id, own))
+    for leaf in paths(terms).leaves:
+        if id(leaf) not in known:
+            if isinstance(losses, OwnParameters):
+                losses.require_own(leaf)
+            raise ValueError(
+                f"losses uses a trainable tensor of shape {tuple(leaf.shape)} that is neither an embedding nor one of "
+                "loss_params: its gradient would be lost. Return it from encode as an embedding, one row for each "
+                "sample, pass it in loss_params, or detach it."
+            )
 
 
 def _require_terms(stage: LossStage, attribution: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from harmony import cotangents
-from harmony.distributed.sharded import whole
+from harmony.distributed.sharded import is_sharded, whole
 from harmony.distributed.shares import Shares, shares
 from harmony.engines.chunks import MEMORY, Options, encode_batch, narrow, narrow_all
 from harmony.engines.encoded import Cotangent, Encoded, mix, pull_labelled
@@ -16,6 +16,7 @@ from harmony.engines.materialised import sum_groups
 from harmony.engines.precision import accumulating, inner_products
 from harmony.engines.tape.verify import Verify
 from harmony.engines.trace import Inputs
+from harmony.modules import OwnParameters
 
 PyTree = Any
 Attribution = Literal["activation", "loss", "anchor"]
@@ -317,7 +318,8 @@ def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Wrt | None, process
 
     batch_leaves, batch_spec = pytree.tree_flatten(batch)
     batch_leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in batch_leaves]
-    leaves = [whole(p.detach(), process_group) for p in leaves]
+    if not (isinstance(encode, OwnParameters) and not any(is_sharded(p) for p in leaves)):
+        leaves = [whole(p.detach(), process_group) for p in leaves]
     inputs = Inputs(encode, names, leaves, params_spec, label, labels, batch_leaves, batch_spec)
     sizes = {
         name: leaf.shape[0]

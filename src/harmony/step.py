@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
 from harmony import cotangents
 from harmony.cosines import agreement, defined
-from harmony.distributed.sharded import unwrapped, without_hooks
+from harmony.distributed.sharded import unwrapped
 from harmony.distributed.shares import shares
 from harmony.engines.chunks import Options, narrow_all
 from harmony.gram import (
@@ -27,10 +26,13 @@ from harmony.gram import (
     run,
     stacked,
 )
+from harmony.modules import OwnParameters, accumulate, hooks_aside
 from harmony.transform import Member, State, Transform, apply, chain, whole_gram
 
 PyTree = Any
 Extras = Callable[[PyTree], Mapping[str, Tensor]]
+UNSET: Any = object()
+"""No process group was named, not even none."""
 RESERVED = {"gram", "state", "terms", "ids", "toward", "k", "l", "losses"}
 
 
@@ -137,12 +139,14 @@ def backward(
     forward: Callable[[nn.Module, Any], PyTree] | None = None,
     ids: Tensor | None = None,
     extras: Extras | None = None,
+    process_group: Any = UNSET,
     **keywords: Any,
 ) -> tuple[Info, State]:
     """In an ordinary training loop, stand in for the forward pass, the losses and ``loss.backward()``.
 
     Adds the harmonized gradient to ``.grad`` of the module's trainable parameters, and of the losses' where ``losses``
     is a module with parameters of its own (heads, a learnable temperature). Parameters that no loss reaches get zeros.
+    Hooks on parameters are called once, with this gradient.
 
     Args:
         module: The encoder. Frozen parameters stay frozen; the others are named as in ``named_parameters()``. Inside
@@ -156,6 +160,8 @@ def backward(
             ``module(*batch)`` for a tuple or list, else ``module(batch)``.
         ids: Ids (B,) of the samples, for rules that remember samples.
         extras: As in [harmonized_grad][harmony.harmonized_grad].
+        process_group: As in [gram_vjp][harmony.gram_vjp]; default, the processes that the module is wrapped for. Where
+            several processes are at work and it is wrapped for none, say which share the batch, or None.
         **keywords: Options of [gram_vjp][harmony.gram_vjp].
 
     Returns:
@@ -163,7 +169,7 @@ def backward(
 
     Raises:
         ValueError: See [gram_vjp][harmony.gram_vjp]; a module without trainable parameters; a trainable parameter
-            that ``forward`` or ``losses`` uses and that is in neither module.
+            that ``forward`` or ``losses`` uses and that is in neither module; several processes, and none named.
 
     Examples:
         >>> import torch, harmony
@@ -174,42 +180,40 @@ def backward(
         >>> module.weight.grad.shape, int(info.kept)
         (torch.Size([2, 3]), 4)
     """
-    module, process_group = unwrapped(module)
-    if process_group is not None:
-        keywords.setdefault("process_group", process_group)
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if not trainable:
+    module, wrapped_for = unwrapped(module)
+    keywords["process_group"] = _processes(wrapped_for, process_group)
+    call = forward or call_module
+    encode = OwnParameters(
+        module, lambda batch: call(module, batch), "forward", "make the module that owns it a submodule of the encoder"
+    )
+    if not encode.params:
         raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient.")
-    caller = _Caller(module, forward or call_module)
-
-    def encode(params: dict[str, Tensor], batch: PyTree) -> PyTree:
-        stray = _NoStrayParameters("forward", "make the module that owns it a submodule of the encoder")
-        with stray, without_hooks(module):
-            return functional_call(caller, {f"module.{name}": p for name, p in params.items()}, (batch,))
-
-    loss_module, loss_trainable = losses if isinstance(losses, nn.Module) else None, {}
-    if loss_module is not None:
-        loss_trainable = {name: p for name, p in loss_module.named_parameters() if p.requires_grad}
-
-    def losses_of(*arguments: PyTree) -> Mapping[str, Tensor]:
-        """``losses(embeddings)``, or ``losses(loss_params, embeddings)`` where it has parameters."""
-        with _NoStrayParameters("losses", "pass the module that owns it as `losses`"):
-            if loss_module is None or not loss_trainable:
-                return losses(*arguments)
-            loss_params, embeddings = arguments
-            outputs: Mapping[str, Tensor] = functional_call(loss_module, loss_params, (embeddings,))
-            return outputs
-
+    own_losses = OwnParameters(losses if isinstance(losses, nn.Module) else nn.Module(), losses, "losses", _AS_LOSSES)
     transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
-    step = harmonized_grad(encode, losses_of, transform, extras=extras, **keywords)
+    step = harmonized_grad(encode, own_losses, transform, extras=extras, **keywords)
     state = transform.init() if state is None else state
-    if loss_trainable:
-        (grads, loss_grads), state, info = step(trainable, batch, state, ids=ids, loss_params=loss_trainable)
-        _accumulate(loss_trainable, loss_grads)
-    else:
-        grads, state, info = step(trainable, batch, state, ids=ids)
-    _accumulate(trainable, grads)
+    with hooks_aside(encode.params), hooks_aside(own_losses.params):
+        (grads, loss_grads), state, info = step(encode.params, batch, state, ids=ids, loss_params=own_losses.params)
+    accumulate(own_losses.params, loss_grads)
+    accumulate(encode.params, grads)
     return info, state
+
+
+_AS_LOSSES = "pass the module that owns it as `losses`"
+
+
+def _processes(wrapped_for: Any, given: Any) -> Any:
+    """The processes that share the batch: those that were named, or those that the module is wrapped for."""
+    if given is not UNSET:
+        return given
+    if wrapped_for is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ValueError(
+            f"{dist.get_world_size()} processes are at work, and neither is the module wrapped for them nor is a "
+            "process_group given: their parameters would drift apart. Pass process_group=torch.distributed.group.WORLD "
+            "if they share the batch, or process_group=None if each trains a model of its own, or adds gradients up by "
+            "itself."
+        )
+    return wrapped_for
 
 
 def call_module(module: nn.Module, batch: PyTree) -> PyTree:
@@ -219,41 +223,6 @@ def call_module(module: nn.Module, batch: PyTree) -> PyTree:
     if isinstance(batch, tuple | list):
         return module(*batch)
     return module(batch)
-
-
-class _Caller(nn.Module):
-    """A module and how to call it, so that ``functional_call`` swaps the parameters around any forward function."""
-
-    def __init__(self, module: nn.Module, call: Callable[[nn.Module, Any], PyTree]) -> None:
-        super().__init__()
-        self.module = module
-        self.call = call
-
-    def forward(self, batch: PyTree) -> PyTree:
-        return self.call(self.module, batch)
-
-
-class _NoStrayParameters(TorchFunctionMode):
-    """Refuse trainable parameters that an ordinary loop would train and this step would not.
-
-    Inside, the parameters that are trained have been swapped for plain tensors: whatever is still a trainable
-    ``nn.Parameter`` was closed over.
-    """
-
-    def __init__(self, where: str, remedy: str) -> None:
-        super().__init__()
-        self.where = where
-        self.remedy = remedy
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        for x in (*args, *kwargs.values()):
-            if isinstance(x, nn.Parameter) and x.requires_grad and func.__name__ != "__get__":  # not x.shape
-                raise ValueError(
-                    f"{self.where} uses a trainable parameter of shape {tuple(x.shape)} that this step would not "
-                    f"train: {self.remedy}, or freeze it with requires_grad_(False)."
-                )
-        return func(*args, **kwargs)
 
 
 def _fused(
@@ -270,7 +239,7 @@ def _fused(
     encoded, stage = run(inputs, losses, loss_params, options, shared, keywords.get("loss_scale"), per_sample=True)
     values, aux = observed(stage)
     more = _extras(extras, aux, ids if ids is None else shared.gather(ids))
-    rows: list[Tensor] = []
+    rows: dict[int, Tensor] = {}
     after = state
 
     def weigh(gram: Tensor, groups: range) -> Tensor:
@@ -279,13 +248,16 @@ def _fused(
         part = slice(groups.start * options.group_size, groups.stop * options.group_size)
         own = {name: x if x is None else x[shared.own][part] for name, x in more.items()}
         weights, after = apply(transform, named(gram, inputs.labels), state, own)
-        rows.append(stacked(weights, inputs.labels, gram))
-        return rows[-1]
+        rows[groups.start] = stacked(weights, inputs.labels, gram)
+        return rows[groups.start]
 
     gram, grads = encoded.fused(narrow_all(cotangents.activation(stage), shared.own), weigh)
     grads = added_up(shared, grads, params)
     groups = shared.groups(options.group_size)
-    gram, weights = groups.gather(stage.unscaled(gram)), groups.gather(torch.cat(rows))
+    gram, weights = (
+        groups.gather(stage.unscaled(gram)),
+        groups.gather(torch.cat([rows[start] for start in sorted(rows)])),
+    )
     if loss_params is not None:
         of_samples = weights.mean(1)[shared.members(options.group_size, weights.device)]
         grads = grads, loss_update(shared, stage, of_samples)
@@ -322,12 +294,3 @@ def _info(values: dict[str, Tensor], terms: Tensor, gram: Blocks, weights: Block
         weights_of, mean = dict.fromkeys(gram_of, weights), weights
     kept = torch.stack([(w != 0).any(1) for w in (weights_of.values() if weights_of else [mean])]).any(0).sum()
     return Info(values, terms, whole, agreement(whole), defined(whole), mean, kept, gram_of, weights_of)
-
-
-def _accumulate(params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, p in params.items():
-            if p.grad is None:
-                p.grad = grads[name].detach().clone()
-            else:
-                p.grad += grads[name]

@@ -224,7 +224,8 @@ def wrapped_errors(sizes: list[int]) -> dict[str, float]:
                     sum(term.mean() for term in heads(f).values()).backward()
                 else:
                     chunks = {"chunk_size": 2} if "chunks" in mode else {}
-                    info, _ = harmony.backward(wrapped, rows, heads, harmonizer, wrt=BACKBONE, **chunks)
+                    mine = {"process_group": None} if kind == "alone" else {}
+                    info, _ = harmony.backward(wrapped, rows, heads, harmonizer, wrt=BACKBONE, **chunks, **mine)
                     assert len(info.agreement) == SIZE
             found[f"{kind}, {mode}"] = [gradients(wrapped), gradients(heads), dict(heads.named_buffers())]
             if kind == "FSDP2" and mode == "harmonized":  # its hooks are back: the plain pass goes on with the shards

@@ -103,9 +103,9 @@ def test_parameters_that_an_ordinary_loop_would_train_are_not_left_out_silently(
     encoder, heads, x = nn.Linear(3, 4), nn.Linear(4, 2), torch.randn(5, 3)
     split = lambda out: {"a": out[:, 0] ** 2, "b": out[:, 1] ** 2}  # noqa: E731
     for options in ({"method": "tape"}, {"method": "vmap"}, {"method": "loop"}, {"space": "features"}):
-        with pytest.raises(ValueError, match=r"losses uses a trainable parameter of shape \(2, 4\)"):
+        with pytest.raises(ValueError, match=r"losses uses a trainable parameter of shape \(2,( 4)?\)"):
             harmony.backward(encoder, x, lambda f: split(heads(f)), harmony.chain(), **options)
-        with pytest.raises(ValueError, match=r"forward uses a trainable parameter of shape \(2, 4\)"):
+        with pytest.raises(ValueError, match=r"forward uses a trainable parameter of shape \(2,( 4)?\)"):
             harmony.backward(encoder, x, split, harmony.chain(), forward=lambda m, x: heads(m(x)), **options)
     heads.requires_grad_(False)
     harmony.backward(encoder, x, lambda f: split(heads(f)), harmony.chain())

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from harmony.engines.encoded import Cotangent, Encoded, Sum, Trace, Weigh, by_label, pull_mixed
 from harmony.engines.fallback import Run, fall_back, run_reference, warn_of_loop
 from harmony.engines.precision import inner_products
-from harmony.engines.random import replay, restore, snapshot
+from harmony.engines.random import restore, snapshot
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.fill import Storage
 from harmony.engines.tape.trace import trace_tape
@@ -56,30 +56,43 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
     group_size = options.group_size
     blocks = list(whole_groups(inputs.size, group_size, options.chunk_size))
     chunks = [chunk for block in blocks for chunk in block]
-    states = [snapshot(inputs.params)]
+    states = [inputs.state()] if len(chunks) > 1 else []
+    versions = inputs.versions()
     first, run = _first(inputs.narrow(chunks[0]), options, per_sample)
-    parts = [first.leaves]
-    for chunk in chunks[1:]:
-        states.append(snapshot(inputs.params))
-        parts.append(_embed(inputs.narrow(chunk), run))
-    states.append(snapshot(inputs.params))
-    kept: list[Trace] = [first]
+    parts, spec, tracked = [first.leaves], first.spec, first.tracked
+    kept = [first]
+    del first
 
-    def traced(chunk: slice) -> Trace:
-        """The run of one chunk: the graph there is, or the same run again with the same random numbers."""
-        if chunk is chunks[0] and kept:
-            return kept[0] if len(chunks) == 1 else kept.pop()  # the graph of one chunk at a time
-        kept.clear()
-        number = chunks.index(chunk)
+    def recorded(chunk: slice) -> Trace:
+        """A run of one chunk, from the state of the encoder as it is."""
+        state = snapshot(inputs.params)
         try:
-            with replay(states[number]):
-                return run(inputs.narrow(chunk))
+            return run(inputs.narrow(chunk))
         except (UnsupportedError, MixedSamplesError) as error:
             # The first chunk could be recorded and this one cannot. A loop gives the same numbers, unless drawn ones.
-            drawn = not states[number].equal(states[number + 1])
+            drawn = not snapshot(inputs.params).equal(state)
             if options.method != "auto" or drawn or len(blocks) < len(chunks):
                 raise
             return fall_back(inputs.narrow(chunk), error, options.verify)[0]
+
+    if len(chunks) > 1:
+        kept.clear()  # one graph at a time
+        for chunk in chunks[1:-1]:
+            states.append(inputs.state(states[-1]))
+            parts.append(_embed(inputs.narrow(chunk), run))
+        # The graph of the last chunk stays, so that what a module leaves behind for the losses is seen to have one.
+        states.append(inputs.state(states[-1]))
+        kept.append(recorded(chunks[-1]))
+        parts.append(kept[0].leaves)
+        inputs.require_versions(versions)
+
+    def traced(chunk: slice) -> Trace:
+        """The run of one chunk: the graph there is (so go through them from the last), or the same run again."""
+        if chunk is chunks[-1] and kept:
+            return kept[0] if len(chunks) == 1 else kept.pop()
+        kept.clear()
+        with inputs.replaying(states[chunks.index(chunk)]):
+            return recorded(chunk)
 
     def unflatten(grads: list[Tensor]) -> Any:
         return pytree.tree_unflatten(grads, inputs.params_spec)
@@ -87,7 +100,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
     def group_sums(block: list[slice], cotangents: Sequence[Cotangent]) -> Tensor:
         """Gram of one group that is larger than a chunk: its gradients have to be added up first."""
         total: list[list[list[Tensor]]] = []
-        for chunk in block:
+        for chunk in reversed(block):
             sums = traced(chunk).per_sample(narrow_all(cotangents, chunk), False).sums(chunk.stop - chunk.start)
             total = [_add(a, b) for a, b in zip(total, sums, strict=True)] if total else sums
         return torch.stack([inner_products(of_label) for of_label in total], 1)
@@ -100,16 +113,15 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
             traced(block[0]).per_sample(narrow_all(cotangents, block[0]), False).gram(group_size)
             if len(block) == 1
             else group_sums(block, cotangents)
-            for block in blocks
+            for block in reversed(blocks)
         ]
-        return torch.cat(grams), lambda weights: unflatten(pull_mixed(pulled, cotangents, weights, inputs.label))
+        return torch.cat(grams[::-1]), lambda weights: unflatten(pull_mixed(pulled, cotangents, weights, inputs.label))
 
     def fused(cotangents: Sequence[Cotangent], weigh: Weigh) -> tuple[Tensor, Any]:
         grams: list[Tensor] = []
         total: list[list[Tensor]] = []
-        groups = 0
-        for block in blocks:
-            shifted = functools.partial(_shifted, weigh, groups)
+        for block in reversed(blocks):
+            shifted = functools.partial(_shifted, weigh, block[0].start // group_size)
             if len(block) == 1:
                 gradients = traced(block[0]).per_sample(narrow_all(cotangents, block[0]), True)
                 block_gram, grads = gradients.fused(group_size, shifted)
@@ -118,13 +130,12 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
             else:
                 block_gram = group_sums(block, cotangents)
                 weights = shifted(block_gram, range(1))
-                for chunk in block:
+                for chunk in reversed(block):
                     rows = weights.expand(chunk.stop - chunk.start, -1, -1)
                     parts = narrow_all(cotangents, chunk)
                     total = _add(total, [pull_mixed(traced(chunk).pull, parts, rows, inputs.label)])
             grams.append(block_gram)
-            groups += len(block_gram)
-        return torch.cat(grams), unflatten(total[0])
+        return torch.cat(grams[::-1]), unflatten(total[0])
 
     def gram_of_rows(rows: Callable[[range], Sequence[Cotangent]], groups: int, add_up: Sum) -> Tensor:
         step = options.chunk_size or 1
@@ -132,7 +143,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         for block in (range(start, min(start + step, groups)) for start in range(0, groups, step)):
             cotangents = rows(block)  # leaves (len(block), B, ...)
             total: list[list[Tensor]] = []
-            for chunk in chunks:
+            for chunk in reversed(chunks):
                 trace = traced(chunk)
                 leaves = [
                     [_selected(trace.pull(narrow(_row(c, r), chunk)), inputs) for r in range(len(block))]
@@ -147,23 +158,21 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
 
     def toward(cotangents: Sequence[Cotangent], direction: Sequence[Tensor]) -> Tensor:
         rows = []
-        for block in blocks:
+        for block in reversed(blocks):
             found = [
                 traced(chunk).per_sample(narrow_all(cotangents, chunk), False).toward(direction, group_size)
-                for chunk in block
+                for chunk in reversed(block)
             ]
             rows.append(found[0] if len(found) == 1 else torch.stack([f.sum(0) for f in found]).sum(0, keepdim=True))
-        return torch.cat(rows)
+        return torch.cat(rows[::-1])
 
     def pulled(cotangent: Cotangent) -> list[Tensor]:
         total: list[list[Tensor]] = []
-        for chunk in chunks:
+        for chunk in reversed(chunks):
             total = _add(total, [traced(chunk).pull(narrow(cotangent, chunk))])
         return total[0]
 
-    return Encoded(
-        join(parts), first.spec, first.tracked, gram, fused, gram_of_rows, toward, lambda c: unflatten(pulled(c))
-    )
+    return Encoded(join(parts), spec, tracked, gram, fused, gram_of_rows, toward, lambda c: unflatten(pulled(c)))
 
 
 def _first(inputs: Inputs, options: Options, per_sample: bool) -> tuple[Trace, Run]:
@@ -177,15 +186,17 @@ def _first(inputs: Inputs, options: Options, per_sample: bool) -> tuple[Trace, R
         if why_no_vmap:
             warn_of_loop(why_no_vmap)
         return trace, run
-    state = snapshot(inputs.params)
+    random, versions = snapshot(inputs.params), inputs.versions()
     run = functools.partial(_taped, options=options, storage=Storage())
     try:
         return run(inputs), run
     except (UnsupportedError, MixedSamplesError) as error:
         if options.method == "tape":
             raise
-        restore(state)
-        return fall_back(inputs, error, options.verify)
+        inputs.require_versions(versions)
+        restore(random)
+        with inputs.with_buffers(inputs.state()):  # the plain pass has moved them, as one pass should
+            return fall_back(inputs, error, options.verify)
 
 
 def _taped(inputs: Inputs, options: Options, storage: Storage) -> Trace:
@@ -218,7 +229,10 @@ def whole_groups(size: int, group_size: int, chunk_size: int | None) -> Iterator
 
     A block has several chunks only where one group is larger than a chunk.
     """
-    chunk = min(chunk_size or size, size)
+    if chunk_size is None or chunk_size >= size:
+        yield [slice(0, size)]
+        return
+    chunk = chunk_size
     block = max(chunk // group_size, 1) * group_size
     for start in range(0, size, block):
         stop = min(start + block, size)

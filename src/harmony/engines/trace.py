@@ -17,8 +17,11 @@ from torch.utils import _pytree as pytree
 
 from harmony.engines.encoded import Cotangent, PerSample, Trace
 from harmony.engines.materialised import Materialised
+from harmony.engines.paths import fresh_leaf, paths, require_paths
 from harmony.engines.precision import full_precision
+from harmony.engines.random import RandomState, replay, restore, snapshot
 from harmony.engines.tape.graph import made_of_parameters
+from harmony.modules import Buffer, OwnParameters
 
 
 class Inputs(NamedTuple):
@@ -43,6 +46,16 @@ class Inputs(NamedTuple):
         return [label >= 0 for label in self.label]
 
     @property
+    def module(self) -> OwnParameters | None:
+        """The module behind the call, if it is one."""
+        return self.encode if isinstance(self.encode, OwnParameters) else None
+
+    @property
+    def refuse(self) -> Callable[[Tensor], None] | None:
+        """What a module says of a trainable tensor that is none of its parameters; functions may close over them."""
+        return None if self.module is None else self.module.require_own
+
+    @property
     def mapped(self) -> list[bool]:
         """For each batch leaf, whether it has a sample axis (tensors with at least one axis do)."""
         return [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in self.batch]
@@ -52,10 +65,51 @@ class Inputs(NamedTuple):
         """B, the number of samples."""
         return next(len(leaf) for leaf, mapped in zip(self.batch, self.mapped, strict=True) if mapped)
 
+    def state(self, before: "State | None" = None) -> "State":
+        """What a run of the encoder may change: random numbers, and the buffers of a module."""
+        buffers = [] if self.module is None else self.module.buffers([] if before is None else before.buffers)
+        return State(snapshot(self.params), buffers)
+
+    @contextlib.contextmanager
+    def replaying(self, state: "State") -> Iterator[None]:
+        """Inside, the encoder runs from a state of before; outside, nothing has happened."""
+        with replay(state.random), self.with_buffers(state):
+            yield
+
+    def with_buffers(self, state: "State") -> contextlib.AbstractContextManager[None]:
+        """As `replaying`, but random numbers go on."""
+        return contextlib.nullcontext() if self.module is None else self.module.replaying(state.buffers)
+
+    def versions(self) -> list[int]:
+        """How often each leaf of the batch has been written to."""
+        return [leaf._version if isinstance(leaf, Tensor) and not leaf.is_inference() else 0 for leaf in self.batch]
+
+    def require_versions(self, versions: Sequence[int]) -> None:
+        """Raise a ValueError where the encoder has changed a leaf of the batch, of which it will be run again."""
+        paths_of = [
+            path for path, _ in pytree.tree_leaves_with_path(pytree.tree_unflatten(self.batch, self.batch_spec))
+        ]
+        for path, before, now in zip(paths_of, versions, self.versions(), strict=True):
+            if before != now:
+                raise ValueError(
+                    f"encode writes into batch{pytree.keystr(path)}, and has to be run on it again (in chunks, or by "
+                    "another engine): it would see what it wrote. Write into a copy (x = x.clone()) instead."
+                )
+
     def narrow(self, part: slice) -> "Inputs":
         """The same call on a slice of the samples."""
         batch = [leaf[part] if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
         return self._replace(batch=batch)
+
+    def doubled(self) -> "Inputs":
+        """The same call on two copies of the only sample."""
+        batch = [torch.cat([leaf, leaf]) if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
+        return self._replace(batch=batch)
+
+    def tracked_params(self) -> list[Tensor]:
+        """Parameters that autograd follows: the module's own, or fresh leaves."""
+        own = self.module is not None and self.module.owns(self.params)
+        return list(self.params) if own else [fresh_leaf(p) for p in self.params]
 
     def call(self, params: Sequence[Tensor], batch: Sequence[Any]) -> tuple[list[Any], Any]:
         """Encode, and flatten the embeddings."""
@@ -63,6 +117,18 @@ class Inputs(NamedTuple):
             pytree.tree_unflatten(list(params), self.params_spec), pytree.tree_unflatten(list(batch), self.batch_spec)
         )
         return pytree.tree_flatten(output)
+
+
+class State(NamedTuple):
+    """What a run of the encoder may change.
+
+    Attributes:
+        random: State of the generators.
+        buffers: Buffers of a module; none for a function, whose buffers nobody knows.
+    """
+
+    random: RandomState
+    buffers: list[Buffer]
 
 
 def trace_vmap(inputs: Inputs) -> Trace:
@@ -88,7 +154,8 @@ def trace_vmap(inputs: Inputs) -> Trace:
         tracked = [leaf for leaf in outputs if leaf.requires_grad]
         return tracked, [leaf for leaf in outputs if not leaf.requires_grad]
 
-    primals = [p.expand(n, *p.shape) if s else p for p, s in zip(inputs.params, inputs.selected, strict=True)]
+    params = [p.detach() for p in inputs.params]
+    primals = [p.expand(n, *p.shape) if s else p for p, s in zip(params, inputs.selected, strict=True)]
     # Fused attention has no batching rule for its backward on every device; the math backend has.
     with torch.no_grad(), per_sample_semantics(vmapped=True), sdpa_kernel(SDPBackend.MATH):
         outputs, pull_outputs, others = vjp(run, primals, has_aux=True)  # type: ignore[misc]
@@ -110,14 +177,28 @@ def trace_vmap(inputs: Inputs) -> Trace:
 
 def trace_batch(inputs: Inputs) -> Trace:
     """Run the encoder once on the whole batch with ordinary autograd: nothing is differentiated per sample."""
-    params = [p.detach().requires_grad_() for p in inputs.params]
-    leaves, spec, tracked = run_batch(inputs, params)
-    outputs = [leaf for leaf, t in zip(leaves, tracked, strict=True) if t]
+    params, size, state = inputs.tracked_params(), inputs.size, snapshot(inputs.params)
+    run = run_batch(inputs, params)
+    behind = paths(run.outputs)
+    require_paths(behind, params, inputs.names, run.hidden, inputs.refuse)
+    if size == 1 and any("BatchNorm" in name for name in behind.ops):
+        # Torch misreads a gradient of one sample with channels last: give it two.
+        restore(state)
+        run = run_batch(inputs.doubled(), params)
+    outputs = run.outputs
+
+    def pull(cotangent: Cotangent) -> list[Tensor]:
+        padded = [
+            c if c is None or len(c) == len(o) else torch.cat([c, torch.zeros_like(c)])
+            for c, o in zip(cotangent, outputs, strict=True)
+        ]
+        return pull_batch(outputs, params, padded)
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
         raise AssertionError("a plain run has no per-sample gradients")
 
-    return Trace(detached(leaves), spec, tracked, lambda c: pull_batch(outputs, params, c), per_sample)
+    leaves = [leaf[:size] if isinstance(leaf, Tensor) else leaf for leaf in detached(run.leaves)]
+    return Trace(leaves, run.spec, run.tracked, pull, per_sample)
 
 
 def trace_group(inputs: Inputs) -> Trace:
@@ -131,15 +212,36 @@ def trace_group(inputs: Inputs) -> Trace:
     return trace._replace(per_sample=per_sample)
 
 
-def run_batch(inputs: Inputs, params: list[Tensor]) -> tuple[list[Any], Any, list[bool]]:
-    """Encode with ordinary autograd by parameters that require a gradient: leaves, spec, which leaves are tracked."""
+class Pass(NamedTuple):
+    """An ordinary pass of the encoder.
+
+    Attributes:
+        leaves: The flattened embeddings, with their graph.
+        spec: Tree specification of the embeddings.
+        tracked: For each leaf, whether it depends on the parameters.
+        hidden: Parameters that were used where no gradient was recorded.
+    """
+
+    leaves: list[Any]
+    spec: Any
+    tracked: list[bool]
+    hidden: set[Tensor]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The leaves that depend on the parameters."""
+        return [leaf for leaf, t in zip(self.leaves, self.tracked, strict=True) if t]
+
+
+def run_batch(inputs: Inputs, params: list[Tensor]) -> Pass:
+    """Encode with ordinary autograd by parameters that require a gradient."""
     names = {p: name for p, name in zip(params, inputs.names, strict=True)}
-    with torch.enable_grad(), per_sample_semantics(names):
+    with torch.enable_grad(), per_sample_semantics(names) as ops:
         leaves, spec = inputs.call(params, inputs.batch)
     check_leaves(leaves, spec, inputs.size)
     tracked = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
     require_tracked(tracked)
-    return leaves, spec, tracked
+    return Pass(leaves, spec, tracked, ops.hidden)
 
 
 def pull_batch(outputs: list[Tensor], params: list[Tensor], cotangent: Cotangent) -> list[Tensor]:
@@ -230,9 +332,13 @@ class _EncoderOps(TorchFunctionMode):
         super().__init__()
         self.names = names
         self.vmapped = vmapped
+        self.hidden: set[Tensor] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.names and not torch.is_grad_enabled():
+            tensors = pytree.tree_leaves((args, kwargs))
+            self.hidden |= {x for x in tensors if isinstance(x, Tensor) and x in self.names}
         # `training` is the sixth argument of both
         if (
             func in (F.batch_norm, torch.batch_norm)
@@ -271,12 +377,14 @@ class BatchStatisticsError(ValueError):
 
 
 @contextlib.contextmanager
-def per_sample_semantics(names: Mapping[Tensor, str] | None = None, *, vmapped: bool = False) -> Iterator[None]:
+def per_sample_semantics(
+    names: Mapping[Tensor, str] | None = None, *, vmapped: bool = False
+) -> Iterator["_EncoderOps"]:
     """Inside, encoders keep samples apart: no batch statistics, no inference-only fast path without a derivative."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _EncoderOps(names or {}, vmapped):
-            yield
+        with _EncoderOps(names or {}, vmapped) as ops:
+            yield ops
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

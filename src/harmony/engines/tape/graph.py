@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
+from harmony.engines.paths import Paths, collect
 from harmony.engines.tape.errors import UnsupportedError
 
 Output = tuple[int, int]
@@ -42,6 +43,13 @@ class Graph(NamedTuple):
     def parameter(self, node: int) -> Tensor | None:
         """The leaf tensor that a node stands for, if it is a leaf."""
         return getattr(self.nodes[node], "variable", None)
+
+    def paths(self) -> Paths:
+        """The leaves, ops and custom functions in it."""
+        result = Paths([], set(), [])
+        for node in self.nodes:
+            collect(node, result)
+        return result
 
     def signature(self) -> tuple[Any, ...]:
         """What determines where the samples lie in each tensor: topology, shapes and the ops' options."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harmony.engines.encoded import Cotangent, PerSample, Trace, pull_mixed
+from harmony.engines.paths import require_paths
 from harmony.engines.precision import full_precision
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.fill import Storage
@@ -67,20 +68,20 @@ def record(inputs: Inputs) -> Run:
         MixedSamplesError: The encoder mixes samples.
         UnsupportedError: It cannot be recorded.
     """
-    params = [p.detach().requires_grad_() for p in inputs.params]
-    leaves, spec, tracked = run_batch(inputs, params)
-    outputs = [leaf for leaf, t in zip(leaves, tracked, strict=True) if t]
+    params = inputs.tracked_params()
+    run = run_batch(inputs, params)
     names = dict(zip(params, inputs.names, strict=True))
     graph = None
     try:
-        graph = walk(outputs)
-        places, signature = sample_axis(graph, outputs, inputs.batch, inputs.size, names)
+        graph = walk(run.outputs)
+        require_paths(graph.paths(), params, inputs.names, run.hidden, inputs.refuse)
+        places, signature = sample_axis(graph, run.outputs, inputs.batch, inputs.size, names)
         targets = _in_one_task(lambda: find_targets(graph, places, params))
     except (UnsupportedError, MixedSamplesError) as error:
-        error.leaves = detached(leaves)
+        error.leaves = detached(run.leaves)
         error.signature = inputs.size, None if graph is None else graph.signature()
         raise
-    return Run(params, leaves, spec, tracked, graph, places, signature, targets, inputs.size)
+    return Run(params, run.leaves, run.spec, run.tracked, graph, places, signature, targets, inputs.size)
 
 
 def trace_tape(inputs: Inputs, options: Settings, storage: Storage) -> Trace:

@@ -708,6 +708,30 @@ def test_a_later_chunk_that_cannot_be_recorded_is_looped_over():
         harmony.gram_vjp(*case, chunk_size=3, method="tape")
 
 
+# Recurrence in float32
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("layout", [{"batch_first": True}, {"bidirectional": True, "num_layers": 2}])
+def test_recurrent_layers_in_float32_have_a_closed_form(kind, layout):
+    """A fused kernel would run its own backward once for each sample; the numbers are those of the fused one."""
+    layer, x = kind(5, 4, **layout), torch.randn(6, 7, 5)
+    first = layout.get("batch_first", False)
+
+    def encode(p, x):
+        out, _ = torch.func.functional_call(layer, p, (x if first else x.transpose(0, 1),))
+        return zoo.over_tokens(out if first else out.transpose(0, 1))
+
+    params = {name: p.detach() for name, p in layer.named_parameters()}
+    case = zoo.Case(encode, zoo.supervised, params, x)
+    plan = harmony.plan(*case)
+    assert plan.engine == "tape" and all(row.choice != "isolated" for row in plan.rows)
+    double = cast(case, torch.float64)
+    assert_exact(case, truth_of(double), tolerance=1e-4)
+    aux = harmony.gram_vjp(*case, has_aux=True)[3]
+    torch.testing.assert_close(aux.embeddings, encode(params, x))
+
+
 # What a reviewer found
 
 

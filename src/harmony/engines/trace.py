@@ -354,7 +354,8 @@ class _EncoderOps(TorchFunctionMode):
                 "encode calls an embedding with scale_grad_by_freq=True: it counts words over the whole batch, so a "
                 "gradient per sample does not exist. Set it to False."
             )
-        output = func(*args, **kwargs)
+        with _unfused() if func is torch.lstm else contextlib.nullcontext():
+            output = func(*args, **kwargs)
         if self.vmapped and func is F.embedding:
             padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
             weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
@@ -362,6 +363,17 @@ class _EncoderOps(TorchFunctionMode):
                 padded = kwargs.get("input", args[0] if args else None) == padding % weight.shape[0]
                 return torch.where(padded.unsqueeze(-1), output.detach(), output)
         return output
+
+
+@contextlib.contextmanager
+def _unfused() -> Iterator[None]:
+    """Inside, a recurrent layer on the CPU is a graph of ordinary ops: a fused one would be run once for each sample."""
+    fused = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(fused)
 
 
 class BatchStatisticsError(ValueError):

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.checkpoint import loadable
 from harmony.numerics.counter import mix
 
 EMPTY = torch.iinfo(torch.int64).min
 
 
+@loadable
 class Memory(NamedTuple):
     """One number for each of the samples seen last.
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.checkpoint import loadable
 from harmony.cosines import agreement, defined
 
 
@@ -25,6 +26,7 @@ def conflict_rate(gram: Tensor) -> Tensor:
     return (agreement(gram) < 0).sum() / defined(gram).sum()
 
 
+@loadable
 class Moments(NamedTuple):
     """Number, mean and central moment sums of values seen so far, in float64.
 
@@ -110,6 +112,7 @@ def moments(values: Tensor, mask: Tensor | None = None) -> Moments:
     return Moments(count, mean, (d**2).sum(), (d**3).sum(), (d**4).sum())
 
 
+@loadable
 class Histogram(NamedTuple):
     """Counts (bins,) of values in equal bins over [-1, 1]."""
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harmony import cotangents
+from harmony.checkpoint import loadable
 from harmony.cosines import agreement, defined
 from harmony.distributed.sharded import unwrapped
 from harmony.distributed.shares import shares
@@ -36,6 +37,7 @@ UNSET: Any = object()
 RESERVED = {"gram", "state", "terms", "ids", "toward", "k", "l", "losses"}
 
 
+@loadable
 class Info(NamedTuple):
     """What a harmonized step saw and did; everything is detached, on the device, and of the whole batch.
 

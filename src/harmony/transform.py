@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from harmony.checkpoint import loadable
 from harmony.cosines import check_blocks
 
 State = Any
 
 
+@loadable
 class StepState(NamedTuple):
     """State of what follows a schedule: the number of updates so far, a 0-d tensor on the host."""
 

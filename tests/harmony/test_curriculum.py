@@ -257,6 +257,8 @@ def test_a_run_goes_on_after_a_checkpoint_as_if_there_had_been_none(name, k, tmp
         again, restored = rule.update(gram, restored, **more)
         assert torch.equal(weights, again)
         restored = through_a_file(restored, rule.init(), tmp_path)
+        torch.save(restored, tmp_path / "state.pt")
+        restored = torch.load(tmp_path / "state.pt")  # its default admits no code
 
 
 @pytest.mark.parametrize("name", RULES)

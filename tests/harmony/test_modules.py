@@ -379,3 +379,59 @@ def test_a_plain_module_among_several_processes_must_say_who_shares_the_batch(mo
     with pytest.raises(ValueError, match="would drift apart"):
         harmony.backward(module, x, losses, harmony.chain())
     harmony.backward(module, x, losses, harmony.chain(), process_group=None)
+
+
+# Batch normalisation in training mode
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).tanh())
+
+
+@pytest.mark.parametrize("options", [
+    {"group_size": 6}, {"group_size": 10}, {"space": "features"}, {"space": "features", "attribution": "anchor"},
+    {"attribution": "loss"}, {"space": "features", "attribution": "loss"},
+])  # fmt: skip
+def test_batch_statistics_are_allowed_where_no_sample_is_taken_alone(options):
+    module, x = Normalised().double(), zoo.randn(6, 4)
+    expected = plain(module, x)
+    statistics = module.norm.running_mean.clone()
+    module.norm.reset_running_stats()
+    module.zero_grad()
+    info, _ = harmony.backward(module, x, losses, harmony.chain(), **options)
+    torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
+    torch.testing.assert_close(module.norm.running_mean, statistics)
+    assert int(module.norm.num_batches_tracked) == 1
+    if "group_size" in options:  # the Gram is that of the gradients of the two losses over the batch
+        grads = []
+        for name in losses(x):
+            module.zero_grad()
+            losses(module(x))[name].mean().backward()
+            grads.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
+        gram = torch.stack(grads) @ torch.stack(grads).mT
+        torch.testing.assert_close(info.gram, gram[None])
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"group_size": 5}, {"group_size": 6, "chunk_size": 3}, {"space": "features", "chunk_size": 3},
+    {"attribution": "anchor"}, {"attribution": "loss", "chunk_size": 2}, {"group_size": 6, "method": "loop"},
+])  # fmt: skip
+def test_batch_statistics_are_refused_elsewhere_with_the_ways_out(options):
+    with pytest.raises(ValueError, match=r"'norm'.*in training mode.*eval mode.*LayerNorm.*group_size=B.*features"):
+        harmony.backward(Normalised(), torch.randn(6, 4), losses, harmony.chain(), **options)
+
+
+def test_words_counted_over_the_batch_follow_the_same_rule():
+    module = nn.Sequential(nn.Embedding(7, 3, scale_grad_by_freq=True), zoo.Apply(lambda h: h.sum(1))).double()
+    x = torch.randint(7, (6, 4))
+    with pytest.raises(ValueError, match="scale_grad_by_freq"):
+        harmony.backward(module, x, losses, harmony.chain())
+    expected = plain(module, x)
+    module.zero_grad()
+    harmony.backward(module, x, losses, harmony.chain(), group_size=6)
+    torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.checkpoint import loadable
 from harmony.score import AnyScore, as_score
 from harmony.transform import State, Transform
 
 
+@loadable
 class RuleState(NamedTuple):
     """State of a curriculum: the number of updates so far, the state of its score, and a memory of its own."""
 

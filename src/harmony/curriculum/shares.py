@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.checkpoint import loadable
 from harmony.curriculum.rule import RuleState, as_weights, rule
 from harmony.schedule import Schedule, as_schedule
 from harmony.score import AnyScore, agreement, as_score
@@ -69,6 +70,7 @@ def top_k(k: int | Schedule, score: AnyScore = agreement) -> Transform:
     return rule(score, lambda values, step: place(values) < schedule(step).round(), samplewise=False)
 
 
+@loadable
 class Level(NamedTuple):
     """A running estimate: the sum of the values seen, decayed, and that of their weights; 0-d tensors."""
 

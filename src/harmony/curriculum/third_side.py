@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.checkpoint import loadable
 from harmony.cosines import defined
 from harmony.curriculum.shares import place
 from harmony.extras import needed
@@ -12,6 +13,7 @@ from harmony.schedule import Schedule, as_schedule
 from harmony.transform import Transform
 
 
+@loadable
 class TriangleState(NamedTuple):
     """Running estimates, 0-d or (3,): updates so far, decayed share of ranks below one half, decayed weight."""
 

@@ -56,9 +56,11 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
     group_size = options.group_size
     blocks = list(whole_groups(inputs.size, group_size, options.chunk_size))
     chunks = [chunk for block in blocks for chunk in block]
+    if len(chunks) == 1:
+        inputs = inputs._replace(together=not per_sample or inputs.size <= group_size)
     states = [inputs.state()] if len(chunks) > 1 else []
     versions = inputs.versions()
-    first, run = _first(inputs.narrow(chunks[0]), options, per_sample)
+    first, run = _first(inputs if len(chunks) == 1 else inputs.narrow(chunks[0]), options, per_sample)
     parts, spec, tracked = [first.leaves], first.spec, first.tracked
     kept = [first]
     del first

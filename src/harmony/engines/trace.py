@@ -28,7 +28,8 @@ class Inputs(NamedTuple):
     """A flattened encoder call: parameter leaves, which of them are differentiated per sample, and the batch.
 
     ``label`` is the number of the Gram that each parameter belongs to, -1 for those that belong to none; ``labels`` are
-    the names of the Grams, none where there is but one.
+    the names of the Grams, none where there is but one. ``together`` says that no sample is taken by itself, so that
+    the encoder may mix them.
     """
 
     encode: Callable[[Any, Any], Any]
@@ -39,6 +40,7 @@ class Inputs(NamedTuple):
     labels: list[str]
     batch: list[Any]
     batch_spec: Any
+    together: bool = False
 
     @property
     def selected(self) -> list[bool]:
@@ -99,7 +101,7 @@ class Inputs(NamedTuple):
     def narrow(self, part: slice) -> "Inputs":
         """The same call on a slice of the samples."""
         batch = [leaf[part] if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
-        return self._replace(batch=batch)
+        return self._replace(batch=batch, together=False)
 
     def doubled(self) -> "Inputs":
         """The same call on two copies of the only sample."""
@@ -236,7 +238,7 @@ class Pass(NamedTuple):
 def run_batch(inputs: Inputs, params: list[Tensor]) -> Pass:
     """Encode with ordinary autograd by parameters that require a gradient."""
     names = {p: name for p, name in zip(params, inputs.names, strict=True)}
-    with torch.enable_grad(), per_sample_semantics(names) as ops:
+    with torch.enable_grad(), per_sample_semantics(names, together=inputs.together) as ops:
         leaves, spec = inputs.call(params, inputs.batch)
     check_leaves(leaves, spec, inputs.size)
     tracked = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
@@ -328,10 +330,11 @@ class _EncoderOps(TorchFunctionMode):
     embedding keeps its padding row free of gradients even under ``vmap``, whose rule forgets ``padding_idx``.
     """
 
-    def __init__(self, names: Mapping[Tensor, str], vmapped: bool) -> None:
+    def __init__(self, names: Mapping[Tensor, str], vmapped: bool, together: bool) -> None:
         super().__init__()
         self.names = names
         self.vmapped = vmapped
+        self.together = together
         self.hidden: set[Tensor] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -339,21 +342,8 @@ class _EncoderOps(TorchFunctionMode):
         if self.names and not torch.is_grad_enabled():
             tensors = pytree.tree_leaves((args, kwargs))
             self.hidden |= {x for x in tensors if isinstance(x, Tensor) and x in self.names}
-        # `training` is the sixth argument of both
-        if (
-            func in (F.batch_norm, torch.batch_norm)
-            and kwargs.get("training", args[5] if len(args) > 5 else False)
-            and (
-                self.vmapped or not made_of_parameters(args[0] if args else kwargs["input"])
-            )  # weights that are standardised
-        ):
-            weight = kwargs.get("weight", args[3] if len(args) > 3 else None)
-            raise BatchStatisticsError(tuple(args[0].shape), self.names.get(weight, "") if weight is not None else "")
-        if func is F.embedding and kwargs.get("scale_grad_by_freq", args[5] if len(args) > 5 else False):
-            raise ValueError(
-                "encode calls an embedding with scale_grad_by_freq=True: it counts words over the whole batch, so a "
-                "gradient per sample does not exist. Set it to False."
-            )
+        if not self.together:
+            self._require_apart(func, args, kwargs)
         with _unfused() if func is torch.lstm else contextlib.nullcontext():
             output = func(*args, **kwargs)
         if self.vmapped and func is F.embedding:
@@ -364,10 +354,26 @@ class _EncoderOps(TorchFunctionMode):
                 return torch.where(padded.unsqueeze(-1), output.detach(), output)
         return output
 
+    def _require_apart(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Raise where an op is known to mix the samples."""
+
+        def option(name: str, at: int) -> Any:
+            return kwargs.get(name, args[at] if len(args) > at else None)
+
+        if func in (F.batch_norm, torch.batch_norm) and option("training", 5):
+            x, weight = option("input", 0), option("weight", 3)
+            if self.vmapped or not made_of_parameters(x):  # weights may be standardised by it
+                raise BatchStatisticsError(tuple(x.shape), self.names.get(weight, "") if weight is not None else "")
+        if func is F.embedding and option("scale_grad_by_freq", 5):
+            raise ValueError(
+                "encode calls an embedding with scale_grad_by_freq=True: it counts words over the whole batch, so a "
+                "gradient per sample does not exist. Set it to False."
+            )
+
 
 @contextlib.contextmanager
 def _unfused() -> Iterator[None]:
-    """Inside, a recurrent layer on the CPU is a graph of ordinary ops: a fused one would be run once for each sample."""
+    """Inside, a recurrent layer on the CPU is made of ordinary ops: a fused one would be run once for each sample."""
     fused = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
@@ -384,19 +390,20 @@ class BatchStatisticsError(ValueError):
         super().__init__(
             f"encode calls batch normalisation{module} in training mode on an input of shape {shape}: it mixes the "
             "samples of the batch, so a gradient per sample does not exist. Move the layer into the losses stage "
-            "(loss_params), put it in eval mode, or use LayerNorm or GroupNorm."
+            "(loss_params), put it in eval mode, or use LayerNorm or GroupNorm. Over the batch as one group "
+            '(group_size=B), and in feature space (space="features"), it is allowed, without chunks.'
         )
 
 
 @contextlib.contextmanager
 def per_sample_semantics(
-    names: Mapping[Tensor, str] | None = None, *, vmapped: bool = False
+    names: Mapping[Tensor, str] | None = None, *, vmapped: bool = False, together: bool = False
 ) -> Iterator["_EncoderOps"]:
     """Inside, encoders keep samples apart: no batch statistics, no inference-only fast path without a derivative."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _EncoderOps(names or {}, vmapped) as ops:
+        with _EncoderOps(names or {}, vmapped, together) as ops:
             yield ops
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

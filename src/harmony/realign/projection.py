@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.checkpoint import loadable
 from harmony.numerics.counter import uniform
 from harmony.numerics.unit import UnitBlocks, times, unit_blocks
 from harmony.schedule import Schedule, as_schedule
@@ -97,6 +98,7 @@ def pcgrad_random(seed: int = 0) -> Transform:
     return Transform(first_step, update)
 
 
+@loadable
 class GradVacState(NamedTuple):
     """State of GradVac: the number of updates so far, and the target cosines, 0-d until the first update."""
 

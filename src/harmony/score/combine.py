@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.checkpoint import loadable
 from harmony.extras import needed
 from harmony.memory import Memory, memory, recall, remember
 from harmony.score.base import AnyScore, Score, as_score
@@ -136,6 +137,7 @@ def ranked(score: AnyScore) -> Score:
     return _mapped([score], rank)._replace(samplewise=False)
 
 
+@loadable
 class EmaState(NamedTuple):
     """State of a moving average: that of the score under it, and what is remembered of each sample."""
 

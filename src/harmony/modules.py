@@ -1,6 +1,7 @@
 """Modules in place of pure functions: run on their own parameters, with state and hooks that are left as they were."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -96,6 +97,18 @@ class Buffer(NamedTuple):
     tensor: Tensor
     version: int
     value: Tensor
+
+
+def eager(module: nn.Module) -> nn.Module:
+    """The module behind a compiled one; a warning where it, or a part of it, is compiled."""
+    original = getattr(module, "_orig_mod", module)
+    if original is not module or any(m._compiled_call_impl is not None for m in module.modules()):
+        warnings.warn(
+            "the module is compiled: harmonized steps run it eagerly, since the graph of compiled code can be gone through "
+            "but once. Passes without harmony stay compiled.",
+            stacklevel=4,
+        )
+    return original
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from harmony.gram import (
     run,
     stacked,
 )
-from harmony.modules import OwnParameters, accumulate, hooks_aside
+from harmony.modules import OwnParameters, accumulate, eager, hooks_aside
 from harmony.transform import Member, State, Transform, apply, chain, whole_gram
 
 PyTree = Any
@@ -183,6 +183,7 @@ def backward(
         (torch.Size([2, 3]), 4)
     """
     module, wrapped_for = unwrapped(module)
+    module = eager(module)
     keywords["process_group"] = _processes(wrapped_for, process_group)
     call = forward or call_module
     encode = OwnParameters(

@@ -435,3 +435,46 @@ def test_words_counted_over_the_batch_follow_the_same_rule():
     module.zero_grad()
     harmony.backward(module, x, losses, harmony.chain(), group_size=6)
     torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
+
+
+# Compiled modules
+
+
+class Compiled(nn.Module):
+    """A part that is compiled by a decorator's way, one by its method, one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.compile(nn.Sequential(nn.Linear(4, 5), nn.Tanh()), backend="aot_eager")
+        self.second, self.last = nn.Sequential(nn.Linear(5, 5), nn.GELU()), nn.Linear(5, 3)
+        self.second.compile(backend="aot_eager")
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize("method", ["auto", "tape", "vmap", "loop"])
+def test_compiled_modules_are_run_eagerly_on_every_call(method):
+    for whole in (False, True):
+        module = Compiled().double()
+        called = torch.compile(module, backend="aot_eager") if whole else module
+        x = zoo.randn(5, 4)
+        expected = plain(module, x)
+        with pytest.warns(UserWarning, match="the module is compiled"):
+            for _ in range(3):
+                module.zero_grad()
+                harmony.backward(called, x, losses, harmony.chain(), method=method)
+                torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
+        plain(called, x)  # compiled passes still work
+
+
+def test_compiled_functions_are_run_eagerly():
+    layer = torch.compile(lambda x, w: (x @ w).tanh(), backend="aot_eager")
+    params, x = {"w": zoo.randn(4, 3), "v": zoo.randn(3, 3)}, zoo.randn(5, 4)
+    layer(x, params["w"].requires_grad_()).sum().backward()
+    grams = [
+        harmony.gram_vjp(lambda p, x, f=f: f(x, p["w"]) @ p["v"], losses, params, x)[1]
+        for f in (layer, layer, lambda x, w: (x @ w).tanh())
+    ]
+    torch.testing.assert_close(grams[0], grams[2])
+    torch.testing.assert_close(grams[1], grams[2])

@@ -4,6 +4,7 @@ All three take ``Inputs`` and return a ``Trace``. The fourth, and fast, way is i
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -399,11 +400,17 @@ class BatchStatisticsError(ValueError):
 def per_sample_semantics(
     names: Mapping[Tensor, str] | None = None, *, vmapped: bool = False, together: bool = False
 ) -> Iterator["_EncoderOps"]:
-    """Inside, encoders keep samples apart: no batch statistics, no inference-only fast path without a derivative."""
+    """Inside, encoders keep samples apart, and every op is recorded by itself.
+
+    No batch statistics, unless ``together``; no inference-only fast path, which has no derivative; nothing compiled, whose
+    graph can be gone through but once.
+    """
+    compiling = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()  # type: ignore[no-untyped-call]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _EncoderOps(names or {}, vmapped, together) as ops:
+        with eager, _EncoderOps(names or {}, vmapped, together) as ops:
             yield ops
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

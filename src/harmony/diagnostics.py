@@ -21,7 +21,7 @@ from harmony.engines.tape.trace import Run, reached_by, record, trace_of
 from harmony.engines.tape.trace import plan as plan_pieces
 from harmony.engines.tape.use import Isolated
 from harmony.engines.trace import Inputs, trace_loop, trace_vmap
-from harmony.gram import PyTree, Wrt, check_options, flatten
+from harmony.gram import PyTree, Wrt, check_options, choose_params, flatten
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -144,7 +144,7 @@ def plan(
         return Plan(settings.method, "it was asked for", "backward", [])
     encoded = encode_batch(inputs, settings, per_sample=False)
     first = slice(0, min(settings.chunk_size or inputs.size, inputs.size))
-    per_loss = [narrow(c, first) for c in _cotangents(encoded, losses, loss_params, inputs.size)]
+    per_loss = [narrow(c, first) for c in _cotangents(encoded, inputs, losses, loss_params)]
     inputs = inputs.narrow(first)
     try:
         run = record(inputs)
@@ -212,7 +212,7 @@ def check(
     run = record(inputs)
     trace = trace_of(run, inputs, settings, Storage())
     random = not before.equal(snapshot(inputs.params))
-    per_loss = _cotangents(trace, losses, loss_params, inputs.size)
+    per_loss = _cotangents(trace, inputs, losses, loss_params)
     recorded = trace.per_sample(per_loss, False)
     gram = recorded.gram(1)
     two = slice(0, min(2, inputs.size))
@@ -267,9 +267,11 @@ def _row(number: int, name: str, inputs: Inputs, piece: Piece | None) -> Row:
     return Row(name, shape, listed, choice, piece.flops[at], piece.bytes[at])
 
 
-def _cotangents(trace: Trace | Encoded, losses: Any, loss_params: Any, size: int) -> list[Cotangent]:
+def _cotangents(trace: Trace | Encoded, inputs: Inputs, losses: Any, loss_params: Any) -> list[Cotangent]:
     """Gradients of the losses at the embeddings."""
-    return cotangents.activation(cotangents.evaluate(losses, loss_params, trace, alone(size)))
+    stage = cotangents.evaluate(losses, loss_params, trace, alone(inputs.size))
+    choose_params(inputs, trace, stage, "tape")
+    return cotangents.activation(stage)
 
 
 def _reference(inputs: Inputs) -> tuple[str, Trace]:

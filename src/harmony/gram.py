@@ -1,5 +1,6 @@
 """Gram blocks of per-sample gradients, and the pullback of per-sample weights: the heart of the library."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,7 +12,7 @@ from harmony import cotangents
 from harmony.distributed.sharded import is_sharded, whole
 from harmony.distributed.shares import Shares, shares
 from harmony.engines.chunks import MEMORY, Options, encode_batch, narrow, narrow_all
-from harmony.engines.encoded import Cotangent, Encoded, mix, pull_labelled
+from harmony.engines.encoded import Cotangent, Encoded, Trace, mix, pull_labelled
 from harmony.engines.materialised import sum_groups
 from harmony.engines.precision import accumulating, inner_products
 from harmony.engines.tape.verify import Verify
@@ -23,8 +24,9 @@ Attribution = Literal["activation", "loss", "anchor"]
 Space = Literal["parameters", "features"]
 Method = Literal["auto", "tape", "vmap", "loop"]
 Update = Literal["auto", "kept", "tape", "backward"]
-Wrt = Callable[[str], bool | str | None]
-"""Which parameters a Gram is taken over, by name: yes or no, or the label of the Gram that a parameter belongs to."""
+Wrt = Callable[[str], bool | str | None] | Literal["shared"]
+"""Which parameters a Gram is taken over: ``"shared"``, those that every loss reaches, or a function of their names, to
+yes or no, or to the label of the Gram that a parameter belongs to."""
 Blocks = Tensor | Mapping[str, Tensor]
 """One tensor, or one for each label of parameters."""
 
@@ -92,8 +94,9 @@ def gram_vjp(
         group_size: Consecutive samples whose gradients are summed before the Gram; the last group may be smaller. In
             feature space a gradient has one part per sample, so that the blocks of a group add up.
         wrt: Predicate on the names of the parameters (paths joined by dots) that the Gram is taken over; default all.
-            In feature space: on the names of the embedding leaves; default those that every loss reaches. A function
-            that returns labels (strings, None for no Gram) asks for one Gram for each label: layer-wise, say.
+            ``"shared"``: those that every loss reaches. A function that returns labels (strings, None for no Gram) asks
+            for one Gram for each label: layer-wise, say. In feature space: on the names of the embedding leaves;
+            default those that every loss reaches.
         chunk_size: Samples encoded at a time. Bounds memory: embeddings first, then chunk by chunk, each encoded
             again with the same random numbers.
         attribution: Which reading of "the gradient of a sample under a loss".
@@ -154,6 +157,8 @@ def gram_vjp(
         raise ValueError('toward_batch needs attribution="activation", and has_aux=True to be seen.')
     shared = shares(inputs.size, process_group)
     encoded, stage = run(inputs, losses, loss_params, options, shared, loss_scale, per_sample=per_sample)
+    if space == "parameters":
+        choose_params(inputs, encoded, stage, method)
     groups = shared.groups(group_size)
     members = shared.members(group_size, stage.device)
 
@@ -320,7 +325,7 @@ def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Wrt | None, process
     batch_leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in batch_leaves]
     if not (isinstance(encode, OwnParameters) and not any(is_sharded(p) for p in leaves)):
         leaves = [whole(p.detach(), process_group) for p in leaves]
-    inputs = Inputs(encode, names, leaves, params_spec, label, labels, batch_leaves, batch_spec)
+    inputs = Inputs(encode, names, leaves, params_spec, label, labels, batch_leaves, batch_spec, wrt=wrt)
     sizes = {
         name: leaf.shape[0]
         for name, leaf, mapped in zip(leaf_names(batch), batch_leaves, inputs.mapped, strict=True)
@@ -333,9 +338,60 @@ def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Wrt | None, process
     return inputs
 
 
+def choose_params(inputs: Inputs, encoded: Encoded | Trace, stage: cotangents.LossStage, method: str) -> None:
+    """Take the Gram over the shared parameters, if that is asked for; else warn, once, where there are none.
+
+    The graph alone tells which parameters a loss reaches. Where no two losses share one, every agreement is 0 for a
+    reason that lies in no sample.
+    """
+    shared = inputs.wrt == "shared"
+    key = hash((tuple(inputs.names), tuple(inputs.label), tuple(stage.terms)))
+    if not shared and (key in _COMPARED or method == "vmap" or len(stage.terms) < 2):
+        return
+    reached = [
+        [r and s for r, s in zip(encoded.reaches(cotangent), inputs.selected, strict=True)]
+        for cotangent in cotangents.activation(stage)
+    ]
+    if shared:
+        inputs.label[:] = [all(by) - 1 for by in zip(*reached, strict=True)]
+        if max(inputs.label) < 0:
+            raise ValueError(
+                'wrt="shared" needs a parameter that every loss reaches, and there is none: '
+                f"{_listed(inputs, stage, reached)}. "
+                'Give wrt a function of names, or compare the losses where they meet (space="features").'
+            )
+        return
+    _COMPARED.add(key)
+    pairs = [(k, l) for k in range(len(reached)) for l in range(k) if any(reached[k]) and any(reached[l])]
+    if pairs and not any(a and b for k, l in pairs for a, b in zip(reached[k], reached[l], strict=True)):
+        warnings.warn(
+            "no two losses reach a parameter of the Gram in common: all gradients are orthogonal, every agreement is 0: "
+            f"{_listed(inputs, stage, reached)}. Take the Gram over what the losses share (wrt), or over the "
+            'embeddings (space="features").',
+            stacklevel=4,
+        )
+
+
+_COMPARED: set[int] = set()
+
+
+def _listed(inputs: Inputs, stage: cotangents.LossStage, reached: list[list[bool]]) -> str:
+    """What each loss reaches, in words."""
+    parts = []
+    for name, of_loss in zip(stage.terms, reached, strict=True):
+        names = [n for n, r in zip(inputs.names, of_loss, strict=True) if r]
+        parts.append(f"{name!r} reaches {', '.join(names[:3]) or 'nothing'}{', ...' if len(names) > 3 else ''}")
+    return "; ".join(parts)
+
+
 def _labels(names: list[str], wrt: Wrt | None) -> tuple[list[int], list[str]]:
     """The number of each parameter's Gram, -1 for none, and the names of the Grams if ``wrt`` gives any."""
-    given = [True if wrt is None else wrt(name) for name in names]
+    if isinstance(wrt, str) and wrt != "shared":
+        raise ValueError(
+            f"wrt must be 'shared' or a function of parameter names; got {wrt!r}. lambda name: {wrt!r} in name?"
+        )
+    # Which parameters are shared is known when the losses are.
+    given = [True if wrt is None or isinstance(wrt, str) else wrt(name) for name in names]
     labels = list(dict.fromkeys(g for g in given if isinstance(g, str)))
     if labels and not all(g is None or isinstance(g, str) for g in given):
         raise TypeError(f"wrt must return a label or None for every parameter, or a bool for every one; got {given}.")
@@ -349,6 +405,10 @@ def _feature_leaves(encoded: Encoded, per_loss: list[Cotangent], losses: list[st
     """Which of the tracked leaves the Gram in feature space is taken over."""
     names = leaf_names(pytree.tree_unflatten(encoded.leaves, encoded.spec))
     names = [name for name, tracked in zip(names, encoded.tracked, strict=True) if tracked]
+    if wrt == "shared":
+        raise ValueError(
+            'wrt="shared" is of parameters; space="features" takes the leaves that every loss reaches by itself.'
+        )
     if wrt is not None:
         given = [wrt(name) for name in names]
         if any(isinstance(g, str) for g in given):

@@ -104,8 +104,8 @@ def eager(module: nn.Module) -> nn.Module:
     original = getattr(module, "_orig_mod", module)
     if original is not module or any(m._compiled_call_impl is not None for m in module.modules()):
         warnings.warn(
-            "the module is compiled: harmonized steps run it eagerly, since the graph of compiled code can be gone through "
-            "but once. Passes without harmony stay compiled.",
+            "the module is compiled: harmonized steps run it eagerly, since the graph of compiled code can be gone "
+            "through but once. Passes without harmony stay compiled.",
             stacklevel=4,
         )
     return original

@@ -19,6 +19,7 @@ from harmony.gram import (
     Blocks,
     added_up,
     check_options,
+    choose_params,
     flatten,
     gram_vjp,
     loss_update,
@@ -240,6 +241,7 @@ def _fused(
     inputs = flatten(encode, params, batch, keywords.get("wrt"), process_group)
     shared = shares(inputs.size, process_group)
     encoded, stage = run(inputs, losses, loss_params, options, shared, keywords.get("loss_scale"), per_sample=True)
+    choose_params(inputs, encoded, stage, options.method)
     values, aux = observed(stage)
     more = _extras(extras, aux, ids if ids is None else shared.gather(ids))
     rows: dict[int, Tensor] = {}

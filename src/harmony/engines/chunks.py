@@ -174,7 +174,17 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
             total = _add(total, [traced(chunk).pull(narrow(cotangent, chunk))])
         return total[0]
 
-    return Encoded(join(parts), spec, tracked, gram, fused, gram_of_rows, toward, lambda c: unflatten(pulled(c)))
+    return Encoded(
+        leaves=join(parts),
+        spec=spec,
+        tracked=tracked,
+        gram=gram,
+        fused=fused,
+        gram_of_rows=gram_of_rows,
+        toward=toward,
+        pull=lambda cotangent: unflatten(pulled(cotangent)),
+        reaches=lambda cotangent: kept[0].reaches(narrow(cotangent, chunks[-1])),
+    )
 
 
 def _first(inputs: Inputs, options: Options, per_sample: bool) -> tuple[Trace, Run]:

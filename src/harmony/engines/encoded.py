@@ -43,6 +43,7 @@ class Trace(NamedTuple):
         tracked: For each leaf, whether it depends on the parameters.
         pull: One cotangent -> its gradient, one tensor per parameter leaf.
         per_sample: K cotangents, and whether ``fused`` will be called -> gradients of single samples.
+        reaches: One cotangent -> for each parameter leaf, whether it reaches it, as far as the graph tells.
     """
 
     leaves: list[Any]
@@ -50,6 +51,7 @@ class Trace(NamedTuple):
     tracked: list[bool]
     pull: Callable[[Cotangent], list[Tensor]]
     per_sample: Callable[[Sequence[Cotangent], bool], PerSample]
+    reaches: Callable[[Cotangent], list[bool]]
 
 
 class Encoded(NamedTuple):
@@ -67,6 +69,7 @@ class Encoded(NamedTuple):
             pulled through the encoders of the whole batch.
         toward: K cotangents, a gradient for every parameter leaf -> inner products (groups, L, K) with it.
         pull: One cotangent, leaves (B, ...) -> gradient in the tree of the parameters.
+        reaches: As in ``Trace``; to be asked before the others.
     """
 
     leaves: list[Any]
@@ -77,6 +80,7 @@ class Encoded(NamedTuple):
     gram_of_rows: Callable[[Callable[[range], Sequence[Cotangent]], int, Sum], Tensor]
     toward: Callable[[Sequence[Cotangent], Sequence[Tensor]], Tensor]
     pull: Callable[[Cotangent], PyTree]
+    reaches: Callable[[Cotangent], list[bool]]
 
 
 def mix(cotangents: Sequence[Cotangent], weights: Tensor) -> Cotangent:

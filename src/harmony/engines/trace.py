@@ -42,6 +42,7 @@ class Inputs(NamedTuple):
     batch: list[Any]
     batch_spec: Any
     together: bool = False
+    wrt: Any = None
 
     @property
     def selected(self) -> list[bool]:
@@ -175,7 +176,10 @@ def trace_vmap(inputs: Inputs) -> Trace:
             (grads,) = pull_outputs(filled)
         return list(grads)
 
-    return _from_rows(leaves, structure["spec"], tracked, rows, inputs.label, inputs.size)
+    def reaches(cotangent: Cotangent) -> list[bool]:
+        return trace_batch(inputs).reaches(cotangent)  # the graph of a plain pass tells
+
+    return _from_rows(leaves, structure["spec"], tracked, rows, reaches, inputs)
 
 
 def trace_batch(inputs: Inputs) -> Trace:
@@ -201,7 +205,18 @@ def trace_batch(inputs: Inputs) -> Trace:
         raise AssertionError("a plain run has no per-sample gradients")
 
     leaves = [leaf[:size] if isinstance(leaf, Tensor) else leaf for leaf in detached(run.leaves)]
-    return Trace(leaves, run.spec, run.tracked, pull, per_sample)
+    return Trace(leaves, run.spec, run.tracked, pull, per_sample, reaching(outputs, params))
+
+
+def reaching(outputs: Sequence[Tensor], params: Sequence[Tensor]) -> Callable[[Cotangent], list[bool]]:
+    """A function that tells for each parameter whether a cotangent reaches it, by the graph alone."""
+
+    def reaches(cotangent: Cotangent) -> list[bool]:
+        behind = paths(o for o, c in zip(outputs, cotangent, strict=True) if c is not None)
+        leaves = set(map(id, behind.leaves))
+        return [id(p) in leaves for p in params]
+
+    return reaches
 
 
 def trace_group(inputs: Inputs) -> Trace:
@@ -267,7 +282,7 @@ def detached(leaves: list[Any]) -> list[Any]:
 def trace_loop(inputs: Inputs) -> Trace:
     """Run the encoder sample by sample in a Python loop: slow, and exact for whatever autograd can differentiate."""
     traces = [trace_batch(inputs.narrow(slice(b, b + 1))) for b in range(inputs.size)]
-    first = traces[0]
+    first, by_sample = traces[0], inputs.selected
     leaves = join([trace.leaves for trace in traces])
 
     def rows(cotangent: Cotangent) -> list[Tensor]:
@@ -275,10 +290,10 @@ def trace_loop(inputs: Inputs) -> Trace:
         columns = zip(*rows, strict=True)
         return [
             torch.stack(column) if s else torch.stack(column).sum(0)
-            for column, s in zip(columns, inputs.selected, strict=True)
+            for column, s in zip(columns, by_sample, strict=True)
         ]
 
-    return _from_rows(leaves, first.spec, first.tracked, rows, inputs.label, inputs.size)
+    return _from_rows(leaves, first.spec, first.tracked, rows, first.reaches, inputs)
 
 
 def _from_rows(
@@ -286,20 +301,20 @@ def _from_rows(
     spec: Any,
     tracked: list[bool],
     rows: Callable[[Cotangent], list[Tensor]],
-    label: list[int],
-    size: int,
+    reaches: Callable[[Cotangent], list[bool]],
+    inputs: Inputs,
 ) -> Trace:
     """A trace out of a function that gives gradients (n, *shape) of selected parameters, (*shape) of the others."""
-    selected = [number >= 0 for number in label]
+    by_sample = inputs.selected
 
     def pull(cotangent: Cotangent) -> list[Tensor]:
-        return [g.sum(0) if s else g for g, s in zip(rows(cotangent), selected, strict=True)]
+        return [g.sum(0) if s else g for g, s in zip(rows(cotangent), by_sample, strict=True)]
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
-        grads = [[g for g, s in zip(rows(c), selected, strict=True) if s] for c in cotangents]
-        return Materialised(grads, label, cotangents, pull, size)
+        grads = [[g for g, s in zip(rows(c), inputs.selected, strict=True) if s] for c in cotangents]
+        return Materialised(grads, inputs.label, cotangents, pull, inputs.size)
 
-    return Trace(leaves, spec, tracked, pull, per_sample)
+    return Trace(leaves, spec, tracked, pull, per_sample, reaches)
 
 
 def join(parts: Sequence[list[Any]]) -> list[Any]:
@@ -402,11 +417,11 @@ def per_sample_semantics(
 ) -> Iterator["_EncoderOps"]:
     """Inside, encoders keep samples apart, and every op is recorded by itself.
 
-    No batch statistics, unless ``together``; no inference-only fast path, which has no derivative; nothing compiled, whose
-    graph can be gone through but once.
+    No batch statistics, unless ``together``; no inference-only fast path, which has no derivative; nothing compiled,
+    whose graph can be gone through but once.
     """
     compiling = "torch._dynamo" in sys.modules
-    eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+    eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -19,7 +19,7 @@ from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
 from harmony.engines.tape.target import Target, find_targets
 from harmony.engines.tape.use import Isolated
 from harmony.engines.tape.verify import Verify, due, verify
-from harmony.engines.trace import Inputs, detached, pull_batch, run_batch
+from harmony.engines.trace import Inputs, detached, pull_batch, reaching, run_batch
 
 
 class Settings(Protocol):
@@ -111,7 +111,8 @@ def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> T
     def pull(cotangent: Cotangent) -> list[Tensor]:
         return pull_batch(run.outputs, run.params, cotangent)
 
-    return Trace(detached(run.leaves), run.spec, run.tracked, pull, per_sample)
+    reaches = reaching(run.outputs, run.params)
+    return Trace(detached(run.leaves), run.spec, run.tracked, pull, per_sample, reaches)
 
 
 def reached_by(run: Run, cotangents: Sequence[Cotangent]) -> list[set[int]]:

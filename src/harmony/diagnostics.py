@@ -10,10 +10,10 @@ from torch import Tensor
 from harmony import cotangents
 from harmony.distributed.shares import alone
 from harmony.engines.chunks import Options, encode_batch, narrow
-from harmony.engines.encoded import Cotangent, Encoded, Trace, by_label, pull_mixed
+from harmony.engines.encoded import Cotangent, Encoded, Trace
 from harmony.engines.precision import inner_products
 from harmony.engines.random import snapshot
-from harmony.engines.tape.errors import UnsupportedError
+from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.fill import Storage
 from harmony.engines.tape.graph import dtypes
 from harmony.engines.tape.plan import Piece
@@ -23,6 +23,8 @@ from harmony.engines.tape.use import Isolated
 from harmony.engines.trace import Inputs, trace_loop, trace_vmap
 from harmony.gram import PyTree, Wrt, check_options, choose_params, flatten
 
+SAMPLES = 4
+"""Samples that ``check`` encodes alone: the first, the last, and some between."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
@@ -81,19 +83,21 @@ class Plan(NamedTuple):
 
 
 class Check(NamedTuple):
-    """Largest deviations of the tape from the reference, relative to the largest entry.
+    """Largest deviations of the tape from the reference, each relative to the largest entry of its own parameter.
 
     Attributes:
-        gram: Of the Gram blocks.
-        update: Of the update, the worst parameter.
+        gram: Of the Gram blocks, those of each parameter alone and those over all of them.
+        update: Of the update.
         embeddings: Of the embeddings of a sample alone from those in the batch; None where the encoder is random.
         reference: What was compared with.
+        parameter: Where Gram or update deviate most.
     """
 
     gram: float
     update: float
     embeddings: float | None
     reference: str
+    parameter: str
 
 
 def plan(
@@ -140,6 +144,7 @@ def plan(
     settings = Options(**options)
     check_options(settings)
     inputs = flatten(encode, params, batch, wrt)
+    inputs = inputs.doubled() if inputs.size == 1 else inputs
     if settings.method in ("vmap", "loop"):
         return Plan(settings.method, "it was asked for", "backward", [])
     encoded = encode_batch(inputs, settings, per_sample=False)
@@ -148,8 +153,8 @@ def plan(
     inputs = inputs.narrow(first)
     try:
         run = record(inputs)
-    except UnsupportedError as error:
-        if settings.method == "tape":
+    except (UnsupportedError, MixedSamplesError) as error:
+        if settings.method == "tape" or isinstance(error, MixedSamplesError):
             raise
         name, _ = _reference(inputs)
         engine = "vmap" if name == "vmap" else "loop"
@@ -176,7 +181,7 @@ def check(
     loss_params: PyTree | None = None,
     **options: Any,
 ) -> Check:
-    """Compare the tape with the reference engine on two samples of a batch, and raise where they differ.
+    """Compare the tape with the reference engine on four samples of a batch, and raise where they differ.
 
     Run it once on a new encoder. It also finds what no gradient shows: samples whose embeddings depend on their
     neighbours. An encoder that draws random numbers (dropout) cannot be run twice with one mask; it is compared with
@@ -208,50 +213,66 @@ def check(
     settings = Options(**options)
     check_options(settings)
     inputs = flatten(encode, params, batch, wrt)
+    inputs = inputs.doubled() if inputs.size == 1 else inputs
     before = snapshot(inputs.params)
     run = record(inputs)
     trace = trace_of(run, inputs, settings, Storage())
     random = not before.equal(snapshot(inputs.params))
     per_loss = _cotangents(trace, inputs, losses, loss_params)
     recorded = trace.per_sample(per_loss, False)
-    gram = recorded.gram(1)
-    two = slice(0, min(2, inputs.size))
-    weights = torch.zeros_like(gram[:, :, 0])
-    weights[two] = torch.linspace(0.5, 1.5, weights[two].numel()).to(weights).view_as(weights[two])
+    chosen = torch.linspace(0, inputs.size - 1, min(SAMPLES, inputs.size)).round().long()
+    weights = torch.zeros_like(recorded.gram(1)[:, :, 0])
+    weights[chosen] = torch.linspace(0.5, 1.5, weights.shape[2]).to(weights) + chosen.to(weights)[:, None, None] / 9
     update = recorded.combine(weights)
+    each = inputs._replace(label=list(range(len(inputs.names))), labels=inputs.names)
+    grams = trace_of(run, each, settings, Storage()).per_sample(per_loss, False).gram(1)[chosen]
 
-    embeddings = 0.0
+    reference, embeddings = "backward passes through the same graph", None
     if random:
-        reference = "backward passes through the same graph"
-        expected_gram = _one_by_one(trace, per_loss, two, inputs.label)
-        expected_update = pull_mixed(trace.pull, per_loss, weights, inputs.label)
+        grads = _one_by_one(trace, per_loss, chosen)
     else:
-        reference, alone = _reference(inputs.narrow(two))
-        per_sample = alone.per_sample([narrow(c, two) for c in per_loss], False)
-        expected_gram, expected_update = per_sample.gram(1), per_sample.combine(weights[two])
+        # The whole of the gradients, of a few samples encoded alone.
+        few = inputs._replace(label=[0] * len(inputs.names)).picked(chosen)
+        reference, alone = _reference(few)
+        picked = [[None if c is None else c[chosen] for c in of_loss] for of_loss in per_loss]
+        [grads] = alone.per_sample(picked, False).sums(1)
         leaves = zip(trace.leaves, alone.leaves, trace.tracked, strict=True)
-        embeddings = max(_error(a[two], b) for a, b, tracked in leaves if tracked)
+        embeddings = max(_error(a[chosen], b) for a, b, tracked in leaves if tracked)
+    expected_grams = torch.stack([inner_products([[g] for g in of_param]) for of_param in zip(*grads, strict=True)], 1)
+    mixed = weights[chosen].mean(1) if weights.shape[1] > 1 else weights[chosen, 0]
+
+    def own(p: int) -> Tensor:
+        return weights[chosen, inputs.label[p]] if inputs.label[p] >= 0 else mixed
+
+    expected = [
+        torch.einsum("bk,kb...->...", own(p).to(g[0].dtype), torch.stack(list(g)))
+        for p, g in enumerate(zip(*grads, strict=True))
+    ]
 
     tolerance = TOLERANCE[_lowest(run)]
-    scale = max(float(g.abs().max()) for g in expected_update)
-    errors = {
-        n: float((a - b).abs().max()) / (scale or 1.0)
-        for n, a, b in zip(inputs.names, update, expected_update, strict=True)
-    }
-    worst = max(errors, key=errors.__getitem__)
-    found = Check(_error(gram[two], expected_gram), errors[worst], None if random else embeddings, reference)
-    if embeddings > tolerance:
+    floor = tolerance / 100  # below it a gradient is zero but for rounding: then measure against the largest
+    largest = max(float(g.abs().max()) for g in expected)
+    of_update = [_error(a, b, floor * largest, largest) for a, b in zip(update, expected, strict=True)]
+    largest = float(expected_grams.abs().max())
+    of_gram = [_error(grams[:, p], expected_grams[:, p], floor**2 * largest, largest) for p in range(len(inputs.names))]
+    label = torch.tensor(inputs.label, device=grams.device)
+    for number in range(weights.shape[1]):
+        whole = recorded.gram(1)[chosen, number]
+        of_gram.append(_error(whole, expected_grams[:, label == number].sum(1), 0.0, 1.0))
+    worst = max(range(len(inputs.names)), key=lambda p: max(of_update[p], of_gram[p]))
+    result = Check(max(of_gram), max(of_update), embeddings, reference, inputs.names[worst])
+    if embeddings is not None and embeddings > tolerance:
         raise ValueError(
-            f"encode mixes the samples of the batch: the embeddings of two samples alone differ from theirs in the "
-            f"batch by {embeddings:.1e} (relative). Gradients of single samples are not defined."
+            "encode mixes the samples of the batch: the embeddings of samples alone differ from theirs in the batch by "
+            f"{embeddings:.1e} (relative). Gradients of single samples are not defined."
         )
-    if not max(found.gram, found.update) <= tolerance:
+    if not max(result.gram, result.update) <= tolerance:
         raise ValueError(
-            f"the tape differs from {reference} by {found.gram:.1e} in the Gram blocks and {found.update:.1e} in the "
-            f'update (worst: parameter {worst!r}); expected at most {tolerance:.0e}. Use method="vmap", and please '
-            "report the encoder."
+            f"the tape differs from {reference} by {result.gram:.1e} in the Gram blocks and {result.update:.1e} in the "
+            f'update (worst: parameter {result.parameter!r}); expected at most {tolerance:.0e}. Use method="vmap", and '
+            "please report the encoder."
         )
-    return found
+    return result
 
 
 def _row(number: int, name: str, inputs: Inputs, piece: Piece | None) -> Row:
@@ -281,27 +302,25 @@ def _reference(inputs: Inputs) -> tuple[str, Trace]:
         return "a loop over samples", trace_loop(inputs)
 
 
-def _one_by_one(trace: Trace, per_loss: Sequence[Cotangent], samples: slice, label: list[int]) -> Tensor:
-    """Gram blocks (2, L, K, K) by one ordinary backward pass for each sample and loss."""
-    rows = []
+def _one_by_one(trace: Trace, per_loss: Sequence[Cotangent], samples: Tensor) -> list[list[Tensor]]:
+    """Gradients of some samples, K lists of leaves (n, *shape), by one backward pass for each sample and loss."""
+    grads = []
     for cotangent in per_loss:
-        of_loss = []
-        for b in range(samples.start, samples.stop):
-            only = [
-                None
-                if c is None
-                else torch.zeros_like(c).index_copy(0, torch.tensor([b], device=c.device), c[b : b + 1])
-                for c in cotangent
-            ]
-            of_loss.append([g for g, number in zip(trace.pull(only), label, strict=True) if number >= 0])
-        rows.append([torch.stack(column) for column in zip(*of_loss, strict=True)])
-    selected = [number for number in label if number >= 0]
-    return torch.stack([inner_products(k) for k in by_label(rows, selected)], 1)
+        rows = []
+        for b in samples.tolist():
+            only = [None if c is None else torch.zeros_like(c) for c in cotangent]
+            for o, c in zip(only, cotangent, strict=True):
+                if o is not None and c is not None:
+                    o[b] = c[b]
+            rows.append(trace.pull(only))
+        grads.append([torch.stack(column) for column in zip(*rows, strict=True)])
+    return grads
 
 
-def _error(got: Tensor, expected: Tensor) -> float:
-    scale = float(expected.abs().max())
-    return float((got - expected).abs().max()) / (scale or 1.0)
+def _error(got: Tensor, expected: Tensor, floor: float = 0.0, largest: float = 1.0) -> float:
+    """Largest deviation relative to the largest expected entry, or to ``largest`` where that is below ``floor``."""
+    own = float(expected.abs().max())
+    return float((got - expected).abs().max()) / ((own if own > floor else largest) or 1.0)
 
 
 def _lowest(run: Run) -> torch.dtype:

@@ -365,7 +365,7 @@ def choose_params(inputs: Inputs, encoded: Encoded | Trace, stage: cotangents.Lo
     pairs = [(k, l) for k in range(len(reached)) for l in range(k) if any(reached[k]) and any(reached[l])]
     if pairs and not any(a and b for k, l in pairs for a, b in zip(reached[k], reached[l], strict=True)):
         warnings.warn(
-            "no two losses reach a parameter of the Gram in common: all gradients are orthogonal, every agreement is 0: "
+            "no two losses reach a parameter of the Gram in common: gradients are orthogonal, every agreement is 0: "
             f"{_listed(inputs, stage, reached)}. Take the Gram over what the losses share (wrt), or over the "
             'embeddings (space="features").',
             stacklevel=4,

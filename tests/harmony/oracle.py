@@ -55,3 +55,15 @@ def gram_blocks(grads: dict[str, Tensor], group_size: int = 1) -> Tensor:
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """Largest deviation, relative to the largest expected entry."""
     return float((got - expected).abs().max() / expected.abs().max())
+
+
+def error_per_parameter(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest deviation of any parameter's entries, relative to the largest of its own.
+
+    A gradient that is zero but for rounding (that of a bias before a normalisation, say) is measured against the
+    largest of all: it has no scale of its own.
+    """
+    scales = {name: float(e.abs().max()) for name, e in expected.items()}
+    largest = max(scales.values())
+    errors = {name: float((got[name].double() - e.double()).abs().max()) for name, e in expected.items()}
+    return max(error / (scales[n] if scales[n] > 1e-9 * largest else largest) for n, error in errors.items())

@@ -163,6 +163,51 @@ def test_check_finds_a_wrong_rule_and_names_the_parameter(op, monkeypatch):
             harmony.check(*case, update=update)
 
 
+def test_check_finds_a_wrong_rule_of_a_parameter_with_tiny_gradients(monkeypatch):
+    """A scale whose gradient is a millionth of the others': measured against the largest, it would pass."""
+    params = {"w": zoo.randn(4, 3), "tiny": zoo.randn(3)}
+    case = zoo.Case(lambda p, x: (x @ p["w"]) * 1e3 + 1e-6 * p["tiny"], zoo.supervised, params, zoo.randn(zoo.B, 4))
+    result = harmony.check(*case)
+    assert max(result.gram, result.update) < 1e-9
+    monkeypatch.setitem(rules.RULES, "AddBackward0", doubled(rules.RULES["AddBackward0"]))
+    for update in ("tape", "kept", "backward"):
+        with pytest.raises(ValueError, match="worst: parameter 'tiny'"):
+            harmony.check(*case, update=update)
+
+
+def test_check_looks_beyond_the_first_two_samples(monkeypatch):
+    """A rule that is wrong for the last sample alone."""
+    case = zoo.CASES["mlp"]()
+    original = rules.RULES["AddmmBackward0"]
+
+    def wrong(site):
+        use = original(site)
+        if isinstance(use, Reduced):
+            return use
+
+        def right(grad, part):
+            spoiled = grad.clone()
+            spoiled[-1] *= 2
+            return use.right(spoiled, part)
+
+        return type(use)(**{**vars(use), "right": right})
+
+    harmony.check(*case)
+    monkeypatch.setitem(rules.RULES, "AddmmBackward0", wrong)
+    with pytest.raises(ValueError, match="the tape differs"):
+        harmony.check(*case)
+
+
+ORDERS = {"reversed": lambda h: h.flip(0), "sorted": lambda h: h[h[:, 0].argsort()], "rolled": lambda h: h.roll(1, 0)}
+
+
+@pytest.mark.parametrize("how", ORDERS)
+def test_check_finds_embeddings_in_another_order(how):
+    case = zoo.raw(lambda x, w: ORDERS[how]((2 * x) @ w), zoo.randn(zoo.B, 4), w=zoo.randn(4, 3))
+    with pytest.raises(ValueError, match="mixes the samples"):
+        harmony.check(*case)
+
+
 HIDDEN = {
     "mean of the hidden layer": lambda h: h - h.mean(0).detach(),
     "largest entry of the batch": lambda h: h / h.detach().abs().max(),

@@ -38,8 +38,8 @@ def losses(f):
 
 CASE = zoo.Case(encode, losses, PARAMS, BATCH)
 OPTIONS = [
-    {}, {"method": "tape", "update": "tape"}, {"method": "vmap"}, {"method": "loop"}, {"chunk_size": 2}, {"group_size": 2},
-    {"memory": 1}, {"attribution": "anchor"}, {"attribution": "loss"},
+    {}, {"method": "tape", "update": "tape"}, {"method": "vmap"}, {"method": "loop"}, {"chunk_size": 2},
+    {"group_size": 2}, {"memory": 1}, {"attribution": "anchor"}, {"attribution": "loss"},
 ]  # fmt: skip
 
 
@@ -103,5 +103,5 @@ def test_nothing_shared_is_an_error_where_it_was_asked_for_and_a_warning_elsewhe
 def test_other_words_and_spaces_are_refused():
     with pytest.raises(ValueError, match="wrt must be 'shared' or a function of parameter names; got 'trunk'"):
         harmony.gram_vjp(*CASE, wrt="trunk")
-    with pytest.raises(ValueError, match="takes the leaves that all losses reach anyway"):
+    with pytest.raises(ValueError, match="takes the leaves that every loss reaches by itself"):
         harmony.gram_vjp(*CASE, wrt="shared", space="features")

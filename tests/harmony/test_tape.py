@@ -36,10 +36,14 @@ def select(grads, wrt):
 
 def assert_update(grads, truth, weights, tolerance=EXACT):
     """``grads`` is the sum of the per-sample gradients (B, K, ...) with weights (B, K)."""
-    weights = weights.double()
-    expected = torch.cat([torch.einsum("bk,bk...->...", weights, g.double()).flatten() for g in truth.values()])
-    got = torch.cat([grads[name].double().flatten() for name in truth])
-    assert oracle.relative_error(got, expected) < tolerance
+    expected = {name: torch.einsum("bk,bk...->...", weights.double(), g.double()) for name, g in truth.items()}
+    assert oracle.error_per_parameter(grads, expected) < tolerance
+
+
+def assert_gram_per_parameter(case, truth, tolerance=EXACT, **options):
+    """The Gram of each parameter alone, relative to its own scale."""
+    grams = harmony.gram_vjp(*case, method="tape", wrt=lambda name: name, **options)[1]
+    assert oracle.error_per_parameter(grams, {n: oracle.gram_blocks({n: g}) for n, g in truth.items()}) < tolerance
 
 
 def assert_exact(case, truth, tolerance=EXACT, **options):
@@ -95,7 +99,10 @@ def test_zoo_equals_brute_force(name):
     for update in UPDATES:
         assert_exact(case, truth, update=update)
         assert_fused(case, truth, harmony.chain(smooth), update=update)
-    assert_exact(cast(case, torch.float32), truth, tolerance=1e-4)
+    assert_gram_per_parameter(case, truth)
+    single = cast(case, torch.float32)
+    assert_exact(single, truth, tolerance=1e-4)
+    assert_gram_per_parameter(single, truth, tolerance=1e-4)
     gram = harmony.gram_vjp(*case, method="tape", attribution="anchor")[1]
     assert oracle.relative_error(gram, oracle.gram_blocks(truth_of(case, "anchor"))) < EXACT
 

@@ -105,6 +105,11 @@ class Inputs(NamedTuple):
         batch = [leaf[part] if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
         return self._replace(batch=batch, together=False)
 
+    def picked(self, samples: Tensor) -> "Inputs":
+        """The same call on some of the samples."""
+        batch = [leaf[samples.to(leaf.device)] if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]
+        return self._replace(batch=batch, together=False)
+
     def doubled(self) -> "Inputs":
         """The same call on two copies of the only sample."""
         batch = [torch.cat([leaf, leaf]) if m else leaf for leaf, m in zip(self.batch, self.mapped, strict=True)]

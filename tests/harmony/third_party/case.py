@@ -35,7 +35,7 @@ class Case(NamedTuple):
         params: Those parameters of the module that are trained, by name; the module holds the same values.
         batch: Tensors whose first axis is the sample.
         module: The module, on its own parameters.
-        forward: ``forward(batch)`` -> embeddings (B, D), by the module.
+        forward: ``forward(module, batch)`` -> embeddings (B, D), by the module or a copy of it.
     """
 
     encode: Callable[[dict[str, Tensor], Any], Tensor]
@@ -43,7 +43,7 @@ class Case(NamedTuple):
     params: dict[str, Tensor]
     batch: Any
     module: nn.Module
-    forward: Callable[[Any], Tensor]
+    forward: Callable[[nn.Module, Any], Tensor]
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -73,7 +73,7 @@ def without_dropout(module: nn.Module) -> None:
                 setattr(layer, name, 0.0)
 
 
-def case(build: Builder, *, train: bool, dtype: torch.dtype) -> Case:
+def case(build: Builder, *, train: bool, dtype: torch.dtype, dropout: bool = False) -> Case:
     """Build an architecture and take it as a function of those parameters that are trained.
 
     No parameter stays at a one or a zero: a branch behind one would have no gradient. The values are those of float32
@@ -81,7 +81,9 @@ def case(build: Builder, *, train: bool, dtype: torch.dtype) -> Case:
     """
     torch.manual_seed(0)
     module, batch, pool, shared = build()
-    without_dropout(module.to(torch.float32).train(train))
+    module.to(torch.float32).train(train)
+    if not dropout:
+        without_dropout(module)
     trained = {n: w for n, w in module.named_parameters() if w.requires_grad}
     with torch.no_grad():
         for w in trained.values():
@@ -99,10 +101,10 @@ def case(build: Builder, *, train: bool, dtype: torch.dtype) -> Case:
         with precision():
             return pool(functional_call(module, params, *arguments(x)))
 
-    def forward(x: Any) -> Tensor:
+    def forward(itself: nn.Module, x: Any) -> Tensor:
         args, kwargs = arguments(x)
         with precision():
-            return pool(module(*args, **kwargs))
+            return pool(itself(*args, **kwargs))
 
     params = {n: w.detach() for n, w in module.named_parameters() if n in trained}
     return Case(encode, losses, params, batch, module, forward)

@@ -1,5 +1,6 @@
 """Per-parameter Gram blocks and a weighted update: of an engine, and by hand."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -39,22 +40,23 @@ def of_engine(case: Case, method: str, *, by_parameter: bool) -> Numbers:
 def by_hand(case: Case) -> Numbers:
     """By ``loss.backward()`` on the module itself, once for each sample and loss, from the definition and nothing else.
 
+    A copy of the module each time, as some keep tensors from one call to the next; the case has to be a fresh one.
     Every sample is encoded beside a copy of itself: in a batch of one, torch's backward pass of batch normalisation is
     wrong for gradients in another memory format.
     """
     size = len(pytree.tree_leaves(case.batch)[0])
     samples = [pytree.tree_map(lambda x, b=b: x[[b, b]], case.batch) for b in range(size)]
     with torch.no_grad():
-        rows = torch.cat([case.forward(sample)[:1] for sample in samples])
-    own = {n: w for n, w in case.module.named_parameters() if n in case.params}
-    grads: dict[str, list[Tensor]] = {n: [] for n in own}
+        rows = torch.cat([case.forward(copy.deepcopy(case.module), sample)[:1] for sample in samples])
+    grads: dict[str, list[Tensor]] = {n: [] for n in case.params}
     for b, sample in enumerate(samples):
         for loss in case.losses(rows):
-            case.module.zero_grad()
-            live = torch.cat([rows[:b], case.forward(sample)[:1], rows[b + 1 :]])
+            module = copy.deepcopy(case.module)
+            live = torch.cat([rows[:b], case.forward(module, sample)[:1], rows[b + 1 :]])
             case.losses(live)[loss].mean().backward()
-            for n, w in own.items():
-                grads[n].append(torch.zeros_like(w) if w.grad is None else w.grad.clone())
+            for n, w in module.named_parameters():
+                if n in grads:
+                    grads[n].append(torch.zeros_like(w) if w.grad is None else w.grad)
     stacked = {n: torch.stack(g).unflatten(0, (size, -1)) for n, g in grads.items()}
     flat = {n: g.reshape(*g.shape[:2], -1) for n, g in stacked.items()}
     gram = {n: g @ g.mT for n, g in flat.items()}

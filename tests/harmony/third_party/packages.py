@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 
 from tests.harmony.third_party.architecture import Builder
-from tests.harmony.third_party.torchvision_ops import declare
 
 PACKAGES = (
     "transformers",
@@ -16,7 +15,6 @@ PACKAGES = (
     "peft",
     "diffusers",
 )
-DECLARED = declare()
 
 
 def installed(package: str) -> bool:

@@ -102,5 +102,5 @@ def with_dropout(config: Any, p: float) -> Any:
         elif "layerdrop" in name:
             setattr(config, name, 0.0)
         elif "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(config, name, type(value)(p))
+            setattr(config, name, p or type(value)(0))  # some fields must stay whole numbers
     return config

@@ -37,7 +37,9 @@ def judge(case: Case, *, by_parameter: bool) -> Verdict:
     return Verdict("tape", "; ".join(sorted({m for m in told if "closed form" in m})), numbers)
 
 
-def short(reason: str, limit: int = 160) -> str:
+def short(reason: str, limit: int = 240) -> str:
     """The heart of a reason, in one line."""
     line = re.sub(r"\s+", " ", reason)
+    line = re.sub(r"encode calls batch normalisation.*", "batch normalisation in training mode", line)
+    line = re.sub(r", which uses [^;]*, has no closed form[^;]*", ": its own backward, once for each sample", line)
     return line if len(line) <= limit else line[: limit - 1] + "…"

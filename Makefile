@@ -42,9 +42,11 @@ test-peers: $(STAMP)  ## the realignments against those of TorchJD, which it ins
 	@$(PIP) --editable '.[benchmark]'
 	@$(BIN)/python -m pytest tests/harmony/test_realign_peer.py $(ARGS)
 
-test-models: $(STAMP)  ## the tape on small models of transformers, which it installs
+# What asks for torchvision comes without its dependencies: the build on PyPI wants CUDA, and must not bring another torch.
+test-models: $(STAMP)  ## every engine on unchanged models of eight packages, which it installs
 	@$(PIP) --editable '.[models]'
-	@$(BIN)/python -m pytest -n 2 tests/harmony/test_third_party.py $(ARGS)
+	@$(PIP) --no-deps timm torchvision vit-pytorch
+	@$(BIN)/python -m pytest -n 2 tests/harmony/third_party $(ARGS)
 
 test-browser: $(STAMP)  ## the gallery in the chromium that is installed, driven by playwright, which it installs
 	@$(PIP) --editable '.[browser]'

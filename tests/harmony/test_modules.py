@@ -186,6 +186,24 @@ def test_tensors_kept_from_an_earlier_call_are_found():
             harmony.gram_vjp(encode, losses, params, zoo.randn(5, 4), method=method)
 
 
+def test_inputs_that_ask_for_a_gradient_are_inputs():
+    """Some feature extractors set ``requires_grad`` on their input, for reentrant checkpoints."""
+
+    def forward(m, x):
+        x = x[:, None]
+        x.requires_grad_()
+        return m(x)[:, 0]
+
+    module, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double(), zoo.randn(5, 4)
+    expected = plain(module, x)
+    module.zero_grad()
+    harmony.backward(module, x, losses, harmony.chain(), forward=forward)
+    torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
+    params = {name: p.detach() for name, p in module.named_parameters()}
+    encode = lambda p, x: forward(lambda x: torch.func.functional_call(module, p, (x,)), x)  # noqa: E731
+    assert not [row for row in harmony.plan(encode, losses, params, x).rows if row.choice == "isolated"]
+
+
 # Side channels
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils.weak import WeakIdKeyDictionary
@@ -77,12 +77,12 @@ def require_paths(
         params: Parameters that autograd follows.
         names: Their names.
         hidden: Those of them that were used where no gradient was recorded.
-        refuse: Raises what is to be said of a leaf that is none of the parameters.
+        refuse: Raises what is to be said of an ``nn.Parameter`` that is none of them.
     """
     reached = set(map(id, result.leaves))
     own = set(map(id, params))
     for leaf in (leaf for leaf in result.leaves if id(leaf) not in own):
-        if refuse is not None:
+        if refuse is not None and isinstance(leaf, nn.Parameter):
             refuse(leaf)
         if leaf in _FRESH:
             raise ValueError(

@@ -383,7 +383,7 @@ class _EncoderOps(TorchFunctionMode):
 
         if func in (F.batch_norm, torch.batch_norm) and option("training", 5):
             x, weight = option("input", 0), option("weight", 3)
-            if self.vmapped or not made_of_parameters(x):  # weights may be standardised by it
+            if self.vmapped or not made_of_parameters(x, self.names):  # weights may be standardised by it
                 raise BatchStatisticsError(tuple(x.shape), self.names.get(weight, "") if weight is not None else "")
         if func is F.embedding and option("scale_grad_by_freq", 5):
             raise ValueError(

@@ -1,7 +1,7 @@
 """The autograd graph behind a run of the encoder, as plain lists, and a signature to compare runs by."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,13 +80,13 @@ class Graph(NamedTuple):
             return False
         return certain[sources[0][0]] and self.shape(sources[0]) == self.shapes[node][0]
 
-    def made_of_parameters(self, order: Sequence[int]) -> list[bool]:
-        """For each node, whether its outputs are surely made of parameters alone, whatever the batch."""
+    def made_of_parameters(self, order: Sequence[int], params: Container[Tensor]) -> list[bool]:
+        """For each node, whether its outputs are surely made of these parameters alone, whatever the batch."""
         certain = [False] * len(self.nodes)
         for node in reversed(order):
             inputs = self.inputs[node]
             if not inputs:
-                certain[node] = self.parameter(node) is not None
+                certain[node] = self.parameter(node) in params
             elif base_name(self.names[node]) not in _BRING_SAMPLES and not isinstance(
                 self.nodes[node], BackwardCFunction
             ):
@@ -121,12 +121,12 @@ def parameter_behind(graph: Graph, node: int, names: Mapping[Tensor, str]) -> st
     return "?"
 
 
-def made_of_parameters(x: Tensor) -> bool:
+def made_of_parameters(x: Tensor, params: Container[Tensor]) -> bool:
     """Whether a tensor is surely made of parameters alone."""
     if x.grad_fn is None:
-        return x.requires_grad
+        return x in params
     graph = walk([x])
-    return graph.made_of_parameters(graph.order())[0]
+    return graph.made_of_parameters(graph.order(), params)[0]
 
 
 def walk(outputs: Sequence[Tensor]) -> Graph:

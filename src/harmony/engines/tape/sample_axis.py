@@ -99,7 +99,7 @@ class _Derivation:
         self.size = size
         self.names = names
         self.order = graph.order()
-        self.constant = graph.made_of_parameters(self.order)
+        self.constant = graph.made_of_parameters(self.order, names)
         self.by_data = False
         self.unknown = False
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from harmony.distributed.shares import Shares
@@ -178,17 +178,21 @@ def _as_terms(outputs: Any, size: int) -> dict[str, Tensor]:
 
 
 def _require_no_others(terms: Iterable[Tensor], own: Sequence[Any], losses: Any) -> None:
-    """Raise a ValueError where the losses depend on more than the embeddings and their own parameters."""
+    """Raise a ValueError where the losses depend on more than the embeddings and their own parameters.
+
+    A function may close over a module whose parameters are not trained here; what leads back into the encoder may not.
+    """
     known = set(map(id, own))
     for leaf in paths(terms).leaves:
         if id(leaf) not in known:
             if isinstance(losses, OwnParameters):
                 losses.require_own(leaf)
-            raise ValueError(
-                f"losses uses a trainable tensor of shape {tuple(leaf.shape)} that is neither an embedding nor one of "
-                "loss_params: its gradient would be lost. Return it from encode as an embedding, one row for each "
-                "sample, pass it in loss_params, or detach it."
-            )
+            if not isinstance(leaf, nn.Parameter):
+                raise ValueError(
+                    f"losses uses a trainable tensor of shape {tuple(leaf.shape)} that is neither an embedding nor one "
+                    "of loss_params: its gradient would be lost. Return it from encode as an embedding, one row for "
+                    "each sample, pass it in loss_params, or detach it."
+                )
 
 
 def _require_terms(stage: LossStage, attribution: str) -> None:

@@ -890,6 +890,31 @@ def to_complex(x: Tensor) -> Tensor:
     return x.to(x.dtype.to_complex())
 
 
+def parts_over_tokens(z: Tensor) -> Tensor:
+    """As ``over_tokens``, of real and imaginary parts side by side."""
+    return over_tokens(torch.view_as_real(z).flatten(-2))
+
+
+def complex_alpha(x: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """Real parameters that are scaled by complex numbers on the way."""
+    z = torch.fft.rfft(x, dim=1)
+    return parts_over_tokens(torch.sub(torch.add(z, p, alpha=2j), to_complex(q), alpha=1 - 3j))
+
+
+def complex_alpha_of_products(x: Tensor, w: Tensor, b: Tensor, c: Tensor, v: Tensor) -> Tensor:
+    """``addmm`` and ``baddbmm`` with complex factors."""
+    w, b, c, v = map(to_complex, (w, b, c, v))
+    z = torch.addmm(b, to_complex(x.flatten(0, 1)), w, beta=2j, alpha=1 - 3j).unflatten(0, x.shape[:2])
+    return parts_over_tokens(torch.baddbmm(c, z, v.expand(len(x), -1, -1), beta=1 + 1j, alpha=-2j))
+
+
+def complex_token(x: Tensor, token: Tensor, fill: Tensor, w: Tensor) -> Tensor:
+    """A class token, and another one where the mask is."""
+    z = torch.fft.rfft(x, dim=1)
+    z = torch.where(x[:, : z.shape[1]] > 0, z, torch.view_as_complex(fill)) @ to_complex(w)
+    return parts_over_tokens(torch.cat([to_complex(token).expand(len(x), 1, -1), z], dim=1))
+
+
 CASES |= {
     "complex_linear": lambda: raw(
         lambda x, w, b: over_tokens((torch.fft.rfft(x, dim=1) @ to_complex(w) + b).abs()),
@@ -939,6 +964,48 @@ CASES |= {
             (to_complex(x)[..., None] * torch.exp(torch.complex(-a.exp(), c))).cumsum(1).real.flatten(2)
         ),
         randn(B, 6, 4), a=randn(4, 3), c=randn(4, 3),
+    ),
+    "complex_of_samples": lambda: raw(
+        lambda x, re, im, w: parts_over_tokens(torch.complex(x @ re, x @ im) @ to_complex(w)),
+        randn(B, 6, 4), re=randn(4, 3), im=randn(4, 3), w=randn(3, 2),
+    ),
+    "complex_alpha": lambda: raw(complex_alpha, randn(B, 6, 4), p=randn(4), q=randn(4)),
+    "complex_alpha_of_products": lambda: raw(
+        complex_alpha_of_products, randn(B, 6, 4), w=randn(4, 3), b=randn(3), c=randn(6, 2), v=randn(3, 2)
+    ),
+    "complex_table": lambda: raw(
+        lambda i, re, im: parts_over_tokens(torch.complex(re, im)[i] * (2 - 1j)),
+        ids(7, 6), re=randn(7, 4), im=randn(7, 4),
+    ),
+    "complex_adjoint": lambda: raw(
+        lambda x, re, im: parts_over_tokens(torch.fft.rfft(x, dim=1) @ torch.complex(re, im).mH),
+        randn(B, 6, 4), re=randn(3, 4), im=randn(3, 4),
+    ),
+    "complex_token": lambda: raw(
+        complex_token, randn(B, 6, 4), token=randn(4), fill=randn(4, 2), w=randn(4, 4)
+    ),
+    "complex_division": lambda: raw(
+        lambda x, p, q, r: parts_over_tokens(torch.complex(p, q) / torch.fft.rfft(x, dim=1) / (r + 3j)),
+        randn(B, 6, 4), p=randn(4), q=randn(4), r=randn(4),
+    ),
+    "complex_wide": lambda: raw(
+        lambda x, w, b: over_tokens(F.linear(to_complex(x) * (1 + 1j), to_complex(w), to_complex(b)).abs()),
+        randn(B, 2, 140), w=randn(130, 140) / 12, b=randn(130),
+    ),
+    "complex_wide_tied_to_real": lambda: raw(
+        lambda x, w: over_tokens((torch.complex(x @ w, x) @ to_complex(w)).abs()),
+        randn(B, 2, 140), w=randn(140, 140) / 12,
+    ),
+    "complex_transposed_convolution": lambda: raw(
+        lambda x, re, im: over_space(
+            torch.view_as_real(F.conv_transpose1d(torch.fft.fft(x, dim=2), torch.complex(re, im), groups=2)).flatten(2)
+        ),
+        randn(B, 4, 5), re=randn(4, 3, 2), im=randn(4, 3, 2),
+    ),
+    "complex_embeddings": lambda: Case(
+        lambda p, x: (torch.fft.rfft(x, dim=1) @ torch.complex(p["re"], p["im"])).mean(1),
+        lambda f: {"size": f[:, 0].abs(), "product": (f[:, 1] * f[:, 2]).imag, "spread": (f - f.mean(0)).abs().mean(1)},
+        {"re": randn(4, 3), "im": randn(4, 3)}, randn(B, 6, 4),
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from harmony.distributed.shares import Shares, shares
 from harmony.engines.chunks import MEMORY, Options, encode_batch, narrow, narrow_all
 from harmony.engines.encoded import Cotangent, Encoded, Trace, mix, pull_labelled
 from harmony.engines.materialised import sum_groups
-from harmony.engines.precision import accumulating, inner_products
+from harmony.engines.precision import entries, inner_products
 from harmony.engines.tape.verify import Verify
 from harmony.engines.trace import Inputs
 from harmony.modules import OwnParameters
@@ -438,12 +438,11 @@ def _feature_gram(cotangent: list[Cotangent], chosen: list[bool]) -> Tensor:
 
 def _feature_toward(per_loss: list[Cotangent], chosen: list[bool]) -> Tensor:
     """Inner products (B, K) of each sample's cotangents with the sum over all samples and losses."""
-    whole = [
-        accumulating(torch.stack(leaf).sum((0, 1))).flatten() for leaf in zip(*_filled(per_loss, chosen), strict=True)
-    ]
+    filled = _filled(per_loss, chosen)
+    whole = [entries(torch.stack(leaf).sum((0, 1))[None])[0] for leaf in zip(*filled, strict=True)]
     columns = [
-        torch.stack([accumulating(leaf).flatten(1).mul(w).sum(1) for leaf, w in zip(leaves, whole, strict=True)]).sum(0)
-        for leaves in _filled(per_loss, chosen)
+        torch.stack([entries(leaf).mul(w).sum(1) for leaf, w in zip(leaves, whole, strict=True)]).sum(0)
+        for leaves in filled
     ]
     return torch.stack(columns, 1)
 

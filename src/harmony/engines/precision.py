@@ -13,7 +13,7 @@ def inner_products(grads: Sequence[Sequence[Tensor]]) -> Tensor:
     total: Tensor | None = None
     with full_precision(grads[0][0].device.type):
         for leaves in zip(*grads, strict=True):
-            rows = torch.stack([_real(accumulating(leaf)).reshape(len(leaf), -1) for leaf in leaves], dim=1)
+            rows = torch.stack([entries(leaf) for leaf in leaves], dim=1)
             product = rows @ rows.mT
             total = product if total is None else total + product
     assert total is not None
@@ -27,11 +27,12 @@ def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     )
 
 
-def _real(x: Tensor) -> Tensor:
-    """Complex numbers as pairs of real ones, whose inner products are those of real parameters."""
-    return torch.view_as_real(x) if x.is_complex() else x
-
-
 def accumulating(x: Tensor) -> Tensor:
     """Half precision is too coarse for sums of squares: raise it to float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def entries(x: Tensor) -> Tensor:
+    """Real entries (n, p) of gradients (n, *shape), in at least float32; complex numbers are pairs of real ones."""
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else accumulating(x)
+    return x.reshape(len(x), -1)

@@ -99,7 +99,7 @@ class Reduced:
 
     site: Site
     factor: Callable[[Part], Tensor] | None = None
-    scale: float = 1.0
+    scale: complex = 1.0
     spread: torch.Size | None = None
     total: Callable[[Tensor, torch.Size], Tensor] | None = None
 

@@ -9,7 +9,7 @@ from harmony.engines.tape.layout import Part, grouped
 from harmony.engines.tape.use import Matrix, Reduced, Site
 
 
-def product(site: Site, left: Tensor | None, right: Tensor | None, slot: int, alpha: float) -> Matrix | None:
+def product(site: Site, left: Tensor | None, right: Tensor | None, slot: int, alpha: complex) -> Matrix | None:
     """``out = alpha * left @ right``, with or without a leading axis of products side by side.
 
     Args:
@@ -42,7 +42,7 @@ def product(site: Site, left: Tensor | None, right: Tensor | None, slot: int, al
         return x.movedim(2, 1).flatten(2, 3)
 
     conjugate = known.conj() if known.is_complex() else known
-    scaled: Callable[[Tensor, Part], Tensor] = rows if alpha == 1 else lambda g, part: rows(g, part) * alpha
+    scaled: Callable[[Tensor, Part], Tensor] = rows if alpha == 1 else lambda g, part: rows(g, part) * alpha.conjugate()
     return Matrix(
         site, lambda part: rows(conjugate, part), scaled, (n, site.layout.rows, features, outputs),
         out_first=slot == 0, views=alpha == 1,
@@ -83,7 +83,7 @@ def mv(site: Site) -> Matrix | None:
 def _added(site: Site, left: str, right: str) -> Matrix | Reduced | None:
     node = site.node
     if site.slot == 0:
-        return Reduced(site, scale=node._saved_beta)  # type: ignore[attr-defined]
+        return Reduced(site, scale=node._saved_beta.conjugate())  # type: ignore[attr-defined]
     alpha = node._saved_alpha  # type: ignore[attr-defined]
     return product(site, _saved(node, left), _saved(node, right), site.slot - 1, alpha)
 

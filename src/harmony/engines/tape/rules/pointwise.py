@@ -10,12 +10,12 @@ from harmony.engines.tape.use import Reduced, Site
 
 def add(site: Site) -> Reduced:
     """``self + alpha * other``."""
-    return Reduced(site, scale=site.node._saved_alpha if site.slot == 1 else 1.0)  # type: ignore[attr-defined]
+    return Reduced(site, scale=_alpha(site) if site.slot == 1 else 1.0)
 
 
 def sub(site: Site) -> Reduced:
     """``self - alpha * other``."""
-    return Reduced(site, scale=-site.node._saved_alpha if site.slot == 1 else 1.0)  # type: ignore[attr-defined]
+    return Reduced(site, scale=-_alpha(site) if site.slot == 1 else 1.0)
 
 
 def mul(site: Site) -> Reduced | None:
@@ -84,6 +84,12 @@ def _times(site: Site, partner: Tensor | None) -> Reduced | None:
     if not isinstance(partner, Tensor):
         return None
     return Reduced(site, lambda part: _partner(site, partner, part))
+
+
+def _alpha(site: Site) -> complex:
+    """What gradients are multiplied by, where ``other`` was multiplied by alpha."""
+    alpha: complex = site.node._saved_alpha  # type: ignore[attr-defined]
+    return alpha.conjugate()
 
 
 def _partner(site: Site, partner: Tensor, part: Part) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from harmony.distributed.shares import Shares
+from harmony.engines.eager import eagerly
 from harmony.engines.encoded import Cotangent, Encoded, Trace
 from harmony.engines.paths import paths
 from harmony.modules import OwnParameters
@@ -66,7 +67,7 @@ def evaluate(
     params, params_spec = pytree.tree_flatten(loss_params)
     if loss_params is not None and not isinstance(losses, OwnParameters):
         params = [p.detach().requires_grad_() for p in params]
-    with torch.enable_grad():
+    with torch.enable_grad(), eagerly():
         if loss_params is None:
             outputs = losses(embeddings)
         else:
@@ -139,12 +140,14 @@ def _weighted_mean(stage: LossStage, weights: Tensor) -> Tensor:
     return stage.scaled(total)
 
 
+@eagerly()
 def _grad(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
     if not inputs or not total.requires_grad:
         return [None] * len(inputs)
     return list(torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True))
 
 
+@eagerly()
 def _jacobian(stage: LossStage, basis: Tensor) -> list[Cotangent]:
     """Rows ``basis @ d l_k/df / B`` for a boolean basis (n, B)."""
     jacobian: list[Cotangent] = []

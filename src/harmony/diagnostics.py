@@ -21,7 +21,8 @@ from harmony.engines.tape.trace import Run, reached_by, record, trace_of
 from harmony.engines.tape.trace import plan as plan_pieces
 from harmony.engines.tape.use import Isolated
 from harmony.engines.trace import Inputs, trace_loop, trace_vmap
-from harmony.gram import PyTree, Wrt, check_options, choose_params, flatten
+from harmony.gram import PyTree, Wrt, check_options, flatten
+from harmony.reached import choose_params
 
 SAMPLES = 4
 """Samples that ``check`` encodes alone: the first, the last, and some between."""
@@ -291,8 +292,9 @@ def _row(number: int, name: str, inputs: Inputs, piece: Piece | None) -> Row:
 def _cotangents(trace: Trace | Encoded, inputs: Inputs, losses: Any, loss_params: Any) -> list[Cotangent]:
     """Gradients of the losses at the embeddings."""
     stage = cotangents.evaluate(losses, loss_params, trace, alone(inputs.size))
-    choose_params(inputs, trace, stage, "tape")
-    return cotangents.activation(stage)
+    per_loss = cotangents.activation(stage)
+    choose_params(inputs, trace, list(stage.terms), per_loss, alone(inputs.size))
+    return per_loss
 
 
 def _reference(inputs: Inputs) -> tuple[str, Trace]:

@@ -1,6 +1,5 @@
 """Gram blocks of per-sample gradients, and the pullback of per-sample weights: the heart of the library."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,12 +11,13 @@ from harmony import cotangents
 from harmony.distributed.sharded import is_sharded, whole
 from harmony.distributed.shares import Shares, shares
 from harmony.engines.chunks import MEMORY, Options, encode_batch, narrow, narrow_all
-from harmony.engines.encoded import Cotangent, Encoded, Trace, mix, pull_labelled
+from harmony.engines.encoded import Cotangent, Encoded, mix, pull_labelled
 from harmony.engines.materialised import sum_groups
 from harmony.engines.precision import entries, inner_products
 from harmony.engines.tape.verify import Verify
 from harmony.engines.trace import Inputs
 from harmony.modules import OwnParameters
+from harmony.reached import choose_params
 
 PyTree = Any
 Attribution = Literal["activation", "loss", "anchor"]
@@ -94,9 +94,9 @@ def gram_vjp(
         group_size: Consecutive samples whose gradients are summed before the Gram; the last group may be smaller. In
             feature space a gradient has one part per sample, so that the blocks of a group add up.
         wrt: Predicate on the names of the parameters (paths joined by dots) that the Gram is taken over; default all.
-            ``"shared"``: those that every loss reaches. A function that returns labels (strings, None for no Gram) asks
-            for one Gram for each label: layer-wise, say. In feature space: on the names of the embedding leaves;
-            default those that every loss reaches.
+            ``"shared"``: those that every loss reaches; one without a gradient does not count. A function that returns
+            labels (strings, None for no Gram) asks for one Gram for each label: layer-wise, say. In feature space: on
+            the names of the embedding leaves; default those that every loss reaches.
         chunk_size: Samples encoded at a time. Bounds memory: embeddings first, then chunk by chunk, each encoded
             again with the same random numbers.
         attribution: Which reading of "the gradient of a sample under a loss".
@@ -157,8 +157,6 @@ def gram_vjp(
         raise ValueError('toward_batch needs attribution="activation", and has_aux=True to be seen.')
     shared = shares(inputs.size, process_group)
     encoded, stage = run(inputs, losses, loss_params, options, shared, loss_scale, per_sample=per_sample)
-    if space == "parameters":
-        choose_params(inputs, encoded, stage, method)
     groups = shared.groups(group_size)
     members = shared.members(group_size, stage.device)
 
@@ -167,6 +165,8 @@ def gram_vjp(
 
     # Of the whole batch on every process, and of the samples that this one encoded.
     per_loss = cotangents.activation(stage)
+    if space == "parameters":
+        choose_params(inputs, encoded, list(stage.terms), per_loss, shared)
     mine = narrow_all(per_loss, shared.own)
     own = cotangents.anchor(stage, shared.own, chunk_size) if attribution == "anchor" else mine
     gram: Tensor
@@ -336,52 +336,6 @@ def flatten(encode: Any, params: PyTree, batch: PyTree, wrt: Wrt | None, process
             f"every tensor of the batch needs the same leading axis of at least one sample; got {sizes or 'no tensor'}."
         )
     return inputs
-
-
-def choose_params(inputs: Inputs, encoded: Encoded | Trace, stage: cotangents.LossStage, method: str) -> None:
-    """Take the Gram over the shared parameters, if that is asked for; else warn, once, where there are none.
-
-    The graph alone tells which parameters a loss reaches. Where no two losses share one, every agreement is 0 for a
-    reason that lies in no sample.
-    """
-    shared = inputs.wrt == "shared"
-    key = hash((tuple(inputs.names), tuple(inputs.label), tuple(stage.terms)))
-    if not shared and (key in _COMPARED or method == "vmap" or len(stage.terms) < 2):
-        return
-    reached = [
-        [r and s for r, s in zip(encoded.reaches(cotangent), inputs.selected, strict=True)]
-        for cotangent in cotangents.activation(stage)
-    ]
-    if shared:
-        inputs.label[:] = [all(by) - 1 for by in zip(*reached, strict=True)]
-        if max(inputs.label) < 0:
-            raise ValueError(
-                'wrt="shared" needs a parameter that every loss reaches, and there is none: '
-                f"{_listed(inputs, stage, reached)}. "
-                'Give wrt a function of names, or compare the losses where they meet (space="features").'
-            )
-        return
-    _COMPARED.add(key)
-    pairs = [(k, l) for k in range(len(reached)) for l in range(k) if any(reached[k]) and any(reached[l])]
-    if pairs and not any(a and b for k, l in pairs for a, b in zip(reached[k], reached[l], strict=True)):
-        warnings.warn(
-            "no two losses reach a parameter of the Gram in common: gradients are orthogonal, every agreement is 0: "
-            f"{_listed(inputs, stage, reached)}. Take the Gram over what the losses share (wrt), or over the "
-            'embeddings (space="features").',
-            stacklevel=4,
-        )
-
-
-_COMPARED: set[int] = set()
-
-
-def _listed(inputs: Inputs, stage: cotangents.LossStage, reached: list[list[bool]]) -> str:
-    """What each loss reaches, in words."""
-    parts = []
-    for name, of_loss in zip(stage.terms, reached, strict=True):
-        names = [n for n, r in zip(inputs.names, of_loss, strict=True) if r]
-        parts.append(f"{name!r} reaches {', '.join(names[:3]) or 'nothing'}{', ...' if len(names) > 3 else ''}")
-    return "; ".join(parts)
 
 
 def _labels(names: list[str], wrt: Wrt | None) -> tuple[list[int], list[str]]:

@@ -1,7 +1,6 @@
 """Modules in place of pure functions: run on their own parameters, with state and hooks that are left as they were."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from harmony.distributed.sharded import without_hooks
+from harmony.distributed.sharded import unwrapped, without_hooks
+from harmony.warn import warn
 
 Params = Mapping[str, Tensor]
 
@@ -99,16 +99,23 @@ class Buffer(NamedTuple):
     value: Tensor
 
 
-def eager(module: nn.Module) -> nn.Module:
-    """The module behind a compiled one; a warning where it, or a part of it, is compiled."""
-    original = getattr(module, "_orig_mod", module)
-    if original is not module or any(m._compiled_call_impl is not None for m in module.modules()):
-        warnings.warn(
+def owner(module: nn.Module) -> tuple[nn.Module, Any]:
+    """The module behind compilation and data parallelism, and the processes that it is wrapped or sharded for.
+
+    Warns where the module, or a part of it, is compiled.
+    """
+    if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in module.modules()):
+        warn(
             "the module is compiled: harmonized steps run it eagerly, since the graph of compiled code can be gone "
-            "through but once. Passes without harmony stay compiled.",
-            stacklevel=4,
+            "through but once. Passes without harmony stay compiled."
         )
-    return original
+    inner, processes = unwrapped(_original(module))
+    return _original(inner), processes
+
+
+def _original(module: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` was given."""
+    return getattr(module, "_orig_mod", module)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from harmony import cotangents
 from harmony.checkpoint import loadable
 from harmony.cosines import agreement, defined
-from harmony.distributed.sharded import unwrapped
 from harmony.distributed.shares import shares
 from harmony.engines.chunks import Options, narrow_all
 from harmony.gram import (
@@ -19,7 +18,6 @@ from harmony.gram import (
     Blocks,
     added_up,
     check_options,
-    choose_params,
     flatten,
     gram_vjp,
     loss_update,
@@ -28,7 +26,8 @@ from harmony.gram import (
     run,
     stacked,
 )
-from harmony.modules import OwnParameters, accumulate, eager, hooks_aside
+from harmony.modules import OwnParameters, accumulate, hooks_aside, owner
+from harmony.reached import choose_params
 from harmony.transform import Member, State, Transform, apply, chain, whole_gram
 
 PyTree = Any
@@ -183,8 +182,7 @@ def backward(
         >>> module.weight.grad.shape, int(info.kept)
         (torch.Size([2, 3]), 4)
     """
-    module, wrapped_for = unwrapped(module)
-    module = eager(module)
+    module, wrapped_for = owner(module)
     keywords["process_group"] = _processes(wrapped_for, process_group)
     call = forward or call_module
     encode = OwnParameters(
@@ -241,7 +239,8 @@ def _fused(
     inputs = flatten(encode, params, batch, keywords.get("wrt"), process_group)
     shared = shares(inputs.size, process_group)
     encoded, stage = run(inputs, losses, loss_params, options, shared, keywords.get("loss_scale"), per_sample=True)
-    choose_params(inputs, encoded, stage, options.method)
+    per_loss = cotangents.activation(stage)
+    choose_params(inputs, encoded, list(stage.terms), per_loss, shared)
     values, aux = observed(stage)
     more = _extras(extras, aux, ids if ids is None else shared.gather(ids))
     rows: dict[int, Tensor] = {}
@@ -256,7 +255,7 @@ def _fused(
         rows[groups.start] = stacked(weights, inputs.labels, gram)
         return rows[groups.start]
 
-    gram, grads = encoded.fused(narrow_all(cotangents.activation(stage), shared.own), weigh)
+    gram, grads = encoded.fused(narrow_all(per_loss, shared.own), weigh)
     grads = added_up(shared, grads, params)
     groups = shared.groups(options.group_size)
     gram, weights = (

@@ -100,6 +100,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         lambda: harmony.chain(realign.pcgrad),
         {"space": "features", "wrt": None, "attribution": "anchor", "group_size": 2},
     ),
+    "pcgrad, shared": (lambda: harmony.chain(realign.pcgrad), {"wrt": "shared"}),
     "pcgrad, vmap": (lambda: harmony.chain(realign.pcgrad), {"method": "vmap"}),
     "layerwise": (
         lambda: harmony.chain(curriculum.threshold(-0.2), harmony.layerwise(realign.pcgrad)), {"wrt": BY_LAYER},
@@ -196,7 +197,7 @@ def sharded(encoder: Encoder, mesh: Any) -> Encoder:
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    names = [n.removeprefix("module.") for n, _ in module.named_parameters()]
+    names = [n.removeprefix("_orig_mod.").removeprefix("module.") for n, _ in module.named_parameters()]
     grads = [p.grad for p in module.parameters()]
     return {n: getattr(g, "full_tensor", lambda g=g: g)() for n, g in zip(names, grads, strict=True)}
 
@@ -207,6 +208,7 @@ def wrapped_errors(sizes: list[int]) -> dict[str, float]:
     wrappers = {
         "alone": lambda m: m,
         "DDP": DistributedDataParallel,
+        "DDP, compiled": lambda m: torch.compile(DistributedDataParallel(m), backend="eager"),
         "FSDP2": partial(sharded, mesh=init_device_mesh("cpu", (dist.get_world_size(),))),
     }
     if dist.get_world_size() == 4:
@@ -230,18 +232,45 @@ def wrapped_errors(sizes: list[int]) -> dict[str, float]:
             found[f"{kind}, {mode}"] = [gradients(wrapped), gradients(heads), dict(heads.named_buffers())]
             if kind == "FSDP2" and mode == "harmonized":  # its hooks are back: the plain pass goes on with the shards
                 assert wrapped(**share(batch(), sizes))["x"].shape == (sizes[dist.get_rank()], 8)
-    return {name: error(x, found["alone, " + name.split(", ")[1]]) for name, x in found.items()}
+    return {name: error(x, found["alone, " + name.rpartition(", ")[2]]) for name, x in found.items()}
 
 
 def test_wrapped_modules_get_the_gradient_of_the_whole_batch():
     for errors in processes.run(wrapped_errors, 2, [5, 7]):
-        assert len(errors) == 9 and max(errors.values()) < 1e-8, errors
+        assert len(errors) == 12 and max(errors.values()) < 1e-8, errors
 
 
 @pytest.mark.slow
 def test_four_wrapped_modules_get_the_gradient_of_the_whole_batch():
     for errors in processes.run(wrapped_errors, 4, [3, 2, 4, 3]):
-        assert len(errors) == 12 and max(errors.values()) < 1e-8, errors
+        assert len(errors) == 15 and max(errors.values()) < 1e-8, errors
+
+
+def shared_with_experts() -> tuple[Tensor, Tensor]:
+    """The Gram over what is shared, where only the second half of the samples use an expert: in shares, and whole."""
+    torch.manual_seed(0)
+    params = {name: torch.randn(4, 4, dtype=torch.float64) for name in ("stem", "expert", "left", "right")}
+    x = torch.randn(6, 4, dtype=torch.float64)
+    x[:3, 0], x[3:, 0] = -1, 1
+
+    def encode(p: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        h, routed = x @ p["stem"], x[:, 0] > 0
+        if routed.any():
+            h = torch.where(routed[:, None], (h @ p["expert"]).tanh(), h)
+        return {"left": h @ p["left"], "right": h @ p["right"]}
+
+    def losses(f: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: f[name].sin().sum(1) for name in f}
+
+    mine = {"wrt": "shared", "process_group": dist.group.WORLD}
+    own = harmony.gram_vjp(encode, losses, params, share(x, [3, 3]), **mine)[1]
+    both = lambda name: name in ("stem", "expert")  # noqa: E731
+    return own, harmony.gram_vjp(encode, losses, params, x, wrt=both)[1]
+
+
+def test_shared_is_what_the_samples_of_all_processes_share():
+    for own, whole in processes.run(shared_with_experts, 2):
+        torch.testing.assert_close(own, whole)
 
 
 def gather_errors() -> dict[str, float]:

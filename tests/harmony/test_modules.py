@@ -478,7 +478,7 @@ def test_compiled_modules_are_run_eagerly_on_every_call(method):
         called = torch.compile(module, backend="aot_eager") if whole else module
         x = zoo.randn(5, 4)
         expected = plain(module, x)
-        with pytest.warns(UserWarning, match="the module is compiled"):
+        with pytest.warns(UserWarning, match="The module is compiled"):
             for _ in range(3):
                 module.zero_grad()
                 harmony.backward(called, x, losses, harmony.chain(), method=method)
@@ -496,3 +496,66 @@ def test_compiled_functions_are_run_eagerly():
     ]
     torch.testing.assert_close(grams[0], grams[2])
     torch.testing.assert_close(grams[1], grams[2])
+
+
+def refusing(graph, inputs):
+    """A compiler whose code must not be run."""
+
+    def run(*_):
+        raise AssertionError("compiled code was run")
+
+    return run
+
+
+class Again(nn.Module):
+    """A compiled part that activation checkpointing runs again in every backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 5), nn.GELU(), nn.Linear(5, 3))
+        self.run = torch.compile(self.second.forward, backend=refusing)
+
+    def forward(self, x):
+        return checkpoint(self.run, self.first(x), use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"update": "backward"}, {"method": "loop"}, {"chunk_size": 2}, {"verify": "always"}]
+)
+def test_compiled_parts_that_run_again_in_the_backward_pass_are_run_eagerly_there(options):
+    module, x = Again().double(), zoo.randn(5, 4)
+    with torch.compiler.set_stance("force_eager"):
+        expected = plain(module, x)
+    for _ in range(3):
+        module.zero_grad()
+        harmony.backward(module, x, losses, harmony.chain(), **options)
+        torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
+
+
+@pytest.mark.parametrize("attribution", ["activation", "anchor", "loss"])
+def test_compiled_losses_are_run_eagerly(attribution):
+    """A batched backward pass, which some attributions need, goes not through compiled code."""
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, f):
+            return losses(checkpoint(self.head, f, use_reentrant=False))
+
+    module, heads, x = nn.Linear(4, 3).double(), Heads().double(), zoo.randn(5, 4)
+    grams, grads = [], []
+    for objective in (heads, torch.compile(heads, backend=refusing)):
+        heads.zero_grad()
+        info, _ = harmony.backward(module, x, objective, harmony.chain(), attribution=attribution)
+        grams.append(info.gram)
+        grads.append([p.grad.clone() for p in heads.parameters()])
+    torch.testing.assert_close(grams[0], grams[1])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_the_warning_of_compiled_modules_points_at_the_line_of_the_user():
+    with pytest.warns(UserWarning, match="The module is compiled") as caught:
+        harmony.backward(torch.compile(nn.Linear(4, 3)), torch.randn(5, 4), losses, harmony.chain())
+    assert [w.filename for w in caught if "is compiled" in str(w.message)] == [__file__]

@@ -17,9 +17,9 @@ BATCH = {name: zoo.randn(5, 4) for name in ("v", "a", "t")}
 @pytest.fixture(autouse=True)
 def forget():
     """Every test is the first to compare its losses."""
-    from harmony import gram
+    from harmony import reached
 
-    gram._COMPARED.clear()
+    reached._COMPARED.clear()
 
 
 def encode(p, batch):
@@ -92,12 +92,104 @@ def test_nothing_shared_is_an_error_where_it_was_asked_for_and_a_warning_elsewhe
     params = {name: PARAMS[name] for name in ("video", "audio")}
     with pytest.raises(ValueError, match=r"needs a parameter.*'v' reaches video; 'a' reaches audio"):
         harmony.gram_vjp(apart, of_each, params, BATCH, wrt="shared")
-    with pytest.warns(UserWarning, match="no two losses reach a parameter of the Gram in common"):
-        harmony.gram_vjp(apart, of_each, params, BATCH)
+    step = lambda: harmony.gram_vjp(apart, of_each, params, BATCH)  # noqa: E731
+    with pytest.warns(UserWarning, match="No parameter of the Gram is reached by both losses, 'v' and 'a'"):
+        step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        harmony.gram_vjp(apart, of_each, params, BATCH)  # said once
+        step()  # said once for each line
         harmony.gram_vjp(*CASE)  # something is shared
+
+
+@pytest.mark.parametrize("call", ["gram_vjp", "harmonized_grad", "cagrad", "backward"])
+def test_the_warning_names_each_pair_at_the_line_of_the_user(call):
+    """Two losses share a trunk, the third has a tower of its own: the agreement is 0 at most, whatever the data."""
+    module = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("trunk", "b", "own")}).double()
+    params = {name: p.detach() for name, p in module.named_parameters()}
+    forward = lambda m, x: {"a": m["trunk"](x), "b": m["b"](m["trunk"](x)), "c": m["own"](x)}  # noqa: E731
+    pure = lambda p, x: torch.func.functional_call(Caller(module, forward), p, (x,))  # noqa: E731
+    objective = lambda f: {k: f[k].sin().sum(1) for k in "abc"}  # noqa: E731
+    x, method = zoo.randn(5, 4), harmony.realign.cagrad if call == "cagrad" else harmony.realign.pcgrad
+    with pytest.warns(UserWarning, match="'a' and 'c'; 'b' and 'c': their gradients are orthogonal") as caught:
+        if call == "backward":
+            harmony.backward(module, x, objective, method, forward=forward)
+        elif call == "gram_vjp":
+            harmony.gram_vjp(pure, objective, params, x)
+        else:
+            harmony.harmonized_grad(pure, objective, method)(params, x, ((),))
+    assert [w.filename for w in caught] == [__file__]
+
+
+class Caller(nn.Module):
+    """A forward function as a module, whose parameters have the names of those inside."""
+
+    def __init__(self, module, forward):
+        super().__init__()
+        self.call = forward
+        for name, child in module.items():
+            self.add_module(name, child)
+
+    def forward(self, x):
+        return self.call(dict(self.named_children()), x)
+
+
+def test_losses_that_share_nothing_within_wrt_are_warned_of_and_labels_are_one_gram():
+    with pytest.warns(UserWarning, match="'va' and 'vt'"):
+        harmony.gram_vjp(*CASE, wrt=lambda name: name in ("audio", "text"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        harmony.gram_vjp(*CASE, wrt=lambda name: name)
+        harmony.gram_vjp(*CASE, wrt=lambda name: name == "text")  # one loss alone: not defined, and it says so
+
+
+def routed(p, batch):
+    """The samples that are marked go through an expert, which is in the graph only where there are some."""
+    h, marked = batch["x"] @ p["stem"], batch["expert"] > 0
+    if marked.any():
+        h = torch.where(marked[:, None], (h @ p["expert"]).tanh(), h)
+    return {"left": h @ p["left"], "right": h @ p["right"]}
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "loop"}, {"chunk_size": 2}, {"chunk_size": 2, "method": "loop"}])
+@pytest.mark.parametrize("attribution", ["activation", "loss"])
+@pytest.mark.parametrize("sample", [0, 3, 5])
+def test_what_any_sample_reaches_counts_wherever_it_stands(options, attribution, sample):
+    params = {name: zoo.randn(4, 4) for name in ("stem", "expert", "left", "right", "idle")}
+    batch = {"x": zoo.randn(6, 4), "expert": torch.zeros(6, dtype=torch.long)}
+    batch["expert"][sample] = 1
+    objective = lambda f: {name: f[name].sin().sum(1) for name in f}  # noqa: E731
+    truth = oracle.per_sample_gradients(routed, objective, params, batch, attribution=attribution)
+    expected = oracle.gram_blocks({name: truth[name] for name in ("stem", "expert")})
+    options = options | {"attribution": attribution}
+    gram = harmony.gram_vjp(routed, objective, params, batch, wrt="shared", **options)[1]
+    torch.testing.assert_close(gram, expected)
+
+
+@pytest.mark.parametrize("method", ["tape", "vmap", "loop"])
+def test_a_loss_without_a_gradient_takes_no_part(method):
+    objective = lambda f: losses(f) | {"none": torch.zeros(5, dtype=torch.float64)}  # noqa: E731
+    gram = harmony.gram_vjp(encode, objective, PARAMS, BATCH, wrt="shared", method=method)[1]
+    torch.testing.assert_close(gram[:, :2, :2], harmony.gram_vjp(*CASE, wrt="shared")[1])
+    assert not gram[:, 2].any()
+    nothing = lambda f: {"a": f["v"].detach().sum(1), "b": f["a"].detach().sum(1)}  # noqa: E731
+    assert not harmony.gram_vjp(encode, nothing, PARAMS, BATCH, wrt="shared", method=method)[1].any()
+
+
+@pytest.mark.parametrize("method", ["tape", "vmap"])
+@pytest.mark.parametrize("wrt", [None, "shared"])
+def test_the_encoder_runs_once_and_draws_as_often_as_ever(method, wrt):
+    calls = []
+
+    def random(p, batch):
+        calls.append(1)
+        return {name: torch.dropout(f, 0.5, True) for name, f in encode(p, batch).items()}
+
+    torch.manual_seed(0)
+    harmony.gram_vjp(random, losses, PARAMS, BATCH, method=method, wrt=wrt)
+    drawn = torch.rand(())
+    torch.manual_seed(0)
+    harmony.gram_vjp(random, losses, PARAMS, BATCH, method=method, wrt=lambda name: True)
+    assert len(calls) == 2 and drawn == torch.rand(())
 
 
 def test_other_words_and_spaces_are_refused():

@@ -68,6 +68,14 @@ class Shares(NamedTuple):
         """Sums over the processes, tensor by tensor; the same on each of them to the last bit."""
         return list(tensors) if self.process_group is None else summed(tensors, self.process_group)
 
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """Flag by flag, whether it is set on any process; the host waits for it."""
+        if self.process_group is None:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.int32, device=_device_of(self.process_group))
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.process_group)
+        return [bool(vote) for vote in votes.tolist()]
+
     def sum_like(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
         """Sums of gradients over the processes, each sharded as its parameter is."""
         sharded = [is_sharded(p) for p in params]

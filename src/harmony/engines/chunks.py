@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from harmony.engines.encoded import Cotangent, Encoded, Sum, Trace, Weigh, by_label, pull_mixed
+from harmony.engines.encoded import Cotangent, Encoded, Reach, Sum, Trace, Weigh, by_label, pull_mixed
 from harmony.engines.fallback import Run, fall_back, run_reference, warn_of_loop
 from harmony.engines.precision import inner_products
 from harmony.engines.random import restore, snapshot
@@ -19,8 +19,11 @@ from harmony.engines.tape.verify import Verify
 from harmony.engines.trace import (
     Inputs,
     detached,
+    either,
     join,
     per_sample_semantics,
+    reach,
+    run_batch,
     trace_batch,
     trace_group,
     trace_loop,
@@ -63,6 +66,9 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
     first, run = _first(inputs if len(chunks) == 1 else inputs.narrow(chunks[0]), options, per_sample)
     parts, spec, tracked = [first.leaves], first.spec, first.tracked
     kept = [first]
+    # Each chunk may reach other parameters (experts): those that all losses reach are known after the last.
+    shared = inputs.wrt == "shared"
+    reached = [first.reaches()] if shared and len(chunks) > 1 else []
     del first
 
     def recorded(chunk: slice) -> Trace:
@@ -81,7 +87,9 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         kept.clear()  # one graph at a time
         for chunk in chunks[1:-1]:
             states.append(inputs.state(states[-1]))
-            parts.append(_embed(inputs.narrow(chunk), run))
+            leaves, reaches = _embed(inputs.narrow(chunk), run, shared)
+            parts.append(leaves)
+            reached += reaches
         # The graph of the last chunk stays, so that what a module leaves behind for the losses is seen to have one.
         states.append(inputs.state(states[-1]))
         kept.append(recorded(chunks[-1]))
@@ -183,7 +191,7 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         gram_of_rows=gram_of_rows,
         toward=toward,
         pull=lambda cotangent: unflatten(pulled(cotangent)),
-        reaches=lambda cotangent: kept[0].reaches(narrow(cotangent, chunks[-1])),
+        reaches=lambda: either([*reached, kept[0].reaches()]),
     )
 
 
@@ -218,13 +226,21 @@ def _taped(inputs: Inputs, options: Options, storage: Storage) -> Trace:
     return trace_tape(inputs, options, storage)
 
 
-def _embed(inputs: Inputs, run: Run) -> list[Any]:
-    """Embeddings of a chunk, in the way that ``run`` computes them, so that they draw the same random numbers."""
+def _embed(inputs: Inputs, run: Run, shared: bool) -> tuple[list[Any], list[Reach]]:
+    """Embeddings of a chunk, and what they reach if that is asked for.
+
+    They are computed in the way that ``run`` does it, so that they draw the same random numbers.
+    """
     if run is not trace_batch and getattr(run, "func", None) is not _taped:
-        return run(inputs).leaves
+        trace = run(inputs)
+        return trace.leaves, [trace.reaches()]
+    if shared:  # the graph tells
+        params = inputs.tracked_params()
+        plain = run_batch(inputs, params)
+        return detached(plain.leaves), [reach(plain.outputs, params)]
     with torch.no_grad(), per_sample_semantics():
         leaves, _ = inputs.call(inputs.params, inputs.batch)
-    return detached(leaves)
+    return detached(leaves), []
 
 
 def _shifted(weigh: Weigh, groups: int, gram: Tensor, part: range) -> Tensor:

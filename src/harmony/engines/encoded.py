@@ -9,6 +9,9 @@ PyTree = Any
 Cotangent = Sequence[Tensor | None]
 """One tensor per tracked embedding leaf, shaped like it; None where the loss does not reach the leaf."""
 
+Reach = list[list[bool]]
+"""For each tracked embedding leaf, which parameters its graph reaches: structure alone, no values."""
+
 Sum = Callable[[Sequence[Tensor]], list[Tensor]]
 
 Weigh = Callable[[Tensor, range], Tensor]
@@ -43,7 +46,7 @@ class Trace(NamedTuple):
         tracked: For each leaf, whether it depends on the parameters.
         pull: One cotangent -> its gradient, one tensor per parameter leaf.
         per_sample: K cotangents, and whether ``fused`` will be called -> gradients of single samples.
-        reaches: One cotangent -> for each parameter leaf, whether it reaches it, as far as the graph tells.
+        reaches: Asked once, before the others: which parameters each tracked leaf reaches.
     """
 
     leaves: list[Any]
@@ -51,7 +54,7 @@ class Trace(NamedTuple):
     tracked: list[bool]
     pull: Callable[[Cotangent], list[Tensor]]
     per_sample: Callable[[Sequence[Cotangent], bool], PerSample]
-    reaches: Callable[[Cotangent], list[bool]]
+    reaches: Callable[[], Reach]
 
 
 class Encoded(NamedTuple):
@@ -69,7 +72,7 @@ class Encoded(NamedTuple):
             pulled through the encoders of the whole batch.
         toward: K cotangents, a gradient for every parameter leaf -> inner products (groups, L, K) with it.
         pull: One cotangent, leaves (B, ...) -> gradient in the tree of the parameters.
-        reaches: As in ``Trace``; to be asked before the others.
+        reaches: Asked once, before the others: which parameters each tracked leaf reaches.
     """
 
     leaves: list[Any]
@@ -80,7 +83,7 @@ class Encoded(NamedTuple):
     gram_of_rows: Callable[[Callable[[range], Sequence[Cotangent]], int, Sum], Tensor]
     toward: Callable[[Sequence[Cotangent], Sequence[Tensor]], Tensor]
     pull: Callable[[Cotangent], PyTree]
-    reaches: Callable[[Cotangent], list[bool]]
+    reaches: Callable[[], Reach]
 
 
 def mix(cotangents: Sequence[Cotangent], weights: Tensor) -> Cotangent:

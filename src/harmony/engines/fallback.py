@@ -3,7 +3,6 @@
 An encoder that mixes samples is another model where each sample is encoded alone. So the embeddings are compared.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from harmony.engines.random import RandomState, replay, restore, snapshot
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.verify import Verify, due
 from harmony.engines.trace import Inputs, detached, join, per_sample_semantics, trace_loop, trace_vmap
+from harmony.warn import warn
 
 Run = Callable[[Inputs], Trace]
 
@@ -99,11 +99,6 @@ def warn_of_loop(reason: str) -> None:
         f"{reason}: its per-sample gradients are computed in a Python loop over samples, which is exact and slow. "
         'Pass method="loop" to silence this.'
     )
-
-
-def warn(message: str) -> None:
-    """Warn, at the caller's line."""
-    warnings.warn(message[0].upper() + message[1:], stacklevel=7)
 
 
 def _compare_without_dropout(inputs: Inputs, error: UnsupportedError | MixedSamplesError) -> None:

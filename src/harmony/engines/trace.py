@@ -4,8 +4,7 @@ All three take ``Inputs`` and return a ``Trace``. The fourth, and fast, way is i
 """
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from harmony.engines.encoded import Cotangent, PerSample, Trace
+from harmony.engines.eager import eagerly
+from harmony.engines.encoded import Cotangent, PerSample, Reach, Trace
 from harmony.engines.materialised import Materialised
 from harmony.engines.paths import fresh_leaf, paths, require_paths
 from harmony.engines.precision import full_precision
@@ -161,6 +161,7 @@ def trace_vmap(inputs: Inputs) -> Trace:
         structure["tracked"] = [leaf.requires_grad for leaf in outputs]
         require_tracked(structure["tracked"])
         tracked = [leaf for leaf in outputs if leaf.requires_grad]
+        structure["reach"] = reach(tracked, params)
         return tracked, [leaf for leaf in outputs if not leaf.requires_grad]
 
     params = [p.detach() for p in inputs.params]
@@ -181,10 +182,7 @@ def trace_vmap(inputs: Inputs) -> Trace:
             (grads,) = pull_outputs(filled)
         return list(grads)
 
-    def reaches(cotangent: Cotangent) -> list[bool]:
-        return trace_batch(inputs).reaches(cotangent)  # the graph of a plain pass tells
-
-    return _from_rows(leaves, structure["spec"], tracked, rows, reaches, inputs)
+    return _from_rows(leaves, structure["spec"], tracked, rows, lambda: structure["reach"], inputs)
 
 
 def trace_batch(inputs: Inputs) -> Trace:
@@ -210,18 +208,18 @@ def trace_batch(inputs: Inputs) -> Trace:
         raise AssertionError("a plain run has no per-sample gradients")
 
     leaves = [leaf[:size] if isinstance(leaf, Tensor) else leaf for leaf in detached(run.leaves)]
-    return Trace(leaves, run.spec, run.tracked, pull, per_sample, reaching(outputs, params))
+    return Trace(leaves, run.spec, run.tracked, pull, per_sample, lambda: reach(outputs, params))
 
 
-def reaching(outputs: Sequence[Tensor], params: Sequence[Tensor]) -> Callable[[Cotangent], list[bool]]:
-    """A function that tells for each parameter whether a cotangent reaches it, by the graph alone."""
+def reach(outputs: Sequence[Tensor], params: Sequence[Tensor]) -> Reach:
+    """Which parameters each output reaches, by the graph alone."""
+    behind = [set(map(id, paths([output]).leaves)) for output in outputs]
+    return [[id(p) in leaves for p in params] for leaves in behind]
 
-    def reaches(cotangent: Cotangent) -> list[bool]:
-        behind = paths(o for o, c in zip(outputs, cotangent, strict=True) if c is not None)
-        leaves = set(map(id, behind.leaves))
-        return [id(p) in leaves for p in params]
 
-    return reaches
+def either(reaches: Iterable[Reach]) -> Reach:
+    """What embeddings reach in any of several runs, of other samples."""
+    return [[any(of_runs) for of_runs in zip(*of_leaf, strict=True)] for of_leaf in zip(*reaches, strict=True)]
 
 
 def trace_group(inputs: Inputs) -> Trace:
@@ -267,6 +265,7 @@ def run_batch(inputs: Inputs, params: list[Tensor]) -> Pass:
     return Pass(leaves, spec, tracked, ops.hidden)
 
 
+@eagerly()
 def pull_batch(outputs: list[Tensor], params: list[Tensor], cotangent: Cotangent) -> list[Tensor]:
     """One ordinary backward pass: a gradient per parameter."""
     reached = [(o, c.to(o.dtype)) for o, c in zip(outputs, cotangent, strict=True) if c is not None]
@@ -298,7 +297,8 @@ def trace_loop(inputs: Inputs) -> Trace:
             for column, s in zip(columns, by_sample, strict=True)
         ]
 
-    return _from_rows(leaves, first.spec, first.tracked, rows, first.reaches, inputs)
+    reaches = lambda: either(trace.reaches() for trace in traces)  # noqa: E731
+    return _from_rows(leaves, first.spec, first.tracked, rows, reaches, inputs)
 
 
 def _from_rows(
@@ -306,7 +306,7 @@ def _from_rows(
     spec: Any,
     tracked: list[bool],
     rows: Callable[[Cotangent], list[Tensor]],
-    reaches: Callable[[Cotangent], list[bool]],
+    reaches: Callable[[], Reach],
     inputs: Inputs,
 ) -> Trace:
     """A trace out of a function that gives gradients (n, *shape) of selected parameters, (*shape) of the others."""
@@ -425,12 +425,10 @@ def per_sample_semantics(
     No batch statistics, unless ``together``; no inference-only fast path, which has no derivative; nothing compiled,
     whose graph can be gone through but once.
     """
-    compiling = "torch._dynamo" in sys.modules
-    eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with eager, _EncoderOps(names or {}, vmapped, together) as ops:
+        with eagerly(), _EncoderOps(names or {}, vmapped, together) as ops:
             yield ops
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

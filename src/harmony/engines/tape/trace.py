@@ -1,12 +1,12 @@
 """Run the encoder once on the whole batch, and find in its autograd graph all that per-sample gradients need."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from harmony.engines.eager import eagerly
 from harmony.engines.encoded import Cotangent, PerSample, Trace, pull_mixed
 from harmony.engines.paths import require_paths
 from harmony.engines.precision import full_precision
@@ -19,7 +19,8 @@ from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
 from harmony.engines.tape.target import Target, find_targets
 from harmony.engines.tape.use import Isolated
 from harmony.engines.tape.verify import Verify, due, verify
-from harmony.engines.trace import Inputs, detached, pull_batch, reaching, run_batch
+from harmony.engines.trace import Inputs, detached, pull_batch, reach, run_batch
+from harmony.warn import warn
 
 
 class Settings(Protocol):
@@ -61,6 +62,7 @@ class Run(NamedTuple):
         return [leaf for leaf, t in zip(self.leaves, self.tracked, strict=True) if t]
 
 
+@eagerly()
 def record(inputs: Inputs) -> Run:
     """Encode with ordinary autograd and read the graph.
 
@@ -111,7 +113,7 @@ def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> T
     def pull(cotangent: Cotangent) -> list[Tensor]:
         return pull_batch(run.outputs, run.params, cotangent)
 
-    reaches = reaching(run.outputs, run.params)
+    reaches = lambda: reach(run.outputs, run.params)  # noqa: E731
     return Trace(detached(run.leaves), run.spec, run.tracked, pull, per_sample, reaches)
 
 
@@ -151,6 +153,7 @@ def plan(
     return update, pieces(targets, run.params, inputs.label, reached, group, update == "kept")  # type: ignore[return-value]
 
 
+@eagerly()
 def _output_gradients(
     run: Run, wanted: Sequence[Output], cotangents: Sequence[Cotangent]
 ) -> list[dict[Output, Tensor]]:
@@ -192,8 +195,7 @@ def _warn_of_isolated(run: Run, names: list[str]) -> None:
             if isinstance(use, Isolated):
                 isolated.setdefault(use.site.node.name(), []).append(repr(names[target.params[0]]))
     for op, users in isolated.items():
-        warnings.warn(
+        warn(
             f"{op}, which uses {', '.join(sorted(set(users)))}, has no closed form for gradients of single samples: "
-            "its own backward is run once for each of them.",
-            stacklevel=7,
+            "its own backward is run once for each of them."
         )

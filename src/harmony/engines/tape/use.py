@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from harmony.engines.eager import eagerly
 from harmony.engines.precision import accumulating
 from harmony.engines.tape.graph import Output
 from harmony.engines.tape.layout import Part, Place, RowMap, grouped, split
@@ -171,6 +172,7 @@ def sum_to(x: Tensor, shape: torch.Size) -> Tensor:
     return (x.sum(spread, keepdim=True) if spread else x).reshape(len(x), *shape)
 
 
+@eagerly()
 def batched_vjp(edges: Sequence[Any], inputs: Sequence[Any], grads: Sequence[Tensor]) -> list[Tensor]:
     """Pull gradients (g, *shape) of some outputs back to inputs: (g, *input shape) each."""
     options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harmony.engines.eager import eagerly
 from harmony.engines.encoded import Cotangent
 from harmony.engines.precision import full_precision
 from harmony.engines.tape.errors import LeakedGradientError
@@ -35,6 +36,7 @@ def due(signature: Any, verify: Verify) -> bool:
     return calls & (calls - 1) == 0
 
 
+@eagerly()
 def verify(
     graph: Graph,
     leaves: Sequence[Tensor],

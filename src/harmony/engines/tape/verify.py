@@ -38,7 +38,6 @@ def due(signature: Any, verify: Verify) -> bool:
 
 
 @eagerly()
-@eagerly()
 def verify_rearrangements(targets: Sequence[Target], leaves: Sequence[Tensor], names: Sequence[str]) -> None:
     """Raise a LeakedGradientError where the way from a rearranged parameter back to it is not what it seems: a hook."""
     for target in targets:
@@ -52,6 +51,7 @@ def verify_rearrangements(targets: Sequence[Target], leaves: Sequence[Tensor], n
                 raise LeakedGradientError.at_hook(names[p])
 
 
+@eagerly()
 def verify(
     graph: Graph,
     leaves: Sequence[Tensor],

@@ -212,6 +212,7 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant("tape, update=tape", pulled_back(method="tape", update="tape"), "activation"),
         Contestant("tape, update=kept", pulled_back(method="tape", update="kept"), "activation"),
         Contestant("tape, update=backward", pulled_back(method="tape", update="backward"), "activation"),
+        Contestant("tape, verify=always", harmonized(method="tape", verify="always"), "activation"),
         Contestant(CHUNKED, harmonized(method="tape", chunk_size=None), "activation"),
         Contestant("tape, anchor", harmonized(method="tape", attribution="anchor"), "anchor"),
         *(

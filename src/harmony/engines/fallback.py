@@ -40,8 +40,8 @@ def fall_back(inputs: Inputs, error: UnsupportedError | MixedSamplesError, verif
         UnsupportedError: They cannot be compared, since the encoder draws random numbers.
     """
     state = snapshot(inputs.params)
-    trace, engine, why_no_vmap = run_reference(inputs)
-    _compare(inputs, trace, state, error, error.leaves, verify)
+    trace, engine, why_no_vmap = run_reference(inputs, error)
+    compare(inputs, trace, state, error, error.leaves, verify)
     reason = f"the tape engine cannot record this encoder ({error})"
     if engine is trace_vmap:
         warn(f'{reason}: torch.func.vmap is used, which is exact and slower. Pass method="vmap" to silence this.')
@@ -51,13 +51,13 @@ def fall_back(inputs: Inputs, error: UnsupportedError | MixedSamplesError, verif
     def run(inputs: Inputs) -> Trace:
         state = snapshot(inputs.params)
         trace = engine(inputs)
-        _compare(inputs, trace, state, error, None, verify)
+        compare(inputs, trace, state, error, None, verify)
         return trace
 
     return trace, run
 
 
-def _compare(
+def compare(
     inputs: Inputs,
     trace: Trace,
     state: RandomState,
@@ -80,8 +80,20 @@ def _plain(inputs: Inputs) -> list[Any]:
         return detached(inputs.call(inputs.params, inputs.batch)[0])
 
 
-def run_reference(inputs: Inputs) -> tuple[Trace, Run, str]:
-    """Run the encoder by ``vmap``, or else by a loop; and why ``vmap`` cannot."""
+def run_reference(inputs: Inputs, reason: Exception | None = None) -> tuple[Trace, Run, str]:
+    """Run the encoder by ``vmap``, or else by a loop; and why ``vmap`` cannot.
+
+    Where neither can, although the batch could be encoded, a MixedSamplesError that is the ``reason`` says it better.
+    """
+    try:
+        return _run_reference(inputs)
+    except Exception as error:
+        if isinstance(reason, MixedSamplesError):
+            raise reason from error
+        raise
+
+
+def _run_reference(inputs: Inputs) -> tuple[Trace, Run, str]:
     state = snapshot(inputs.params)
     try:
         return trace_vmap(inputs), trace_vmap, ""

@@ -24,6 +24,13 @@ def normalised_below_the_python_api(h):
     return torch.native_batch_norm(h, None, None, None, None, True, 0.1, 1e-5)[0]
 
 
+def needs_two(h):
+    """What no other engine can run: a sample alone is an error of its own."""
+    if len(h) < 2:
+        raise RuntimeError("one sample has no deviation")
+    return h - h.mean(0)
+
+
 MIXES = {
     "mean": lambda h: h - h.mean(0),
     "roll": lambda h: h + h.roll(1, 0),
@@ -32,11 +39,12 @@ MIXES = {
     "similarities": lambda h: (h @ h.mT).softmax(-1) @ h,
     "largest norm": lambda h: h / h.norm(dim=1).max(),
     "native batch norm": normalised_below_the_python_api,
+    "at least two samples": needs_two,
 }
 CHUNKED = [
     {"group_size": B, "chunk_size": 3}, {"group_size": 4, "chunk_size": 2}, {"group_size": 4, "chunk_size": 3},
     {"space": "features", "chunk_size": 4}, {"attribution": "loss", "chunk_size": 3}, {"chunk_size": 1},
-    {"space": "features", "chunk_size": 1}, {"group_size": 2, "chunk_size": 1},
+    {"space": "features", "chunk_size": 1}, {"group_size": 2, "chunk_size": 1}, {},
     {"space": "features", "attribution": "loss", "chunk_size": 1, "method": "vmap"},
 ]  # fmt: skip
 TOGETHER = [

@@ -247,7 +247,7 @@ def test_four_wrapped_modules_get_the_gradient_of_the_whole_batch():
 
 
 def shared_with_experts() -> tuple[Tensor, Tensor]:
-    """The Gram over what is shared, where only the second half of the samples use an expert: in shares, and whole."""
+    """Both losses use an expert in the second half of the samples, one of them in the first: in shares, and whole."""
     torch.manual_seed(0)
     params = {name: torch.randn(4, 4, dtype=torch.float64) for name in ("stem", "expert", "left", "right")}
     x = torch.randn(6, 4, dtype=torch.float64)
@@ -255,9 +255,10 @@ def shared_with_experts() -> tuple[Tensor, Tensor]:
 
     def encode(p: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         h, routed = x @ p["stem"], x[:, 0] > 0
-        if routed.any():
-            h = torch.where(routed[:, None], (h @ p["expert"]).tanh(), h)
-        return {"left": h @ p["left"], "right": h @ p["right"]}
+        left = right = (h @ p["expert"]).tanh()
+        if not routed.all():
+            right = torch.where(routed[:, None], right, h) if routed.any() else h
+        return {"left": left @ p["left"], "right": right @ p["right"]}
 
     def losses(f: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: f[name].sin().sum(1) for name in f}

@@ -1,5 +1,6 @@
 """Modules in ordinary loops: their own parameters, hooks, buffers, and what an ordinary loop would do with them."""
 
+import functools
 import warnings
 
 import pytest
@@ -507,12 +508,23 @@ def refusing(graph, inputs):
     return run
 
 
+class Distances(nn.Module):
+    """An op whose backward is run once for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x):
+        return torch.cdist(x, self.centres)
+
+
 class Again(nn.Module):
     """A compiled part that activation checkpointing runs again in every backward pass."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 5), nn.GELU(), nn.Linear(5, 3))
+        self.first, self.second = nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 5), Distances(), nn.Linear(5, 3))
         self.run = torch.compile(self.second.forward, backend=refusing)
 
     def forward(self, x):
@@ -532,27 +544,30 @@ def test_compiled_parts_that_run_again_in_the_backward_pass_are_run_eagerly_ther
         torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
 
 
+class Heads(nn.Module):
+    """Losses with a part that runs again in the backward pass."""
+
+    def __init__(self, compiler):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+        self.run = compiler(self.head.forward)
+
+    def forward(self, f):
+        return losses(checkpoint(self.run, f, use_reentrant=False))
+
+
 @pytest.mark.parametrize("attribution", ["activation", "anchor", "loss"])
 def test_compiled_losses_are_run_eagerly(attribution):
-    """A batched backward pass, which some attributions need, goes not through compiled code."""
-
-    class Heads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Linear(3, 3)
-
-        def forward(self, f):
-            return losses(checkpoint(self.head, f, use_reentrant=False))
-
-    module, heads, x = nn.Linear(4, 3).double(), Heads().double(), zoo.randn(5, 4)
-    grams, grads = [], []
-    for objective in (heads, torch.compile(heads, backend=refusing)):
-        heads.zero_grad()
-        info, _ = harmony.backward(module, x, objective, harmony.chain(), attribution=attribution)
-        grams.append(info.gram)
-        grads.append([p.grad.clone() for p in heads.parameters()])
-    torch.testing.assert_close(grams[0], grams[1])
-    torch.testing.assert_close(grads[0], grads[1])
+    """A batched backward pass, which some attributions need, does not go through compiled code."""
+    module, x, results = nn.Linear(4, 3).double(), zoo.randn(5, 4), []
+    compiler = functools.partial(torch.compile, backend=refusing)
+    for part, whole in ((lambda f: f, lambda f: f), (compiler, lambda f: f), (lambda f: f, compiler)):
+        torch.manual_seed(0)
+        heads = Heads(part).double()
+        info, _ = harmony.backward(module, x, whole(heads), harmony.chain(), attribution=attribution)
+        results.append([info.gram, *(p.grad for p in heads.parameters())])
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
 
 
 def test_the_warning_of_compiled_modules_points_at_the_line_of_the_user():

@@ -113,19 +113,28 @@ def warn_of_loop(reason: str) -> None:
     )
 
 
-def _compare_without_dropout(inputs: Inputs, error: UnsupportedError | MixedSamplesError) -> None:
-    """Encode the batch, and each sample alone, with dropout switched off: masks differ, embeddings must not."""
+def together_and_alone(inputs: Inputs) -> tuple[list[Any], list[Any]] | None:
+    """Embeddings of the batch, and of its samples each encoded alone, with dropout switched off.
+
+    None where the encoder draws other random numbers, so that they cannot be compared.
+    """
     state = snapshot(inputs.params)
     with _NoDropout():
         plain = _plain(inputs)
         alone = join([_plain(inputs.narrow(slice(b, b + 1))) for b in range(inputs.size)])
-    if not snapshot(inputs.params).equal(state):
+    return (plain, alone) if snapshot(inputs.params).equal(state) else None
+
+
+def _compare_without_dropout(inputs: Inputs, error: UnsupportedError | MixedSamplesError) -> None:
+    """Embeddings of samples alone must be those of the batch, but for the masks of dropout."""
+    embeddings = together_and_alone(inputs)
+    if embeddings is None:
         raise UnsupportedError(
             f"the tape engine cannot record this encoder ({error}), and it draws random numbers other than dropout, so "
             'that its embeddings cannot be compared with those of samples encoded alone. method="loop" takes each '
             "sample alone and compares nothing."
         ) from error
-    _require_equal(plain, alone, inputs, error)
+    _require_equal(*embeddings, inputs, error)
 
 
 def _require_equal(plain: Sequence[Any], alone: Sequence[Any], inputs: Inputs, error: Exception) -> None:
@@ -149,6 +158,12 @@ _DROPOUT = {
 }
 
 
+_ATTENTION = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
+"""Where they take ``dropout_p``."""
+
+_RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+
+
 class _NoDropout(TorchFunctionMode):
     """Inside, nothing is dropped."""
 
@@ -156,8 +171,10 @@ class _NoDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _DROPOUT:
             return args[0] if args else kwargs["input"]
-        if func is F.scaled_dot_product_attention and "dropout_p" in kwargs:
-            kwargs = kwargs | {"dropout_p": 0.0}
-        elif func is F.scaled_dot_product_attention and len(args) > 4:
-            args = (*args[:4], 0.0, *args[5:])
+        if func in _ATTENTION:
+            at = _ATTENTION[func]
+            kwargs = kwargs if len(args) > at else kwargs | {"dropout_p": 0.0}
+            args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
+        elif func in _RECURRENT:  # dropout is the only one of their arguments that is no tensor, flag or count
+            args = [0.0 if isinstance(x, float) else x for x in args]
         return func(*args, **kwargs)

@@ -61,6 +61,54 @@ def test_a_fallback_that_encodes_the_same_is_used(dropout, chunk_size):
     assert gram.isfinite().all() and all(value.isfinite() for value in values.values())
 
 
+@pytest.mark.parametrize("verify", ["auto", "always", "never"])
+def test_embeddings_are_compared_however_seldom_backward_passes_are_verified(verify):
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="mixes the samples"):
+        warnings.simplefilter("ignore")
+        harmony.gram_vjp(looped(MIXES["centred"]), losses, PARAMS, zoo.randn(6, 4), verify=verify)
+
+
+DROPPING = {
+    "attention": lambda: nn.MultiheadAttention(4, 2, 0.5, batch_first=True),
+    "encoder layer": lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.5, batch_first=True),
+    "recurrent": lambda: nn.GRU(4, 4, num_layers=2, dropout=0.5, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_dropout_inside_of_layers_is_no_reason_to_refuse_a_fallback(name):
+    layer = DROPPING[name]().double()
+    arguments = (lambda x: (x, x, x)) if name == "attention" else (lambda x: (x,))
+
+    def encode(p, x):
+        h = torch.func.functional_call(layer, p, arguments(x))
+        return torch.stack([row.mean(0) for row in (h if isinstance(h, torch.Tensor) else h[0])]).cumsum(0).diff(
+            dim=0, prepend=torch.zeros(1, 4, dtype=x.dtype)
+        )  # fmt: skip
+
+    params = {name: p.detach() for name, p in layer.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gram = harmony.gram_vjp(encode, losses, params, zoo.randn(5, 3, 4))[1]
+    assert gram.isfinite().all()
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_nested_tensors_are_left_to_others(layout):
+    def encode(p, x):
+        nested = torch.nested.nested_tensor(list(x), layout=layout)
+        if layout is torch.jagged:
+            return torch.stack([t.mean(0) for t in (nested @ p["w"]).unbind()]) @ p["v"]
+        return torch.nn.functional.linear(nested, p["w"].mT).to_padded_tensor(0.0).mean(1) @ p["v"]
+
+    x = zoo.randn(5, 6, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gram = harmony.gram_vjp(encode, losses, PARAMS, x)[1]
+    expected = harmony.gram_vjp(lambda p, x: (x @ p["w"]).mean(1) @ p["v"], losses, PARAMS, x)[1]
+    torch.testing.assert_close(gram, expected)
+
+
 def test_samples_of_a_later_chunk_are_compared_too():
     def encode(p, x):
         h = x @ p["w"]

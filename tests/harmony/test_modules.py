@@ -205,6 +205,37 @@ def test_inputs_that_ask_for_a_gradient_are_inputs():
     assert not [row for row in harmony.plan(encode, losses, params, x).rows if row.choice == "isolated"]
 
 
+@pytest.mark.parametrize(
+    "view", [lambda w: w.t(), lambda w: w.mT.contiguous().clone(), lambda w: w.view(-1).view(4, 4)]
+)
+def test_a_hook_on_a_view_of_a_parameter_is_not_passed_by(view):
+    weight = nn.Parameter(torch.randn(4, 4))
+    module = nn.ParameterList([weight])
+    mask = torch.rand(4, 4) > 0.5
+
+    def forward(m, x):
+        w = view(m[0])
+        if w.requires_grad:
+            w.register_hook(lambda grad: grad * mask)
+        return x @ w
+
+    with pytest.raises(ValueError, match="a hook changes the gradient on the way"):
+        harmony.backward(module, torch.randn(5, 4), losses, harmony.chain(), forward=forward, verify="always")
+
+
+def test_sparse_bags_of_words():
+    module = nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True), nn.Linear(4, 3)).double()
+    dense = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 3)).double()
+    dense.load_state_dict(module.state_dict())
+    x = torch.randint(9, (5, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        info, _ = harmony.backward(module, x, losses, harmony.realign.pcgrad)
+        expected, _ = harmony.backward(dense, x, losses, harmony.realign.pcgrad)
+    torch.testing.assert_close(info.gram, expected.gram)
+    torch.testing.assert_close([p.grad for p in module.parameters()], [p.grad for p in dense.parameters()])
+
+
 # Side channels
 
 

@@ -324,6 +324,55 @@ def test_a_parameter_with_as_many_rows_as_samples():
         assert_tape_is_exact(case)
 
 
+# What is made of parameters, and has as many rows as there are samples
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("encode", [
+    lambda x, p, w: (torch.stack([p + row for row in x]) @ w).tanh().mean(1),
+    lambda x, p, w: ((torch.stack([p + row for row in x]) + x) @ w).tanh().mean(1),
+    lambda x, p, w: torch.stack([p[0] * row[0] for row in x]) @ w,
+    lambda x, p, w: (torch.cat([p[None] * part for part in x.split(1)]) @ w).mean(1),
+    lambda x, p, w: torch.stack([p[0] @ w] * len(x)),
+    lambda x, p, w: torch.cat([(p[0] @ w)[None]] * len(x)) + 0 * x[:, 0, :3],
+    lambda x, p, w: x[:, 0] @ w + torch.stack([p[1] @ w] * len(x)),
+])  # fmt: skip
+def test_rows_of_parameters_put_together_for_each_sample(encode):
+    case = zoo.raw(encode, zoo.randn(5, 6, 4), p=zoo.randn(6, 4), w=zoo.randn(4, 3))
+    for options in ({}, {"update": "tape"}, {"attribution": "activation", "memory": 1}):
+        assert outcome(case, method="auto", **options) < EXACT
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("encode", [
+    lambda x, z, w: (z + x[:, 0]) @ w,
+    lambda x, z, w: (z * x[:, 0]) @ w,
+    lambda x, z, w: (z / x[:, 0].abs()) @ w,
+    lambda x, z, w: torch.einsum("bti,bi,io->bo", x, z, w),
+    lambda x, z, w: z @ w,
+    lambda x, z, w: z.flatten()[:12].as_strided((5, 4), (2, 1)) @ w,
+    lambda x, z, w: (z.flatten().unfold(0, 4, 4) @ w) * x[:, 0, :3],
+])  # fmt: skip
+def test_a_parameter_with_a_row_for_each_sample(encode):
+    """No sample can be encoded alone: the truth is in the graph of the whole batch."""
+    params, x = {"z": zoo.randn(5, 4), "w": zoo.randn(4, 3)}, zoo.randn(5, 6, 4)
+    leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
+    f = encode(x, **leaves)
+    truth = {name: [] for name in params}
+    embeddings = f.detach().requires_grad_()
+    for term in zoo.supervised(embeddings).values():
+        (cotangent,) = torch.autograd.grad(term.mean(), embeddings, retain_graph=True)
+        rows = [torch.autograd.grad(f, list(leaves.values()), own, retain_graph=True, materialize_grads=True)
+                for own in torch.diag_embed(cotangent.mT).permute(1, 2, 0)]  # fmt: skip
+        for name, of_loss in zip(params, zip(*rows, strict=True), strict=True):
+            truth[name].append(torch.stack(of_loss))
+    truth = {name: torch.stack(of_losses, 1) for name, of_losses in truth.items()}
+    case = zoo.raw(encode, x, **params)
+    grams = harmony.gram_vjp(*case, method="tape", wrt=lambda name: name)[1]
+    expected = {name: oracle.gram_blocks({name: g}) for name, g in truth.items()}
+    assert oracle.error_per_parameter(grams, expected) < EXACT
+
+
 # What mixes samples, though no gradient shows it today
 
 

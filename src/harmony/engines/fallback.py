@@ -67,7 +67,7 @@ def compare(
 ) -> None:
     """Compare the embeddings of a run that began at a random state with those of a plain pass."""
     drawn = not snapshot(inputs.params).equal(state)
-    if not drawn and verify != "never":
+    if not drawn:
         _require_equal(_plain(inputs) if plain is None else plain, trace.leaves, inputs, error)
     elif drawn and due(("fallback", error.signature, inputs.size), verify):
         with replay(state):
@@ -158,10 +158,9 @@ _DROPOUT = {
 }
 
 
-_ATTENTION = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
-"""Where they take ``dropout_p``."""
-
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+_DROPS_AT = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10} | dict.fromkeys(_RECURRENT, 5)
+"""Functions that drop within, and which of their arguments tells how much; one further on for packed sequences."""
 
 
 class _NoDropout(TorchFunctionMode):
@@ -171,10 +170,13 @@ class _NoDropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _DROPOUT:
             return args[0] if args else kwargs["input"]
-        if func in _ATTENTION:
-            at = _ATTENTION[func]
-            kwargs = kwargs if len(args) > at else kwargs | {"dropout_p": 0.0}
-            args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
-        elif func in _RECURRENT:  # dropout is the only one of their arguments that is no tensor, flag or count
-            args = [0.0 if isinstance(x, float) else x for x in args]
+        args = list(args)
+        at = _DROPS_AT.get(func)
+        if at is not None:
+            if "dropout_p" in kwargs:
+                kwargs = kwargs | {"dropout_p": 0.0}
+            packed = len(args) > 1 and isinstance(args[1], Tensor) and args[1].dtype == torch.int64
+            at += packed and func in _RECURRENT
+            if len(args) > at:
+                args[at] = 0.0
         return func(*args, **kwargs)

@@ -265,7 +265,7 @@ class Pass(NamedTuple):
 def run_batch(inputs: Inputs, params: list[Tensor]) -> Pass:
     """Encode with ordinary autograd by parameters that require a gradient."""
     names = {p: name for p, name in zip(params, inputs.names, strict=True)}
-    with torch.enable_grad(), per_sample_semantics(names, together=inputs.together) as ops:
+    with torch.enable_grad(), per_sample_semantics(names, together=inputs.together, size=inputs.size) as ops:
         leaves, spec = inputs.call(params, inputs.batch)
     check_leaves(leaves, spec, inputs.size)
     tracked = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
@@ -359,11 +359,12 @@ class _EncoderOps(TorchFunctionMode):
     embedding keeps its padding row free of gradients even under ``vmap``, whose rule forgets ``padding_idx``.
     """
 
-    def __init__(self, names: Mapping[Tensor, str], vmapped: bool, together: bool) -> None:
+    def __init__(self, names: Mapping[Tensor, str], vmapped: bool, together: bool, size: int) -> None:
         super().__init__()
         self.names = names
         self.vmapped = vmapped
         self.together = together
+        self.size = size
         self.hidden: set[Tensor] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -391,7 +392,9 @@ class _EncoderOps(TorchFunctionMode):
 
         if func in (F.batch_norm, torch.batch_norm) and option("training", 5):
             x, weight = option("input", 0), option("weight", 3)
-            if self.vmapped or not made_of_parameters(x, self.names):  # weights may be standardised by it
+            # Samples may lie among the channels, and weights may be standardised by it: the graph will tell.
+            instances = self.size > 1 and x.shape[0] == 1
+            if self.vmapped or not (instances or made_of_parameters(x, self.names)):
                 raise BatchStatisticsError(tuple(x.shape), self.names.get(weight, "") if weight is not None else "")
         if func in _EMBEDDINGS and option("scale_grad_by_freq", _EMBEDDINGS[func]):
             raise ValueError(
@@ -431,7 +434,7 @@ class BatchStatisticsError(ValueError):
 
 @contextlib.contextmanager
 def per_sample_semantics(
-    names: Mapping[Tensor, str] | None = None, *, vmapped: bool = False, together: bool = False
+    names: Mapping[Tensor, str] | None = None, *, vmapped: bool = False, together: bool = False, size: int = 1
 ) -> Iterator["_EncoderOps"]:
     """Inside, encoders keep samples apart, and every op is recorded by itself.
 
@@ -441,7 +444,7 @@ def per_sample_semantics(
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with eagerly(), _EncoderOps(names or {}, vmapped, together) as ops:
+        with eagerly(), _EncoderOps(names or {}, vmapped, together, size) as ops:
             yield ops
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

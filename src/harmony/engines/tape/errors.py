@@ -53,11 +53,21 @@ class UnsupportedError(NotImplementedError):
 
 
 class LeakedGradientError(ValueError):
-    """A backward pass carried gradients from one sample to another, although every op keeps them apart."""
+    """A backward pass did what no op does: it carried gradients between samples, or changed them on the way."""
 
-    def __init__(self, op: str, parameter: str) -> None:
-        super().__init__(
+    @classmethod
+    def at_op(cls, op: str, parameter: str) -> "LeakedGradientError":
+        """Gradients of some samples came to the places of others."""
+        return cls(
             f"the backward pass carries gradients of some samples to the places of others, at the output of {op}, "
             f"which leads to parameter {parameter!r}. Is there a tensor hook that mixes samples? If not, please report "
             'the encoder; method="loop" takes each sample alone.'
+        )
+
+    @classmethod
+    def at_hook(cls, parameter: str) -> "LeakedGradientError":
+        """A gradient changed between a view of a parameter and the parameter."""
+        return cls(
+            f"a hook changes the gradient on the way from a view, transpose or copy of parameter {parameter!r} to it. "
+            'Register the hook on the parameter itself, or pass method="loop".'
         )

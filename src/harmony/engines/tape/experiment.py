@@ -39,6 +39,7 @@ def _reached(grad: Tensor | None) -> tuple[Tensor, bool] | None:
     """The entries that a gradient reaches, on the host, and whether all of them can be told."""
     if grad is None:
         return None
+    grad = grad.to_dense() if grad.is_sparse else grad
     nan = grad.isnan()
     return ((grad != 0) & ~nan).cpu(), not bool(nan.any())
 

@@ -74,11 +74,12 @@ class Graph(NamedTuple):
         return ready
 
     def _scaled(self, node: int, certain: Sequence[bool]) -> bool:
-        """Whether an op multiplies, adds or divides something certain by what does not make it grow: a number, say."""
+        """Whether an op multiplies or divides something certain by a number."""
         sources = [s for s in self.inputs[node] if s is not None]
-        if base_name(self.names[node]) not in ("Add", "Sub", "Mul", "Div", "Pow") or len(sources) != 1:
+        if base_name(self.names[node]) not in ("Mul", "Div") or len(sources) != 1 or not certain[sources[0][0]]:
             return False
-        return certain[sources[0][0]] and self.shape(sources[0]) == self.shapes[node][0]
+        other = getattr(self.nodes[node], "_saved_other", None)
+        return isinstance(other, Tensor) and other.ndim == 0
 
     def made_of_parameters(self, order: Sequence[int], params: Container[Tensor]) -> list[bool]:
         """For each node, whether its outputs are surely made of these parameters alone, whatever the batch."""
@@ -160,7 +161,10 @@ def _shapes(node: Node) -> list[torch.Size]:
     variable = getattr(node, "variable", None)  # leaves carry the tensor itself
     if variable is not None:
         return [variable.shape]
-    return [torch.Size(meta.shape) for meta in node._input_metadata]
+    try:
+        return [torch.Size([int(n) for n in meta.shape]) for meta in node._input_metadata]
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedError(f"{node.name()} gives a nested tensor, whose shape is that of no array") from error
 
 
 def signed(dim: int) -> int:

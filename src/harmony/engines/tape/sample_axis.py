@@ -7,12 +7,13 @@ something made of parameters. A tensor that is shared by one account and not by 
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from harmony.engines.eager import eagerly
 from harmony.engines.tape import experiment
 from harmony.engines.tape.axes import BY_DATA, MOVES_BY_SHAPE, RULES, Mark, Op, Rule, State
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
@@ -26,10 +27,12 @@ class SampleAxis(NamedTuple):
     Attributes:
         shared: For each node, whether its outputs are the same for all samples.
         layouts: Where the samples lie in the outputs of the ops that use something shared.
+        fed: Shared nodes into which tensors without a gradient come: constants, so long as they are not of the batch.
     """
 
     shared: list[bool]
     layouts: dict[Output, Place]
+    fed: list[int]
 
     def uses(self, graph: Graph) -> list[tuple[int, int]]:
         """The ops that use something shared: node and number of the input."""
@@ -48,6 +51,7 @@ _REMEMBERED = 64
 _LOCK = threading.Lock()
 
 
+@eagerly()
 def sample_axis(
     graph: Graph, outputs: Sequence[Tensor], batch: Sequence[Any], size: int, names: Mapping[Tensor, str]
 ) -> tuple[SampleAxis, Any]:
@@ -70,7 +74,7 @@ def sample_axis(
     signature = (size, graph.signature())
     with _LOCK:
         known = _KNOWN.get(signature)
-    if known is not None:
+    if known is not None and not any(reads_batch(graph, node, storages(batch)) for node in known.fed):
         return known, signature
     derivation = _Derivation(graph, outputs, batch, size, names)
     result = derivation.result()
@@ -94,7 +98,7 @@ class _Derivation:
         self, graph: Graph, outputs: Sequence[Tensor], batch: Sequence[Any], size: int, names: Mapping[Tensor, str]
     ) -> None:
         self.graph = graph
-        self.batch = {x.untyped_storage().data_ptr() for x in batch if isinstance(x, Tensor) and _has_storage(x)}
+        self.batch = storages(batch)
         self.leaves = outputs
         self.size = size
         self.names = names
@@ -140,9 +144,10 @@ class _Derivation:
                     if isinstance(tested.get(output), Place)
                     else self._merge([claim for claim, _ in claims[output]], shape)
                 )
-                if self.constant[node]:
+                # A parameter is shared whatever its rows are used for, and what is made of it unless all agree on rows.
+                if self.graph.parameter(node) in self.names or (self.constant[node] and not isinstance(state, Place)):
                     state = Mark.SHARED
-                if state is Mark.SHARED and self._reads_batch(node):
+                if state is Mark.SHARED and self._is_fed(node) and reads_batch(self.graph, node, self.batch):
                     state = Mark.MIXED
                 if not isinstance(state, Place) and state is not Mark.SHARED:
                     culprits[output] = _culprit(claims[output])
@@ -191,15 +196,10 @@ class _Derivation:
             for claim, source in zip(claims, inputs, strict=True)
         ]
 
-    def _reads_batch(self, node: int) -> bool:
-        """Whether an op multiplies inputs of the batch into what is shared by all samples: they are mixed there."""
-        op, inputs = self.graph.nodes[node], self.graph.inputs[node]
-        if self.constant[node] or None not in inputs or all(source is None for source in inputs):
-            return False
-        saved = (getattr(op, name, None) for name in ("_saved_self", "_saved_mat1", "_saved_batch1", "_saved_input"))
-        return any(
-            isinstance(x, Tensor) and _has_storage(x) and x.untyped_storage().data_ptr() in self.batch for x in saved
-        )
+    def _is_fed(self, node: int) -> bool:
+        """Whether tensors without a gradient may come into what an op makes of parameters."""
+        inputs = self.graph.inputs[node]
+        return None in inputs and any(source is not None for source in inputs) and not self.constant[node]
 
     def _merge(self, states: Sequence[State], shape: torch.Size | None) -> State | None:
         """One state that agrees with all accounts of a tensor."""
@@ -262,7 +262,8 @@ class _Derivation:
             if not shared[node] and any(source is not None and shared[source[0]] for source in inputs)
         }
         layouts = {o: s for o, s in states.items() if o[0] in users and isinstance(s, Place)}
-        result = SampleAxis(shared, layouts)
+        fed = [node for (node, _), state in states.items() if state is Mark.SHARED and self._is_fed(node)]
+        result = SampleAxis(shared, layouts, fed)
         alone = {node for (node, _), place in layouts.items() if isinstance(place, RowMap) and place.lone}
         lone = Counter(self.graph.inputs[node][slot] for node, slot in result.uses(self.graph) if node in alone)
         if lone and max(lone.values()) >= self.size:
@@ -281,6 +282,18 @@ def _account(rule: Rule, op: Op) -> Sequence[State | None]:
 def _culprit(claims: Sequence[tuple[State, int]]) -> int:
     """An op whose account of a tensor differs from that of others."""
     return next((node for state, node in claims if not isinstance(state, Place)), claims[-1][1])
+
+
+def storages(batch: Iterable[Any]) -> set[int]:
+    """The memory behind the tensors of a batch."""
+    return {x.untyped_storage().data_ptr() for x in batch if isinstance(x, Tensor) and _has_storage(x)}
+
+
+def reads_batch(graph: Graph, node: int, batch: Container[int]) -> bool:
+    """Whether an op multiplies tensors of the batch into what is shared by all samples: they are mixed there."""
+    names = ("_saved_self", "_saved_mat1", "_saved_batch1", "_saved_input")
+    saved = (getattr(graph.nodes[node], name, None) for name in names)
+    return any(isinstance(x, Tensor) and _has_storage(x) and x.untyped_storage().data_ptr() in batch for x in saved)
 
 
 def _has_storage(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from harmony.engines.tape.errors import UnsupportedError
-from harmony.engines.tape.graph import Graph, Output, is_complex, signed
+from harmony.engines.tape.graph import Graph, Output, dtypes, is_complex, signed
 from harmony.engines.tape.rules import closed_form
 from harmony.engines.tape.sample_axis import SampleAxis
 from harmony.engines.tape.use import Isolated, Matrix, Site, Use, batched_vjp
@@ -44,6 +44,11 @@ class Target(NamedTuple):
                 grads = move(grads)
             return [grads]
         return batched_vjp([self.edge], [leaves[p] for p in self.params], [grads])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its entries."""
+        return dtypes(self.edge.node)[self.edge.output_nr]
 
     @property
     def is_complex(self) -> bool:

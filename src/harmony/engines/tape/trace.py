@@ -18,7 +18,7 @@ from harmony.engines.tape.recording import Recording
 from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
 from harmony.engines.tape.target import Target, find_targets
 from harmony.engines.tape.use import Isolated
-from harmony.engines.tape.verify import Verify, due, verify
+from harmony.engines.tape.verify import Verify, due, verify, verify_rearrangements
 from harmony.engines.trace import Inputs, detached, pull_batch, reach, run_batch
 from harmony.warn import warn
 
@@ -103,6 +103,7 @@ def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> T
         if due(run.signature, options.verify):
             names = dict(zip(run.params, inputs.names, strict=True))
             places = {o: run.places.layouts[o] for o in wanted}
+            verify_rearrangements([t for piece in chosen for t in piece.targets], run.params, inputs.names)
             verify(run.graph, run.outputs, cotangents, places, run.size, names)
         return Recording(
             chosen, grads, run.places.layouts, run.params, inputs.size,

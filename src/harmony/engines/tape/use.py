@@ -183,7 +183,10 @@ def batched_vjp(edges: Sequence[Any], inputs: Sequence[Any], grads: Sequence[Ten
             return list(torch.autograd.grad(edges, inputs, grads, is_grads_batched=True, **options))
         except RuntimeError:  # an op without a batching rule
             pass
-    rows = [torch.autograd.grad(edges, inputs, row, **options) for row in zip(*grads, strict=True)]
+    rows = [
+        [g.to_dense() if g.is_sparse else g for g in torch.autograd.grad(edges, inputs, row, **options)]
+        for row in zip(*grads, strict=True)
+    ]
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 

@@ -14,6 +14,7 @@ from harmony.engines.precision import full_precision
 from harmony.engines.tape.errors import LeakedGradientError
 from harmony.engines.tape.graph import Graph, Output, parameter_behind
 from harmony.engines.tape.layout import Place, along
+from harmony.engines.tape.target import Target
 
 Verify = Literal["auto", "always", "never"]
 
@@ -34,6 +35,20 @@ def due(signature: Any, verify: Verify) -> bool:
         _CALLS[key] += 1
         calls = _CALLS[key]
     return calls & (calls - 1) == 0
+
+
+@eagerly()
+def verify_rearrangements(targets: Sequence[Target], leaves: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raise a LeakedGradientError where the way from a rearranged parameter back to it is not what it seems: a hook."""
+    for target in targets:
+        if target.moves:
+            (p,) = target.params
+            leaf = leaves[p]
+            sent = torch.rand(target.shape, generator=_GENERATOR).to(leaf.device, target.dtype)
+            (expected,) = torch.autograd.grad(target.edge, leaf, sent, retain_graph=True)
+            (got,) = target.pull(sent[None], leaves)
+            if not torch.equal(got[0].to(leaf.dtype), expected):
+                raise LeakedGradientError.at_hook(names[p])
 
 
 @eagerly()
@@ -82,4 +97,4 @@ def verify(
     if leaks and bool(torch.stack(leaks).any()):
         reached = [o for o, g in zip(outputs, grads, strict=True) if g is not None]
         node = next(o for o, leak in zip(reached, leaks, strict=True) if leak)[0]
-        raise LeakedGradientError(graph.names[node], parameter_behind(graph, node, names))
+        raise LeakedGradientError.at_op(graph.names[node], parameter_behind(graph, node, names))

@@ -1,18 +1,20 @@
 """What the engine does with an encoder, and whether it does it right: ``plan`` and ``check``."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from harmony import cotangents
+from harmony.deviation import deviations
 from harmony.distributed.shares import alone
 from harmony.engines.chunks import Options, encode_batch, narrow
 from harmony.engines.encoded import Cotangent, Encoded, Trace
+from harmony.engines.fallback import together_and_alone
 from harmony.engines.precision import inner_products
-from harmony.engines.random import snapshot
+from harmony.engines.random import replay, snapshot
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.fill import Storage
 from harmony.engines.tape.graph import dtypes
@@ -25,7 +27,7 @@ from harmony.gram import PyTree, Wrt, check_options, flatten
 from harmony.reached import choose_params
 
 SAMPLES = 4
-"""Samples that ``check`` encodes alone: the first, the last, and some between."""
+"""Samples of which ``check`` compares the gradients: the first, the last, and some between."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
@@ -84,13 +86,15 @@ class Plan(NamedTuple):
 
 
 class Check(NamedTuple):
-    """Largest deviations of the tape from the reference, each relative to the largest entry of its own parameter.
+    """Largest deviations of the tape from the reference, each relative to its own scale.
 
     Attributes:
-        gram: Of the Gram blocks, those of each parameter alone and those over all of them.
-        update: Of the update.
-        embeddings: Of the embeddings of a sample alone from those in the batch; None where the encoder is random.
-        reference: What was compared with.
+        gram: Of the Gram blocks, those of each parameter alone and those over all of them: relative to the largest
+            entry of the block.
+        update: Of the update: relative to the largest entry of the parameter.
+        embeddings: Of the embeddings of every sample alone from its own in the batch, with dropout switched off; None
+            where the encoder draws other random numbers.
+        reference: What Gram and update were compared with.
         parameter: Where Gram or update deviate most.
     """
 
@@ -185,23 +189,28 @@ def check(
     """Compare the tape with the reference engine on four samples of a batch, and raise where they differ.
 
     Run it once on a new encoder. It also finds what no gradient shows: samples whose embeddings depend on their
-    neighbours. An encoder that draws random numbers (dropout) cannot be run twice with one mask; it is compared with
-    ordinary backward passes through the same graph, one for each sample and loss.
+    neighbours, or on their place in the batch; every sample is encoded alone. Gradients of an encoder that draws random
+    numbers, and sums over groups, are compared with ordinary backward passes through the same graph, one for each
+    sample, or group, and loss.
+
+    Each number is measured by its own scale: blocks and gradients that are zero but for rounding (that of a bias
+    before a normalisation, say) by the largest.
 
     Args:
         encode: As in [gram_vjp][harmony.gram_vjp].
         losses: As in [gram_vjp][harmony.gram_vjp].
         params: As in [gram_vjp][harmony.gram_vjp].
-        batch: As in [gram_vjp][harmony.gram_vjp]; all of it is encoded once.
+        batch: As in [gram_vjp][harmony.gram_vjp]; all of it is encoded at once, and sample by sample.
         wrt: As in [gram_vjp][harmony.gram_vjp].
         loss_params: As in [gram_vjp][harmony.gram_vjp].
-        **options: ``update``, ``memory``.
+        **options: ``update``, ``memory``, ``group_size``.
 
     Returns:
         A [Check][harmony.Check].
 
     Raises:
-        ValueError: The two differ by more than rounding; names what differs most.
+        ValueError: The two differ by more than rounding; names what differs most. Or the encoder mixes samples, or
+            gives what is no number.
         NotImplementedError: The tape cannot record the encoder.
 
     Examples:
@@ -218,55 +227,28 @@ def check(
     before = snapshot(inputs.params)
     run = record(inputs)
     trace = trace_of(run, inputs, settings, Storage())
+    tolerance = TOLERANCE[_lowest(run)]
     random = not before.equal(snapshot(inputs.params))
+    embeddings = _mixing(inputs, trace.tracked, tolerance)
     per_loss = _cotangents(trace, inputs, losses, loss_params)
-    recorded = trace.per_sample(per_loss, False)
-    chosen = torch.linspace(0, inputs.size - 1, min(SAMPLES, inputs.size)).round().long()
-    weights = torch.zeros_like(recorded.gram(1)[:, :, 0])
-    weights[chosen] = torch.linspace(0.5, 1.5, weights.shape[2]).to(weights) + chosen.to(weights)[:, None, None] / 9
-    update = recorded.combine(weights)
-    each = inputs._replace(label=list(range(len(inputs.names))), labels=inputs.names)
-    grams = trace_of(run, each, settings, Storage()).per_sample(per_loss, False).gram(1)[chosen]
-
-    reference, embeddings = "backward passes through the same graph", None
+    chosen = _spread(inputs.size)
     if random:
-        grads = _one_by_one(trace, per_loss, chosen)
+        reference, grads = "backward passes through the same graph", _pulled(trace, per_loss, chosen[:, None])
     else:
         # The whole of the gradients, of a few samples encoded alone.
         few = inputs._replace(label=[0] * len(inputs.names)).picked(chosen)
         reference, alone = _reference(few)
         picked = [[None if c is None else c[chosen] for c in of_loss] for of_loss in per_loss]
-        [grads] = alone.per_sample(picked, False).sums(1)
-        leaves = zip(trace.leaves, alone.leaves, trace.tracked, strict=True)
-        embeddings = max(_error(a[chosen], b) for a, b, tracked in leaves if tracked)
-    expected_grams = torch.stack([inner_products([[g] for g in of_param]) for of_param in zip(*grads, strict=True)], 1)
-    mixed = weights[chosen].mean(1) if weights.shape[1] > 1 else weights[chosen, 0]
-
-    def own(p: int) -> Tensor:
-        return weights[chosen, inputs.label[p]] if inputs.label[p] >= 0 else mixed
-
-    expected = [
-        torch.einsum("bk,kb...->...", own(p).to(g[0].dtype), torch.stack(list(g)))
-        for p, g in enumerate(zip(*grads, strict=True))
-    ]
-
-    tolerance = TOLERANCE[_lowest(run)]
-    floor = tolerance / 100  # below it a gradient is zero but for rounding: then measure against the largest
-    largest = max(float(g.abs().max()) for g in expected)
-    of_update = [_error(a, b, floor * largest, largest) for a, b in zip(update, expected, strict=True)]
-    largest = float(expected_grams.abs().max())
-    of_gram = [_error(grams[:, p], expected_grams[:, p], floor**2 * largest, largest) for p in range(len(inputs.names))]
-    label = torch.tensor(inputs.label, device=grams.device)
-    for number in range(weights.shape[1]):
-        whole = recorded.gram(1)[chosen, number]
-        of_gram.append(_error(whole, expected_grams[:, label == number].sum(1), 0.0, 1.0))
-    worst = max(range(len(inputs.names)), key=lambda p: max(of_update[p], of_gram[p]))
-    result = Check(max(of_gram), max(of_update), embeddings, reference, inputs.names[worst])
-    if embeddings is not None and embeddings > tolerance:
-        raise ValueError(
-            "encode mixes the samples of the batch: the embeddings of samples alone differ from theirs in the batch by "
-            f"{embeddings:.1e} (relative). Gradients of single samples are not defined."
-        )
+        [sums] = alone.per_sample(picked, False).sums(1)
+        grads = [[g.reshape(len(chosen), *p.shape) for g, p in zip(k, inputs.params, strict=True)] for k in sums]
+    result = _compare(run, inputs, settings._replace(group_size=1), per_loss, chosen, grads, tolerance)
+    if settings.group_size > 1:
+        groups = torch.split(torch.arange(inputs.size), settings.group_size)
+        some = _spread(len(groups))
+        grads = _pulled(trace, per_loss, [groups[g] for g in some.tolist()])
+        in_groups = _compare(run, inputs, settings, per_loss, some, grads, tolerance)
+        result = max(result, in_groups, key=lambda r: max(r.gram, r.update))
+    result = result._replace(embeddings=embeddings, reference=reference)
     if not max(result.gram, result.update) <= tolerance:
         raise ValueError(
             f"the tape differs from {reference} by {result.gram:.1e} in the Gram blocks and {result.update:.1e} in the "
@@ -274,6 +256,68 @@ def check(
             "please report the encoder."
         )
     return result
+
+
+def _mixing(inputs: Inputs, tracked: Sequence[bool], tolerance: float) -> float | None:
+    """How far embeddings of samples alone are from those in the batch; a ValueError where it is more than rounding."""
+    with replay(snapshot(inputs.params)):
+        pair = together_and_alone(inputs)
+    if pair is None:
+        return None
+    together, alone = ([leaf for leaf, t in zip(leaves, tracked, strict=True) if t] for leaves in pair)
+    if not all(bool(leaf.isfinite().all()) for leaf in together):
+        raise ValueError("the embeddings are not finite: check compares numbers. Is there NaN in parameters or batch?")
+    result = max(deviations(together, alone, tolerance / 100))
+    if result > tolerance:
+        raise ValueError(
+            "encode mixes the samples of the batch: the embeddings of samples alone differ from theirs in the batch by "
+            f"{result:.1e} (relative). Gradients of single samples are not defined."
+        )
+    return result
+
+
+def _compare(
+    run: Run,
+    inputs: Inputs,
+    settings: Options,
+    per_loss: Sequence[Cotangent],
+    chosen: Tensor,
+    grads: Sequence[Sequence[Tensor]],
+    tolerance: float,
+) -> Check:
+    """Compare Gram blocks and a weighted update with gradients (n, *shape), K lists of them, of some groups."""
+    recorded = trace_of(run, inputs, settings, Storage()).per_sample(per_loss, False)
+    gram = recorded.gram(settings.group_size)
+    weights = torch.zeros_like(gram[:, :, 0])
+    weights[chosen] = torch.linspace(0.5, 1.5, weights.shape[2]).to(weights) + chosen.to(weights)[:, None, None] / 9
+    of_samples = weights.repeat_interleave(settings.group_size, 0)[: inputs.size]
+    update = recorded.combine(of_samples)
+    each = inputs._replace(label=list(range(len(inputs.names))), labels=inputs.names)
+    of_params = trace_of(run, each, settings, Storage()).per_sample(per_loss, False).gram(settings.group_size)
+
+    by_param = [list(of_param) for of_param in zip(*grads, strict=True)]
+    expected_grams = [inner_products([[g] for g in of_param]) for of_param in by_param]
+    own = [weights[chosen, label] if label >= 0 else weights[chosen].mean(1) for label in inputs.label]
+    expected = [
+        torch.einsum("bk,kb...->...", w.to(g[0].dtype), torch.stack(g)) for w, g in zip(own, by_param, strict=True)
+    ]
+    for name, g in zip(inputs.names, expected, strict=True):
+        if not bool(g.isfinite().all()):
+            raise ValueError(f"the gradient of parameter {name!r} is not finite: check compares numbers.")
+
+    floor = tolerance / 100  # below it a gradient is zero but for rounding
+    of_update = deviations([g[None] for g in update], [g[None] for g in expected], floor)
+    of_gram = deviations(list(of_params[chosen].unbind(1)), expected_grams, floor**2)
+    labels = torch.tensor(inputs.label, device=gram.device)
+    whole = [torch.stack(expected_grams)[labels == n].sum(0) for n in range(gram.shape[1])]
+    of_whole = deviations(list(gram[chosen].unbind(1)), whole, floor**2)
+    worst = max(range(len(inputs.names)), key=lambda p: max(of_update[p], of_gram[p]))
+    return Check(max(of_gram + of_whole), max(of_update), None, "", inputs.names[worst])
+
+
+def _spread(size: int) -> Tensor:
+    """The first, the last, and some between."""
+    return torch.linspace(0, size - 1, min(SAMPLES, size)).round().long()
 
 
 def _row(number: int, name: str, inputs: Inputs, piece: Piece | None) -> Row:
@@ -304,25 +348,17 @@ def _reference(inputs: Inputs) -> tuple[str, Trace]:
         return "a loop over samples", trace_loop(inputs)
 
 
-def _one_by_one(trace: Trace, per_loss: Sequence[Cotangent], samples: Tensor) -> list[list[Tensor]]:
-    """Gradients of some samples, K lists of leaves (n, *shape), by one backward pass for each sample and loss."""
-    grads = []
-    for cotangent in per_loss:
-        rows = []
-        for b in samples.tolist():
+def _pulled(trace: Trace, per_loss: Sequence[Cotangent], groups: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Gradients of some groups of samples, K lists of leaves (n, *shape), by a backward pass for each and each loss."""
+    grads: list[list[list[Tensor]]] = [[] for _ in per_loss]
+    for samples in groups:
+        for rows, cotangent in zip(grads, per_loss, strict=True):
             only = [None if c is None else torch.zeros_like(c) for c in cotangent]
             for o, c in zip(only, cotangent, strict=True):
                 if o is not None and c is not None:
-                    o[b] = c[b]
+                    o[samples] = c[samples]
             rows.append(trace.pull(only))
-        grads.append([torch.stack(column) for column in zip(*rows, strict=True)])
-    return grads
-
-
-def _error(got: Tensor, expected: Tensor, floor: float = 0.0, largest: float = 1.0) -> float:
-    """Largest deviation relative to the largest expected entry, or to ``largest`` where that is below ``floor``."""
-    own = float(expected.abs().max())
-    return float((got - expected).abs().max()) / ((own if own > floor else largest) or 1.0)
+    return [[torch.stack(column) for column in zip(*rows, strict=True)] for rows in grads]
 
 
 def _lowest(run: Run) -> torch.dtype:

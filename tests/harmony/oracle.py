@@ -57,6 +57,24 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max())
 
 
+def error_per_block(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest deviation of any parameter's Gram blocks (B, K, K), relative to the largest entry of the same block.
+
+    Blocks that are zero but for rounding are measured against the parameter's largest entry, and parameters whose
+    blocks all are against the largest of all: squares of what ``error_per_parameter`` takes for rounding.
+    """
+    largest = max(float(e.abs().max()) for e in expected.values())
+    worst = 0.0
+    for name, e in expected.items():
+        of_param = float(e.abs().max())
+        of_param = of_param if of_param > 1e-18 * largest else largest
+        own = e.double().abs().amax((1, 2))
+        scale = torch.where(own > 1e-18 * of_param, own, of_param)
+        error = ((got[name].double() - e.double()).abs().amax((1, 2)) / scale).max()
+        worst = max(worst, float(error.nan_to_num(torch.inf, torch.inf)))
+    return worst
+
+
 def error_per_parameter(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Largest deviation of any parameter's entries, relative to the largest of its own.
 
@@ -66,4 +84,5 @@ def error_per_parameter(got: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     scales = {name: float(e.abs().max()) for name, e in expected.items()}
     largest = max(scales.values())
     errors = {name: float((got[name].double() - e.double()).abs().max()) for name, e in expected.items()}
-    return max(error / (scales[n] if scales[n] > 1e-9 * largest else largest) for n, error in errors.items())
+    relative = [error / (scales[n] if scales[n] > 1e-9 * largest else largest) for n, error in errors.items()]
+    return max(error if error == error else float("inf") for error in relative)

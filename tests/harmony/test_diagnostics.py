@@ -7,7 +7,8 @@ from torch.utils import _pytree as pytree
 
 import harmony
 from harmony.engines.tape import rules
-from harmony.engines.tape.use import Reduced
+from harmony.engines.tape.recording import Recording
+from harmony.engines.tape.use import Reduced, sum_to
 from tests import zoo
 
 
@@ -239,8 +240,107 @@ def test_check_of_an_encoder_that_draws_random_numbers():
     case = zoo.from_module(nn.Sequential(layer, zoo.Apply(zoo.over_tokens)), zoo.randn(zoo.B, 6, 8))
     for update in ("kept", "tape", "backward"):
         found = harmony.check(*case, update=update)
-        assert found.embeddings is None and found.reference == "backward passes through the same graph"
-        assert max(found.gram, found.update) < 1e-9
+        assert found.reference == "backward passes through the same graph"
+        assert max(found.gram, found.update, found.embeddings) < 1e-9
+
+
+RANDOM = {
+    "dropout": (nn.Linear(4, 6), nn.Dropout(0.5)),
+    "attention": (zoo.encoder_layer(dropout=0.4), zoo.Apply(lambda h: torch.cat([h, h[..., :2]], -1))),
+    "recurrence": (zoo.First(nn.LSTM(4, 6, 2, batch_first=True, dropout=0.5)),),
+    "plane": (nn.Linear(4, 6), nn.Dropout1d(0.5)),
+}
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+@pytest.mark.parametrize("layers", RANDOM)
+def test_check_finds_mixing_in_an_encoder_that_draws_dropout(layers, how):
+    """Masks differ from call to call: dropout is switched off where embeddings are compared."""
+    net = nn.Sequential(*RANDOM[layers], nn.Linear(6, 3), zoo.Apply(zoo.over_tokens)).train()
+    case = zoo.from_module(net.double(), zoo.randn(zoo.B, 7, 4))
+    assert harmony.check(*case).embeddings < 1e-9
+    net.insert(len(net) - 2, zoo.Apply(HIDDEN[how]))
+    with pytest.raises(ValueError, match="mixes the samples"):
+        harmony.check(*case)
+
+
+def test_check_cannot_compare_the_embeddings_of_an_encoder_that_draws_noise():
+    case = zoo.raw(lambda x, w: (x + torch.rand_like(x)) @ w, zoo.randn(zoo.B, 4), w=zoo.randn(4, 3))
+    result = harmony.check(*case)
+    assert result.embeddings is None and max(result.gram, result.update) < 1e-9
+
+
+@pytest.mark.parametrize("sample", range(7))
+def test_check_finds_mixing_of_any_single_sample(sample):
+    """The statistics of one sample's neighbours are in its embedding alone."""
+
+    def encode(x, w):
+        h = x @ w
+        h[sample : sample + 1] += 1e-3 * h[:1].detach() * (len(x) > 1)
+        return h
+
+    with pytest.raises(ValueError, match="mixes the samples"):
+        harmony.check(*zoo.raw(encode, zoo.randn(7, 4), w=zoo.randn(4, 3)))
+
+
+def test_check_finds_an_error_in_the_gram_of_one_sample_with_tiny_gradients(monkeypatch):
+    """Measured against the largest block, the last sample's would pass."""
+    case = zoo.CASES["mlp"]()
+    batch = case.batch.clone()
+    losses = lambda f: {k: t * torch.tensor([1, 1, 1, 1, 1e-6]).double() for k, t in zoo.supervised(f).items()}  # noqa: E731
+    arguments = (case.encode, losses, case.params, batch)
+    harmony.check(*arguments)
+    original = rules.RULES["AddmmBackward0"]
+
+    def wrong(site):
+        use = original(site)
+        factor = torch.ones(len(batch), 1, dtype=torch.float64)
+        factor[-1] = 2
+        if isinstance(use, Reduced):
+            return use
+        return type(use)(**{**vars(use), "right": lambda grad, part: use.right(grad * factor, part)})
+
+    monkeypatch.setitem(rules.RULES, "AddmmBackward0", wrong)
+    with pytest.raises(ValueError, match="the tape differs"):
+        harmony.check(*arguments)
+
+
+@pytest.mark.parametrize("group_size", [2, 3, 4, 5, 9])
+def test_check_of_groups(group_size, monkeypatch):
+    """A rule that is right for single samples, and wrong for groups of them."""
+    case = zoo.CASES["transformer_train"]()
+    result = harmony.check(*case, group_size=group_size)
+    assert max(result.gram, result.update) < 1e-9
+    original = rules.RULES["NativeLayerNormBackward0"]
+
+    def wrong(site):
+        use = original(site)
+        if use.factor is not None:
+            return use
+        return type(use)(**{**vars(use), "total": lambda x, shape: sum_to(x[:, :1], shape)})
+
+    monkeypatch.setitem(rules.RULES, "NativeLayerNormBackward0", wrong)
+    harmony.check(*case)
+    with pytest.raises(ValueError, match="the tape differs"):
+        harmony.check(*case, group_size=group_size)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("parameter", range(4))
+def test_check_sees_a_parameter_whose_gradient_alone_is_no_number(value, parameter, monkeypatch):
+    """The largest of some errors must not depend on where among them NaN stands."""
+    case = zoo.CASES["mlp"]()
+    names = list(case.params)
+    original = Recording.combine
+
+    def spoiled(self, weights):
+        grads = original(self, weights)
+        grads[parameter] = grads[parameter] * value
+        return grads
+
+    monkeypatch.setattr(Recording, "combine", spoiled)
+    with pytest.raises(ValueError, match=f"by .* and inf in the update .*parameter '{names[parameter]}'"):
+        harmony.check(*case)
 
 
 def test_check_of_a_random_encoder_finds_a_wrong_rule(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from harmony.engines.apart import require_pair_apart, trace_apart
 from harmony.engines.encoded import Cotangent, Encoded, Reach, Sum, Trace, Weigh, by_label, pull_mixed
 from harmony.engines.fallback import Run, fall_back, run_reference, warn_of_loop
 from harmony.engines.precision import inner_products
@@ -21,11 +22,11 @@ from harmony.engines.trace import (
     detached,
     either,
     join,
+    of_one_group,
     per_sample_semantics,
     reach,
     run_batch,
     trace_batch,
-    trace_group,
     trace_loop,
 )
 
@@ -63,6 +64,8 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
         inputs = inputs._replace(together=not per_sample or inputs.size <= group_size)
     states = [inputs.state()] if len(chunks) > 1 else []
     versions = inputs.versions()
+    if len(chunks) == inputs.size > 1 and not (per_sample and options.method in ("vmap", "loop")):
+        require_pair_apart(inputs, options.verify)
     first, run = _first(inputs if len(chunks) == 1 else inputs.narrow(chunks[0]), options, per_sample)
     parts, spec, tracked = [first.leaves], first.spec, first.tracked
     kept = [first]
@@ -198,7 +201,8 @@ def encode_batch(inputs: Inputs, options: Options, *, per_sample: bool) -> Encod
 def _first(inputs: Inputs, options: Options, per_sample: bool) -> tuple[Trace, Run]:
     """Run the first chunk with the engine that was asked for, or the first that can."""
     if not per_sample:
-        return trace_batch(inputs), trace_batch
+        run: Run = trace_batch if inputs.together else functools.partial(trace_apart, verify=options.verify)
+        return run(inputs), run
     if options.method == "loop":
         return trace_loop(inputs), trace_loop
     if options.method == "vmap":
@@ -222,7 +226,7 @@ def _first(inputs: Inputs, options: Options, per_sample: bool) -> tuple[Trace, R
 def _taped(inputs: Inputs, options: Options, storage: Storage) -> Trace:
     """A run on the tape; where one group takes all the samples, ordinary backward passes are all there is to do."""
     if inputs.size <= options.group_size:
-        return trace_group(inputs)
+        return of_one_group(trace_batch(inputs) if inputs.together else trace_apart(inputs, options.verify), inputs)
     return trace_tape(inputs, options, storage)
 
 
@@ -231,7 +235,7 @@ def _embed(inputs: Inputs, run: Run, shared: bool) -> tuple[list[Any], list[Reac
 
     They are computed in the way that ``run`` does it, so that they draw the same random numbers.
     """
-    if run is not trace_batch and getattr(run, "func", None) is not _taped:
+    if run is not trace_batch and getattr(run, "func", None) not in (_taped, trace_apart):
         trace = run(inputs)
         return trace.leaves, [trace.reaches()]
     if shared:  # the graph tells

@@ -40,8 +40,8 @@ def fall_back(inputs: Inputs, error: UnsupportedError | MixedSamplesError, verif
         UnsupportedError: They cannot be compared, since the encoder draws random numbers.
     """
     state = snapshot(inputs.params)
-    trace, engine, why_no_vmap = run_reference(inputs)
-    _compare(inputs, trace, state, error, error.leaves, verify)
+    trace, engine, why_no_vmap = run_reference(inputs, error)
+    compare(inputs, trace, state, error, error.leaves, verify)
     reason = f"the tape engine cannot record this encoder ({error})"
     if engine is trace_vmap:
         warn(f'{reason}: torch.func.vmap is used, which is exact and slower. Pass method="vmap" to silence this.')
@@ -51,13 +51,13 @@ def fall_back(inputs: Inputs, error: UnsupportedError | MixedSamplesError, verif
     def run(inputs: Inputs) -> Trace:
         state = snapshot(inputs.params)
         trace = engine(inputs)
-        _compare(inputs, trace, state, error, None, verify)
+        compare(inputs, trace, state, error, None, verify)
         return trace
 
     return trace, run
 
 
-def _compare(
+def compare(
     inputs: Inputs,
     trace: Trace,
     state: RandomState,
@@ -80,8 +80,20 @@ def _plain(inputs: Inputs) -> list[Any]:
         return detached(inputs.call(inputs.params, inputs.batch)[0])
 
 
-def run_reference(inputs: Inputs) -> tuple[Trace, Run, str]:
-    """Run the encoder by ``vmap``, or else by a loop; and why ``vmap`` cannot."""
+def run_reference(inputs: Inputs, reason: Exception | None = None) -> tuple[Trace, Run, str]:
+    """Run the encoder by ``vmap``, or else by a loop; and why ``vmap`` cannot.
+
+    Where neither can, although the batch could be encoded, a MixedSamplesError that is the ``reason`` says it better.
+    """
+    try:
+        return _run_reference(inputs)
+    except Exception as error:
+        if isinstance(reason, MixedSamplesError):
+            raise reason from error
+        raise
+
+
+def _run_reference(inputs: Inputs) -> tuple[Trace, Run, str]:
     state = snapshot(inputs.params)
     try:
         return trace_vmap(inputs), trace_vmap, ""
@@ -101,19 +113,28 @@ def warn_of_loop(reason: str) -> None:
     )
 
 
-def _compare_without_dropout(inputs: Inputs, error: UnsupportedError | MixedSamplesError) -> None:
-    """Encode the batch, and each sample alone, with dropout switched off: masks differ, embeddings must not."""
+def together_and_alone(inputs: Inputs) -> tuple[list[Any], list[Any]] | None:
+    """Embeddings of the batch, and of its samples each encoded alone, with dropout switched off.
+
+    None where the encoder draws other random numbers, so that they cannot be compared.
+    """
     state = snapshot(inputs.params)
     with _NoDropout():
         plain = _plain(inputs)
         alone = join([_plain(inputs.narrow(slice(b, b + 1))) for b in range(inputs.size)])
-    if not snapshot(inputs.params).equal(state):
+    return (plain, alone) if snapshot(inputs.params).equal(state) else None
+
+
+def _compare_without_dropout(inputs: Inputs, error: UnsupportedError | MixedSamplesError) -> None:
+    """Embeddings of samples alone must be those of the batch, but for the masks of dropout."""
+    embeddings = together_and_alone(inputs)
+    if embeddings is None:
         raise UnsupportedError(
             f"the tape engine cannot record this encoder ({error}), and it draws random numbers other than dropout, so "
             'that its embeddings cannot be compared with those of samples encoded alone. method="loop" takes each '
             "sample alone and compares nothing."
         ) from error
-    _require_equal(plain, alone, inputs, error)
+    _require_equal(*embeddings, inputs, error)
 
 
 def _require_equal(plain: Sequence[Any], alone: Sequence[Any], inputs: Inputs, error: Exception) -> None:

@@ -185,12 +185,19 @@ def trace_vmap(inputs: Inputs) -> Trace:
     return _from_rows(leaves, structure["spec"], tracked, rows, lambda: structure["reach"], inputs)
 
 
-def trace_batch(inputs: Inputs) -> Trace:
-    """Run the encoder once on the whole batch with ordinary autograd: nothing is differentiated per sample."""
+def trace_batch(inputs: Inputs, inspect: Callable[["Pass"], None] | None = None) -> Trace:
+    """Run the encoder once on the whole batch with ordinary autograd: nothing is differentiated per sample.
+
+    Args:
+        inputs: The call.
+        inspect: Sees the run, and may raise.
+    """
     params, size, state = inputs.tracked_params(), inputs.size, snapshot(inputs.params)
     run = run_batch(inputs, params)
     behind = paths(run.outputs)
     require_paths(behind, params, inputs.names, run.hidden, inputs.refuse)
+    if inspect is not None:
+        inspect(run)
     if size == 1 and any("BatchNorm" in name for name in behind.ops):
         # Torch misreads a gradient of one sample with channels last: give it two.
         restore(state)
@@ -222,9 +229,8 @@ def either(reaches: Iterable[Reach]) -> Reach:
     return [[any(of_runs) for of_runs in zip(*of_leaf, strict=True)] for of_leaf in zip(*reaches, strict=True)]
 
 
-def trace_group(inputs: Inputs) -> Trace:
-    """Run the encoder on samples that are one group: its gradients are those of ordinary backward passes."""
-    trace = trace_batch(inputs)
+def of_one_group(trace: Trace, inputs: Inputs) -> Trace:
+    """A run on samples that are one group, or a part of one: its gradients are those of ordinary backward passes."""
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
         grads = [[g[None] for g, s in zip(trace.pull(c), inputs.selected, strict=True) if s] for c in cotangents]
@@ -241,12 +247,14 @@ class Pass(NamedTuple):
         spec: Tree specification of the embeddings.
         tracked: For each leaf, whether it depends on the parameters.
         hidden: Parameters that were used where no gradient was recorded.
+        params: The parameters that autograd follows.
     """
 
     leaves: list[Any]
     spec: Any
     tracked: list[bool]
     hidden: set[Tensor]
+    params: list[Tensor]
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -262,7 +270,7 @@ def run_batch(inputs: Inputs, params: list[Tensor]) -> Pass:
     check_leaves(leaves, spec, inputs.size)
     tracked = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
     require_tracked(tracked)
-    return Pass(leaves, spec, tracked, ops.hidden)
+    return Pass(leaves, spec, tracked, ops.hidden, params)
 
 
 @eagerly()
@@ -388,11 +396,16 @@ class _EncoderOps(TorchFunctionMode):
             instances = self.size > 1 and x.shape[0] == 1
             if self.vmapped or not (instances or made_of_parameters(x, self.names)):
                 raise BatchStatisticsError(tuple(x.shape), self.names.get(weight, "") if weight is not None else "")
-        if func is F.embedding and option("scale_grad_by_freq", 5):
+        if func in _EMBEDDINGS and option("scale_grad_by_freq", _EMBEDDINGS[func]):
             raise ValueError(
                 "encode calls an embedding with scale_grad_by_freq=True: it counts words over the whole batch, so a "
-                "gradient per sample does not exist. Set it to False."
+                "gradient per sample does not exist. Set it to False. Over the batch as one group (group_size=B), and "
+                'in feature space (space="features"), it is allowed, without chunks.'
             )
+
+
+_EMBEDDINGS = {F.embedding: 5, F.embedding_bag: 5, torch.embedding: 3, torch.embedding_bag: 3}
+"""Where they take ``scale_grad_by_freq``."""
 
 
 @contextlib.contextmanager

@@ -35,7 +35,8 @@ class MixedSamplesError(ValueError):
 
 _REMEDY = (
     "A gradient per sample does not exist there. Move what couples samples (batch statistics, negatives, pooling over "
-    "the batch) into the losses stage, and check that the first axis of every tensor is the sample everywhere."
+    "the batch) into the losses stage, and check that the first axis of every tensor is the sample everywhere. Over "
+    'the batch as one group (group_size=B), and in feature space (space="features"), it is allowed, without chunks.'
 )
 
 

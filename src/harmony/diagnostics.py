@@ -243,7 +243,7 @@ def check(
         grads = [[g.reshape(len(chosen), *p.shape) for g, p in zip(k, inputs.params, strict=True)] for k in sums]
     result = _compare(run, inputs, settings._replace(group_size=1), per_loss, chosen, grads, tolerance)
     if settings.group_size > 1:
-        groups = torch.split(torch.arange(inputs.size), settings.group_size)
+        groups = torch.split(torch.arange(inputs.size, device="cpu"), settings.group_size)
         some = _spread(len(groups))
         grads = _pulled(trace, per_loss, [groups[g] for g in some.tolist()])
         in_groups = _compare(run, inputs, settings, per_loss, some, grads, tolerance)
@@ -317,7 +317,7 @@ def _compare(
 
 def _spread(size: int) -> Tensor:
     """The first, the last, and some between."""
-    return torch.linspace(0, size - 1, min(SAMPLES, size)).round().long()
+    return torch.linspace(0, size - 1, min(SAMPLES, size), device="cpu").round().long()
 
 
 def _row(number: int, name: str, inputs: Inputs, piece: Piece | None) -> Row:

@@ -31,7 +31,7 @@ def first_step() -> StepState:
         >>> first_step().next()
         StepState(step=tensor(1))
     """
-    return StepState(torch.zeros((), dtype=torch.int64))
+    return StepState(torch.zeros((), dtype=torch.int64, device="cpu"))
 
 
 class Update(Protocol):

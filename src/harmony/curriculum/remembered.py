@@ -49,7 +49,7 @@ def hysteresis(
     inner = as_score(score)
 
     def init() -> RuleState:
-        return RuleState(torch.zeros((), dtype=torch.int64), inner.init(), memory(capacity))
+        return RuleState(torch.zeros((), dtype=torch.int64, device="cpu"), inner.init(), memory(capacity))
 
     @torch.no_grad()
     def update(gram: Tensor, state: RuleState, *, ids: Tensor | None = None, **extras: Any) -> tuple[Tensor, RuleState]:

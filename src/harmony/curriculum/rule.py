@@ -29,7 +29,7 @@ def rule(score: AnyScore, decide: Decide, *, samplewise: bool) -> Transform:
     inner = as_score(score)
 
     def init() -> RuleState:
-        return RuleState(torch.zeros((), dtype=torch.int64), inner.init())
+        return RuleState(torch.zeros((), dtype=torch.int64, device="cpu"), inner.init())
 
     @torch.no_grad()
     def update(gram: Tensor, state: RuleState, **extras: Any) -> tuple[Tensor, RuleState]:

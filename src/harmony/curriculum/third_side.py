@@ -73,7 +73,7 @@ def triangle(
     given = None if share is None else as_schedule(share)
 
     def init() -> TriangleState:
-        return TriangleState(torch.zeros((), dtype=torch.int64), torch.zeros(3), torch.zeros(()))
+        return TriangleState(torch.zeros((), dtype=torch.int64, device="cpu"), torch.zeros(3), torch.zeros(()))
 
     @torch.no_grad()
     def update(

@@ -9,7 +9,7 @@ from torch import Tensor
 def uniform(seed: int, step: Tensor, rows: int, columns: int, device: torch.device) -> Tensor:
     """Numbers (rows, columns) in [0, 1), float64 (float32 on MPS); the same for the same arguments on every device."""
     place = torch.arange(rows * columns, device=device)
-    key = mix(step + mix(torch.tensor(seed)))  # on the host, like the step
+    key = mix(step + mix(torch.tensor(seed, device="cpu")))  # on the host, like the step
     bits = mix(mix(place + key) + key)
     kind = torch.float32 if device.type == "mps" else torch.float64
     return ((bits >> 11) & _low(53)).to(kind).mul(2.0**-53).view(rows, columns)

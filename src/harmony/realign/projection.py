@@ -142,7 +142,7 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.99) -> Tran
     schedule = None if target is None else as_schedule(target)
 
     def init() -> GradVacState:
-        return GradVacState(torch.zeros((), dtype=torch.int64), torch.zeros(()))
+        return GradVacState(torch.zeros((), dtype=torch.int64, device="cpu"), torch.zeros(()))
 
     def update(gram: Tensor, state: GradVacState, **extras: Any) -> tuple[Tensor, GradVacState]:
         blocks = unit_blocks(gram)

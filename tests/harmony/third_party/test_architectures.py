@@ -41,6 +41,22 @@ def test_exact_or_refused(line: Expected, mode: str, precision: str) -> None:
     assert error < tolerance, where
 
 
+ON_CUDA = [
+    pytest.param(line, mode, id=f"{line.package}-{line.name}-{mode}")
+    for line in expected()
+    for mode in [max(("train", "eval"), key=lambda mode: (getattr(line, mode) == "tape", mode))]
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize(("line", "mode"), ON_CUDA)
+def test_exact_or_refused_on_cuda(line: Expected, mode: str) -> None:
+    """The kernels of a CUDA device, in float32."""
+    with torch.device("cuda"):
+        test_exact_or_refused(line, mode, "float32")
+
+
 def built(line: Expected, mode: str, precision: str) -> Case:
     """The architecture of a line."""
     return case(builders(line.package)[line.name], train=mode == "train", dtype=getattr(torch, precision))

@@ -23,7 +23,7 @@ Send = Callable[[Tensor], Sequence[Tensor | None]]
 
 def states(send: Send, size: int) -> list[State | None]:
     """Where the samples lie in each tensor that ``send`` gives a gradient of; None where it gives none."""
-    numbers = torch.arange(size)
+    numbers = torch.arange(size, device="cpu")
     passes = [
         [[_reached(grad) for grad in send((numbers >> bit) % 2 == value)] for value in (1, 0)]
         for bit in range((size - 1).bit_length())
@@ -46,7 +46,7 @@ def _reached(grad: Tensor | None) -> tuple[Tensor, bool] | None:
 
 def _state(reached: Sequence[tuple[Any, Any]], size: int) -> State | None:
     """The state of a tensor, from the entries reached from the samples with each bit, and without it."""
-    entries = torch.zeros(reached[0][0][0].shape, dtype=torch.int64)
+    entries = torch.zeros(reached[0][0][0].shape, dtype=torch.int64, device="cpu")
     anybody, several = torch.zeros_like(entries, dtype=torch.bool), torch.zeros_like(entries, dtype=torch.bool)
     for bit, ((ones, _), (zeros, _)) in enumerate(reached):
         entries += ones.long() << bit
@@ -76,8 +76,8 @@ def through_op(graph: Graph, node: int, places: Mapping[int, Place], size: int) 
 def noise(shape: torch.Size, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
     """Gradients of which no sum vanishes by accident."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = torch.rand(shape, generator=generator) + 0.5
-    signs = torch.randint(2, shape, generator=generator) * 2 - 1
+    sizes = torch.rand(shape, generator=generator, device="cpu") + 0.5
+    signs = torch.randint(2, shape, generator=generator, device="cpu") * 2 - 1
     return (sizes * signs).to(device=device, dtype=dtype)
 
 

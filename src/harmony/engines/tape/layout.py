@@ -51,8 +51,8 @@ class RowMap:
         owners = self.ids[order]
         order, owners = order[owners >= 0], owners[owners >= 0]
         counts = torch.bincount(owners, minlength=self.size)
-        place = torch.arange(len(owners)) - (counts.cumsum(0) - counts)[owners]
-        index = torch.zeros(self.size, max(1, int(counts.max())), dtype=torch.int64)
+        place = torch.arange(len(owners), device="cpu") - (counts.cumsum(0) - counts)[owners]
+        index = torch.zeros(self.size, max(1, int(counts.max())), dtype=torch.int64, device="cpu")
         valid = torch.zeros_like(index, dtype=torch.bool)
         index[owners, place] = order
         valid[owners, place] = True
@@ -124,7 +124,7 @@ def along(values: Tensor, place: Place, ndim: int) -> Tensor:
 
 def row_ids(place: Place, rows: int, size: int) -> Tensor:
     """Number of the sample (rows,) that each row along the sample axis belongs to, on the host."""
-    return place.ids if isinstance(place, RowMap) else torch.arange(rows) // place.inner % size
+    return place.ids if isinstance(place, RowMap) else torch.arange(rows, device="cpu") // place.inner % size
 
 
 def place_of(axis: int, ids: Tensor, size: int) -> Place | None:
@@ -136,7 +136,7 @@ def place_of(axis: int, ids: Tensor, size: int) -> Place | None:
         return None
     rows, rest = divmod(len(ids), size)
     if rows and not rest:
-        numbers = torch.arange(len(ids))
+        numbers = torch.arange(len(ids), device="cpu")
         for inner in (n for n in range(rows, 0, -1) if rows % n == 0):
             if bool(((numbers // inner % size == ids) | (ids == NOBODY)).all()):
                 return Layout(axis, rows // inner, inner)

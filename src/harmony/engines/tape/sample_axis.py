@@ -213,7 +213,7 @@ class _Derivation:
         axis = places[0].axis
         if any(place.axis != axis for place in places):
             return Mark.MIXED
-        ids = torch.full((shape[axis],), NOBODY)
+        ids = torch.full((shape[axis],), NOBODY, device="cpu")
         for place in places:
             rows = row_ids(place, shape[axis], self.size)
             if bool(((ids >= 0) & (rows >= 0) & (ids != rows)).any()):

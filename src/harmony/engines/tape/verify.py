@@ -44,7 +44,7 @@ def verify_rearrangements(targets: Sequence[Target], leaves: Sequence[Tensor], n
         if target.moves:
             (p,) = target.params
             leaf = leaves[p]
-            sent = torch.rand(target.shape, generator=_GENERATOR).to(leaf.device, target.dtype)
+            sent = torch.rand(target.shape, generator=_GENERATOR, device="cpu").to(leaf.device, target.dtype)
             (expected,) = torch.autograd.grad(target.edge, leaf, sent, retain_graph=True)
             (got,) = target.pull(sent[None], leaves)
             if not torch.equal(got[0].to(leaf.dtype), expected):
@@ -70,7 +70,7 @@ def verify(
         size: B.
         names: Names of the parameters.
     """
-    half = torch.randperm(size, generator=_GENERATOR) < (size + 1) // 2
+    half = torch.randperm(size, generator=_GENERATOR, device="cpu") < (size + 1) // 2
     sent = []
     for leaf, of_leaf in zip(leaves, zip(*cotangents, strict=True), strict=True):
         present = [c for c in of_leaf if c is not None]

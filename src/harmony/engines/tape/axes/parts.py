@@ -16,7 +16,7 @@ def part(op: Op) -> Claims:
     axis = place.axis + (removed and place.axis >= dim)
     if removed or axis != dim:
         return [at(place, axis)]
-    ids = torch.full((shape[dim],), NOBODY)
+    ids = torch.full((shape[dim],), NOBODY, device="cpu")
     ids[_rows_of_part(op, dim)] = row_ids(place, op.shape[dim], op.size)
     return [place_of(dim, ids, op.size)]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import harmony
@@ -671,7 +672,13 @@ def test_a_rule_that_compares_samples_sees_all_of_them(options):
     assert sizes == [zoo.B] * len(sizes)
 
 
-PARTS = [{}, {"memory": 1}, {"chunk_size": 2}, {"group_size": 2, "chunk_size": 3}, {"group_size": 3, "chunk_size": 2}]
+PARTS = [
+    {},
+    {"memory": 1, "update": "kept"},
+    {"chunk_size": 2},
+    {"group_size": 2, "chunk_size": 3},
+    {"group_size": 3, "chunk_size": 2},
+]
 
 
 @pytest.mark.parametrize("options", PARTS)
@@ -839,3 +846,73 @@ def test_a_misspelt_option_is_an_error():
     case = zoo.mlp()
     with pytest.raises(TypeError, match="chunk_sise is no option"):
         harmony.harmonized_grad(case.encode, case.losses, harmony.realign.pcgrad, chunk_sise=2)
+
+
+# Blocks of groups
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations, and keeps the largest result of each kind, in bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.largest = 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        outputs = func(*args, **(kwargs or {}))
+        self.count += 1
+        for x in pytree.tree_leaves(outputs):
+            if isinstance(x, torch.Tensor):
+                name = func._schema.name
+                self.largest[name] = max(self.largest.get(name, 0), x.numel() * x.itemsize)
+        return outputs
+
+
+def deep(layers, size=16):
+    """Layers of equal size on tokens, in float32."""
+    params = {str(n): torch.randn(128, 128) / 12 for n in range(layers)}
+
+    def encode(p, x):
+        for w in p.values():
+            x = torch.tanh(x @ w)
+        return x.mean(1)
+
+    return zoo.Case(encode, zoo.supervised, params, torch.randn(size, 40, 128))
+
+
+def calls_of_a_step(case, **options):
+    harmonizer = harmony.chain(harmony.realign.pcgrad_random())
+    step = harmony.harmonized_grad(case.encode, case.losses, harmonizer, verify="never", **options)
+    with Calls() as calls:
+        step(case.params, case.batch, harmonizer.init())
+    return calls
+
+
+def test_blocks_follow_the_largest_parameter_and_not_the_sum_of_all():
+    """Gradients of one sample over all layers just exceed the memory; those of each layer fit for many samples."""
+    case = deep(8)
+    of_a_sample = 8 * 128 * 128 * 3 * 4
+    ample, little = (calls_of_a_step(case, memory=memory) for memory in (2**30, of_a_sample - 1))
+    assert little.count < 1.5 * ample.count
+    truth = truth_of(cast(case, torch.float64))
+    assert_fused(case, truth, harmony.chain(smooth), tolerance=1e-4, memory=of_a_sample - 1)
+
+
+def test_few_blocks_where_gradients_are_kept():
+    """Rather than call every op once more for each few samples, the update is made of the recorded ops."""
+    case = deep(2)
+    of_a_sample = 2 * 128 * 128 * 3 * 4
+    assert harmony.plan(*case, memory=4 * of_a_sample).update == "kept"
+    assert harmony.plan(*case, memory=4 * of_a_sample - 1).update == "tape"
+
+
+def test_products_of_rows_obey_the_memory():
+    params, x = {"w": torch.randn(512, 512) / 20}, torch.randn(32, 30, 512)
+    case = zoo.Case(lambda p, x: torch.tanh(x @ p["w"]).mean(1), zoo.supervised, params, x)
+    assert {row.choice for row in harmony.plan(*case).rows} == {"ghost"}
+    largest = {}
+    for memory in (2**30, 4 * 30 * 30 * 4):
+        with Calls() as calls:
+            harmony.gram_vjp(*case, memory=memory, update="tape", verify="never")
+        largest[memory] = calls.largest["aten::bmm"]
+    assert largest[4 * 30 * 30 * 4] <= 4 * 30 * 30 * 4 < largest[2**30]

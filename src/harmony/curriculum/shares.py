@@ -113,7 +113,9 @@ def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnySco
     inner = as_score(score)
 
     def init() -> RuleState:
-        return RuleState(torch.zeros((), dtype=torch.int64, device="cpu"), inner.init(), Level(torch.zeros(()), torch.zeros(())))
+        return RuleState(
+            torch.zeros((), dtype=torch.int64, device="cpu"), inner.init(), Level(torch.zeros(()), torch.zeros(()))
+        )
 
     @torch.no_grad()
     def update(gram: Tensor, state: RuleState, **extras: Any) -> tuple[Tensor, RuleState]:

@@ -87,8 +87,7 @@ class Filler:
             for k in range(len(self.grads))
         }
         empty = set(places)
-        first = (block.start - self.part.start) // block.size
-        groups = slice(first, first + block.groups)
+        groups = block.within(self.part)
         for k, p, a, b in self.products[id(piece)]:
             a, b, place = a[groups].to(self.dtype), b[groups].to(self.dtype), places[p, k]
             if not place.is_contiguous():  # among small ones

@@ -90,6 +90,11 @@ class Part(NamedTuple):
         """The samples as a slice of the batch."""
         return slice(self.start, self.start + self.groups * self.size)
 
+    def within(self, part: "Part") -> slice:
+        """The groups as a slice of those of a larger part."""
+        first = (self.start - part.start) // self.size
+        return slice(first, first + self.groups)
+
 
 def grouped(x: Tensor, place: Place, part: Part) -> Tensor:
     """Bring the groups of a part to the front: (groups, size, *shape), ``shape`` being that of one sample.

@@ -28,6 +28,7 @@ class Piece(NamedTuple):
         targets: The shared tensors made of them.
         label: Number of the Gram that is taken over them; -1 for those that are in the update alone.
         choice: Whether their per-sample gradients are computed, or only their products.
+        scratch: Entries that one group takes while it is computed.
         flops: For each parameter an estimate for the Gram, for one group and all losses.
         bytes: Memory moved, likewise.
     """
@@ -38,6 +39,7 @@ class Piece(NamedTuple):
     targets: list[Target]
     label: int
     choice: Choice
+    scratch: int
     flops: list[float]
     bytes: list[float]
 
@@ -69,19 +71,24 @@ def pieces(
     """
     parts = _connected(_split(targets, label))
     small: dict[int, list[tuple[list[int], list[Target], Cost]]] = {}
+    scratch_of_small: dict[int, int] = {}
     found = []
     for params, members in parts:
         own = label[params[0]]
         alone = len(params) > 1 or leaves[params[0]].numel() >= SMALL
         ghost = _ghost_cost(members, reached, group) if own >= 0 else None
         plain = _instantiate_cost(members, leaves, params, reached, group, kept)
+        scratch = len(reached) * sum(leaves[p].numel() for p in params) + _isolated_scratch(members)
         if ghost is not None and _time(ghost) < _time(plain):
-            found.append(_piece([(params, members, ghost)], leaves, own, "ghost"))
+            found.append(_piece([(params, members, ghost)], leaves, own, "ghost", _ghost_scratch(members, group)))
         elif alone:
-            found.append(_piece([(params, members, plain)], leaves, own, "instantiate"))
+            found.append(_piece([(params, members, plain)], leaves, own, "instantiate", scratch))
         else:
             small.setdefault(own, []).append((params, members, plain))
-    return found + [_piece(together, leaves, own, "instantiate") for own, together in small.items()]
+            scratch_of_small[own] = scratch_of_small.get(own, 0) + scratch
+    return found + [
+        _piece(together, leaves, own, "instantiate", scratch_of_small[own]) for own, together in small.items()
+    ]
 
 
 def work(targets: Sequence[Target], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:
@@ -130,7 +137,11 @@ def _connected(targets: Sequence[Target]) -> list[tuple[list[int], list[Target]]
 
 
 def _piece(
-    parts: Sequence[tuple[list[int], list[Target], Cost]], leaves: Sequence[Tensor], label: int, choice: Choice
+    parts: Sequence[tuple[list[int], list[Target], Cost]],
+    leaves: Sequence[Tensor],
+    label: int,
+    choice: Choice,
+    scratch: int,
 ) -> Piece:
     params, offsets, targets, width = [], [], [], 0
     flops, moved = [], []
@@ -142,7 +153,7 @@ def _piece(
             width += leaves[p].numel()
             flops.append(cost[0] / len(numbers))
             moved.append(cost[1] / len(numbers))
-    return Piece(params, offsets, width, targets, label, choice, flops, moved)
+    return Piece(params, offsets, width, targets, label, choice, scratch, flops, moved)
 
 
 def _time(cost: Cost) -> float:
@@ -181,6 +192,17 @@ def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: i
     flops = n * (rows_of_all**2 * affinity + 2 * o * sum(pairs)) + work(targets, group)  # the last is the update
     moved = n * (3 * (rows_of_all**2 + sum(pairs)) + (sum(rows) + 2 * rows_of_all) * o)
     return flops / GHOST_EFFICIENCY, 4.0 * moved
+
+
+def _ghost_scratch(targets: Sequence[Target], group: int) -> int:
+    """Entries of two affinities between all rows of a group."""
+    uses = [use for target in targets for use, _ in target.uses if isinstance(use, Matrix)]
+    return 2 * uses[0].sizes[0] * (group * sum(use.sizes[1] for use in uses)) ** 2
+
+
+def _isolated_scratch(targets: Sequence[Target]) -> int:
+    """Entries of the gradients that one group sends through ops without a closed form: those of a whole batch."""
+    return sum(use.site.output.numel() for target in targets for use, _ in target.uses if isinstance(use, Isolated))
 
 
 def _orientation(target: Target, use: Matrix) -> object:

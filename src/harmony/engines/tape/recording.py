@@ -17,6 +17,9 @@ from harmony.engines.tape.use import Grads
 Flat = dict[int, Tensor]
 """Gradients (width,) of pieces, by their number."""
 
+Buffers = dict[int, Tensor]
+"""Per-sample gradients (K, g, width) of pieces, by their number."""
+
 
 class Recording:
     """The output gradients of every op that uses a parameter, under each loss, and what to make of them."""
@@ -61,32 +64,34 @@ class Recording:
         self.losses = len(grads)
         self.device = leaves[0].device
         self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
-        self._kept: list[tuple[Part, list[Tensor | None]]] = []
+        self._kept: list[tuple[Part, Buffers]] = []
 
     @torch.no_grad()
     def gram(self, group_size: int) -> Tensor:
         """Gram blocks (groups, L, K, K); per-sample gradients are kept for ``combine`` where the update wants them."""
-        whole = self.update == "kept"
         grams = []
         for part in self._parts(group_size):
-            filler = self._filler(part)
-            for block in _blocks(part, part.groups if whole else self._groups_at_once()):
-                gram, buffers = self._block(filler, block, Storage() if whole else self.storage, keep=whole)
-                grams.append(gram)
-                if whole:
-                    self._kept.append((block, buffers))
+            filler = Filler(self._instantiated(), self.grads, self.leaves, part)
+            gram, buffers = self._grams(filler, part, Storage() if self.update == "kept" else None)
+            grams.append(gram)
+            if buffers:
+                self._kept.append((part, buffers))
         return torch.cat(grams)
 
     @torch.no_grad()
     def fused(self, group_size: int, weigh: Weigh) -> tuple[Tensor, list[Tensor]]:
         """Gram blocks, and the update by the weights made of them; per-sample gradients live in one block alone."""
-        keep = self.update == "kept"
+        if self.update != "kept":
+            gram = self.gram(group_size)
+            weights = weigh(gram, range(len(gram))).repeat_interleave(group_size, 0)[: self.size]
+            return gram, self._finish({}, weights)
         total: Flat = {}
         grams, rows, groups = [], [], 0
         for part in self._parts(group_size):
-            filler = self._filler(part)
-            for block in _blocks(part, self._groups_at_once()):
-                gram, buffers = self._block(filler, block, self.storage, keep=keep)
+            filler = Filler(self._instantiated(), self.grads, self.leaves, part)
+            for block in _blocks(part, self._at_once(*self._instantiated())):
+                self.storage.reset()
+                gram, buffers = self._grams(filler, block, self.storage)
                 weights = weigh(gram, range(groups, groups + block.groups))
                 groups += block.groups
                 self._add_kept(total, buffers, weights)
@@ -126,20 +131,18 @@ class Recording:
     @torch.no_grad()
     def toward(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
         """Inner products (groups, L, K) with one gradient, given for every parameter."""
-        counted = self._counted()
+        counted = [piece for piece in self.pieces if piece.counted]
         along = [torch.cat([direction[p].flatten() for p in piece.params]).to(self.dtype) for piece in counted]
-        at_once = max(1, self.memory // max(1, sum(p.width for p in counted) * self.losses * self.dtype.itemsize))
         rows = []
         for part in self._parts(group_size):
             filler = Filler(counted, self.grads, self.leaves, part)
-            for block in _blocks(part, at_once):
-                shape = (block.groups, self.labels, self.losses)
-                total = torch.zeros(shape, dtype=self.dtype, device=self.device)
-                with full_precision(self.device.type):
-                    for piece, d in zip(counted, along, strict=True):
+            total = torch.zeros(part.groups, self.labels, self.losses, dtype=self.dtype, device=self.device)
+            with full_precision(self.device.type):
+                for piece, d in zip(counted, along, strict=True):
+                    for block in _blocks(part, self._at_once(piece)):
                         self.storage.reset()
-                        total[:, piece.label] += (filler.fill(piece, block, self.storage) @ d).mT
-                rows.append(total)
+                        total[block.within(part), piece.label] += (filler.fill(piece, block, self.storage) @ d).mT
+            rows.append(total)
         return torch.cat(rows)
 
     def _parts(self, group_size: int) -> Iterator[Part]:
@@ -150,47 +153,41 @@ class Recording:
         if rest:
             yield Part(groups * group_size, 1, rest)
 
-    def _groups_at_once(self) -> int:
-        """Groups whose gradients fit in the memory allowed for them."""
-        width = sum(p.width for p in self._counted() if p.choice == "instantiate")
-        return max(1, self.memory // max(1, width * self.losses * self.dtype.itemsize))
+    def _at_once(self, *pieces: Piece) -> int:
+        """Groups whose gradients fit in the memory allowed for them, for all of some pieces together."""
+        return max(1, self.memory // max(1, sum(piece.scratch for piece in pieces) * self.dtype.itemsize))
 
-    def _filler(self, part: Part) -> Filler:
-        return Filler([p for p in self._counted() if p.choice == "instantiate"], self.grads, self.leaves, part)
+    def _instantiated(self) -> list[Piece]:
+        return [piece for piece in self.pieces if piece.counted and piece.choice == "instantiate"]
 
-    def _counted(self) -> list[Piece]:
-        return [piece for piece in self.pieces if piece.counted]
-
-    def _block(
-        self, filler: Filler, block: Part, storage: Storage, *, keep: bool
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """Gram blocks of a block of groups, and the buffers (K, g, width) of the pieces that were instantiated."""
-        shape = (block.groups, self.labels, self.losses, self.losses)
-        gram = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        buffers: list[Tensor | None] = []
-        storage.reset()
+    def _grams(self, filler: Filler, part: Part, keep: Storage | None) -> tuple[Tensor, Buffers]:
+        """Gram blocks (g, L, K, K) of some groups; and, if they are kept, the gradients they are products of."""
+        gram = torch.zeros(part.groups, self.labels, self.losses, self.losses, dtype=self.dtype, device=self.device)
+        buffers: Buffers = {}
         with full_precision(self.device.type):
-            for piece in self.pieces:
-                buffer = None
-                if piece.counted and piece.choice == "ghost":
-                    gram[:, piece.label] += ghost(piece, self.grads, block, self.dtype)
-                elif piece.counted:
-                    if not keep:
-                        storage.reset()
-                    buffer = filler.fill(piece, block, storage)
-                    rows = buffer.transpose(0, 1)
-                    gram[:, piece.label] += rows @ rows.mT
-                buffers.append(buffer if keep else None)
+            for number, piece in enumerate(self.pieces):
+                kept = keep is not None and piece.choice == "instantiate"
+                for block in _blocks(part, part.groups if kept else self._at_once(piece)) if piece.counted else ():
+                    if piece.choice == "ghost":
+                        product = ghost(piece, self.grads, block, self.dtype)
+                    else:
+                        if keep is None:
+                            self.storage.reset()
+                        buffer = filler.fill(piece, block, self.storage if keep is None else keep)
+                        rows = buffer.transpose(0, 1)
+                        product = rows @ rows.mT
+                        if kept:
+                            buffers[number] = buffer
+                    gram[block.within(part), piece.label] += product
         return gram, buffers
 
-    def _add_kept(self, total: Flat, buffers: Sequence[Tensor | None], weights: Tensor) -> None:
-        """Add what the per-sample gradients (K, g, width) of a block give with weights (g, L, K)."""
+    def _add_kept(self, total: Flat, buffers: Buffers, weights: Tensor) -> None:
+        """Add what the per-sample gradients of a block give with weights (g, L, K)."""
         weights = weights.to(self.dtype)
         with full_precision(self.device.type):
-            for n, buffer in enumerate(buffers):
-                if buffer is not None:
-                    rows, row = buffer.flatten(0, 1), weights[:, self.pieces[n].label].mT.reshape(-1)
-                    total[n] = torch.addmv(total[n], rows.mT, row, out=total[n]) if n in total else rows.mT @ row
+            for n, buffer in buffers.items():
+                rows, row = buffer.flatten(0, 1), weights[:, self.pieces[n].label].mT.reshape(-1)
+                total[n] = torch.addmv(total[n], rows.mT, row, out=total[n]) if n in total else rows.mT @ row
 
     def _finish(self, total: Flat, weights: Tensor) -> list[Tensor]:
         """The update by weights (B, L, K), of which the kept gradients have given their part."""

@@ -23,6 +23,10 @@ from harmony.engines.trace import Inputs, detached, pull_batch, reach, run_batch
 from harmony.warn import warn
 
 
+BLOCKS = 4
+"""Blocks of groups that a step is cut into at most, to use per-sample gradients twice: each calls every op again."""
+
+
 class Settings(Protocol):
     """The options that the tape looks at."""
 
@@ -144,7 +148,7 @@ def plan(
     update = options.update
     if update == "auto":
         entries = len(reached) * sum(p.numel() for p, s in zip(run.params, inputs.selected, strict=True) if s)
-        at_least = 1 if fused else groups
+        at_least = -(-groups // BLOCKS) if fused else groups
         fits = at_least * entries * 4 <= options.memory
         # Where the Gram is taken over few parameters, the passes of the losses may stop early.
         # Several Grams have weights of their own, and would need a pass each.

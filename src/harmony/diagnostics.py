@@ -267,6 +267,7 @@ def _mixing(inputs: Inputs, tracked: Sequence[bool], tolerance: float) -> float 
     together, alone = ([leaf for leaf, t in zip(leaves, tracked, strict=True) if t] for leaves in pair)
     if not all(bool(leaf.isfinite().all()) for leaf in together):
         raise ValueError("the embeddings are not finite: check compares numbers. Is there NaN in parameters or batch?")
+    tolerance = min(tolerance, TOLERANCE[torch.float32])  # these embeddings were computed in full precision
     result = max(deviations(together, alone, tolerance / 100))
     if result > tolerance:
         raise ValueError(

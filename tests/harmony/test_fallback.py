@@ -182,3 +182,33 @@ def test_weights_that_are_not_finite_are_not_reported_as_mixing():
         case = zoo.raw(lambda x, w, v: (x @ w).sin() @ v, zoo.randn(6, 4), w=w, v=zoo.randn(3, 2))
         gram = harmony.gram_vjp(*case, verify="always")[1]
         assert not gram.isfinite().any() and not harmony.defined(gram).any()
+
+
+def coarse(case, dtype, mix):
+    """An encoder in half precision that the tape leaves to others, which mixes a little or not at all."""
+    encode = looped(mix)
+    x, params = torch.randn(6, 4), {n: p.float() for n, p in PARAMS.items()}
+    if case == "stored":
+        return encode, {n: p.to(dtype) for n, p in params.items()}, x.to(dtype)
+
+    def inside(p, x):
+        with torch.autocast("cpu", dtype):
+            return encode(p, x).float()
+
+    return (inside if case == "inside" else encode), params, x
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["around", "inside", "stored"])
+def test_weak_mixing_is_seen_in_half_precision(case, dtype):
+    """Four percent of a neighbour: less than bfloat16 embeddings may differ by rounding alone."""
+    weak = lambda h: h + 0.04 * h.roll(1, 0)  # noqa: E731
+    for mix in (weak, None):
+        encode, params, x = coarse(case, dtype, mix)
+        with warnings.catch_warnings(), torch.autocast("cpu", dtype, enabled=case == "around"):
+            warnings.simplefilter("ignore")
+            if mix is None:
+                assert harmony.gram_vjp(encode, losses, params, x)[1].isfinite().all()
+            else:
+                with pytest.raises(ValueError, match="mixes the samples"):
+                    harmony.gram_vjp(encode, losses, params, x)

@@ -3,6 +3,7 @@
 An encoder that mixes samples is another model where each sample is encoded alone. So the embeddings are compared.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from harmony.engines.encoded import Trace
+from harmony.engines.precision import full_precision
 from harmony.engines.random import RandomState, replay, restore, snapshot
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.verify import Verify, due
@@ -67,11 +70,15 @@ def compare(
 ) -> None:
     """Compare the embeddings of a run that began at a random state with those of a plain pass."""
     drawn = not snapshot(inputs.params).equal(state)
+    close = drawn
     if not drawn:
-        _require_equal(_plain(inputs) if plain is None else plain, trace.leaves, inputs, error)
-    elif drawn and due(("fallback", error.signature, inputs.size), verify):
+        plain = _plain(inputs) if plain is None else plain
+        _require_equal(plain, trace.leaves, ROUNDING[torch.bfloat16], error)
+        close = _equal(plain, trace.leaves, _rounding(inputs, plain))
+    coarse = drawn or _rounding(inputs, trace.leaves) > ROUNDING[torch.float32]
+    if (coarse and due(("fallback", error.signature, inputs.size), verify)) or not close:
         with replay(state):
-            _compare_without_dropout(inputs, error)
+            _compare_in_full_precision(inputs, error)
 
 
 def _plain(inputs: Inputs) -> list[Any]:
@@ -114,18 +121,18 @@ def warn_of_loop(reason: str) -> None:
 
 
 def together_and_alone(inputs: Inputs) -> tuple[list[Any], list[Any]] | None:
-    """Embeddings of the batch, and of its samples each encoded alone, with dropout switched off.
+    """Embeddings of the batch, and of its samples each encoded alone, without dropout and half precision.
 
     None where the encoder draws other random numbers, so that they cannot be compared.
     """
     state = snapshot(inputs.params)
-    with _NoDropout():
+    with _NoDropout(), _FullPrecision():
         plain = _plain(inputs)
         alone = join([_plain(inputs.narrow(slice(b, b + 1))) for b in range(inputs.size)])
     return (plain, alone) if snapshot(inputs.params).equal(state) else None
 
 
-def _compare_without_dropout(inputs: Inputs, error: UnsupportedError | MixedSamplesError) -> None:
+def _compare_in_full_precision(inputs: Inputs, error: UnsupportedError | MixedSamplesError) -> None:
     """Embeddings of samples alone must be those of the batch, but for the masks of dropout."""
     embeddings = together_and_alone(inputs)
     if embeddings is None:
@@ -134,22 +141,53 @@ def _compare_without_dropout(inputs: Inputs, error: UnsupportedError | MixedSamp
             'that its embeddings cannot be compared with those of samples encoded alone. method="loop" takes each '
             "sample alone and compares nothing."
         ) from error
-    _require_equal(*embeddings, inputs, error)
+    _require_equal(*embeddings, min(_rounding(inputs, embeddings[0]), ROUNDING[torch.float32]), error)
 
 
-def _require_equal(plain: Sequence[Any], alone: Sequence[Any], inputs: Inputs, error: Exception) -> None:
-    """Raise a MixedSamplesError where embeddings of single samples are not those of the batch."""
+def _rounding(inputs: Inputs, leaves: Sequence[Any]) -> float:
+    """How far embeddings may differ in the lowest precision that is known of; an encoder may lower it itself."""
     device = inputs.params[0].device.type
     lowered = torch.is_autocast_enabled(device) if torch.amp.is_autocast_available(device) else False
     kinds = {p.dtype for p in inputs.params} | ({torch.get_autocast_dtype(device)} if lowered else set())
+    kinds |= {leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)}
+    return max((ROUNDING[kind] for kind in kinds if kind in ROUNDING), default=0.0)
+
+
+def _require_equal(plain: Sequence[Any], alone: Sequence[Any], rounding: float, error: Exception) -> None:
+    """Raise a MixedSamplesError where embeddings of single samples are not those of the batch."""
+    if not _equal(plain, alone, rounding):
+        raise error if isinstance(error, MixedSamplesError) else MixedSamplesError.by_comparison() from error
+
+
+def _equal(plain: Sequence[Any], alone: Sequence[Any], rounding: float) -> bool:
     for a, b in zip(plain, alone, strict=True):
         if isinstance(a, Tensor) and a.is_floating_point():
-            rounding = max(ROUNDING[kind] for kind in kinds | {a.dtype} if kind in ROUNDING)
             scale = a.detach().abs().nan_to_num(0, 0, 0).amax() if a.numel() else a.new_zeros(())
             if not torch.allclose(a.double(), b.double(), rtol=0, atol=rounding * float(scale), equal_nan=True):
-                if isinstance(error, MixedSamplesError):
-                    raise error
-                raise MixedSamplesError.by_comparison() from error
+                return False
+    return True
+
+
+class _FullPrecision(TorchFunctionMode):
+    """Inside, nothing is computed below float32: neither by autocast, nor by tensors and casts in half precision."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = Tensor.float if func in (Tensor.half, Tensor.bfloat16) else func
+        args, kwargs = pytree.tree_map(_lifted, (args, kwargs or {}))
+        with contextlib.ExitStack() as stack:
+            for device in {x.device.type for x in pytree.tree_leaves(args) if isinstance(x, Tensor)}:
+                stack.enter_context(full_precision(device))
+            return func(*args, **kwargs)
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _lifted(x: Any) -> Any:
+    """A tensor, or a precision, in float32 where it is in half precision."""
+    if isinstance(x, Tensor):
+        return x.float() if x.dtype in _HALF else x
+    return torch.float32 if x in _HALF else x
 
 
 _DROPOUT = {

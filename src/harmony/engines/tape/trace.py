@@ -22,7 +22,6 @@ from harmony.engines.tape.verify import Verify, due, verify, verify_rearrangemen
 from harmony.engines.trace import Inputs, detached, pull_batch, reach, run_batch
 from harmony.warn import warn
 
-
 BLOCKS = 4
 """Blocks of groups that a step is cut into at most, to use per-sample gradients twice: each calls every op again."""
 

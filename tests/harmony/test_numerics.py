@@ -177,9 +177,10 @@ def test_nonnegative_minimum_meets_its_conditions(seed, k, condition, push):
 
 
 @pytest.mark.parametrize("condition", [1e6, 1e8, 1e10])
+@pytest.mark.parametrize("n", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("k", [4, 5, 8, 12])
-def test_nonnegative_minimum_of_many_ill_conditioned_problems(k, condition):
-    matrix, linear = correlations(k, k, condition, n=10_000), drawn(k + 1, k, n=10_000)
+def test_nonnegative_minimum_of_many_ill_conditioned_problems(k, n, condition):
+    matrix, linear = correlations(k, k, condition, n=n), drawn(k + 1, k, n=n)
     meets_the_conditions(nonnegative_minimum(matrix, linear), matrix, linear, 1e-12)
 
 

@@ -109,6 +109,9 @@ def grouped(x: Tensor, place: Place, part: Part) -> Tensor:
         rows = rows.masked_fill(~valid.view(*valid.shape, *[1] * (x.ndim - 1)), 0)
         return split(rows.movedim(1, axis + 1), 0, (part.groups, part.size))
     outer, inner = place.outer, place.inner
+    if axis == 0 and outer == 1:  # as nearly always: one view
+        rows = x[part.start * inner : (part.start + part.groups * part.size) * inner]
+        return split(rows, 0, (part.groups, part.size, inner))
     x = split(x, axis, (outer, x.shape[axis] // (outer * inner), inner)).movedim(axis + 1, 0)
     return split(x[part.samples].flatten(axis + 1, axis + 2), 0, (part.groups, part.size))
 

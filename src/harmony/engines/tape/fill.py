@@ -34,12 +34,21 @@ class Storage:
 
 
 class _Product(NamedTuple):
-    """A gradient that is one matrix product per group, as it stands in the parameter: ``a @ b``, (g, ...) each."""
+    """A gradient that is one matrix product per group, as it stands in the parameter, of factors (g, ...).
+
+    Attributes:
+        loss: Number of the loss.
+        param: Number of the parameter.
+        left: The factor that all losses share: one tensor for all of them.
+        right: The factor of this loss.
+        left_first: Whether the product is ``left @ right``, and not ``right @ left``.
+    """
 
     loss: int
     param: int
-    a: Tensor
-    b: Tensor
+    left: Tensor
+    right: Tensor
+    left_first: bool
 
 
 class Filler:
@@ -59,23 +68,26 @@ class Filler:
     def _products(self, target: Target) -> list[_Product]:
         if not _is_product(target):
             return []
-        found = []
+        products = []
         for use, outputs in target.uses:
-            left = None
-            for k, loss in enumerate(self.grads):
-                grad = loss.get(outputs[0])
-                if grad is None:
-                    continue
-                if isinstance(use, Matrix):
-                    left = use.left(self.part)[:, 0] if left is None else left
-                    right = use.right(grad, self.part)[:, 0]
-                    a, b = (right.mT, left) if use.out_first != target.transposed else (left.mT, right)
+            grads = {k: loss[outputs[0]] for k, loss in enumerate(self.grads) if outputs[0] in loss}
+            if isinstance(use, Matrix):
+                left_first = use.out_first == target.transposed
+                left = use.left(self.part)[:, 0] if grads else None
+                rights = {k: use.right(grad, self.part)[:, 0] for k, grad in grads.items()}
+                if left_first:
+                    left = None if left is None else left.mT
                 else:
-                    assert isinstance(use, Reduced)
-                    b = use.site.grouped(grad, self.part).flatten(1, -2)
-                    a = b.new_ones(len(b), 1, b.shape[1])
-                found.append(_Product(k, target.params[0], a, b))
-        return found
+                    rights = {k: right.mT for k, right in rights.items()}
+            else:
+                assert isinstance(use, Reduced)
+                left_first = True
+                rights = {k: use.site.grouped(grad, self.part).flatten(1, -2) for k, grad in grads.items()}
+                left = next((r.new_ones(1, 1, r.shape[1]).expand(len(r), -1, -1) for r in rights.values()), None)
+            for k, right in rights.items():
+                assert left is not None
+                products.append(_Product(k, target.params[0], left, right, left_first))
+        return products
 
     def fill(self, piece: Piece, block: Part, storage: Storage) -> Tensor:
         """Gradients (K, g, width) of a piece's parameters under each loss, for a block of the groups."""
@@ -88,8 +100,12 @@ class Filler:
         }
         empty = set(places)
         groups = block.within(self.part)
-        for k, p, a, b in self.products[id(piece)]:
-            a, b, place = a[groups].to(self.dtype), b[groups].to(self.dtype), places[p, k]
+        shared, left = None, torch.empty(0)
+        for k, p, factor, right, left_first in self.products[id(piece)]:
+            if factor is not shared:
+                shared, left = factor, factor[groups].to(self.dtype)
+            right, place = right[groups].to(self.dtype), places[p, k]
+            a, b = (left, right) if left_first else (right, left)
             if not place.is_contiguous():  # among small ones
                 _put(place, (a @ b).flatten(1), (p, k) in empty)
             elif (p, k) in empty:

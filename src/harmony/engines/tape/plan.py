@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from harmony.engines.tape.target import Target
-from harmony.engines.tape.use import Isolated, Matrix, Reduced, Use
+from harmony.engines.tape.use import Isolated, Matrix
 
 Choice = Literal["instantiate", "ghost"]
 Update = Literal["kept", "tape", "backward"]
@@ -93,22 +93,10 @@ def pieces(
 
 def work(targets: Sequence[Target], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:
     """Floating-point operations of the weight gradients of one group: under the losses that reach them, or one."""
-    return sum(
-        _product(use, group) * (1 if reached is None else sum(outputs[0][0] in nodes for nodes in reached))
-        for target in targets
-        for use, outputs in target.uses
-    )
-
-
-def _product(use: Use, group: int) -> float:
-    if isinstance(use, Matrix):
-        n, t, i, o = use.sizes
-        return 2.0 * n * t * group * o if use.table else 2.0 * n * t * group * i * o
-    if isinstance(use, Isolated):
-        return 0.0  # not known
-    assert isinstance(use, Reduced)
-    axis = use.site.layout.axis
-    return 2.0 * use.site.output.numel() / use.site.output[axis] * use.site.layout.rows * group
+    uses = [pair for target in targets for pair in target.uses]
+    if reached is None:
+        return group * sum(use.flops for use, _ in uses)
+    return group * sum(use.flops for use, outputs in uses for nodes in reached if outputs[0][0] in nodes)
 
 
 def _split(targets: Sequence[Target], label: Sequence[int]) -> list[Target]:
@@ -122,18 +110,14 @@ def _split(targets: Sequence[Target], label: Sequence[int]) -> list[Target]:
 
 def _connected(targets: Sequence[Target]) -> list[tuple[list[int], list[Target]]]:
     """Parameters that one shared tensor is made of belong together."""
-    groups: list[tuple[set[int], list[Target]]] = []
-    for target in targets:
-        params, members = set(target.params), [target]
-        apart = []
-        for other in groups:
-            if other[0] & params:
-                params |= other[0]
-                members = other[1] + members
-            else:
-                apart.append(other)
-        groups = [*apart, (params, members)]
-    return sorted(((sorted(params), members) for params, members in groups), key=lambda part: part[0])
+    groups: dict[int, tuple[list[int], list[Target]]] = {}
+    group_of: dict[int, int] = {}
+    for number, target in enumerate(targets):
+        joined = [groups.pop(g) for g in sorted({group_of[p] for p in target.params if p in group_of})]
+        params = sorted({*target.params, *(p for others, _ in joined for p in others)})
+        groups[number] = params, [member for _, members in joined for member in members] + [target]
+        group_of |= dict.fromkeys(params, number)
+    return sorted(groups.values(), key=lambda group: group[0])
 
 
 def _piece(

@@ -143,10 +143,11 @@ def plan(
     """Where the update comes from, and what is computed for each parameter."""
     group = min(options.group_size, inputs.size)
     groups = -(-inputs.size // group)
-    counted = [t for t in run.targets if any(inputs.selected[p] for p in t.params)]
+    selected = inputs.selected
+    counted = [t for t in run.targets if any(selected[p] for p in t.params)]
     update = options.update
     if update == "auto":
-        entries = len(reached) * sum(p.numel() for p, s in zip(run.params, inputs.selected, strict=True) if s)
+        entries = len(reached) * sum(p.numel() for p, s in zip(run.params, selected, strict=True) if s)
         at_least = -(-groups // BLOCKS) if fused else groups
         fits = at_least * entries * 4 <= options.memory
         # Where the Gram is taken over few parameters, the passes of the losses may stop early.

@@ -6,6 +6,7 @@ samples (tokens, pixels), ``i`` input features, ``o`` output features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +71,12 @@ class Matrix:
     table: bool = False
     views: bool = False
 
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations for one sample and one loss."""
+        n, t, i, o = self.sizes
+        return 2.0 * n * t * o * (1 if self.table else i)
+
     def prepare(self, part: Part) -> Tensor:
         """What all losses share: the left factor."""
         return self.left(part) if self.table else accumulating(self.left(part))
@@ -109,6 +116,12 @@ class Reduced:
         """Whether the gradient is nothing but a sum."""
         return self.factor is None and self.scale == 1 and self.total is None and self.spread is None
 
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations for one sample and one loss."""
+        output, layout = self.site.output, self.site.layout
+        return 2.0 * output.numel() / output[layout.axis] * layout.rows
+
     def prepare(self, part: Part) -> Tensor | None:
         """What all losses share: the factor."""
         return None if self.factor is None else accumulating(self.factor(part))
@@ -136,6 +149,11 @@ class Isolated:
     layouts: list[Place]
     numbers: list[int]
     source: GradientEdge
+
+    @property
+    def flops(self) -> float:
+        """Not known."""
+        return 0.0
 
     def prepare(self, part: Part) -> None:
         """Nothing is shared."""

@@ -9,19 +9,17 @@ from harmony.engines.tape.layout import Part, grouped
 from harmony.engines.tape.use import Matrix, Reduced, Site
 
 
-def product(site: Site, left: Tensor | None, right: Tensor | None, slot: int, alpha: complex) -> Matrix | None:
+def product(site: Site, known: Tensor | None, slot: int, alpha: complex) -> Matrix | None:
     """``out = alpha * left @ right``, with or without a leading axis of products side by side.
 
     Args:
         site: Where.
-        left: (n, rows, i) or (rows, i).
-        right: (n, i, o) or (i, o).
+        known: The factor that is not shared, left (n, rows, i) or (rows, i), or right (n, i, o) or (i, o).
         slot: 0 where the left is the shared one, 1 where the right is.
         alpha: Scale of the product.
     """
     batched = len(site.output) - 2  # 1 for bmm, 0 for mm
-    axis, known = (batched, left) if slot == 1 else (batched + 1, right)
-    if site.layout.axis != axis or known is None:
+    if site.layout.axis != (batched if slot == 1 else batched + 1) or known is None:
         return None
     n = site.output[0] if batched else 1
     features = known.shape[-1] if slot == 1 else known.shape[-2]
@@ -51,7 +49,7 @@ def product(site: Site, left: Tensor | None, right: Tensor | None, slot: int, al
 
 def mm(site: Site) -> Matrix | None:
     """``self @ mat2``."""
-    return product(site, _saved(site.node, "self"), _saved(site.node, "mat2"), site.slot, 1.0)
+    return product(site, _saved(site.node, ("mat2", "self")[site.slot]), site.slot, 1.0)
 
 
 def addmm(site: Site) -> Matrix | Reduced | None:
@@ -85,7 +83,7 @@ def _added(site: Site, left: str, right: str) -> Matrix | Reduced | None:
     if site.slot == 0:
         return Reduced(site, scale=node._saved_beta.conjugate())  # type: ignore[attr-defined]
     alpha = node._saved_alpha  # type: ignore[attr-defined]
-    return product(site, _saved(node, left), _saved(node, right), site.slot - 1, alpha)
+    return product(site, _saved(node, (right, left)[site.slot - 1]), site.slot - 1, alpha)
 
 
 def _saved(node: Node, name: str) -> Tensor | None:

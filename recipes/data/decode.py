@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import dropwhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,17 @@ from av.video.stream import VideoStream
 
 from recipes.data import limits, storage
 
-PREROLL = 0.1  # seconds of sound decoded before the window: a codec's first frames after a seek are not yet exact
+# Seconds of sound decoded before the window, as a codec's first frames after a seek are not yet exact; the next where
+# so much of them cannot be decoded that the window is reached.
+PREROLLS = (0.1, 1.0, 10.0)
+UNORDERED = {
+    "avi",
+    "asf",
+    "mpeg",
+}  # containers that may stamp pictures in the order of decoding: looked at a second long
+# What MPEG program streams hold: they stamp few packets, so that all must have been read to guess the other stamps.
+STAMPLESS = {"mpeg1video", "mpeg2video", "mpeg4"}
+SKIPPING = {"h264", "hevc"}  # decoders that may pass over pictures, and show the same ones: see the tests
 TRUNCATED = 0.5  # seconds of missing pictures, inside what the header declares, that make a file a truncated one
 
 
@@ -120,6 +131,14 @@ def clip_in(file: BinaryIO, name: str) -> Iterator["Clip"]:
         raise BrokenClip(name, f"truncated, corrupt or not a media file ({detail})") from error
     except OSError as error:
         raise BrokenClip(name, f"it cannot be read: {error.strerror or error}") from error
+    except BrokenClip:
+        raise
+    except IndexError as error:  # PyAV knows the streams of the header alone
+        raise BrokenClip(
+            name, "a stream appears after the header; remux it (ffmpeg -i FILE -c copy NEW.mp4)"
+        ) from error
+    except Exception as error:  # whatever else a decoder makes of a damaged file
+        raise BrokenClip(name, f"it cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def _open(file: BinaryIO, name: str) -> InputContainer:
@@ -144,6 +163,7 @@ class Clip:
         self.video = next((stream for stream in known if isinstance(stream, VideoStream)), None)
         self.audio = next((stream for stream in known if isinstance(stream, AudioStream)), None)
         self.origin = max(0.0, (container.start_time or 0) / av.time_base)
+        self.unstamped = container.format.name == "mpeg"
         self.probe = self._probe()
         for stream in filter(None, (self.video, self.audio)):  # one thread: the loader's workers are the parallelism
             stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
@@ -189,45 +209,67 @@ class Clip:
         return Window(video, self.sound(start, sample_rate, samples))
 
     def pictures(self, times: np.ndarray, short_side: int | None) -> np.ndarray:
-        """The pictures of `window` alone, on screen at `times` (n,), which increase: uint8 (n, H, W, 3)."""
+        """The pictures of `window` alone, on screen at `times` (n,), which increase: uint8 (n, H, W, 3).
+
+        They are those of a decoder that reads the whole file. A key frame is a place to begin only for what is shown
+        after it, and only if every picture that is wanted comes out whole: pictures shown before it, though stored
+        behind it, refer to what was not read, and some codecs refresh little by little. Otherwise an earlier one is
+        tried, up to the first.
+        """
         stream = self.video
         if stream is None:
             raise BrokenClip(self.path, "it has no video stream that can be decoded")
         # Half a millisecond more, against rounding: 3 * 0.1 s must find the picture stamped 0.3 s.
         ticks = [int((t + self.origin + 5e-4) / stream.time_base) for t in times]
-        packets = self._packets(stream, ticks[0], ticks[-1])
-        stamps = sorted(p.pts for p in packets)
-        if not stamps:
-            raise BrokenClip(self.path, "truncated or corrupt: no picture can be read")
-        self._check_end(max(packets, key=lambda p: p.pts), times[-1])
-        wanted = [stamps[max(0, bisect_right(stamps, t) - 1)] for t in ticks]
-        shown = self._decode_pictures(packets, set(wanted), short_side)
-        have = sorted(shown)
-        if not have:
-            raise BrokenClip(self.path, "truncated or corrupt: no picture of the window can be decoded")
-        return np.stack([shown[have[max(0, bisect_right(have, stamp) - 1)]] for stamp in wanted])
+        codec = stream.codec_context.codec.name
+        if self.unstamped and codec not in STAMPLESS:
+            raise BrokenClip(self.path, f"{codec} in an MPEG program stream has no time stamps; remux it to mp4")
+        skip, target, back = codec in SKIPPING, ticks[0], max(1, int(2 / stream.time_base))
+        target = 0 if self.unstamped else target
+        ahead = int(1 / stream.time_base) if self.container.format.name in UNORDERED else 0
+        while True:
+            first = target <= (stream.start_time or 0)
+            packets = _from_key_frame(self._packets(stream, 0 if first else target, ticks[-1] + ahead))
+            if not packets and first:
+                raise BrokenClip(self.path, "truncated or corrupt: no picture can be read")
+            stamps = sorted(p.pts for p in packets if p.pts is not None)
+            stamped = len(stamps) == len(packets) > 0
+            if first or (stamped and packets[0].pts <= ticks[0]):
+                wanted = [stamps[max(0, bisect_right(stamps, t) - 1)] for t in ticks] if stamped else []
+                shown = self._decode_pictures(packets, ticks, wanted if skip else None, short_side)
+                if shown and ([stamp for stamp, _ in shown] == wanted or (first and not skip)):
+                    if stamps:
+                        self._check_end(max((p for p in packets if p.pts is not None), key=lambda p: p.pts), times[-1])
+                    return np.stack([rgb for _, rgb in shown])
+                if first and not skip:
+                    raise BrokenClip(self.path, "truncated or corrupt: no picture of the window can be decoded")
+            if skip and first:
+                skip = False
+            elif packets and not stamped:
+                target = 0
+            else:
+                target, back = target - back, 2 * back
 
-    def _packets(self, stream: Stream, first: int, last: int) -> list[Packet]:
-        """The packets from the last key frame at or before `first` to the last one shown by `last` (stream ticks)."""
+    def _packets(self, stream: Stream, target: int, last: int) -> list[Packet]:
+        """The packets from a key frame near `target`, mostly before it, to the last one shown by `last` (ticks)."""
         for other in self.container.streams:
             other.discard = Discard.default if other is stream else Discard.all
-        target, back = first, max(1, int(2 / stream.time_base))
-        while True:
-            self.container.seek(max(target, 0), stream=stream)
-            packets, size = [], 0
-            for packet in self._following(stream):
-                if packet.dts is not None and packet.dts > last:  # dts <= pts, so nothing shown by `last` can follow
-                    break
-                if packet.pts is not None:
-                    packets.append(packet)
-                    size += packet.size
-                if size > limits.BYTES or len(packets) > limits.PACKETS:
-                    bounds = f"{limits.BYTES} bytes or {limits.PACKETS} packets"
-                    raise BrokenClip(self.path, f"one window takes more than {bounds}: are there key frames?")
-            # A container may seek by decoding time, and land on a key frame that is shown after `first`.
-            if target <= 0 or (packets and min(p.pts for p in packets) <= first):
-                return packets
-            target, back = target - back, 2 * back
+        try:  # sound may begin before zero: with what the encoder needs to start
+            self.container.seek(target, stream=stream)
+        except av.FFmpegError:
+            self.container.seek(0, stream=stream)
+        packets, size = [], 0
+        for packet in self._following(stream):
+            # dts <= pts, so nothing shown by `last` can follow; but what begins later shows its first picture.
+            if packet.dts is not None and packet.dts > last and packets:
+                break
+            if packet.size:
+                packets.append(packet)
+                size += packet.size
+            if size > limits.BYTES or len(packets) > limits.PACKETS:
+                bounds = f"{limits.BYTES} bytes or {limits.PACKETS} packets"
+                raise BrokenClip(self.path, f"one window takes more than {bounds}: are there key frames?")
+        return packets
 
     def _following(self, stream: Stream) -> Iterator[Packet]:
         """The packets of a stream from the place that was sought."""
@@ -255,19 +297,42 @@ class Clip:
             raise BrokenClip(self.path, f"truncated: pictures end at {end:.1f} s of {declared:.1f} s")
 
     def _decode_pictures(
-        self, packets: list[Packet], wanted: set[int], short_side: int | None
-    ) -> dict[int, np.ndarray]:
-        """Decodes in order, passing over pictures that are neither wanted nor referred to; RGB by time stamp."""
-        context, reformatter, shown = self.video.codec_context, VideoReformatter(), {}
+        self, packets: list[Packet], ticks: list[int], wanted: list[int] | None, short_side: int | None
+    ) -> list[tuple[int | None, np.ndarray]]:
+        """What is on screen at each tick: time stamp and RGB; a damaged picture has no stamp. Nothing: no picture.
+
+        Where the stamps that are `wanted` are known, what is neither wanted nor referred to is not decoded.
+        """
+        context, reformatter = self.video.codec_context, VideoReformatter()
+        shown: list[tuple[int | None, np.ndarray]] = []
+        current: tuple[int, av.VideoFrame] | None = None
+
+        def show() -> None:
+            stamp, frame = current
+            self._check_picture(frame.width, frame.height)
+            if shown and shown[-1][0] == stamp:
+                shown.append(shown[-1])
+            else:
+                shown.append((None if frame.is_corrupt else stamp, _rgb(frame, short_side, reformatter)))
+
         for packet in [*packets, None]:
             if packet is not None:
-                context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                passed = wanted is not None and packet.pts not in wanted
+                context.skip_frame = "NONREF" if passed else "DEFAULT"
             for frame in context.decode(packet):
-                if frame.pts in wanted:
-                    self._check_picture(frame.width, frame.height)
-                    shown[frame.pts] = _rgb(frame, short_side, reformatter)
-            if len(shown) == len(wanted):
-                break
+                # Where FFmpeg guesses, the time a picture leaves the decoder is the better guess.
+                stamp = frame.dts if self.unstamped and frame.dts is not None else frame.pts
+                if stamp is None or (current is not None and stamp == current[0]):
+                    continue
+                if current is not None and stamp < current[0]:
+                    raise BrokenClip(self.path, "the time stamps of its pictures go backwards; remux it to mp4")
+                while current is not None and len(shown) < len(ticks) and stamp > ticks[len(shown)]:
+                    show()
+                current = stamp, frame
+            if len(shown) == len(ticks) and self.container.format.name not in UNORDERED:
+                return shown
+        while current is not None and len(shown) < len(ticks):
+            show()
         return shown
 
     def sound(self, start: float, sample_rate: int, samples: int) -> np.ndarray | None:
@@ -275,14 +340,20 @@ class Clip:
         stream = self.audio
         if stream is None:
             return None
-        begin, end = start + self.origin - PREROLL, start + self.origin + samples / sample_rate
-        packets = self._packets(stream, int(begin / stream.time_base), int(end / stream.time_base))
-        frames = self._decode_sound(packets, sample_rate)
+        begin, end = start + self.origin, start + self.origin + samples / sample_rate
+        for preroll in (begin,) if self.unstamped else PREROLLS:
+            packets = self._packets(stream, int((begin - preroll) / stream.time_base), int(end / stream.time_base))
+            frames, lost = self._decode_sound(packets, sample_rate)
+            if not lost or (frames and frames[0].time <= begin):
+                break
+        if lost and not frames:
+            raise BrokenClip(self.path, "truncated or corrupt: no sound of the window can be decoded")
         if not frames:
             return None
-        first = frames[0].time
         heard = _mono([f.to_ndarray() for f in frames], frames[0], sample_rate)
-        offset = round((start + self.origin - first) * sample_rate)  # where the window begins in what was heard
+        if not np.isfinite(heard).all():
+            raise BrokenClip(self.path, "its sound holds numbers that are not finite")
+        offset = round((begin - frames[0].time) * sample_rate)  # where the window begins in what was heard
         part = heard[max(0, offset) : max(0, offset + samples)]
         if not part.size:
             return None
@@ -290,15 +361,31 @@ class Clip:
         sound[max(0, -offset) :][: part.size] = part
         return np.clip(sound, -1.0, 1.0)
 
-    def _decode_sound(self, packets: list[Packet], sample_rate: int) -> list[av.AudioFrame]:
-        frames, samples = [], 0.0
+    def _decode_sound(self, packets: list[Packet], sample_rate: int) -> tuple[list[av.AudioFrame], int]:
+        """The sound of packets, and how many could not be decoded before the first that could: a seek cuts some."""
+        frames, lost, samples = [], 0, 0.0
         for packet in [*packets, None]:
-            for frame in self.audio.codec_context.decode(packet):
+            try:
+                decoded = self.audio.codec_context.decode(packet)
+            except av.FFmpegError:
+                if frames:
+                    raise
+                lost += 1
+                continue
+            for frame in decoded:
+                channels = frame.layout.nb_channels
+                if channels > limits.CHANNELS:
+                    raise BrokenClip(self.path, f"its sound has {channels} channels, more than {limits.CHANNELS}")
                 frames.append(frame)
-                samples += frame.samples * max(frame.layout.nb_channels, sample_rate / frame.sample_rate)
+                samples += frame.samples * max(channels, sample_rate / frame.sample_rate)
                 if samples > limits.SAMPLES:
                     raise BrokenClip(self.path, f"one window has more than {limits.SAMPLES} samples of sound")
-        return frames
+        return frames, lost
+
+
+def _from_key_frame(packets: list[Packet]) -> list[Packet]:
+    """Without what comes before the first key frame, which nothing can be decoded of."""
+    return list(dropwhile(lambda packet: not packet.is_keyframe, packets))
 
 
 def _rgb(frame: av.VideoFrame, short_side: int | None, reformatter: VideoReformatter) -> np.ndarray:

@@ -10,3 +10,4 @@ SIDE = 2**13  # pixels
 BYTES = 2**28  # of the packets that are decoded for one window
 PACKETS = 100_000  # the same
 SAMPLES = 2**26  # of the sound decoded for one window, on all channels
+CHANNELS = 8  # of sound; PyAV reads past the end of a frame that has more

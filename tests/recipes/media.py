@@ -136,3 +136,82 @@ def _wave(seconds: float, sample_rate: int, channels: int) -> np.ndarray:
     clock = np.arange(round(seconds * sample_rate)) / sample_rate
     sines = 0.5 * np.sin(2 * np.pi * tone(np.floor(clock)) * clock)
     return np.repeat(sines[None].astype(np.float32), channels, axis=0)
+
+
+CODECS = {  # name -> encoder, its options, pixel format
+    "h264": ("libx264", {"preset": "veryfast", "bf": "3"}, "yuv420p"),
+    "h264, open": ("libx264", {"preset": "veryfast", "bf": "3", "x264-params": "open-gop=1:b-pyramid=2"}, "yuv420p"),
+    "h264, intra refresh": ("libx264", {"preset": "veryfast", "x264-params": "intra-refresh=1"}, "yuv420p"),
+    "hevc, open": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3"}, "yuv420p"),
+    "av1": ("libsvtav1", {"preset": "10", "svtav1-params": "pred-struct=2:hierarchical-levels=3"}, "yuv420p"),
+    "vp8": ("libvpx", {"deadline": "realtime", "auto-alt-ref": "1", "lag-in-frames": "8"}, "yuv420p"),
+    "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "8"}, "yuv420p"),
+    "mpeg4": ("mpeg4", {}, "yuv420p"),
+    "mpeg4, B": ("mpeg4", {"bf": "2"}, "yuv420p"),
+    "mpeg2": ("mpeg2video", {"bf": "2"}, "yuv420p"),
+    "mpeg1": ("mpeg1video", {"bf": "2"}, "yuv420p"),
+    "prores": ("prores", {}, "yuv422p10le"),
+    "ffv1": ("ffv1", {}, "yuv420p"),
+    "mjpeg": ("mjpeg", {}, "yuvj420p"),
+    "wmv2": ("wmv2", {}, "yuv420p"),
+}
+
+
+def write_coded(
+    path: Path, codec: str, container: str, gop: int, frames: int = 40, fps: int = 25, sound: str | None = None,
+    sound_at: float = 0.0, pictures_at: float = 0.0,
+) -> Path:  # fmt: skip
+    """Writes picture i at i / fps seconds in any codec and container, with a key frame every `gop` pictures.
+
+    Args:
+        path: the file.
+        codec: of `CODECS`.
+        container: FFmpeg's name of the format.
+        gop, frames, fps: of the pictures.
+        sound: an encoder of sound, 44.1 kHz, one channel; none without.
+        sound_at, pictures_at: seconds at which each begins.
+    Returns:
+        The path.
+    """
+    encoder, options, layout = CODECS[codec]
+    size, rate, sent = (176, 144), 44_100, 0
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(encoder, rate=fps, options=dict(options))
+        stream.width, stream.height, stream.pix_fmt = *size, layout
+        stream.codec_context.gop_size, stream.bit_rate = gop, 800_000
+        track = file.add_stream(sound, rate=rate, layout="mono") if sound else None
+        sines = (_wave(frames / fps, rate, 1) * 32767).astype(np.int16)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")
+            frame.pts, frame.time_base = number + round(pictures_at * fps), Fraction(1, fps)
+            file.mux(stream.encode(frame))
+            while track is not None and sent < min((number + 1) / fps * rate, sines.shape[1]):
+                chunk = av.AudioFrame.from_ndarray(sines[:, sent : sent + 1024].copy(), "s16", "mono")
+                chunk.sample_rate, chunk.time_base = rate, Fraction(1, rate)
+                chunk.pts = sent + round(sound_at * rate)
+                file.mux(track.encode(chunk))
+                sent += chunk.samples
+        for each in filter(None, (stream, track)):
+            file.mux(each.encode(None))
+    return path
+
+
+def whole_file(path: Path) -> tuple[list[tuple[float, int]], float, np.ndarray]:
+    """A file decoded from its first byte to its last: time and number of each picture, start and samples of its sound.
+
+    The start of the sound is NaN where there is none.
+    """
+    with av.open(str(path)) as file:
+        origin = max(0.0, (file.start_time or 0) / av.time_base)
+        numbers = [
+            (float(frame.pts * frame.time_base) - origin, number_of(frame.to_ndarray(format="rgb24")))
+            for frame in file.decode(video=0)
+            if frame.pts is not None
+        ]
+    with av.open(str(path)) as file:
+        heard = list(file.decode(audio=0)) if file.streams.audio else []
+    if not heard:
+        return numbers, float("nan"), np.zeros(0, np.float32)
+    samples = np.concatenate([np.atleast_2d(frame.to_ndarray()) for frame in heard], axis=1)[0]
+    scale = 32768 if samples.dtype == np.int16 else 1
+    return numbers, heard[0].time - origin, (samples / scale).astype(np.float32)

@@ -3,7 +3,10 @@
 import ctypes
 import gc
 import pickle
+import re
+import struct
 import sys
+from bisect import bisect_right
 from pathlib import Path
 
 import av
@@ -199,3 +202,123 @@ def test_reading_keeps_nothing(tmp_path: Path) -> None:
 
     before = kept_after(1000)  # caches are full
     assert (kept_after(3000) - before) / 3000 < 100  # bytes; a packet that is not freed is 300
+
+
+# ------------------------------------------------------------------------------- against a decoder of the whole file
+CONTAINERS = {
+    "h264": ["mp4", "matroska", "mpegts", "flv", "avi", "mpeg", "asf"],
+    "h264, open": ["mp4", "matroska", "mpegts"],
+    "h264, intra refresh": ["mp4", "matroska", "flv"],
+    "hevc, open": ["mp4", "matroska", "mpegts"],
+    "av1": ["mp4", "webm"],
+    "vp8": ["webm", "matroska"],
+    "vp9": ["webm", "mp4"],
+    "mpeg4": ["mp4", "avi", "mpegts", "mpeg"],
+    "mpeg4, B": ["mp4", "avi", "matroska"],
+    "mpeg2": ["mpeg", "mpegts", "matroska", "asf"],
+    "mpeg1": ["mpeg", "mpegts"],
+    "prores": ["mov"],
+    "ffv1": ["matroska", "avi"],
+    "mjpeg": ["avi", "mov"],
+    "wmv2": ["asf"],
+}
+UNREADABLE = "go backwards|no time stamps"  # stamps in the order of decoding, or hardly any
+
+
+@pytest.mark.parametrize(("codec", "container"), [(c, name) for c, names in CONTAINERS.items() for name in names])
+def test_every_window_shows_what_a_decoder_of_the_whole_file_shows(codec: str, container: str, tmp_path: Path) -> None:
+    for gop in (5, 12, 1000):
+        path = media.write_coded(tmp_path / f"{gop}.{container}", codec, container, gop)
+        shown, _, _ = media.whole_file(path)
+        if container == "mpeg":  # stamps few pictures, some of them wrong
+            shown = [(shown[0][0] + number / 25, number) for number in range(40)]
+        times = [time for time, _ in shown]
+        read = 0
+        for start in np.arange(0, 1.6, 0.12):
+            ticks = start + np.arange(3) / 12.5
+            try:
+                with open_clip(path) as clip:
+                    pictures = clip.pictures(ticks, None)
+            except BrokenClip as broken:
+                assert re.search(UNREADABLE, broken.reason), broken
+                continue
+            read += 1
+            expected = [shown[max(0, bisect_right(times, tick + 5e-4) - 1)][1] for tick in ticks]
+            assert [media.number_of(p) for p in pictures] == expected, (gop, start)
+        assert read == 14 or (codec, container) in {
+            ("h264", "avi"), ("h264", "mpeg"), ("h264", "asf"), ("mpeg2", "asf"),
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "sound", "tolerance"),
+    [
+        ("mpeg2", "mpeg", "mp2", 1e-4),
+        ("mpeg2", "mpegts", "mp2", 1e-4),
+        ("h264", "mp4", "pcm_s16le", 1e-4),
+        ("mpeg4", "avi", "mp2", 1e-4),
+    ],
+)
+@pytest.mark.parametrize(("sound_at", "pictures_at"), [(0.0, 0.0), (0.0, 0.8), (0.8, 0.0)])
+def test_sound_and_pictures_of_any_container_and_start(
+    codec: str, container: str, sound: str, tolerance: float, sound_at: float, pictures_at: float, tmp_path: Path
+) -> None:
+    """Also where the one begins after the other: before its first picture a video shows that one."""
+    if container == "mpeg" and pictures_at:
+        pytest.skip("guessed stamps go backwards there, which is an error")
+    path = tmp_path / f"clip.{container}"
+    media.write_coded(path, codec, "mov" if container == "mp4" else container, 12, 60, 25, sound, sound_at, pictures_at)
+    shown, begin, heard = media.whole_file(path)
+    times = [time for time, _ in shown]
+    for start in np.arange(0, 2.2, 0.21):
+        with open_clip(path) as clip:
+            window = clip.window(start, 2, 12.5, 44_100, 4410, None)
+        expected = [shown[max(0, bisect_right(times, tick + 5e-4) - 1)][1] for tick in (start, start + 0.08)]
+        assert [media.number_of(p) for p in window.video] == expected
+        first = round((start - begin) * 44_100)
+        part, whole = heard[max(0, first) : max(0, first + 4410)], np.zeros(4410, np.float32)
+        whole[max(0, -first) :][: part.size] = part
+        sound_of_window = np.zeros(4410) if window.audio is None else window.audio
+        assert np.abs(sound_of_window - whole).max() <= tolerance
+
+
+def test_sound_is_whole_from_the_first_sample_on(tmp_path: Path) -> None:
+    """AAC begins with a frame before time zero, without which its first is silent."""
+    path = media.write(tmp_path / "clip.mp4", channels=1)
+    _, begin, heard = media.whole_file(path)
+    with open_clip(path) as clip:
+        sound = clip.sound(0.0, 16_000, 2000)
+    assert begin == 0 and np.abs(sound - heard[:2000]).max() < 1e-3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_sound_that_is_no_number_is_a_broken_clip(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    samples = np.zeros(16_000, np.float32)
+    samples[3000] = value
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, 16_000, 64_000, 4, 32)  # 3: floating point
+    data = struct.pack("<4sI", b"data", samples.nbytes) + samples.tobytes()
+    path.write_bytes(struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(data), b"WAVE") + form + data)
+    with open_clip(path) as clip:
+        assert clip.sound(0.5, 16_000, 1600) is not None  # the damage is elsewhere
+    with pytest.raises(BrokenClip, match="not finite"), open_clip(path) as clip:
+        clip.sound(0.1, 16_000, 1600)
+
+
+def test_more_channels_than_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("pcm_f32le", rate=16_000, layout="hexadecagonal")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16 * 16_000), np.float32), "flt", "hexadecagonal")
+        frame.sample_rate = 16_000
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with pytest.raises(BrokenClip, match="16 channels"), open_clip(path) as clip:
+        clip.sound(0.0, 16_000, 1600)
+
+
+@pytest.mark.parametrize("error", [IndexError, RuntimeError, OverflowError, UnicodeDecodeError, MemoryError, KeyError])
+def test_whatever_a_decoder_raises_is_a_broken_clip(error: type[Exception], plain: Path) -> None:
+    mistake = error("utf8", b"x", 0, 1, "no") if error is UnicodeDecodeError else error("of the decoder")
+    with pytest.raises(BrokenClip, match=r"header|decoded|corrupt"), open_clip(plain):
+        raise mistake

@@ -126,4 +126,4 @@ def _references(space: Space, rows: list[Row]) -> References:
 def _read(function: Callable[[Row], Any], rows: list[Row], space: Space) -> Iterator[tuple[Row, Any]]:
     """Rows with what a function reads of them, or a `Skipped`."""
     data = space.config.data
-    return guarded(function, ((row.id, row) for row in rows), data.workers, data.timeout)
+    return guarded(function, ((row.video, row) for row in rows), data.workers, data.timeout)

@@ -70,6 +70,16 @@ def segfault() -> None:
     ctypes.string_at(0)
 
 
+def fatal(*_: Any, **__: Any) -> None:
+    """Read from address 0, whatever is given."""
+    segfault()
+
+
+def ratio(item: int) -> float:
+    """1 / item; of 0 the process dies."""
+    return 1 / item if item else fatal()
+
+
 def leave() -> None:
     """End the process without a word."""
     os._exit(1)

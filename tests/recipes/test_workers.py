@@ -40,6 +40,7 @@ from tests.recipes.faulty import (
     hang,
     leave,
     nothing,
+    ratio,
     segfault,
 )  # fmt: skip
 
@@ -181,11 +182,6 @@ def test_a_function_of_items_is_guarded() -> None:
     results = list(guarded(ratio, [("one", 1), ("none", 0), ("two", 2)]))
     skipped = Skipped("none", TWICE)
     assert results == [(1, 1.0), (0, skipped), (2, 0.5)]
-
-
-def ratio(item: int) -> float:
-    """1 / item; of 0 the process dies."""
-    return 1 / item if item else segfault()
 
 
 def test_a_mistake_in_a_worker_is_raised_here(index: Dataset) -> None:

@@ -30,6 +30,7 @@ AHEAD = 4  # batches under way, for each worker, at most
 DEATHS = 5  # of one worker and its successors between two clips, without a batch between them, that are too many
 GRACE = 5  # seconds for a process that has closed its pipe to be gone
 HUNG = -signal.SIGALRM  # the exit code of a process whose time for a clip is over
+LONGEST = 1e8  # seconds that the kernel's alarm can be set to
 NOTHING = -1  # in place of the number of the batch that is read
 POLL = 0.2  # seconds after which a wait looks whether it is to end
 PREFETCH = 4.0  # GiB
@@ -107,8 +108,8 @@ class Loader(Generic[Batch]):
 
     def _ahead(self) -> int:
         """How many batches may be under way."""
-        room = int(self.prefetch * 2**30 / max(self.largest, 1))
-        return min(max(room, self.workers), AHEAD * self.workers)
+        room = self.prefetch * 2**30 / max(self.largest, 1)
+        return int(min(max(room, self.workers), AHEAD * self.workers))
 
     def _give(self, crew: list["Worker"], tasks: Iterable[tuple[int, Sequence[Any]]]) -> int:
         """Hand out batches; returns how many."""
@@ -260,7 +261,7 @@ def _receive(pipe: Connection, tasks: SimpleQueue[Any]) -> None:
 
 def _read(dataset: Clips, key: Any, timeout: float) -> Clip | Skipped:
     """Read a clip, or die: the kernel's alarm ends a process whatever its decoder holds."""
-    signal.setitimer(signal.ITIMER_REAL, timeout)
+    signal.setitimer(signal.ITIMER_REAL, min(max(timeout, 1e-6), LONGEST))
     try:
         return dataset[key]
     finally:

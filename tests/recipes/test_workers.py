@@ -150,6 +150,12 @@ def test_workers_that_die_although_they_read_nothing_are_an_error(index: Dataset
         next(iter(Loader(clips, [[(0, 1), (0, 2)]], clips.join, workers=1)))
 
 
+@pytest.mark.parametrize("bound", [1e300, float("inf")])
+def test_a_timeout_and_a_prefetch_of_any_size(index: Dataset, bound: float) -> None:
+    clips = Faulty(index, nothing)
+    assert same(list(Loader(clips, [[(0, 1)]], list, 1, timeout=bound, prefetch=bound)), [[clips[0, 1]]])
+
+
 def test_no_worker_is_one_worker(index: Dataset) -> None:
     assert same(loaded(Faulty(index, segfault), workers=0, batches=2), loaded(Faulty(index, segfault), 1, batches=2))
 

@@ -19,15 +19,16 @@ from recipes.data.loader import train_loader
 from recipes.data.splits import train_and_test
 from recipes.evaluate import main as evaluate_main
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
-from recipes.training import checkpoint, dynamics, metrics
+from recipes.training import checkpoint, dynamics, jsonl, metrics
 from recipes.training.interruption import Interruption
 from recipes.training.processes import Processes
+from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
 from recipes.trimodal.build import build
 from recipes.trimodal.harmonizer import harmonizer
 from tests.recipes import media
 from tests.recipes.conftest import DEMO, TINY
-from tests.recipes.faulty import Several, hang
+from tests.recipes.faulty import Faulty, Several, hang, segfault
 
 
 def weights(config):
@@ -111,6 +112,20 @@ def test_sigterm_ends_a_wait_for_a_clip(tiny, monkeypatch):
     monkeypatch.setattr(recipe, "train_clips", lambda index, *_: Several(index, hang))
     assert pretrain(config) == {}
     assert latest_checkpoint(config).name == "step_00000000"
+
+
+def test_a_clip_that_ends_its_worker_is_counted_and_listed(tiny, monkeypatch):
+    def clips(index, tokenizer, fmt, *_):
+        faulty = Faulty(index, segfault)
+        faulty.tokenizer, faulty.fmt = tokenizer, fmt
+        return faulty
+
+    config = tiny("run.name=faulty")
+    monkeypatch.setattr(recipe, "train_clips", clips)
+    pretrain(config)
+    (listed,) = jsonl.read(config.folder / SKIPPED)
+    assert "its worker died twice while reading it (signal 11" in listed["reason"]
+    assert metrics.read(config.folder)[-1]["skipped_clips"] > 0
 
 
 @pytest.mark.parametrize("last", [False, True])

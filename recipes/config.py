@@ -30,6 +30,7 @@ MORE_THAN = {
     "clip.fps": 0,
     "clip.audio_seconds": 0,
     "data.timeout": 0,
+    "data.prefetch_gib": 0,
     "objective.temperature": 0,
     "train.clip_norm": 0,
     "train.ema": 0,
@@ -126,8 +127,9 @@ class DataConfig:
     manifest: str | None = None  # see docs/data.md; None, and no sources: the procedural corpus
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # by name, in place of a manifest: a mixture
     test: str | None = None  # another manifest to evaluate on; None: the test splits of what is trained on
-    workers: int = 1  # processes that read clips; 0: none, and no guard against clips that hang
+    workers: int = 1  # processes that read clips, at least one: 0 counts as 1
     timeout: float = 60.0  # seconds that a worker may read one clip
+    prefetch_gib: float = 4.0  # of batches that are read ahead, in /dev/shm; one for each worker in any case
     vocabulary: int = 65536  # most frequent words that are kept
     word_vectors: str | None = None  # word2vec or GloVe text file; frozen
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ log = logging.getLogger(__name__)
 
 # Keys that may change on resume.
 FREE = (
-    "data.workers:", "data.timeout:", "train.device:", "train.parallel:", "train.max_bad_steps:", "train.keep:",
-    "gram.probe",
+    "data.workers:", "data.timeout:", "data.prefetch_gib:", "train.device:", "train.parallel:", "train.max_bad_steps:",
+    "train.keep:", "gram.probe",
 )  # fmt: skip
 VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
 HELD_OUT = ("text->video", "audio->video")  # what is evaluated
@@ -166,16 +167,17 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
 
     # ------------------------------------------------------------------------------------------------- the loop
     dataset = train_clips(train, tokenizer, config.clip, config.train.seed, config.augment)
+    interruption = Interruption()
     loader = train_loader(
         dataset, config.train.batch_size, config.train.seed, config.data.workers, step, sources, group.rank,
-        group.world, config.data.timeout,
+        group.world, config.data.timeout, config.data.prefetch_gib, lambda: interruption.asked,
     )  # fmt: skip
     rate, gamma = learning_rate(config), gamma_schedule(config.gamma, config.train.steps)
     journal = Journal(config, step, group.first)
     bad_in_a_row = 0
 
-    with Interruption() as interruption:
-        for batch in loader:
+    with interruption:
+        for batch in chain(loader, [{"skipped": []}]):  # the loader ends where it is asked to: the others are told
             shares, skips, stops = zip(
                 *group.exchange(len(batch.get("id", [])), len(batch["skipped"]), interruption.asked), strict=True
             )

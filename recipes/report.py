@@ -13,6 +13,7 @@ from PIL import Image
 
 from recipes.config import Config
 from recipes.data.clips import EvalClips, Skipped
+from recipes.data.loader import list_loader
 from recipes.evaluation import ranking
 from recipes.evaluation.embedding import Embedded
 from recipes.training import metrics
@@ -56,7 +57,7 @@ def write(
     )
     page = environment.get_template("report.html.j2").render(
         config=config, harmonizer=described(config), results=results, figures=figures, counts=counts,
-        examples=examples(embedded, clips) if config.clip.inputs == "raw" else [],
+        examples=examples(embedded, clips, config) if config.clip.inputs == "raw" else [],
         summary=summary(cosines), recalls=ranking.RECALLS,
     )  # fmt: skip
     write_atomically(folder / "report.html", page)
@@ -133,19 +134,20 @@ def summary(cosines: Dynamics) -> dict[str, Any]:
     }
 
 
-def examples(embedded: Embedded, clips: EvalClips) -> list[dict[str, Any]]:
+def examples(embedded: Embedded, clips: EvalClips, config: Config) -> list[dict[str, Any]]:
     """A few captions, spread over the test clips, with their own clip and the clips they found first."""
     if not embedded.text_valid.all():  # the clips to show are those of an index without any text
         return []
     video, text = embedded.spaces["vt"]
     ranks = ranking.ranks(text, video)
     shown = []
-    for query in np.unique(np.linspace(0, len(text) - 1, EXAMPLES).astype(int)).tolist():
-        own = clips[embedded.items[query], 0]
+    queries = np.unique(np.linspace(0, len(text) - 1, EXAMPLES).astype(int)).tolist()
+    orders = [ranking.best(text[query], video, FOUND) for query in queries]
+    keys = [[(embedded.items[i], 0) for i in (query, *order)] for query, order in zip(queries, orders, strict=True)]
+    read = list_loader(clips, keys, config.data.workers, config.data.timeout)
+    for query, order, (own, *found) in zip(queries, orders, read, strict=True):
         if isinstance(own, Skipped):
             continue
-        order = ranking.best(text[query], video, FOUND)
-        found = [clips[embedded.items[i], 0] for i in order]
         shown.append(
             {
                 "id": own.id,

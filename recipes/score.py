@@ -168,7 +168,8 @@ def read(
     size, windows = options.batch_size, range(options.windows)
     parts = (pool[i : i + size] for pool in pools for i in range(0, len(pool), size))
     keys = ([(clip, window) for clip in numbers(part) for window in windows] for part in parts)
-    items = (item for batch in list_loader(clips, keys, config.data.workers, config.data.timeout) for item in batch)
+    loader = list_loader(clips, keys, config.data.workers, config.data.timeout, config.data.prefetch_gib)
+    items = (item for batch in loader for item in batch)
     for pool in pools:
         yield [(clip, [next(items) for _ in windows]) for clip in numbers(pool)]
 

@@ -89,7 +89,10 @@ def compare(config: Config, points: list[int], batches: int, run: Path | None = 
 
     def loader(seed: int) -> Any:
         dataset = TrainClips(train, tokenizer, config.clip, seed, config.augment)
-        return train_loader(dataset, config.train.batch_size, seed, config.data.workers, timeout=config.data.timeout)
+        data = config.data
+        return train_loader(
+            dataset, config.train.batch_size, seed, data.workers, timeout=data.timeout, prefetch=data.prefetch_gib
+        )
 
     probes = [model_inputs(batch, device) for batch in _readable(loader(config.train.seed + PROBE_SEED), batches)]
     last_layer = f"backbone.layers.{SIZES[config.model.size].layers - 1}."

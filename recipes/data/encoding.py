@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from recipes.data import storage
 
+ODD = "as-cp1252"  # how to decode bytes that are not UTF-8
+
 
 def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
     """Reads the bytes that are not UTF-8 as cp1252, and as latin-1 the few that cp1252 lacks."""
@@ -20,7 +22,7 @@ def _as_cp1252(error: UnicodeError) -> tuple[str, int]:
         return odd.decode("latin-1"), error.end
 
 
-codecs.register_error("as-cp1252", _as_cp1252)
+codecs.register_error(ODD, _as_cp1252)
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -41,7 +43,7 @@ def read_blocks(path: Path, size: int) -> Iterator[tuple[int, str]]:
     Returns:
         An iterator of (number of the line where the block begins, the block).
     """
-    with open(path, "rb") as file:
+    with storage.open_bytes(path) as file:
         yield from _decoded(path, _blocks(file, size))
 
 
@@ -64,7 +66,7 @@ def _decoded(path: str | Path, pieces: Iterable[bytes]) -> Iterator[tuple[int, s
         try:
             text = piece.decode("utf-8")
         except UnicodeDecodeError:
-            text = piece.decode("utf-8", "as-cp1252")
+            text = piece.decode("utf-8", ODD)
             odd += [number + i for i, line in enumerate(piece.split(b"\n")) if not _is_utf8(line)]
         yield number, text.removeprefix("\ufeff") if number == 1 else text
         number += piece.count(b"\n")

@@ -1,10 +1,14 @@
 """The index of a dataset, whatever its layout: one row per video, a memory-mapped Hugging Face dataset."""
 
 import atexit
+import fcntl
+import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from datasets import Dataset
 from recipes.data import (
     audioset,
     esc50,
+    folder,
     hmdb51,
     howto100m,
     manifest,
@@ -40,17 +45,20 @@ SCHEMA = pa.schema(
 PLACES = pa.schema({"row": pa.int64(), "narration": pa.int32()})
 LABELLED = {ucf101.CLASSES: ucf101.read, hmdb51.SPLITS: hmdb51.read, esc50.TABLE: esc50.read}  # see `labels`
 ROWS_AT_ONCE = 4096
+TEMPORARY = "harmony-index-"  # what the names of temporary folders begin with
+UNLOCKED = 60  # seconds in which a process that has made a folder has locked it
 
 
 def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> Dataset:
     """Reads the index of a dataset.
 
-    The rows go through a temporary file that is mapped into memory and removed when the process ends: an index of
-    millions of captions costs little memory, and worker processes share it.
+    The rows go through a temporary file that is mapped into memory and removed when the process ends, or where that
+    was killed, by a later one: an index of millions of captions costs little memory, and worker processes share it.
 
     Args:
         path: a folder in the layout of HowTo100M, AudioSet, YouTube-8M, MSR-VTT, YouCook2, UCF101, HMDB51, ESC-50 or
-            WebDataset, or a manifest (.jsonl, .csv, .parquet); of the last two also a URL.
+            WebDataset, or of videos and their texts, or a manifest (.jsonl, .csv, .parquet); of a manifest and of
+            WebDataset also a URL.
         split: keep the rows of this split; None keeps all.
         prefix: put before every id, to tell those of several data sets apart.
     Returns:
@@ -110,8 +118,11 @@ def _layout(path: str | Path) -> Iterator[dict[str, Any]]:
         return shards.read(path)
     if path.is_file() and manifest.ending(path) in manifest.SUFFIXES:
         return manifest.read(path)
+    if path.is_dir() and folder.is_one(path):
+        return folder.read(path)
     tables = (howto100m.TABLE, *audioset.TABLES, msrvtt.TABLE, youcook2.TABLE, youtube8m.SHARDS, *LABELLED)
-    looked_for = f"a folder with one of {', '.join(tables)}, *{shards.ENDING} in it, or a file ending in "
+    looked_for = f"a folder with one of {', '.join(tables)}, *{shards.ENDING} in it, or with videos and KEY.txt or "
+    looked_for += "KEY.json beside them, or a file ending in "
     looked_for += ", ".join(manifest.SUFFIXES)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is nothing here; expected {looked_for}")
@@ -136,10 +147,38 @@ def narration_places(index: Dataset) -> Dataset:
 
 
 def _mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
-    folder = Path(tempfile.mkdtemp(prefix="index-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    rows, file = iter(rows), folder / "index.arrow"
+    rows, file = iter(rows), _temporary_folder() / "index.arrow"
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while block := list(islice(rows, ROWS_AT_ONCE)):
-            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
+            try:
+                writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
+            except UnicodeEncodeError as error:
+                raise ValueError(f"expected names in UTF-8; found {error.object!r}: rename it") from error
     return Dataset.from_file(str(file))
+
+
+def _temporary_folder() -> Path:
+    """A folder of this process, removed when it ends; those of processes that were killed are removed now.
+
+    A process locks its folders, and the system takes the locks from it, whatever its end.
+    """
+    for old in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > UNLOCKED and (lock := _lock(old)) is not None:
+                shutil.rmtree(old, ignore_errors=True)
+                os.close(lock)
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    _lock(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on a folder, which the process keeps; None where another has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

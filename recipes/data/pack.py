@@ -18,20 +18,22 @@ import tarfile
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes.data import hub, manifest, shards, storage
+from recipes.data.clips import Skipped
 from recipes.data.decode import BrokenClip, clip_in
 from recipes.data.index import SCHEMA, load_index
 from recipes.data.videos import VIDEOS
+from recipes.data.workers import WorkerError, guarded
 from recipes.progress import progress_bar
 from recipes.training.checkpoint import write_atomically
+from recipes.training.skipped import SkippedClips
 
 CONTENTS = "pack.json"  # in the folder of shards: what they are made of
-SKIPPED = "skipped.jsonl"
 CLIPS = 256  # of a shard
 ROWS_AT_ONCE = 4096
 
@@ -58,9 +60,11 @@ def pack(rows: Rows, total: int | None, contents: dict[str, Any], out: Path, cli
     _claim(out, contents | {"clips": clips})
     number = sum(1 for _ in out.glob(f"*{shards.ENDING}"))  # they are written one after another
     start = number * clips
-    left = iter(rows(start))
+    left = guarded(open_header, ((row["id"], row) for row in rows(start)))
+    skipped = SkippedClips(out)
     with progress_bar(total=total, desc="pack", unit="clip", initial=start) as bar:
         while block := list(islice(left, clips)):
+            skipped.record([result for _, result in block if result is not None])
             _write_shard(out / f"shard-{number:06d}{shards.ENDING}", block, start)
             bar.update(len(block))
             number, start = number + 1, start + len(block)
@@ -86,42 +90,37 @@ def _claim(out: Path, contents: dict[str, Any]) -> None:
         found = json.loads(mark.read_text(encoding="utf-8"))
         if found != contents:
             raise ValueError(f"{out}: is a pack of {found}, not of {contents}; choose another folder")
-    elif any(out.iterdir()):
+    elif any(path.name != f".{CONTENTS}.tmp" for path in out.iterdir()):
         raise ValueError(f"{out}: expected an empty folder, or a pack that was interrupted")
     write_atomically(mark, json.dumps(contents))
 
 
-def _write_shard(shard: Path, rows: list[dict[str, Any]], first: int) -> None:
+def _write_shard(shard: Path, rows: list[tuple[dict[str, Any], Skipped | None]], first: int) -> None:
     """One shard, whole or not at all; keys are the numbers of the rows, the first of which is `first`."""
-    temporary, skipped = shard.with_name(f".{shard.name}.tmp"), []
+    temporary = shard.with_name(f".{shard.name}.tmp")
     with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-        for number, row in enumerate(rows, first):
-            try:
-                with _opened(row) as video:
-                    add(tar, f"{number:09d}{_ending(row['video'])}", video)
-            except BrokenClip as broken:
-                skipped.append({"id": row["id"], "reason": broken.reason})
+        for number, (row, skipped) in enumerate(rows, first):
+            if skipped is not None:
                 continue
+            with _opened(row["video"]) as video:
+                add(tar, f"{number:09d}{_ending(row['video'])}", video)
             about = {name: value for name, value in manifest.fields_of(row, "").items() if name != "video"}
             add(tar, f"{number:09d}.json", io.BytesIO(json.dumps(about, ensure_ascii=False).encode()))
-    with open(shard.with_name(SKIPPED), "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped)
     os.replace(temporary, shard)
 
 
-def _opened(row: dict[str, Any]) -> io.BufferedIOBase:
-    """The bytes of a video, which has a header that can be read."""
-    video = row["video"]
+def open_header(row: dict[str, Any]) -> None:
+    """Raise a `BrokenClip` where a video has no header that can be read."""
     try:
-        file = io.BytesIO(video) if isinstance(video, bytes) else storage.open_bytes(video)
+        file = _opened(row["video"])
     except OSError as error:
         raise BrokenClip(row["id"], error.strerror or str(error)) from error
-    try:
-        with clip_in(file, row["id"]):
-            return file
-    except BrokenClip:
-        file.close()
-        raise
+    with file, clip_in(file, row["id"]):
+        pass
+
+
+def _opened(video: str | bytes) -> BinaryIO:
+    return io.BytesIO(video) if isinstance(video, bytes) else storage.open_bytes(video)
 
 
 def _ending(video: str | bytes) -> str:
@@ -129,7 +128,7 @@ def _ending(video: str | bytes) -> str:
     return ending if ending in VIDEOS else VIDEOS[0]
 
 
-def add(tar: tarfile.TarFile, name: str, file: io.BufferedIOBase) -> None:
+def add(tar: tarfile.TarFile, name: str, file: BinaryIO) -> None:
     """Append a file, read from its beginning, to a shard."""
     member = tarfile.TarInfo(name)  # no dates, no owners: the same videos make the same bytes
     member.size = file.seek(0, os.SEEK_END)
@@ -177,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows = _of_index(options.data) if options.data else _of_hub(options.hub, options.split, columns)
             index = options.out / shards.INDEX
             count = pack(*rows, options.out, options.clips)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not count:

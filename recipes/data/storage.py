@@ -3,18 +3,30 @@
 A locator is a path or URL, with `#offset:size` after it where it means a part.
 """
 
+import errno
 import io
+import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
-PART = re.compile(r"#(\d+):(\d+)$")
-ATTEMPTS = 3  # to read from a URL, with a pause of 1, 2, ... seconds between them
+PART = re.compile(r"#(\d{1,18}):(\d{1,18})$")
+ATTEMPTS = 3  # to open a URL or read from it
+PAUSE = 1.0  # seconds before the second attempt; twice as many before the third
+PATIENCE = 30.0  # seconds for one answer of a storage behind a URL
+FINAL = (FileNotFoundError, PermissionError, ImportError, ValueError, NotImplementedError)  # no use in trying again
+KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}  # of what is no regular file
+
+Value = TypeVar("Value")
+log = logging.getLogger(__name__)
 
 
 def is_url(locator: str | Path) -> bool:
@@ -42,7 +54,10 @@ def relative(locator: str, folder: Path) -> str:
 def same(locator: str) -> str:
     """One name for all that lead to the same bytes: links are followed."""
     path = _parse(locator)[0]
-    return locator if is_url(path) else os.path.realpath(path) + locator[len(path) :]
+    try:
+        return locator if is_url(path) else os.path.realpath(path) + locator[len(path) :]
+    except ValueError:  # not the name of a file, see `regular`
+        return locator
 
 
 def exists(locator: str) -> bool:
@@ -50,22 +65,108 @@ def exists(locator: str) -> bool:
     return is_url(locator) or Path(_parse(locator)[0]).is_file()
 
 
+def regular(path: str | Path) -> Path:
+    """The path of a regular file, links followed: whatever else there may be, opening it might never end.
+
+    Raises:
+        FileNotFoundError: there is nothing at this path.
+        OSError: something else is, or it is no path at all.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL, or half a surrogate pair
+        raise OSError(errno.EINVAL, f"not the name of a file ({error})", repr(str(path))) from error
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "device")
+        raise OSError(errno.EINVAL, f"a {kind}, not a regular file", str(path))
+    return Path(path)
+
+
 def open_bytes(locator: str | Path) -> BinaryIO:
     """Opens what a locator means, for reading at any place.
 
     Raises:
         FileNotFoundError: there is no such file on this machine.
-        OSError: it cannot be opened, cannot be read from the middle, or ends before the part does.
+        OSError: it is no regular file, cannot be opened, cannot be read from the middle, or ends before the part does;
+            the storage of a URL does not answer.
     """
     path, start, size = _parse(str(locator))
     if not is_url(path):
         if start is None:
-            return open(path, "rb")
-        return io.BufferedReader(_Part(lambda: open(path, "rb", buffering=0), start, size, attempts=1))
+            return open(regular(path), "rb")
+        return io.BufferedReader(_Part(lambda: open(regular(path), "rb", buffering=0), start, size, _at_once))
     try:
-        return io.BufferedReader(_Part(lambda: fsspec.open(path, "rb").open(), start or 0, size, ATTEMPTS))
+        return io.BufferedReader(_Part(lambda: fsspec.open(path, "rb").open(), start or 0, size, _patiently(path)))
     except Exception as error:  # each storage has errors of its own
         raise OSError(f"no such file, or its storage cannot be read: {type(error).__name__}: {error}") from error
+
+
+def listing(folder: str, pattern: str) -> list[str]:
+    """The URLs of the files in a folder behind a URL whose names match a pattern, sorted.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
+
+    def found() -> list[str]:
+        files, root = fsspec.core.url_to_fs(folder)
+        return sorted(files.unstrip_protocol(path) for path in files.glob(f"{root}/{pattern}"))
+
+    return _patiently(folder)(found)
+
+
+def _at_once(action: Callable[[], Value]) -> Value:
+    return action()
+
+
+def _patiently(name: str) -> Callable[[Callable[[], Value]], Value]:
+    """What asks a storage, again where it fails or does not answer; what it waits for is logged."""
+
+    def ask(action: Callable[[], Value]) -> Value:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return _within(PATIENCE, action)
+            except Exception as error:
+                if isinstance(_origin(error), FINAL):
+                    raise
+                what = f"{type(error).__name__}: {error}"
+                if attempt == ATTEMPTS:
+                    raise OSError(f"after {attempt} attempt(s): {what}") from error
+                log.warning("%s: %s; attempt %d of %d follows", name, what, attempt + 1, ATTEMPTS)
+                time.sleep(PAUSE * attempt)
+        raise AssertionError("at least one attempt")
+
+    return ask
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What is behind a `FileNotFoundError`: for fsspec's HTTP, every failure is one."""
+    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _within(seconds: float, action: Callable[[], Value]) -> Value:
+    """What an action gives, unless that takes too long: then it is left to itself."""
+    results: SimpleQueue[Callable[[], Value]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            value = action()
+        except Exception as error:
+            results.put(lambda error=error: _raise(error))  # type: ignore[misc]
+        else:
+            results.put(lambda: value)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        return results.get(timeout=seconds)()
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _parse(locator: str) -> tuple[str, int | None, int | None]:
@@ -74,12 +175,18 @@ def _parse(locator: str) -> tuple[str, int | None, int | None]:
 
 
 class _Part(io.RawIOBase):
-    """A part of a file as a file of its own. What fails is tried again, from a file that is opened anew."""
+    """A part of a file as a file of its own. What fails is asked for again, of a file that is opened anew."""
 
-    def __init__(self, opener: Callable[[], BinaryIO], start: int, size: int | None, attempts: int):
-        self.opener, self.start, self.attempts, self.place = opener, start, attempts, 0
-        self.file = opener()
-        end = self.file.seek(0, os.SEEK_END)
+    def __init__(
+        self, opener: Callable[[], BinaryIO], start: int, size: int | None, ask: Callable[[Callable[[], Any]], Any]
+    ):
+        self.opener, self.start, self.ask, self.place = opener, start, ask, 0
+
+        def opened() -> tuple[BinaryIO, int]:
+            file = opener()
+            return file, file.seek(0, os.SEEK_END)
+
+        self.file, end = ask(opened)
         self.size = end - start if size is None else size
         if start + self.size > end:
             self.file.close()
@@ -103,16 +210,15 @@ class _Part(io.RawIOBase):
         return len(data)
 
     def _read(self, count: int) -> bytes:
-        for attempt in range(1, self.attempts + 1):
-            try:
-                self.file.seek(self.start + self.place)
-                return self.file.read(count)
-            except Exception as error:
-                if attempt == self.attempts:
-                    raise OSError(f"after {attempt} attempt(s): {type(error).__name__}: {error}") from error
-                time.sleep(attempt)
-                self.file = self.opener()
-        raise AssertionError("at least one attempt")
+        known = [self.file]  # for the first attempt; one that does not end may go on using it
+
+        def read() -> tuple[BinaryIO, bytes]:
+            file = known.pop() if known else self.opener()
+            file.seek(self.start + self.place)
+            return file, file.read(count)
+
+        self.file, data = self.ask(read)
+        return data
 
     def close(self) -> None:
         if not self.closed:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import google_crc32c
 
+from recipes.data import storage
 from recipes.data.decode import BrokenClip
 
 HEADER = struct.Struct("<QI")
@@ -33,7 +34,7 @@ def records(path: Path, head: int) -> Iterator[tuple[int, bytes]]:
         BrokenClip: truncated, or a length with a wrong checksum; the records before are returned first.
     """
     size, offset = path.stat().st_size, 0
-    with open(path, "rb") as file:
+    with storage.open_bytes(path) as file:
         while offset < size:
             file.seek(offset)
             length = _length(path, offset, file.read(HEADER.size))
@@ -51,7 +52,7 @@ def read_record(path: Path, offset: int) -> bytes:
         BrokenClip: there is no such file, truncated, or a wrong checksum.
     """
     try:
-        with open(path, "rb") as file:
+        with storage.open_bytes(path) as file:
             file.seek(offset)
             length = _length(path, offset, file.read(HEADER.size))
             if offset + HEADER.size + length + CHECKSUM.size > path.stat().st_size:
@@ -71,7 +72,7 @@ def part(path: Path, offset: int) -> str:
         BrokenClip: a length with a wrong checksum.
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
+    with storage.open_bytes(path) as file:
         file.seek(offset)
         length = _length(path, offset, file.read(HEADER.size))
     return f"{path}#{offset + HEADER.size}:{length}"

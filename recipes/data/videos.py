@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,27 @@ def videos_by_name(root: Path, endings: tuple[str, ...] = VIDEOS) -> dict[str, s
     return found
 
 
+def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """A folder and all below it: absolute path, and the names of its files, sorted.
+
+    Links are followed, but no folder is entered twice, so that a loop of links ends; those that are not so deep come
+    first.
+    """
+    left, entered = deque([str(root.absolute())]), set()
+    while left:
+        folder = left.popleft()
+        try:
+            status, names = os.stat(folder), sorted(os.listdir(folder))
+        except OSError:  # it may not be read
+            continue
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders = [name for name in names if os.path.isdir(os.path.join(folder, name))]
+        yield folder, sorted(set(names) - set(folders))
+        left.extend(os.path.join(folder, name) for name in folders)
+
+
 def videos_below(root: Path) -> dict[str, str]:
     """Finds the videos in a folder and all folders below it.
 
@@ -32,8 +54,7 @@ def videos_below(root: Path) -> dict[str, str]:
         webm before mkv.
     """
     found: dict[str, tuple[int, int, str]] = {}
-    for folder, folders, files in os.walk(root.absolute(), followlinks=True):
-        folders.sort()
+    for folder, files in walk(root):
         for file in files:
             stem, end = os.path.splitext(file)
             if end.lower() in VIDEOS:

@@ -1,48 +1,58 @@
 """Processes that read batches. One that hangs or dies is replaced, and what it had to do is done again.
 
+Whatever decodes media does it in such a process: a file can end the process that decodes it, never a command.
+
 PyTorch's DataLoader ends the run with its first dead worker. Here every worker has a pipe of its own, so that the end
 of one is seen at once, whatever it was in the middle of, and does not disturb the others.
 """
 
-import faulthandler
 import logging
 import os
 import signal
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count, islice
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Generic, Protocol, TextIO, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch.multiprocessing import get_context  # its pickler lets tensors cross in shared memory
 
 from recipes.data.clips import Clip, Skipped
+from recipes.data.decode import BrokenClip
 
-AHEAD = 4  # batches under way, for each worker
-DEATHS = 5  # of one worker and its successors, without a batch between them, that are too many
+AHEAD = 4  # batches under way, for each worker, at most
+DEATHS = 5  # of one worker and its successors between two clips, without a batch between them, that are too many
 GRACE = 5  # seconds for a process that has closed its pipe to be gone
-HUNG = 1  # the exit code of a process that `faulthandler` ends; whatever Python raises is sent to the main process
+HUNG = -signal.SIGALRM  # the exit code of a process whose time for a clip is over
+LONGEST = 1e8  # seconds that the kernel's alarm can be set to
 NOTHING = -1  # in place of the number of the batch that is read
+POLL = 0.2  # seconds after which a wait looks whether it is to end
+PREFETCH = 4.0  # GiB
+TIMEOUT = 60.0  # seconds for a clip
 
 Batch = TypeVar("Batch")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
 class WorkerError(RuntimeError):
-    """Workers that die whatever they read."""
+    """Workers that die although they read nothing."""
 
 
 class Clips(Protocol):
-    """A dataset of clips of an index; the type of its keys is its own."""
+    """A dataset of clips of an index; the types of its keys and rows are its own."""
 
-    index: Any
+    index: Any  # index[row]["id"] names a row for people
 
-    def row(self, key: Any) -> int:
-        """The row of the index that a key reads."""
+    def row(self, key: Any) -> Any:
+        """The row of the index that a key reads; it can be hashed."""
 
     def __getitem__(self, key: Any) -> Clip | Skipped: ...
 
@@ -52,41 +62,42 @@ class Loader(Generic[Batch]):
 
     A clip on which a worker hangs becomes a `Skipped` at once. One on which a worker dies is read again, as that may
     have been an accident, such as a lack of memory; if a worker dies on it once more, it is skipped. From then on all
-    clips of its row are. Without workers nothing is guarded: a clip that hangs, hangs this process.
+    clips of its row are. However many such clips there are, they end nothing: only workers that die without a clip to
+    blame do.
     """
 
     def __init__(
-        self, dataset: Clips, batches: Iterable[Sequence[Any]], join: Callable[[list[Clip | Skipped]], Batch],
-        workers: int, timeout: float,
+        self, dataset: Clips, batches: Iterable[Sequence[Any]], join: Callable[[list[Any]], Batch], workers: int,
+        timeout: float = TIMEOUT, prefetch: float = PREFETCH, stopped: Callable[[], bool] = lambda: False,
     ):  # fmt: skip
         """
         Args:
             dataset: the clips.
             batches: the keys of each batch; endless ones are read as they are needed.
             join: what makes a batch of its clips.
-            workers: processes that read; 0 reads in this one.
+            workers: processes that read, at least one: 0 is one as well.
             timeout: seconds that a worker may read one clip before it counts as hung.
+            prefetch: GiB of batches that are under way, unless that is less than one for each worker.
+            stopped: asked while a batch is waited for; where it says True, there are no more.
         """
-        self.dataset, self.batches, self.join, self.workers, self.timeout = dataset, batches, join, workers, timeout
+        self.dataset, self.batches, self.join, self.workers = dataset, batches, join, max(1, workers)
+        self.timeout, self.prefetch, self.stopped = timeout, prefetch, stopped
+        self.largest = 0  # bytes of a batch
         self.deaths = 0
-        self.suspects: set[Any] = set()  # keys on which a worker has died
-        self.lost: dict[int, Skipped] = {}  # rows that are not read any more
+        self.suspects: set[tuple[int, int]] = set()  # batch, and position in it, on which a worker has died
+        self.lost: dict[Any, Skipped] = {}  # rows that are not read any more
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises: WorkerError, where a worker and its successors die before they have read a single batch."""
-        if not self.workers:
-            yield from (self.join([self.dataset[key] for key in keys]) for keys in self.batches)
-            return
+        """Raises: WorkerError, where a worker and its successors die between clips before they have read a batch."""
         tasks, done = enumerate(self.batches), {}
         crew = [Worker(self) for _ in range(self.workers)]
+        given = self._give(crew, islice(tasks, self.workers))
         try:
-            self._give(crew, islice(tasks, AHEAD * self.workers))
             for number in count():
                 while number not in done:
-                    if not any(worker.tasks for worker in crew):
+                    if not any(worker.tasks for worker in crew) or not self._collect(crew, done):
                         return
-                    self._collect(crew, done)
-                self._give(crew, islice(tasks, 1))
+                given += self._give(crew, islice(tasks, max(0, number + 1 + self._ahead() - given)))
                 batch = done.pop(number)
                 if isinstance(batch, Exception):
                     raise batch
@@ -95,13 +106,26 @@ class Loader(Generic[Batch]):
             for worker in crew:
                 worker.stop()
 
-    def _give(self, crew: list["Worker"], tasks: Iterable[tuple[int, Sequence[Any]]]) -> None:
+    def _ahead(self) -> int:
+        """How many batches may be under way."""
+        room = self.prefetch * 2**30 / max(self.largest, 1)
+        return int(min(max(room, self.workers), AHEAD * self.workers))
+
+    def _give(self, crew: list["Worker"], tasks: Iterable[tuple[int, Sequence[Any]]]) -> int:
+        """Hand out batches; returns how many."""
+        given = 0
         for number, keys in tasks:
             crew[number % len(crew)].give(number, keys)
+            given += 1
+        return given
 
-    def _collect(self, crew: list["Worker"], done: dict[int, Batch | Exception]) -> None:
-        """Wait until a worker has read a batch, or is dead."""
-        ready = wait([worker.pipe for worker in crew])
+    def _collect(self, crew: list["Worker"], done: dict[int, Batch | Exception]) -> bool:
+        """Wait until a worker has read a batch, or is dead; False where there is no more use in waiting."""
+        ready: list[Any] = []
+        while not ready:
+            if self.stopped():
+                return False
+            ready = wait([worker.pipe for worker in crew], POLL)
         for place, worker in enumerate(crew):
             if worker.pipe not in ready:
                 continue
@@ -114,33 +138,44 @@ class Loader(Generic[Batch]):
             else:
                 done[number], worker.deaths = batch, 0
                 del worker.tasks[number]
+                self._measure(batch)
+        return True
+
+    def _measure(self, batch: Batch | Exception) -> None:
+        size = bytes_of(batch)
+        if size > self.largest and size * self.workers > self.prefetch * 2**30:
+            log.warning(
+                "a batch has %.2f GiB: one for each of %d workers is more than the %g GiB of data.prefetch_gib",
+                size / 2**30, self.workers, self.prefetch,
+            )  # fmt: skip
+        self.largest = max(size, self.largest)
 
     def _replace(self, dead: "Worker") -> "Worker":
         """A new worker with the same tasks, less the clip that the dead one cannot read."""
-        code, key = dead.process.exitcode, dead.reading()
+        code, place = dead.process.exitcode, dead.reading()
+        key = None if place is None else dead.tasks[place[0]][place[1]]
+        hung = place is not None and code == HUNG
         cause = f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
-        if key is not None and code == HUNG:
-            cause = f"the decoder or the storage hung for {self.timeout:g} s"
+        cause = f"the decoder or the storage hung for {self.timeout:g} s" if hung else cause
         self.deaths += 1
-        where = "" if key is None else f" while reading {self._id(key)}"
+        where = "" if place is None else f" while reading {self._id(key)}"
         log.warning("a worker of the loader died%s (%s): it is replaced; deaths so far: %d", where, cause, self.deaths)
-        if dead.deaths + 1 >= DEATHS:
+        new = Worker(self, dead.deaths + (place is None))
+        if new.deaths >= DEATHS:
+            new.stop()
             raise WorkerError(
                 f"a worker of the loader and those that took its place died {DEATHS} times without reading a batch, "
-                f"the last one{where} ({cause}). Can the videos be reached, and is there enough memory, also in "
-                f"/dev/shm, for data.workers={self.workers}?"
+                f"and none was in the middle of a clip ({cause}). Is there enough memory, also in /dev/shm, for "
+                f"data.workers={self.workers}?"
             )
-        if key is not None:
-            self._blame(key, cause if code == HUNG else "its worker died twice while reading it", at_once=code == HUNG)
-        new = Worker(self, dead.deaths + 1)
+        if hung or place in self.suspects:
+            reason = cause if hung else f"its worker died twice while reading it ({cause})"
+            self.lost[self.dataset.row(key)] = Skipped(self._id(key), reason)
+        elif place is not None:
+            self.suspects.add(place)
         for number, keys in dead.tasks.items():
             new.give(number, keys)
         return new
-
-    def _blame(self, key: Any, reason: str, at_once: bool) -> None:
-        if at_once or key in self.suspects:
-            self.lost[self.dataset.row(key)] = Skipped(self._id(key), reason)
-        self.suspects.add(key)
 
     def _id(self, key: Any) -> str:
         return self.dataset.index[self.dataset.row(key)]["id"]
@@ -152,7 +187,7 @@ class Worker:
     Attributes:
         pipe: To it and from it.
         tasks: The keys of the batches that it has still to read, by number, in their order.
-        deaths: How many workers have died in its place since the last batch.
+        deaths: How many workers have died in its place, with no clip to blame, since the last batch.
     """
 
     def __init__(self, loader: Loader[Any], deaths: int = 0):
@@ -177,10 +212,10 @@ class Worker:
         with suppress(OSError):  # it is dead, which is noticed where its batches are awaited
             self.pipe.send((number, items))
 
-    def reading(self) -> Any:
-        """The key of the clip that it reads, or read when it died; None in between."""
+    def reading(self) -> tuple[int, int] | None:
+        """Batch and position of the clip that it reads, or read when it died; None in between."""
         number, position = self.place
-        return self.tasks[number][position] if number in self.tasks else None
+        return (number, position) if number in self.tasks else None
 
     def dead(self) -> bool:
         """Whether it has ended, or is just about to."""
@@ -201,20 +236,19 @@ def work(
     torch.set_num_threads(1)
     tasks: SimpleQueue[tuple[int, list[Any]]] = SimpleQueue()
     Thread(target=_receive, args=(pipe, tasks), daemon=True).start()
-    with open(os.devnull, "w") as nowhere:
-        while True:
-            number, items = tasks.get()
-            try:
-                clips = []
-                for position, item in enumerate(items):
-                    place[:] = number, position
-                    clips.append(item if isinstance(item, Skipped) else _read(dataset, item, timeout, nowhere))
-                place[0] = NOTHING
-                batch = join(clips)
-            except Exception as error:  # a mistake in the program: the main process raises it
-                error.add_note(f"in a worker of the loader:\n{traceback.format_exc()}")
-                batch = error
-            pipe.send((number, batch))
+    while True:
+        number, items = tasks.get()
+        try:
+            clips = []
+            for position, item in enumerate(items):
+                place[:] = number, position
+                clips.append(item if isinstance(item, Skipped) else _read(dataset, item, timeout))
+            place[0] = NOTHING
+            batch = join(clips)
+        except Exception as error:  # a mistake in the program: the main process raises it
+            error.add_note(f"in a worker of the loader:\n{traceback.format_exc()}")
+            batch = error
+        pipe.send((number, batch))
 
 
 def _receive(pipe: Connection, tasks: SimpleQueue[Any]) -> None:
@@ -225,10 +259,70 @@ def _receive(pipe: Connection, tasks: SimpleQueue[Any]) -> None:
     os._exit(0)
 
 
-def _read(dataset: Clips, key: Any, timeout: float, nowhere: TextIO) -> Clip | Skipped:
-    """Read a clip, or die: the clock is a thread in C, which needs no lock that a stuck decoder may hold."""
-    faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
+def _read(dataset: Clips, key: Any, timeout: float) -> Clip | Skipped:
+    """Read a clip, or die: the kernel's alarm ends a process whatever its decoder holds."""
+    signal.setitimer(signal.ITIMER_REAL, min(max(timeout, 1e-6), LONGEST))
     try:
         return dataset[key]
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _Calls(Generic[Item, Result]):
+    """A function of items as a dataset; the number of an item and the item are its key, its number and name its row."""
+
+    def __init__(self, function: Callable[[Item], Result]):
+        self.function, self.index = function, _Names()
+
+    def row(self, key: tuple[int, str, Item]) -> tuple[int, str]:
+        """See `Clips`."""
+        return key[:2]
+
+    def __getitem__(self, key: tuple[int, str, Item]) -> Result | Skipped:
+        _, name, item = key
+        try:
+            return self.function(item)
+        except BrokenClip as broken:
+            return Skipped(name, broken.reason)
+
+
+class _Names:
+    """The index of `_Calls`."""
+
+    def __getitem__(self, row: tuple[int, str]) -> dict[str, str]:
+        return {"id": row[1]}
+
+
+def guarded(
+    function: Callable[[Item], Result], items: Iterable[tuple[str, Item]], workers: int = 1, timeout: float = TIMEOUT
+) -> Iterator[tuple[Item, Result | Skipped]]:
+    """Apply a function to items in processes of their own, in order; where one of them dies or hangs, go on.
+
+    Args:
+        function: what can be pickled, as its results can.
+        items: each behind its name, for people; taken as they are needed.
+        workers: processes.
+        timeout: seconds for an item.
+    Returns:
+        Every item with what the function makes of it, or a `Skipped`: for a `BrokenClip`, and where it ended its
+        process twice, or hung.
+    """
+    under_way: deque[Item] = deque()
+
+    def keys() -> Iterator[list[tuple[int, str, Item]]]:
+        for number, (name, item) in enumerate(items):
+            under_way.append(item)
+            yield [(number, name, item)]
+
+    for (result,) in Loader(_Calls(function), keys(), list, workers, timeout):
+        yield under_way.popleft(), result
+
+
+def bytes_of(batch: Any) -> int:
+    """What the arrays in a batch take."""
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        return batch.nbytes
+    if isinstance(batch, bytes):
+        return len(batch)
+    parts = batch.values() if isinstance(batch, dict) else getattr(batch, "__dict__", {}).values()
+    return sum(map(bytes_of, batch if isinstance(batch, list | tuple) else parts))

@@ -89,7 +89,7 @@ def embedded(
     A batch of which no clip could be read has no tensors: its `items` are empty.
     """
     device = next(modules.parameters()).device
-    for batch in eval_loader(clips, batches, workers, config.data.timeout):
+    for batch in eval_loader(clips, batches, workers, config.data.timeout, config.data.prefetch_gib):
         if "video" not in batch:
             nothing = torch.empty(0)
             yield Embedded({}, {}, nothing.bool(), nothing.bool(), [], [], nothing, batch["skipped"])

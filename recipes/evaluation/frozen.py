@@ -50,7 +50,10 @@ def frozen_features(model: VATT, clips: WindowedClips, config: Config) -> Frozen
     size = max(1, config.evaluate.batch_size // clips.count)
     items = range(len(clips))
     batches = [items[first : first + size] for first in range(0, len(items), size)]
-    loader: Loader[list[Windows | Skipped]] = Loader(clips, batches, list, config.data.workers, config.data.timeout)
+    data = config.data
+    loader: Loader[list[Windows | Skipped]] = Loader(
+        clips, batches, list, data.workers, data.timeout, data.prefetch_gib
+    )
     with torch.inference_mode(), progress_bar(total=len(clips), desc="features", unit="clip", leave=False) as bar:
         for batch in loader:
             read = [item for item in batch if isinstance(item, Windows)]

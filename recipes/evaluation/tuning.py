@@ -83,9 +83,10 @@ def tune(
     losses: list[float] = []
     unread = 0
     order = BatchSampler([Source(len(clips))], config.batch_size, config.seed, step)
-    loader = Loader(clips, order, collate, config.workers, config.timeout)
+    interruption = Interruption()
+    loader = Loader(clips, order, collate, config.workers, config.timeout, stopped=lambda: interruption.asked)
     classifier.train()
-    with Interruption() as interruption, progress_bar(total=config.steps, initial=step, unit="step") as bar:
+    with interruption, progress_bar(total=config.steps, initial=step, unit="step") as bar:
         for batch in loader:
             if step >= config.steps or interruption.asked:
                 break

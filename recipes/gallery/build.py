@@ -1,16 +1,17 @@
 """Builds a gallery: draws clips, cuts them out of their videos, tests their words, writes the page and the sheet."""
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 
-from recipes.data.decode import BrokenClip
+from recipes.data.clips import Skipped
+from recipes.data.workers import guarded
 from recipes.gallery import media
 from recipes.gallery.captions import References, judge
 from recipes.gallery.page import GROUPS, Card, Page
@@ -49,16 +50,16 @@ def build(scores: Path, out: Path, checkpoint: Path | None, share: float, count:
     with TemporaryDirectory() as scratch:
         references = _references(space, sample.references)
         for card in _cards(space, _in_turn(sample), references, Path(scratch)):
-            if isinstance(card, BrokenClip):
+            if isinstance(card, Skipped):
                 broken.append(card)
                 continue
             page.add(card)
             if sum(card.group == other.group for other in on_sheet) < ROWS:
                 on_sheet.append(card)
     if not on_sheet:
-        raise ValueError(f"none of the {len(broken)} clips drawn can be read; the first: {broken[0]}")
+        raise ValueError(f"none of the {len(broken)} clips drawn can be read; the first: {_named(broken[0])}")
     if broken:
-        print(f"{len(broken)} of the clips drawn cannot be read and are left out, the first: {broken[0]}")
+        print(f"{len(broken)} of the clips drawn cannot be read and are left out, the first: {_named(broken[0])}")
     page.write(sample, share, seed, space.config.clip.words, broken)
     picture = out.with_suffix(".png")
     sheet(on_sheet, sample, share).save(picture, dpi=(300, 300), optimize=True)
@@ -83,26 +84,25 @@ def _in_turn(sample: Sample) -> list[tuple[str, Row]]:
     return [(group, row) for pair in pairs for group, row in zip(GROUPS, pair, strict=True) if row is not None]
 
 
+def _named(clip: Skipped) -> str:
+    return f"{clip.id}: {clip.reason}"
+
+
 def _cards(
     space: Space, rows: list[tuple[str, Row]], references: References, scratch: Path
-) -> Iterator[Card | BrokenClip]:
-    """Reads clips in threads (decoding does not hold Python up) and tests their words, some at a time."""
-
-    def read(item: tuple[str, Row]) -> media.Shown | BrokenClip:
-        try:
-            return media.read(item[1], space.config.clip, scratch)
-        except BrokenClip as broken:
-            return broken
-
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress_bar(total=len(rows), desc="clips", unit="clip", leave=False) as bar,
-    ):
+) -> Iterator[Card | Skipped]:
+    """Reads clips and tests their words, some at a time."""
+    read = _read(partial(media.read, fmt=space.config.clip, folder=scratch), [row for _, row in rows], space)
+    groups = [group for group, _ in rows]
+    with progress_bar(total=len(rows), desc="clips", unit="clip", leave=False) as bar:
         for first in range(0, len(rows), CLIPS_AT_ONCE):
-            batch = rows[first : first + CLIPS_AT_ONCE]
-            read_ones = list(zip(batch, pool.map(read, batch), strict=True))
-            yield from (shown for _, shown in read_ones if isinstance(shown, BrokenClip))
-            whole = [(group, row, shown) for (group, row), shown in read_ones if isinstance(shown, media.Shown)]
+            batch = list(islice(read, CLIPS_AT_ONCE))
+            yield from (shown for _, shown in batch if isinstance(shown, Skipped))
+            whole = [
+                (group, row, shown)
+                for group, (row, shown) in zip(groups[first:], batch, strict=False)
+                if not isinstance(shown, Skipped)
+            ]
             if whole:
                 videos = space.videos(np.stack([shown.video for _, _, shown in whole]))
                 captions = judge(space, [row for _, row, _ in whole], videos, references)
@@ -112,16 +112,8 @@ def _cards(
 
 def _references(space: Space, rows: list[Row]) -> References:
     """Embeds what the words are tested against; what cannot be read is passed over."""
-
-    def read(row: Row) -> np.ndarray | None:
-        try:
-            return media.model_view(row, space.config.clip)
-        except BrokenClip:
-            return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        windows = list(pool.map(read, rows))
-    there = [(row, window) for row, window in zip(rows, windows, strict=True) if window is not None]
+    windows = _read(partial(media.model_view, fmt=space.config.clip), rows, space)
+    there = [(row, window) for row, window in windows if not isinstance(window, Skipped)]
     if not there:
         raise ValueError(
             f"none of {len(rows)} clips can be read, for example {rows[0].video}: are the videos in place?"
@@ -129,3 +121,9 @@ def _references(space: Space, rows: list[Row]) -> References:
     parts = [there[i : i + CLIPS_AT_ONCE] for i in range(0, len(there), CLIPS_AT_ONCE)]
     embeddings = [space.videos(np.stack([window for _, window in part])) for part in parts]
     return References(torch.cat(embeddings), np.array([row.video for row, _ in there]))
+
+
+def _read(function: Callable[[Row], Any], rows: list[Row], space: Space) -> Iterator[tuple[Row, Any]]:
+    """Rows with what a function reads of them, or a `Skipped`."""
+    data = space.config.data
+    return guarded(function, ((row.video, row) for row in rows), data.workers, data.timeout)

@@ -4,6 +4,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,7 @@ def read(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
     Args:
         row: The clip.
         fmt: Shape of the model's clips.
-        folder: For the mp4 while it is written.
+        folder: That exists, for the mp4 while it is written.
 
     Raises:
         BrokenClip: It cannot be read.
@@ -54,15 +55,16 @@ def read(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
     with open_clip(row.video) as clip:
         video = _model_view(clip, row, fmt)
         pictures, sound, rate = _window(clip, row)
-    file = folder / f"{row.clip}.mp4"
-    write_mp4(file, pictures, rate, sound, SAMPLE_RATE)
+    with TemporaryDirectory(dir=folder) as place:
+        file = Path(place, "clip.mp4")
+        write_mp4(file, pictures, rate, sound, SAMPLE_RATE)
+        player = file.read_bytes()
     frames = pictures[[int((i + 0.5) * len(pictures) / KEY_FRAMES) for i in range(KEY_FRAMES)]]
     files = {
-        ".mp4": file.read_bytes(),
+        ".mp4": player,
         ".jpg": jpeg(side_by_side(frames)),
         "-poster.jpg": jpeg(frames[KEY_FRAMES // 2]),
     }
-    file.unlink()
     return Shown(files, frames, [] if sound is None else outline(sound), video)
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from recipes.data.decode import BrokenClip
+from recipes.data.clips import Skipped
 from recipes.gallery.alignment import FEWEST, THRESHOLD
 from recipes.gallery.captions import Caption, most_aligned, share_aligned
 from recipes.gallery.media import Shown, side_by_side
@@ -66,7 +66,7 @@ class Page:
             }
         )  # fmt: skip
 
-    def write(self, sample: Sample, share: float, seed: int, words: int, broken: list[BrokenClip]) -> None:
+    def write(self, sample: Sample, share: float, seed: int, words: int, broken: list[Skipped]) -> None:
         """Write the page, whole or not at all, and remove media of an earlier one that it does not use.
 
         Args:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from recipes.data import storage
 from recipes.data.tfrecord import masked_crc
 
 MAGIC = 0xDB4775248B80FB57
@@ -58,7 +59,7 @@ class TensorBundle:
         if entry.dtype not in TYPES or entry.slices:
             raise ValueError(f"{self.prefix}: {name} has the type {entry.dtype}, or is cut in slices: it is not read")
         shard = self.prefix.with_name(f"{self.prefix.name}.data-{entry.shard_id:05}-of-{self.shards:05}")
-        with open(shard, "rb") as file:
+        with storage.open_bytes(shard) as file:
             file.seek(entry.offset)
             data = file.read(entry.size)
         if masked_crc(data) != entry.crc32c:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
+from recipes.data import storage
 from recipes.training import jsonl
 
 RESAMPLES = 300
@@ -63,7 +64,7 @@ def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
         raise ValueError(f"{truth}: expected JSON lines with video_id, text and aligned, such as a corpus' truth.jsonl")
     for line in lines:
         told.setdefault(line["video_id"], []).append(line)
-    rows = [row for row in pq.read_table(scores).to_pylist() if row["cosine"] is not None]
+    rows = [row for row in pq.read_table(storage.regular(scores)).to_pylist() if row["cosine"] is not None]
     if not rows:
         raise ValueError(f"{scores}: no clip has a cosine")
     aligned = []

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recipes.data import storage
 from recipes.parts import KEY
 from recipes.scoring.measure import FIGURES
 
@@ -35,7 +36,7 @@ def facts_of(path: Path) -> dict[str, Any]:
         ValueError: Not a table of scores.
     """
     try:
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(storage.regular(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
     missing = [name for name in SCHEMA.names if name not in schema.names]

@@ -47,7 +47,8 @@ def tune(
     state = transform.init()
     modules.train()
     clips = TrainClips(train, tokenizer, config.clip, seed, config.augment)
-    loader = train_loader(clips, batch_size, seed, config.data.workers, timeout=config.data.timeout)
+    data = config.data
+    loader = train_loader(clips, batch_size, seed, data.workers, timeout=data.timeout, prefetch=data.prefetch_gib)
     with progress_bar(total=iterations, desc="further optimisation", unit="step") as bar:
         for step, batch in zip(range(iterations), loader, strict=False):
             train_step(plain, modules, optimizer, transform, state, batch, step, device)

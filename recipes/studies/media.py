@@ -1,5 +1,6 @@
 """A world of media: pictures, sound and captions of the procedural corpus, decoded once and kept in memory."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from recipes.data.clips import Clip, ClipFormat, NarratedClips
 from recipes.data.corpus.plan import Plan, plan_video
 from recipes.data.corpus.thing import COLOURS, SHAPES
 from recipes.data.index import load_index
+from recipes.data.loader import list_loader
 from recipes.data.splits import procedural_corpus
 from recipes.studies.clips import Clips, World, keys, rare_concepts
 
@@ -47,17 +49,15 @@ def world(corpus: CorpusConfig, fmt: ClipFormat, clips: int, test_clips: int) ->
 def _read(index: Index, tokenizer: Tokenizer, fmt: ClipFormat, plans: list[Plan], limit: int) -> Clips:
     truth = {plan.video_id: plan.truth() for plan in plans}
     narrated = NarratedClips(index, tokenizer, fmt)
-    found: list[tuple[Clip, dict, int]] = []
+    told: dict[int, dict] = {}
     for number in range(len(narrated)):
         row, narration = narrated.place(number)
-        told = truth[Path(row["video"]).stem]
-        if narration < 0 or not (told[narration]["aligned"] and told[narration]["sound_aligned"]):
-            continue
-        clip = narrated[number, 0]
-        if isinstance(clip, Clip) and clip.has_audio:
-            found.append((clip, told[narration]["shown"], narrated.places[number]["row"]))
-        if len(found) == limit:
-            break
+        said = truth[Path(row["video"]).stem]
+        if narration >= 0 and said[narration]["aligned"] and said[narration]["sound_aligned"]:
+            told[number] = said[narration]["shown"]
+    loader = list_loader(narrated, ([(number, 0)] for number in told), workers=1)
+    clips = (clip for (clip,) in loader if isinstance(clip, Clip) and clip.has_audio)
+    found = [(clip, told[clip.index], narrated.row((clip.index, 0))) for clip in islice(clips, limit)]
     read, shown, recordings = zip(*found, strict=True)
     text = torch.from_numpy(np.stack([clip.text for clip in read]))
     shapes = torch.tensor([list(SHAPES).index(thing["shape"]) for thing in shown])

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils import _pytree as pytree
 
+from recipes.data import storage
 from recipes.training.processes import ALONE, Processes
 
 TENSORS = "tensors"
@@ -183,6 +184,8 @@ def read(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
 
 def _metadata(checkpoint: Path) -> dict[str, Any]:
     try:
+        for file in (checkpoint / TENSORS).iterdir():
+            storage.regular(file)
         return HuggingFaceStorageReader(str(checkpoint / TENSORS)).read_metadata().state_dict_metadata
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{checkpoint / TENSORS}: damaged: {error}") from error
@@ -190,7 +193,8 @@ def _metadata(checkpoint: Path) -> dict[str, Any]:
 
 def load_facts(checkpoint: Path) -> dict[str, Any]:
     """The JSON facts of a checkpoint: its step among them."""
-    facts: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    path = storage.regular(checkpoint / "state.json")
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return facts
 
 

@@ -6,8 +6,9 @@ import signal
 class Interruption:
     """While open, SIGINT and SIGTERM ask the loop to stop after the step at hand."""
 
+    asked = False
+
     def __enter__(self) -> "Interruption":
-        self.asked = False
         self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recipes.data import storage
+
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a file, none if it is not there; what follows a line that a crash cut off is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    text = storage.regular(path).read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

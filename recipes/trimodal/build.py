@@ -37,12 +37,15 @@ def use_cores(config: Config) -> None:
     OMP_NUM_THREADS, which torchrun sets, has the last word.
     """
     if device_of(config).type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) - config.data.workers))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - max(1, config.data.workers)))
 
 
 def model_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
     """The tensors of a batch that the model takes, on the device."""
-    return {name: batch[name].to(device, non_blocking=True) for name in INPUTS}
+    if torch.device(device).type != "cuda":
+        return {name: batch[name].to(device) for name in INPUTS}
+    # Only from pinned memory does the host go on while it is copied.
+    return {name: batch[name].pin_memory().to(device, non_blocking=True) for name in INPUTS}
 
 
 def check_wrt(pattern: str | None, model: nn.Module, key: str) -> None:

@@ -30,6 +30,25 @@ class Faulty(TrainClips):
         return super().__getitem__(key)
 
 
+class Several(Faulty):
+    """Something happens before any of the first rows is read."""
+
+    rows = 8
+
+    def __getitem__(self, key: tuple[int, int]) -> Clip | Skipped:
+        if key[1] < self.rows:
+            self.fault(*self.arguments)
+        return super().__getitem__(key)
+
+
+class Unjoinable(Faulty):
+    """Reads all clips."""
+
+    def join(self, clips: list[Clip | Skipped]) -> None:
+        """Dies, as where /dev/shm is full."""
+        die()
+
+
 class Always(Faulty):
     """Something happens before any row is read."""
 
@@ -49,6 +68,21 @@ def hang() -> None:
 def segfault() -> None:
     """Read from address 0."""
     ctypes.string_at(0)
+
+
+def fatal(*_: Any, **__: Any) -> None:
+    """Read from address 0, whatever is given."""
+    segfault()
+
+
+def ratio(item: int) -> float:
+    """1 / item; of 0 the process dies."""
+    return 1 / item if item else fatal()
+
+
+def leave() -> None:
+    """End the process without a word."""
+    os._exit(1)
 
 
 def die() -> None:

@@ -9,13 +9,18 @@ from pathlib import Path
 
 
 class Server(ThreadingHTTPServer):
-    """`sent` counts the bytes of all answers; the next `failures` requests for bytes are answered by an error."""
+    """`sent` counts the bytes of all answers.
+
+    The next `failures` requests for bytes are answered by an error, the next `refusals` of any kind too, and the next
+    `silences` not at all.
+    """
 
     daemon_threads = True
 
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.root, self.sent, self.failures = root, 0, 0
+        self.root, self.sent, self.failures, self.refusals, self.silences = root, 0, 0, 0, 0
+        self.closing = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -33,6 +38,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         file = self.server.root / self.path.lstrip("/")
+        if self.server.silences > 0:
+            self.server.silences -= 1
+            self.server.closing.wait()
+        if self.server.refusals > 0:
+            self.server.refusals -= 1
+            return self._send(503, b"", {})
         if body and self.server.failures > 0:
             self.server.failures -= 1
             return self._send(503, b"", {})
@@ -67,6 +78,7 @@ def serve(root: Path) -> Iterator[Server]:
     try:
         yield server
     finally:
+        server.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()

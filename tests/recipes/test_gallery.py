@@ -32,6 +32,7 @@ from recipes.gallery.space import load_space
 from recipes.trimodal.build import model_inputs
 from tests.recipes import media as files
 from tests.recipes.conftest import DEMO, TINY
+from tests.recipes.faulty import fatal
 from tests.recipes.scored import row, write_checkpoint, write_table
 
 FMT = ClipFormat(frames=4, fps=10.0, size=32)
@@ -255,6 +256,12 @@ def gallery(scored: Path, out: Path, *more: str) -> int:
 
 def rows_of(page: str) -> list[dict]:
     return json.loads(re.search(r'<script type="application/json" id="rows">(.*?)</script>', page, re.S)[1])
+
+
+def test_clips_that_end_the_process_that_reads_them_are_left_out(scored, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(media, "read", fatal)
+    assert gallery(scored, tmp_path / "g.html") == 2
+    assert "clips drawn can be read; the first: " in (err := capsys.readouterr().err) and "signal 11" in err
 
 
 def test_the_command_writes_a_page_and_a_sheet(scored, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipes.data import howto100m
+from recipes.data import index as indexing
 from recipes.data.index import load_index
+from recipes.data.videos import videos_below
 
 WHOLE = {"start": None, "end": None}  # the clip is its whole file
 NARRATIONS = [{"start": 0.0, "end": 1.5, "text": "a red ball"}, {"start": 2.0, "end": 3.0, "text": "it rolls"}]
@@ -166,6 +170,63 @@ def test_half_a_surrogate_pair_can_be_stored(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     index = load_index(jsonl(tmp_path, '{"video": "a.mp4", "text": "smile \\ud83d"}'))
     assert index["narrations"][0][0]["text"] == "smile ?"
+
+
+def test_a_folder_of_videos_with_texts_beside_them(tmp_path: Path) -> None:
+    """It is what the same files are in a tar shard; of what is no file nothing is read."""
+    touch(tmp_path, "train/a.1.mp4", "b.MKV", "c.mp4", "pictures/d.jpg", "val/e.webm")
+    (tmp_path / "train" / "a.1.txt").write_text("words")
+    (tmp_path / "b.json").write_text('{"id": "x", "caption": "a caption", "start": 1, "end": 2, "split": "test"}')
+    (tmp_path / "d.txt").write_text("no video")
+    (tmp_path / "train" / "loop").symlink_to("..")
+    index = load_index(tmp_path).to_list()
+    assert [(row["id"], row["split"]) for row in index] == [
+        ("x", "test"), ("c", ""), ("train/a.1", "train"), ("val/e", "validate"),
+    ]  # fmt: skip
+    assert [[narration["text"] for narration in row["narrations"]] for row in index] == [
+        ["a caption"],
+        [],
+        ["words"],
+        [],
+    ]
+    assert [row["video"] for row in index[:2]] == [str(tmp_path / "b.MKV"), str(tmp_path / "c.mp4")]
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(ValueError, match=rf"{tmp_path}, b\.json: expected one JSON object"):
+        load_index(tmp_path)
+    (tmp_path / "b.json").unlink()
+    os.mkfifo(tmp_path / "b.json")
+    with pytest.raises(OSError, match="a pipe, not a regular file"):
+        load_index(tmp_path)
+
+
+def test_loops_of_links_end(tmp_path: Path) -> None:
+    """Two links to a folder in itself are 2^40 folders."""
+    touch(tmp_path, "d/v.mp4", "d/e/v.mp4", "w.webm")
+    for name in ("d/a", "d/b", "d/e/c"):
+        (tmp_path / name).symlink_to(tmp_path / "d")
+    (tmp_path / "d" / "self").symlink_to("self")
+    assert videos_below(tmp_path) == {"v": str(tmp_path / "d" / "v.mp4"), "w": str(tmp_path / "w.webm")}
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "v\udcff.mp4", "v\udcff.txt")
+    with pytest.raises(ValueError, match=r"expected names in UTF-8; found '.*v\\udcff"):
+        load_index(tmp_path)
+
+
+def test_temporary_folders_of_processes_that_were_killed_are_removed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("killed", "alive", "new", "none"):
+        (tmp_path / f"harmony-index-{name}").mkdir()
+        if name != "new":
+            os.utime(tmp_path / f"harmony-index-{name}", (0, 0))
+    lock = indexing._lock(tmp_path / "harmony-index-alive")
+    (tmp_path / "harmony-index-none").rename(tmp_path / "other")
+    touch(tmp_path, "data/a.mp4")
+    made = load_index(jsonl(tmp_path / "data", {"video": "a.mp4", "text": ""}))
+    left = {path.name for path in tmp_path.iterdir()} - {"data", Path(made.cache_files[0]["filename"]).parent.name}
+    assert left == {"harmony-index-alive", "harmony-index-new", "other"}
+    os.close(lock)
 
 
 def test_howto100m(tmp_path: Path) -> None:

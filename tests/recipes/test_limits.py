@@ -1,13 +1,19 @@
 """Files that ask for too much, or for other files: refused with a reason, whatever they are called."""
 
+import os
+import shutil
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from recipes.data import limits
+from recipes.data import limits, vocabulary
 from recipes.data.decode import BrokenClip, Window, read_window
+from recipes.scoring.table import facts_of
+from recipes.training import checkpoint as checkpoints
+from recipes.training import jsonl
+from recipes.trimodal.restore import restore
 from tests.recipes import media
 
 
@@ -111,3 +117,25 @@ def test_a_window_of_too_much_sound(plain: Path, monkeypatch: pytest.MonkeyPatch
     assert refused(plain) == "one window has more than 1000 samples of sound"
     monkeypatch.setattr(limits, "SAMPLES", 10_000)
     assert np.abs(window(plain).audio).max() > 0.3
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path, checkpoint: Path) -> None:
+    """Whatever reads them: word vectors, tables, lists, checkpoints."""
+    os.mkfifo(tmp_path / "pipe")
+    words = vocabulary.build(["word"])
+    for path, kind in ((tmp_path / "pipe", "pipe"), (Path("/dev/zero"), "device"), (tmp_path, "folder")):
+        with pytest.raises(OSError, match=f"a {kind}, not a regular file"):
+            vocabulary.load_vectors(path, words)
+        with pytest.raises(OSError, match=f"a {kind}, not a regular file"):
+            jsonl.read(path)
+        with pytest.raises(ValueError, match=f"a {kind}, not a regular file"):
+            facts_of(path)
+    run = shutil.copytree(checkpoint, tmp_path / "run")
+    place = checkpoints.latest(run)
+    (place / "state.json").unlink()
+    os.mkfifo(place / "state.json")
+    with pytest.raises(OSError, match="a pipe, not a regular file"):
+        checkpoints.load_facts(place)
+    os.mkfifo(place / checkpoints.TENSORS / "more.safetensors")
+    with pytest.raises(ValueError, match="a pipe, not a regular file"):
+        restore(run)

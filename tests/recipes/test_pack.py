@@ -1,6 +1,7 @@
 """Packing: shards train as their videos do, what cannot be read is listed, an interrupted pack goes on."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from recipes.data.index import load_index
 from recipes.pretrain import pretrain
 from recipes.training import jsonl
 from tests.recipes import media
+from tests.recipes.faulty import fatal
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,34 @@ def test_an_interrupted_pack_goes_on(videos: Path, tmp_path: Path, monkeypatch, 
         assert (rows[2] / path.name).read_bytes() == path.read_bytes()
     assert all((rows[2] / name).stat().st_mtime_ns == time for name, time in times.items())
     assert (rows[2] / "index.parquet").read_bytes() == (rows[1] / "index.parquet").read_bytes()
+
+
+def test_a_pack_that_is_killed_at_any_write_goes_on(videos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Whatever it leaves behind is no obstacle, and no clip is listed twice."""
+    command, real, left = ["--data", videos, "--clips", 4, "--out", tmp_path / "s"], os.replace, []
+
+    def killed(*arguments):
+        """Every file is written in vain once."""
+        if arguments[1] not in left:
+            left.append(arguments[1])
+            raise OSError("killed")
+        real(*arguments)
+
+    monkeypatch.setattr(os, "replace", killed)
+    codes = [packed(*command) for _ in range(6)]
+    assert codes == [2, 2, 2, 2, 2, 0] and len(left) == 5  # its contents, two shards, what is skipped, the index
+    assert [row["id"] for row in jsonl.read(tmp_path / "s" / "skipped.jsonl")] == ["clip.3", "clip.5"]
+    assert len(load_index(tmp_path / "s")) == 5
+
+
+def test_videos_that_end_the_process_that_reads_them_are_listed(
+    videos: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(pack, "open_header", fatal)
+    assert packed("--data", videos, "--out", tmp_path / "s") == 2
+    assert "there is not one clip in it" in capsys.readouterr().err
+    rows = jsonl.read(tmp_path / "s" / "skipped.jsonl")
+    assert len(rows) == 7 and all("signal 11" in row["reason"] for row in rows)
 
 
 def test_nothing_is_packed_over_something_else(videos: Path, tmp_path: Path, capsys) -> None:

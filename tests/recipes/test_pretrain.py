@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from threading import Timer
 
 import pytest
 import torch
@@ -18,13 +19,16 @@ from recipes.data.loader import train_loader
 from recipes.data.splits import train_and_test
 from recipes.evaluate import main as evaluate_main
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
-from recipes.training import checkpoint, dynamics, metrics
+from recipes.training import checkpoint, dynamics, jsonl, metrics
+from recipes.training.interruption import Interruption
 from recipes.training.processes import Processes
+from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
 from recipes.trimodal.build import build
 from recipes.trimodal.harmonizer import harmonizer
 from tests.recipes import media
 from tests.recipes.conftest import DEMO, TINY
+from tests.recipes.faulty import Faulty, Several, hang, segfault
 
 
 def weights(config):
@@ -94,6 +98,34 @@ def test_sigterm_writes_a_checkpoint_and_resuming_goes_on(tiny, monkeypatch):
     assert latest_checkpoint(torn).name == "step_00000004"
     pretrain(torn, resume=True)
     assert same(weights(whole), weights(torn))
+
+
+def test_sigterm_ends_a_wait_for_a_clip(tiny, monkeypatch):
+    class Soon(Interruption):
+        def __enter__(self):
+            super().__enter__()
+            Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            return self
+
+    config = tiny("run.name=waiting")
+    monkeypatch.setattr(recipe, "Interruption", Soon)
+    monkeypatch.setattr(recipe, "train_clips", lambda index, *_: Several(index, hang))
+    assert pretrain(config) == {}
+    assert latest_checkpoint(config).name == "step_00000000"
+
+
+def test_a_clip_that_ends_its_worker_is_counted_and_listed(tiny, monkeypatch):
+    def clips(index, tokenizer, fmt, *_):
+        faulty = Faulty(index, segfault)
+        faulty.tokenizer, faulty.fmt = tokenizer, fmt
+        return faulty
+
+    config = tiny("run.name=faulty")
+    monkeypatch.setattr(recipe, "train_clips", clips)
+    pretrain(config)
+    (listed,) = jsonl.read(config.folder / SKIPPED)
+    assert "its worker died twice while reading it (signal 11" in listed["reason"]
+    assert metrics.read(config.folder)[-1]["skipped_clips"] > 0
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.data import storage
+from recipes.data import identity, storage
 from recipes.data.augment import AugmentConfig
-from recipes.data.clips import ClipFormat, TrainClips
+from recipes.data.clips import ClipFormat, TrainClips, collate
 from recipes.data.decode import BrokenClip, open_clip
 from recipes.data.index import load_index
 from recipes.data.loader import train_loader
+from recipes.data.sampler import BatchSampler, Source
 from recipes.data.vocabulary import build
 from tests.recipes import media
 from tests.recipes.ranged_server import serve
@@ -100,6 +102,108 @@ def test_a_truncated_shard_loses_what_is_missing(tmp_path: Path, video: bytes) -
         assert load_index(shard)["id"][:] == ["s/0", "s/1", "s/2"]
 
 
+HEADER, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header with any size, also a negative one, and the right checksum."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % HEADER)
+
+
+@pytest.mark.parametrize(
+    ("damage", "clips", "reason"),
+    [
+        (lambda whole, last: whole[:last], 2, "without the blocks of zeros that end a tar file"),
+        (lambda whole, last: whole[: last + 9], 2, "no header at byte"),
+        (lambda whole, last: whole[: last + HEADER + 9], 2, "2.mp4 ends at byte"),
+        (lambda whole, last: whole[:last] + bytes(HEADER) + whole[last:], 2, "a block of zeros at byte"),
+        (lambda whole, last: whole[:last] + bytes(3 * RECORD), 2, "zeros from byte"),
+        (lambda whole, last: whole[: last + HEADER + 9] + bytes(3 * RECORD), 3, "zeros from byte"),
+        (lambda whole, last: whole[:last] + header("x.mp4", -HEADER) + bytes(RECORD), 2, "a file of -512 bytes"),
+        (lambda whole, last: whole[:last] + header("x", -HEADER, tarfile.GNUTYPE_LONGNAME), 2, "a file of -512 bytes"),
+        (lambda whole, last: whole[:last] + header("x", 1 << 40), 2, "x ends at byte"),
+        (lambda whole, last: whole[:last] + header("x", 2 << 20, b"x") + bytes(3 << 20), 2, "an extended header of"),
+        (lambda whole, last: whole[:last] + header("x", 9, b"x") + padded(b"9 size=-4"), 2, "wrong extended header"),
+        (lambda whole, last: whole[:last] + pax(b"size=-512"), 2, "a file of -512 bytes"),
+        (lambda whole, last: whole[:last] + 3000 * pax(b"comment=x")[: 2 * HEADER], 2, "without the blocks of zeros"),
+        (lambda whole, last: whole[:last] + header("x.mp4", 0, tarfile.GNUTYPE_SPARSE), 2, "sparse"),
+    ],
+)
+def test_a_damaged_shard_gives_what_is_before_the_damage(
+    tmp_path: Path, video: bytes, damage, clips: int, reason: str
+) -> None:
+    """It is reported where it ends, and how many clips it gave; none hangs, and none takes memory."""
+    shard = tar(tmp_path / "s.tar", *((f"{i}.mp4", video) for i in range(3)))
+    last = int(load_index(shard)["video"][2].rpartition("#")[2].split(":")[0]) - HEADER
+    shard.write_bytes(damage(shard.read_bytes(), last))
+    tar(tmp_path / "t.tar", ("0.mp4", video))
+    with pytest.warns(UserWarning) as warned:
+        assert len(load_index(tmp_path)) == clips + 1
+    texts = [str(warning.message) for warning in warned]
+    assert len(texts) == 2 and f"{shard}: truncated or not a tar file" in texts[0] and reason in texts[0]
+    assert f"after {clips} clip(s)" in texts[0] and texts[1].endswith("1 of 2 shards are damaged; clips may be missing")
+
+
+def pax(record: bytes) -> bytes:
+    """An extended header of one record, and a file."""
+    line = b"%d %s\n" % (len(record) + 4, record)
+    assert len(line) == len(record) + 4
+    return header("x", len(line), b"x") + padded(line) + header("x.mp4", 0)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_in_every_form_of_tar(tmp_path: Path, video: bytes, form: int) -> None:
+    """Long ones, some that are not UTF-8, links and folders between them."""
+    names = ["d/" + "x" * 90 + "/" + "y" * 80, "caf\udce9", "日本"]
+    with tarfile.open(tmp_path / "s.tar", "w", format=form, encoding="utf-8") as shard:
+        for name in names:
+            for kind, end in ((tarfile.DIRTYPE, ".d"), (tarfile.REGTYPE, ".mp4"), (tarfile.SYMTYPE, ".lnk")):
+                member = tarfile.TarInfo(name + end)
+                member.type, member.linkname = kind, "z" * 99
+                member.size = len(video) if kind == tarfile.REGTYPE else 0
+                shard.addfile(member, io.BytesIO(video))
+    index = load_index(tmp_path)
+    assert index["id"][:] == [f"s/{name}" for name in (names[0], "café", names[2])]
+    assert all(storage.open_bytes(locator).read() == video for locator in index["video"])
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, video: bytes) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    (tmp_path / "b.tar").mkdir()
+    (tmp_path / "c.tar").symlink_to("c.tar")
+    (tmp_path / "d.tar").symlink_to("/dev/zero")
+    tar(tmp_path / "e.tar", ("0.mp4", video))
+    with pytest.warns(UserWarning) as warned:
+        assert len(load_index(tmp_path)) == 1
+    texts = "\n".join(str(warning.message) for warning in warned)
+    for reason in ("a.tar: it cannot be read (a pipe", "b.tar: it cannot be read (a folder", "c.tar", "(a device"):
+        assert reason in texts
+    assert "4 of 5 shards are damaged" in texts
+
+
+@pytest.mark.parametrize("name", ["pipe", "folder", "device", "loop", "nul\0", "\ud800"])
+def test_a_clip_that_is_no_file_is_skipped(tmp_path: Path, name: str) -> None:
+    """Also while videos are compared by their bytes."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    path = str(tmp_path / name)
+    with pytest.raises(BrokenClip, match="it cannot be opened"), open_clip(path):
+        pass
+    with pytest.raises(BrokenClip, match="it cannot be opened"), open_clip(f"{path}#0:10"):
+        pass
+    assert identity.content_of(path) is None
+    assert storage.same(path)
+    assert not storage.exists(path)
+
+
 def test_what_is_no_shard(tmp_path: Path, video: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(b"not a tar file" * 100)
     with pytest.warns(UserWarning, match="not a tar file"), pytest.raises(ValueError, match="has no row"):
@@ -122,8 +226,9 @@ def test_a_shard_that_breaks_in_the_middle_of_an_epoch(tmp_path: Path, video: by
         tar(tmp_path / f"{name}.tar", *((f"{i}.mp4", video) for i in range(6)))
     index = load_index(tmp_path)
     clips = TrainClips(index, build(["word"]), FMT, 0, AugmentConfig())
-    whole = [batch["id"] for batch in islice(train_loader(clips, 4, seed=3, workers=0), 9)]
-    loader = iter(train_loader(clips, 4, seed=3, workers=0))
+    whole = [batch["id"] for batch in islice(train_loader(clips, 4, seed=3, workers=1), 9)]
+    order = BatchSampler([Source(len(clips))], 4, 3)  # read here, and not ahead
+    loader = (collate([clips[key] for key in keys]) for keys in order)
     found = [next(loader)]
     shard = tmp_path / "b.tar"
     if what == "gone":
@@ -164,7 +269,29 @@ def test_shards_behind_a_url_are_read_in_part(tmp_path: Path, video: bytes) -> N
         assert load_index(f"{server.url}/s.tar")[0]["narrations"][0]["text"] == "hello"
 
 
-def test_a_server_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_openings_and_readings_of_urls_are_tried_again(tmp_path: Path, video: bytes, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(storage, "PAUSE", 0.0)
+    monkeypatch.setattr(storage, "PATIENCE", 0.3)
+    tar(tmp_path / "s.tar", ("0.mp4", video))
+    with serve(tmp_path) as server:
+        for fault in ("refusals", "silences"):
+            caplog.clear()
+            setattr(server, fault, 2)
+            assert len(load_index(f"{server.url}/s.tar")) == 1
+            assert f"{server.url}/s.tar: " in caplog.text and "attempt 2 of 3 follows" in caplog.text
+        assert "no answer within 0.3 s" in caplog.text
+        file = storage.open_bytes(f"{server.url}/s.tar#512:{len(video)}")
+        server.silences = 1
+        assert file.read() == video
+        server.silences = 9
+        with pytest.raises(OSError, match=r"after 3 attempt\(s\): TimeoutError: no answer within 0.3 s"):
+            load_index(f"{server.url}/s.tar")
+        with pytest.raises(OSError, match=r"after 3 attempt\(s\): TimeoutError: no answer within 0.3 s"):
+            load_index(f"{server.url}/")
+
+
+def test_a_server_that_is_gone_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "PAUSE", 0.0)
     with serve(tmp_path) as server:
         url = server.url
     with (

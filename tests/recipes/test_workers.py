@@ -18,17 +18,33 @@ from datasets import Dataset
 
 from recipes import pretrain as recipe
 from recipes.data import vocabulary
-from recipes.data.clips import Clip, NarratedClips, Skipped, TrainClips
+from recipes.data.clips import Clip, NarratedClips, Skipped, TrainClips, collate
 from recipes.data.index import load_index
 from recipes.data.loader import list_loader, train_loader
-from recipes.data.workers import WorkerError
+from recipes.data.sampler import BatchSampler, Source
+from recipes.data.workers import Loader, WorkerError, bytes_of, guarded
 from recipes.training import checkpoint, metrics
 from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
 from tests.recipes import media
-from tests.recipes.faulty import BAD, FMT, Always, Faulty, die, die_once, err, hang, nothing, segfault
+from tests.recipes.faulty import (
+    BAD,
+    FMT,
+    Always,
+    Faulty,
+    Several,
+    Unjoinable,
+    die,
+    die_once,
+    err,
+    hang,
+    leave,
+    nothing,
+    ratio,
+    segfault,
+)  # fmt: skip
 
-TWICE = "its worker died twice while reading it"
+TWICE = "its worker died twice while reading it (signal 11, Segmentation fault)"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +60,11 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def loaded(clips: TrainClips, workers: int = 2, timeout: float = 60, batches: int = 8) -> list[dict[str, Any]]:
     return list(islice(train_loader(clips, 2, seed=3, workers=workers, timeout=timeout), batches))
+
+
+def here(clips: TrainClips, batches: int = 8) -> list[dict[str, Any]]:
+    """What a loader should give, read in this process."""
+    return [collate([clips[key] for key in keys]) for keys in islice(BatchSampler([Source(len(clips))], 2, 3), batches)]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -64,7 +85,7 @@ def test_a_clip_that_takes_its_worker_along_is_skipped_and_nothing_else(
     index: Dataset, fault, timeout: float, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     skipped = Skipped(f"clip {BAD}", reason)
-    expected = loaded(Faulty(index, lambda: skipped), workers=0)
+    expected = here(Faulty(index, lambda: skipped))
     assert sum(skipped in batch["skipped"] for batch in expected) > 2  # but its workers die once or twice only
     assert same(loaded(Faulty(index, fault), timeout=timeout), expected)
     deaths = [record for record in caplog.records if "worker of the loader died" in record.message]
@@ -74,7 +95,7 @@ def test_a_clip_that_takes_its_worker_along_is_skipped_and_nothing_else(
 
 
 def test_an_accident_costs_nothing(index: Dataset, tmp_path: Path) -> None:
-    assert same(loaded(Faulty(index, die_once, tmp_path / "mark")), loaded(Faulty(index, nothing), workers=0))
+    assert same(loaded(Faulty(index, die_once, tmp_path / "mark")), here(Faulty(index, nothing)))
     assert (tmp_path / "mark").exists()
 
 
@@ -87,7 +108,7 @@ def test_workers_that_are_killed_at_any_moment_lose_no_batch(index: Dataset) -> 
             time.sleep(0.02 * number)  # in the middle of a clip, or with batches that are not yet fetched
             for process in active_children():
                 os.kill(process.pid, signal.SIGKILL)
-    assert same(found, loaded(clips, workers=0, batches=32))
+    assert same(found, here(clips, batches=32))
 
 
 def test_a_worker_that_dies_while_it_sends_a_batch(index: Dataset) -> None:
@@ -99,12 +120,74 @@ def test_a_worker_that_dies_while_it_sends_a_batch(index: Dataset) -> None:
     (process,) = active_children()
     time.sleep(1)  # by now it waits for room
     os.kill(process.pid, signal.SIGKILL)
-    assert same([*found, *batches], list(list_loader(clips, keys, workers=0)))
+    assert same([*found, *batches], [[clips[key] for key in batch] for batch in keys])
 
 
-def test_workers_that_die_whatever_they_read_are_an_error(index: Dataset) -> None:
-    with pytest.raises(WorkerError, match=r"died 5 times without reading a batch, .*signal 9.*data\.workers=1"):
-        next(iter(train_loader(Always(index, die), 4, seed=3, workers=1)))
+@pytest.mark.parametrize(("fault", "timeout", "cause"), [
+    (leave, 60, "exit code 1"), (segfault, 60, "signal 11"), (die, 60, "signal 9"), (hang, 0.2, "hung for 0.2 s"),
+])  # fmt: skip
+def test_a_batch_of_clips_that_take_their_workers_along(tmp_path: Path, fault, timeout: float, cause: str) -> None:
+    video = media.write(tmp_path / "v.mp4", seconds=1.0, size=(48, 48)).name
+    rows = [{"id": f"clip {n}", "video": video, "text": "word"} for n in range(10)]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    clips = Several(load_index(tmp_path / "manifest.jsonl"), fault)
+    keys = [[(0, row) for row in range(10)], [(1, 1), (1, 9)]]
+    first, second = list_loader(clips, keys, workers=1, timeout=timeout)
+    assert [clip.id for clip in first] == [f"clip {n}" for n in range(10)]
+    assert all(isinstance(clip, Skipped) and cause in clip.reason for clip in first[:8])
+    assert all(isinstance(clip, Clip) for clip in first[8:])
+    assert isinstance(second[0], Skipped) and isinstance(second[1], Clip)
+
+
+def test_clips_that_all_take_their_workers_along_end_nothing_here(index: Dataset) -> None:
+    for batch in loaded(Always(index, die), workers=1, batches=4):
+        assert len(batch["skipped"]) == 2
+
+
+def test_workers_that_die_although_they_read_nothing_are_an_error(index: Dataset) -> None:
+    clips = Unjoinable(index, nothing)
+    with pytest.raises(WorkerError, match=r"died 5 times without reading a batch.*signal 9.*data\.workers=1"):
+        next(iter(Loader(clips, [[(0, 1), (0, 2)]], clips.join, workers=1)))
+
+
+@pytest.mark.parametrize("bound", [1e300, float("inf")])
+def test_a_timeout_and_a_prefetch_of_any_size(index: Dataset, bound: float) -> None:
+    clips = Faulty(index, nothing)
+    assert same(list(Loader(clips, [[(0, 1)]], list, 1, timeout=bound, prefetch=bound)), [[clips[0, 1]]])
+
+
+def test_no_worker_is_one_worker(index: Dataset) -> None:
+    assert same(loaded(Faulty(index, segfault), workers=0, batches=2), loaded(Faulty(index, segfault), 1, batches=2))
+
+
+def test_a_wait_for_a_clip_can_be_ended(index: Dataset) -> None:
+    asked: list[bool] = []
+    clips = Several(index, hang)
+    batches = train_loader(clips, 2, seed=3, workers=1, stopped=lambda: len(asked) > 2 or asked.append(True))
+    assert list(batches) == []
+
+
+def test_batches_that_are_read_ahead_are_bounded(index: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    def drawn(prefetch: float) -> int:
+        """How many batches are asked for until the fourth has come."""
+        counted: list[int] = []
+        keys = ([(epoch, 0)] for epoch in range(99) if counted.append(epoch) is None)
+        batches = iter(Loader(Faulty(index, nothing), keys, collate, 1, prefetch=prefetch))
+        clip = [next(batches) for _ in range(4)][-1]
+        batches.close()
+        assert bytes_of(clip) > 4 * 32 * 32 * 3 + 8000 * 4
+        return len(counted)
+
+    assert drawn(prefetch=1.0) == 4 + 4
+    assert not caplog.records
+    assert drawn(prefetch=1e-6) == 4 + 1
+    assert "more than the 1e-06 GiB of data.prefetch_gib" in caplog.text
+
+
+def test_a_function_of_items_is_guarded() -> None:
+    results = list(guarded(ratio, [("one", 1), ("none", 0), ("two", 2)]))
+    skipped = Skipped("none", TWICE)
+    assert results == [(1, 1.0), (0, skipped), (2, 0.5)]
 
 
 def test_a_mistake_in_a_worker_is_raised_here(index: Dataset) -> None:

@@ -1,0 +1,48 @@
+"""A folder of videos with their texts beside them: `KEY.mp4` with `KEY.txt` or `KEY.json`, as in a tar shard."""
+
+import os
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from recipes.data import shards, storage
+from recipes.data.shards import DESCRIPTION, SPLITS, TEXTS
+from recipes.data.videos import VIDEOS, walk
+
+
+def is_one(root: Path) -> bool:
+    """Whether there is a video with a text beside it, in the folder or in one below it."""
+    return any(set(VIDEOS) & endings.keys() and set(TEXTS) & endings.keys() for _, endings in _clips(root))
+
+
+def read(root: Path) -> Iterator[dict[str, Any]]:
+    """Reads the index of a folder and of those below it; see `shards.read` for what a text may say.
+
+    Returns:
+        Rows as of a manifest; a clip without an `id` is called by its path from the folder on, without the ending. Its
+        split is that of the folder below the root, where it is called train, val or test.
+    Raises:
+        ValueError: a description that is not as it should be; it is named.
+    """
+    for key, endings in _clips(root):
+        if not set(VIDEOS) & endings.keys():
+            continue
+        files = {ending: (path, _text(path) if ending in TEXTS else b"") for ending, path in endings.items()}
+        row = shards.row_of(str(root), key, files)
+        split = next((split for begin, split in SPLITS.items() if "/" in key and key.startswith(begin)), "")
+        if row is not None:
+            yield row | {"split": row["split"] or split}
+
+
+def _clips(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Key of a clip, and path by ending of its files."""
+    for folder, names in walk(root):
+        for stem, files in groupby(sorted(map(os.path.splitext, names)), lambda file: file[0]):
+            paths = {ending.lower(): os.path.join(folder, stem + ending) for _, ending in files}
+            yield os.path.relpath(os.path.join(folder, stem), root.absolute()), paths
+
+
+def _text(path: str) -> bytes:
+    with storage.open_bytes(path) as file:
+        return file.read(DESCRIPTION)

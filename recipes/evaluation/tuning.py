@@ -85,8 +85,9 @@ def tune(
     order = BatchSampler([Source(len(clips))], config.batch_size, config.seed, step)
     loader = Loader(clips, order, collate, config.workers, config.timeout)
     classifier.train()
-    with Interruption() as interruption, progress_bar(total=config.steps, initial=step, unit="step") as bar:
-        for batch in loader:
+    bar = progress_bar(total=config.steps, initial=step, unit="step")
+    with Interruption() as interruption, interruption.deferred(), bar:
+        for batch in interruption.awaited(loader, {"skipped": []}):
             if step >= config.steps or interruption.asked:
                 break
             skipped.record(batch["skipped"])

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from recipes import pretrain as recipe
+from recipes import report
 from recipes.config import ConfigError
+from recipes.data import loader
 from recipes.data.clips import EvalClips, TrainClips, collate
 from recipes.data.loader import train_loader
 from recipes.data.splits import train_and_test
 from recipes.evaluate import main as evaluate_main
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
 from recipes.training import checkpoint, dynamics, metrics
+from recipes.training.interruption import Interrupted
 from recipes.training.processes import Processes
 from recipes.training.step import train_step
 from recipes.trimodal.build import build
@@ -90,10 +93,52 @@ def test_sigterm_writes_a_checkpoint_and_resuming_goes_on(tiny, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "train_step", asked)
-        assert pretrain(torn) == {}
+        with pytest.raises(Interrupted, match=r"by SIGTERM at step 4: .* --resume goes on") as stopped:
+            pretrain(torn)
+    assert stopped.value.code == 128 + signal.SIGTERM
     assert latest_checkpoint(torn).name == "step_00000004"
     pretrain(torn, resume=True)
     assert same(weights(whole), weights(torn))
+
+
+def killing(function, number=signal.SIGTERM):
+    """A function that asks this process to stop before it does its work."""
+
+    def killed(*arguments, **keywords):
+        os.kill(os.getpid(), number)
+        return function(*arguments, **keywords)
+
+    return killed
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message", "step"),
+    [
+        ("train_and_test", signal.SIGINT, "SIGINT: nothing was begun; the same command starts", None),
+        ("embed", signal.SIGTERM, "SIGTERM: the same command with --resume goes on from the latest", None),
+        ("collate", signal.SIGTERM, "SIGTERM at step 0: the same command with --resume", 0),
+        ("write", signal.SIGTERM, "SIGTERM at step 2: the same command with --resume", 2),
+    ],
+)
+def test_a_signal_at_any_time_ends_the_run_in_order(tiny, corpus, monkeypatch, capsys, name, number, message, step):
+    """At start-up, in an evaluation, while a batch is awaited, in the report; then the run goes on."""
+    config = tiny("train.steps=2")
+    owner = {"write": report, "collate": loader}.get(name, recipe)
+    arguments = ["--config", str(DEMO), *TINY, f"run.dir={config.run.dir}", f"data.manifest={corpus}"]
+    arguments += [f"data.test={corpus / 'test.jsonl'}", "train.steps=2"]
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killing(getattr(owner, name), number))
+        assert main(arguments) == 128 + number
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert message in capsys.readouterr().err
+    begun = "nothing was begun" not in message
+    assert config.folder.exists() == begun
+    if step is not None:
+        assert checkpoint.load_facts(latest_checkpoint(config))["step"] == step
+    assert main([*arguments, *["--resume"] * begun]) == 0
+    assert not config.folder.with_name("demo.1").exists()
+    assert metrics.read(config.folder)[-1]["step"] == 2
 
 
 @pytest.mark.parametrize("last", [False, True])

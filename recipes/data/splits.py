@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,8 @@ def procedural_corpus(corpus: CorpusConfig) -> Path:
     folder = corpus_folder(corpus)
     if not folder.exists():
         log.info("building the procedural corpus in %s (a minute, once)", folder)
-        build(folder, corpus.style, corpus.videos, corpus.test_videos, corpus.seed)
+        with suppress(FileExistsError):  # another process has just built it
+            build(folder, corpus.style, corpus.videos, corpus.test_videos, corpus.seed)
     return folder
 
 

@@ -158,7 +158,11 @@ def train(
     parts = ([p for p in modules[name].parameters() if p.requires_grad] for name in ("model", "objective"))
     optimizer = torch.optim.Adam([{"params": part} for part in parts], betas=(0.9, 0.999))
     transform = harmonizer(config)
-    state, step, counts = transform.init(), 0, {"skipped_clips": 0, "skipped_steps": 0, "failed_checkpoints": 0}
+    state, step, counts = (
+        transform.init(),
+        0,
+        {"skipped_clips": 0, "skipped_steps": 0, "failed_checkpoints": 0, "failed_writes": 0},
+    )
     recorded, scale = dynamics.Dynamics(), loss_scale(config.train)
     ema = None if config.train.ema is None else Ema(modules, config.train.ema)
     data = fingerprint(train)
@@ -210,12 +214,15 @@ def train(
         group.world, config.data.timeout,
     )  # fmt: skip
     rate, gamma = learning_rate(config), gamma_schedule(config.gamma, config.train.steps)
-    journal = Journal(config, step, group.first)
-    bad_in_a_row = 0
+    try:
+        journal = Journal(config, step, group.first, device)
+    except OSError as error:
+        raise TrainingError(f"{error}: free space, then --resume") from error
+    bad_in_a_row = failures = 0
 
     check_agreement(group, step, data, modules)
     with interruption.deferred():
-        for batch in interruption.awaited(loader, {"skipped": []}):
+        for batch in journal.clock.waiting(interruption.awaited(loader, {"skipped": []})):
             shares, skips, stops = zip(
                 *group.exchange(len(batch.get("id", [])), len(batch["skipped"]), interruption.asked), strict=True
             )
@@ -235,6 +242,8 @@ def train(
 
             bad_in_a_row = 0 if found.taken else bad_in_a_row + 1
             counts["skipped_steps"] += not found.taken
+            counts["failed_writes"] += found.undumped + journal.failures - failures
+            failures = journal.failures
             recorded = recorded.add(step, found.measured)
             journal.add(found, sum(shares))
             at_checkpoint = step % config.train.checkpoint_every == 0 or step == config.train.steps
@@ -269,9 +278,12 @@ def train(
     # --------------------------------------------------------------------------------------- evaluation and report
     embedded = embed(modules, clips, config, config.data.workers)
     results["trained"] = retrieve(embedded, clips, HELD_OUT)
-    checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
     counts["unreadable"] = journal.skip(embedded.skipped)
-    page = report.write(folder, config, results, embedded, clips, counts, recorded)
+    try:
+        checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
+        page = report.write(folder, config, results, embedded, clips, counts, recorded)
+    except OSError as error:
+        raise TrainingError(f"{error}: training is done and saved; free space, then --resume evaluates") from error
     print(table(results))
     log.info("%d clip(s) not readable, %d step(s) not taken", counts["unreadable"], counts["skipped_steps"])
     log.info("report: %s", page)

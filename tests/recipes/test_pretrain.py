@@ -27,7 +27,7 @@ from recipes.training.step import train_step
 from recipes.trimodal.build import build
 from recipes.trimodal.harmonizer import harmonizer
 from tests.recipes import media
-from tests.recipes.conftest import DEMO, TINY
+from tests.recipes.conftest import DEMO, TIMES, TINY
 
 
 def weights(config):
@@ -77,7 +77,7 @@ def test_a_crashed_and_resumed_run_ends_like_an_uninterrupted_one(tiny, crash, h
     pretrain(torn, resume=True)
     assert same(weights(whole), weights(torn))
     for row, other in zip(metrics.read(whole.folder), metrics.read(torn.folder), strict=True):
-        assert {**row, "samples_per_second": 0} == {**other, "samples_per_second": 0}
+        assert row | TIMES == other | TIMES
     results = [json.loads((c.folder / "retrieval.json").read_text()) for c in (whole, torn)]
     assert results[0] == results[1]
 

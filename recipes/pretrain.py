@@ -11,9 +11,8 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import sys
-from itertools import chain
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,32 @@ from torch import nn
 
 import harmony
 from recipes import config as configuration
-from recipes import report
+from recipes import locks, report
 from recipes.config import Config, ConfigError
-from recipes.data import identity, vocabulary
+from recipes.data import identity, storage, vocabulary
 from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
-from recipes.data.splits import DataError, load_train, save_train, train_and_test
+from recipes.data.splits import DataError, Splits, corpus_folder, load_train, save_train, train_and_test
 from recipes.data.workers import WorkerError
 from recipes.evaluation import leakage
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve, table
-from recipes.training import checkpoint, dynamics, folders
+from recipes.training import checkpoint, dynamics, folders, launch
 from recipes.training.bad_steps import BAD_STEPS
 from recipes.training.ema import Ema
-from recipes.training.interruption import Interruption
+from recipes.training.interruption import Interrupted, Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
-from recipes.training.processes import ALONE, Processes, check_processes, joined, seed_of, spread, whole_state
+from recipes.training.processes import (
+    ALONE,
+    Processes,
+    check_processes,
+    digest,
+    joined,
+    seed_of,
+    spread,
+    whole_state,
+)
 from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
 from recipes.trimodal.build import build, check_wrt, device_of, use_cores
@@ -55,7 +63,6 @@ FREE = (
 )  # fmt: skip
 VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
 HELD_OUT = ("text->video", "audio->video")  # what is evaluated
-LAUNCH = "launch"  # file that names the launch by torchrun which began the run
 
 
 class TrainingError(RuntimeError):
@@ -65,24 +72,50 @@ class TrainingError(RuntimeError):
 def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> dict[str, Any]:
     """Train, evaluate and report one run.
 
+    A run that torchrun has started again goes on from its latest checkpoint by itself.
+
     Args:
         config: A checked configuration.
         resume: Continue from the run's latest checkpoint, as if it had never stopped.
-        group: The processes that take part. The first of them evaluates and writes.
+        group: The processes that take part. The first of them decides where to begin, evaluates and writes.
 
     Returns:
-        What is written to retrieval.json: {"untrained" | "trained": {task: figures}}; {} if the run was interrupted,
-        and in processes other than the first.
+        What is written to retrieval.json: {"untrained" | "trained": {task: figures}}; {} in processes other than the
+        first.
 
     Raises:
-        ConfigError: Nothing to resume, not the configuration of the run to resume, or not one for these processes.
+        ConfigError: Nothing to resume, not the configuration of the run to resume, or not one for these processes;
+            the folder is in use, or holds something else.
         DataError: The data cannot be used.
+        Interrupted: By SIGINT or SIGTERM; what was done is saved, and the message says how to go on.
         TrainingError: `train.max_bad_steps` steps in a row could not be taken, or the last checkpoint not written.
         WorkerError: The processes that read clips die, whatever they read.
     """
     check_processes(config, group)
+    check_same(config, group)
+    with Interruption(": nothing was begun; the same command starts the run") as interruption, ExitStack() as held:
+
+        def beginning() -> tuple[bool, str | None]:
+            """Whether to go on with a run, and the name of its checkpoint; the folder is this process's from now on."""
+            try:
+                held.enter_context(locks.hold(config.folder))
+                again = resume or launch.signed(config.folder, list(group.launch))
+                start = latest_checkpoint(config) if again else None
+                if not again:
+                    folders.check(config.folder, reads=read_by(config))
+            except OSError as error:
+                raise ConfigError(f"run.name={config.run.name}: {error}") from error
+            return again, None if start is None else str(start.relative_to(config.folder))
+
+        again, name = group.decide(beginning)  # by the first: others may not see what it sees, or see it later
+        return train(config, again, None if name is None else config.folder / name, group, interruption)
+
+
+def train(
+    config: Config, resume: bool, start: Path | None, group: Processes, interruption: Interruption
+) -> dict[str, Any]:
+    """`pretrain`, once it is decided where to begin: at a checkpoint, or at step 0; of a new run or of an old one."""
     folder = config.folder
-    start = latest_checkpoint(config) if resume else None
     device = device_of(config)
     use_cores(config)
     use_tf32(config.train)
@@ -99,7 +132,11 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
         check_wrt(config.gram.wrt, modules["model"], "gram.wrt")
         if group.first:
             if not resume:
-                begin(folder, config)
+                try:
+                    begin(folder, config, splits)
+                except OSError as error:
+                    raise ConfigError(f"run.name={config.run.name}: {error}") from error
+            launch.sign(folder, list(group.launch))
             vocabulary.save(tokenizer, folder / VOCABULARY)
             if group.world > 1:
                 save_train(splits, folder)
@@ -111,6 +148,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
                 )  # fmt: skip
             log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
 
+    interruption.advice = ": the same command with --resume goes on from the latest checkpoint"
     results: dict[str, Any] = {}
     if start is None and group.first:
         results = {"untrained": retrieve(embed(modules, clips, config, config.data.workers), clips, HELD_OUT)}
@@ -120,7 +158,11 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     parts = ([p for p in modules[name].parameters() if p.requires_grad] for name in ("model", "objective"))
     optimizer = torch.optim.Adam([{"params": part} for part in parts], betas=(0.9, 0.999))
     transform = harmonizer(config)
-    state, step, counts = transform.init(), 0, {"skipped_clips": 0, "skipped_steps": 0, "failed_checkpoints": 0}
+    state, step, counts = (
+        transform.init(),
+        0,
+        {"skipped_clips": 0, "skipped_steps": 0, "failed_checkpoints": 0, "failed_writes": 0},
+    )
     recorded, scale = dynamics.Dynamics(), loss_scale(config.train)
     ema = None if config.train.ema is None else Ema(modules, config.train.ema)
     data = fingerprint(train)
@@ -167,17 +209,20 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
 
     # ------------------------------------------------------------------------------------------------- the loop
     dataset = train_clips(train, tokenizer, config.clip, config.train.seed, config.augment)
-    interruption = Interruption()
     loader = train_loader(
         dataset, config.train.batch_size, config.train.seed, config.data.workers, step, sources, group.rank,
-        group.world, config.data.timeout, config.data.prefetch_gib, lambda: interruption.asked,
+        group.world, config.data.timeout, config.data.prefetch_gib,
     )  # fmt: skip
     rate, gamma = learning_rate(config), gamma_schedule(config.gamma, config.train.steps)
-    journal = Journal(config, step, group.first)
-    bad_in_a_row = 0
+    try:
+        journal = Journal(config, step, group.first, device)
+    except OSError as error:
+        raise TrainingError(f"{error}: free space, then --resume") from error
+    bad_in_a_row = failures = 0
 
-    with interruption:
-        for batch in chain(loader, [{"skipped": []}]):  # the loader ends where it is asked to: the others are told
+    check_agreement(group, step, data, modules)
+    with interruption.deferred():
+        for batch in journal.clock.waiting(interruption.awaited(loader, {"skipped": []})):
             shares, skips, stops = zip(
                 *group.exchange(len(batch.get("id", [])), len(batch["skipped"]), interruption.asked), strict=True
             )
@@ -197,6 +242,8 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
 
             bad_in_a_row = 0 if found.taken else bad_in_a_row + 1
             counts["skipped_steps"] += not found.taken
+            counts["failed_writes"] += found.undumped + journal.failures - failures
+            failures = journal.failures
             recorded = recorded.add(step, found.measured)
             journal.add(found, sum(shares))
             at_checkpoint = step % config.train.checkpoint_every == 0 or step == config.train.steps
@@ -217,9 +264,9 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             journal.write(step, **counts)
             journal.draw(step)
             save(step)
-            log.info("interrupted at step %d; continue with --resume", step)
-            return {}
     journal.close()
+    interruption.advice = f" at step {step}: the same command with --resume goes on"
+    interruption.stop(max(stops))
     if ema is not None:
         ema.swap()
         log.info("evaluating the moving average of the weights")
@@ -231,9 +278,12 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     # --------------------------------------------------------------------------------------- evaluation and report
     embedded = embed(modules, clips, config, config.data.workers)
     results["trained"] = retrieve(embedded, clips, HELD_OUT)
-    checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
     counts["unreadable"] = journal.skip(embedded.skipped)
-    page = report.write(folder, config, results, embedded, clips, counts, recorded)
+    try:
+        checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
+        page = report.write(folder, config, results, embedded, clips, counts, recorded)
+    except OSError as error:
+        raise TrainingError(f"{error}: training is done and saved; free space, then --resume evaluates") from error
     print(table(results))
     log.info("%d clip(s) not readable, %d step(s) not taken", counts["unreadable"], counts["skipped_steps"])
     log.info("report: %s", page)
@@ -275,24 +325,50 @@ def learning_rate(config: Config) -> harmony.schedule.Schedule:
     return harmony.schedule.warmup(decay, train.warmup)
 
 
-def begin(folder: Path, config: Config) -> None:
-    """Make the run's folder; one that is there already is moved aside, nothing is overwritten."""
+def begin(folder: Path, config: Config, splits: Splits) -> None:
+    """Make the run's folder; an earlier run of the name is moved aside, nothing is overwritten.
+
+    Raises:
+        OSError: What is there is no run, or holds what is to be read; or there is no room.
+    """
+    if folder.exists():
+        videos = (video for part in (splits.train, splits.test) for video in part["video"])
+        folders.check(folder, reads=sorted({str(Path(v).parent) for v in videos if not storage.is_url(v)}))
     folders.make(folder)
     configuration.save(config, folder / "config.yaml")
-    (folder / LAUNCH).write_text(launch(), encoding="utf-8")
 
 
-def launch() -> str:
-    """What names the launch that this process belongs to: torchrun restarts its processes, and stays what it is."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return name if name != "none" else f"started by process {os.getppid()}"
+def read_by(config: Config) -> list[str]:
+    """Local files and folders that a configuration names, to be read."""
+    data = config.data
+    named = [data.manifest, data.test, data.word_vectors, *(source.manifest for source in data.sources.values())]
+    if data.manifest is None and not data.sources:
+        named.append(str(corpus_folder(config.corpus)))
+    return [name for name in named if name is not None and not storage.is_url(name)]
 
 
-def restarted(config: Config) -> bool:
-    """Whether torchrun has started this process again, after the run had begun: then it goes on by itself."""
-    mark = config.folder / LAUNCH
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    return again and mark.is_file() and mark.read_text(encoding="utf-8") == launch()
+def check_same(config: Config, group: Processes) -> None:
+    """Raise a ConfigError in all processes where one of them has another configuration than the first."""
+    theirs = group.decide(lambda: config)
+    changed = [line for line in configuration.differences(theirs, config) if not line.startswith(FREE)]
+    changed = group.collect([f"process {group.rank}: {line}" for line in changed])
+    if changed:
+        raise ConfigError("the processes have different configurations:\n  " + "\n  ".join(changed))
+
+
+def check_agreement(group: Processes, step: int, data: str, modules: nn.ModuleDict) -> None:
+    """Raise a TrainingError in all processes unless they are at the same step, with the same weights and data."""
+    if group.group is None:
+        return
+    states = group.collect([{"step": step, "training videos": data, "weights": digest(modules)}])
+    wrong = [
+        f"process {rank}: {name} {value}, where the first has {states[0][name]}"
+        for rank, state in enumerate(states)
+        for name, value in state.items()
+        if value != states[0][name]
+    ]
+    if wrong:
+        raise TrainingError("the processes do not begin alike:\n  " + "\n  ".join(wrong))
 
 
 def latest_checkpoint(config: Config) -> Path | None:
@@ -320,10 +396,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = configuration.load(options.config, options.overrides)
-        with joined() as group:
+        with Interruption(": nothing was begun; the same command starts the run"), joined() as group:
             if not group.first:
                 log.setLevel(logging.WARNING)  # once is enough
-            pretrain(config, options.resume or restarted(config), group)
+            pretrain(config, options.resume, group)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.code
     except (ConfigError, DataError, TrainingError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -44,8 +44,6 @@ def reproduce(out: Path, overrides: list[str]) -> int:
         resume = ["--resume"] if (out / name / "config.yaml").exists() else []
         if status := pretrain.main(["--config", str(CONFIG), *resume, *keys]):
             return status
-        if not (out / name / "retrieval.json").exists():
-            return 130  # interrupted: the next call goes on
     wild = procedural_corpus(configuration.load(out / "baseline" / "config.yaml").corpus)
     truth, runs = str(wild / "truth.jsonl"), [str(out / name) for name in RUNS]
     tuned, early = str(out / "wild.parquet"), str(out / "wild-untuned.parquet")

@@ -31,6 +31,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from recipes import locks
 from recipes.data.corpus.write import write_mp4
 from recipes.progress import progress_bar
 
@@ -90,21 +91,28 @@ def build(out: Path, root: Path | None = None, workers: int | None = None) -> Pa
 
     Raises:
         FileExistsError: `out` exists.
+        locks.Held: Another process builds it.
         PackageError: the packages cannot be downloaded, are not under `root`, or nothing in them can be used.
         OSError: a file of the packages is missing, or the disk is full.
     """
     out = Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists already; choose another folder or remove it")
+    with locks.hold(out):
+        return _build(out, root, workers)
+
+
+def _build(out: Path, root: Path | None, workers: int | None) -> Path:
     if root is None:
         with tempfile.TemporaryDirectory(prefix="debian-corpus-") as folder:
             _download(Path(folder))
-            return build(out, Path(folder), workers)
+            return _build(out, Path(folder), workers)
     for package, folder in PACKAGES.items():
         if not (Path(root) / folder).is_dir():
             raise PackageError(f"{root} has no {folder}: --root must hold the unpacked package {package}")
     entries = [*_read_qabcs(Path(root) / QABCS), *_read_gcompris(Path(root) / GCOMPRIS)]
-    partial_out = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial_out = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial_out, ignore_errors=True)  # of a build that was killed
     try:
         (partial_out / "videos").mkdir(parents=True)
         results = _render_all(entries, partial_out, workers or os.cpu_count() or 1)

@@ -1,6 +1,6 @@
 """Loaders: clips in the order of training or of an index, in batches."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,6 @@ def train_loader(
     world: int = 1,
     timeout: float = TIMEOUT,
     prefetch: float = PREFETCH,
-    stopped: Callable[[], bool] = lambda: False,
 ) -> Loader[dict[str, Any]]:
     """Endless batches for training, from any step on; the same whatever the number of workers and processes.
 
@@ -32,12 +31,12 @@ def train_loader(
         start_step: the step to begin at.
         sources: what the dataset is put together of, one after the other; None: it is one source.
         rank, world: this process, and how many share each batch.
-        timeout, prefetch, stopped: see `Loader`.
+        timeout, prefetch: see `Loader`.
     Returns:
         A loader of what `collate` returns.
     """
     sampler = BatchSampler(sources or [Source(len(dataset))], batch_size, seed, start_step, rank, world)
-    return Loader(dataset, sampler, collate, workers, timeout, prefetch, stopped)
+    return Loader(dataset, sampler, collate, workers, timeout, prefetch)
 
 
 def eval_loader(

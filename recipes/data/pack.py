@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recipes import locks
 from recipes.data import hub, manifest, shards, storage
 from recipes.data.clips import Skipped
 from recipes.data.decode import BrokenClip, clip_in
@@ -175,7 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
             columns = {"video": options.video, "text": options.text, "name": options.id}
             rows = _of_index(options.data) if options.data else _of_hub(options.hub, options.split, columns)
             index = options.out / shards.INDEX
-            count = pack(*rows, options.out, options.clips)
+            with locks.hold(options.out):
+                count = pack(*rows, options.out, options.clips)
     except (OSError, ValueError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,13 +81,18 @@ def load_train(folder: Path) -> tuple[Dataset, list[Source]]:
     return load_from_disk(str(folder / INDEX)), [Source(*source) for source in sources]
 
 
+def corpus_folder(corpus: CorpusConfig) -> Path:
+    """Folder of the procedural corpus."""
+    return Path(corpus.dir) / f"{corpus.style}-{corpus.videos}-{corpus.test_videos}-seed{corpus.seed}"
+
+
 def procedural_corpus(corpus: CorpusConfig) -> Path:
     """Folder of the procedural corpus, built if it is not there."""
-    name = f"{corpus.style}-{corpus.videos}-{corpus.test_videos}-seed{corpus.seed}"
-    folder = Path(corpus.dir) / name
+    folder = corpus_folder(corpus)
     if not folder.exists():
         log.info("building the procedural corpus in %s (a minute, once)", folder)
-        build(folder, corpus.style, corpus.videos, corpus.test_videos, corpus.seed)
+        with suppress(FileExistsError):  # another process has just built it
+            build(folder, corpus.style, corpus.videos, corpus.test_videos, corpus.seed)
     return folder
 
 

@@ -32,7 +32,6 @@ GRACE = 5  # seconds for a process that has closed its pipe to be gone
 HUNG = -signal.SIGALRM  # the exit code of a process whose time for a clip is over
 LONGEST = 1e8  # seconds that the kernel's alarm can be set to
 NOTHING = -1  # in place of the number of the batch that is read
-POLL = 0.2  # seconds after which a wait looks whether it is to end
 PREFETCH = 4.0  # GiB
 TIMEOUT = 60.0  # seconds for a clip
 
@@ -68,7 +67,7 @@ class Loader(Generic[Batch]):
 
     def __init__(
         self, dataset: Clips, batches: Iterable[Sequence[Any]], join: Callable[[list[Any]], Batch], workers: int,
-        timeout: float = TIMEOUT, prefetch: float = PREFETCH, stopped: Callable[[], bool] = lambda: False,
+        timeout: float = TIMEOUT, prefetch: float = PREFETCH,
     ):  # fmt: skip
         """
         Args:
@@ -78,10 +77,9 @@ class Loader(Generic[Batch]):
             workers: processes that read, at least one: 0 is one as well.
             timeout: seconds that a worker may read one clip before it counts as hung.
             prefetch: GiB of batches that are under way, unless that is less than one for each worker.
-            stopped: asked while a batch is waited for; where it says True, there are no more.
         """
         self.dataset, self.batches, self.join, self.workers = dataset, batches, join, max(1, workers)
-        self.timeout, self.prefetch, self.stopped = timeout, prefetch, stopped
+        self.timeout, self.prefetch = timeout, prefetch
         self.largest = 0  # bytes of a batch
         self.deaths = 0
         self.suspects: set[tuple[int, int]] = set()  # batch, and position in it, on which a worker has died
@@ -95,8 +93,9 @@ class Loader(Generic[Batch]):
         try:
             for number in count():
                 while number not in done:
-                    if not any(worker.tasks for worker in crew) or not self._collect(crew, done):
+                    if not any(worker.tasks for worker in crew):
                         return
+                    self._collect(crew, done)
                 given += self._give(crew, islice(tasks, max(0, number + 1 + self._ahead() - given)))
                 batch = done.pop(number)
                 if isinstance(batch, Exception):
@@ -119,13 +118,9 @@ class Loader(Generic[Batch]):
             given += 1
         return given
 
-    def _collect(self, crew: list["Worker"], done: dict[int, Batch | Exception]) -> bool:
-        """Wait until a worker has read a batch, or is dead; False where there is no more use in waiting."""
-        ready: list[Any] = []
-        while not ready:
-            if self.stopped():
-                return False
-            ready = wait([worker.pipe for worker in crew], POLL)
+    def _collect(self, crew: list["Worker"], done: dict[int, Batch | Exception]) -> None:
+        """Wait until a worker has read a batch, or is dead."""
+        ready = wait([worker.pipe for worker in crew])
         for place, worker in enumerate(crew):
             if worker.pipe not in ready:
                 continue
@@ -139,7 +134,6 @@ class Loader(Generic[Batch]):
                 done[number], worker.deaths = batch, 0
                 del worker.tasks[number]
                 self._measure(batch)
-        return True
 
     def _measure(self, batch: Batch | Exception) -> None:
         size = bytes_of(batch)

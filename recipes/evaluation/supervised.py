@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, task: Task) -> Result:
     leaks = leakage.check(folder, tested, allow=options.allow_leakage)
     place = options.dir or Path(trained.run.dir) / f"{trained.run.name}-{task.name}"
     if not options.resume:
-        folders.make(place)
+        folders.make(place, "split-*")
     use_cores(trained)
     figures: dict[str, Figures] = {}
     skipped: list[Skipped] = []

@@ -83,11 +83,11 @@ def tune(
     losses: list[float] = []
     unread = 0
     order = BatchSampler([Source(len(clips))], config.batch_size, config.seed, step)
-    interruption = Interruption()
-    loader = Loader(clips, order, collate, config.workers, config.timeout, stopped=lambda: interruption.asked)
+    loader = Loader(clips, order, collate, config.workers, config.timeout)
     classifier.train()
-    with interruption, progress_bar(total=config.steps, initial=step, unit="step") as bar:
-        for batch in loader:
+    bar = progress_bar(total=config.steps, initial=step, unit="step")
+    with Interruption() as interruption, interruption.deferred(), bar:
+        for batch in interruption.awaited(loader, {"skipped": []}):
             if step >= config.steps or interruption.asked:
                 break
             skipped.record(batch["skipped"])

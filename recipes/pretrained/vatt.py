@@ -141,7 +141,7 @@ def convert(prefix: Path, words: Path | None, config: Config, out: Path) -> Path
         raise ValueError(f"{words}: a word occurs twice; the line of a word is its id")
     modules = build(config, tokenizer)
     load(bundle, modules)
-    folders.make(out)
+    folders.make(out, "checkpoints/latest")
     step = int(prefix.name.rpartition("-")[2]) if prefix.name.rpartition("-")[2].isdecimal() else 0
     return checkpoint.save(
         out / "checkpoints", step, modules, {}, {"source": str(prefix)},

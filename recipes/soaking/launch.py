@@ -71,8 +71,7 @@ def soak(
                     _kill(victims[rng.integers(len(victims))], signal.SIGKILL)
                     watch.faults.append((now, due.pop(0)[2]))
                 time.sleep(EVERY)
-        for process in _trainers(root)[:1]:
-            _kill(process, signal.SIGTERM)  # one is enough: all stop after the same step
+        _kill(root, signal.SIGTERM)  # torchrun passes it on, and all stop after the same step
         watch.code = launch.wait(timeout=600)
     return watch
 

@@ -1,1 +1,1 @@
-"""What a training run needs around its loop: checkpoints, metrics, retrieval, the report."""
+"""What a training run needs around its steps: processes and their launch, checkpoints, metrics, locks and folders."""

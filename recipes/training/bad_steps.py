@@ -47,7 +47,7 @@ def dump(
     batch: dict[str, Any],
     measured: dict[str, Any],
     processes: Processes = ALONE,
-) -> None:
+) -> bool:
     """Write what is known of a bad step, whole or not at all; the run has at most `MOST` dumps.
 
     A dump that cannot be written is reported, and training goes on.
@@ -60,11 +60,14 @@ def dump(
         batch: This process's clips, as `collate` gives them.
         measured: {name: value, list or tensor}, of the whole batch: loss terms, cosines.
         processes: All of which have to call this.
+
+    Returns:
+        Whether the dump could not be written, as the first process knows.
     """
     place = folder / BAD_STEPS / f"step_{step:08d}"
     enough = place.exists() or len(list(place.parent.glob("step_*"))) >= MOST
     if processes.exchange(enough)[0][0]:  # as the first sees it
-        return
+        return False
     facts = {"step": step, "reason": reason, "clips": processes.collect(_clips(batch)), **measured}
     norms = {name: {"norm": _norm(p), "gradient_norm": _norm(p.grad)} for name, p in named(modules)}
     texts = {
@@ -82,6 +85,7 @@ def dump(
         if failure:
             shutil.rmtree(temporary, ignore_errors=True)
             log.error("step %d, %s, could not be dumped: %s", step, reason, failure)
+    return bool(failure)
 
 
 def named(modules: nn.Module) -> list[tuple[str, Tensor]]:

@@ -1,20 +1,75 @@
-"""A run that is asked to stop finishes its step first."""
+"""A run that is asked to stop does so in order: at once where nothing would be lost, else after the step at hand."""
 
 import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Interrupted(KeyboardInterrupt):
+    """The work was asked to stop by a signal, and has stopped; the message says how to go on."""
+
+    def __init__(self, number: int, advice: str = "") -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}{advice}")
+        self.code = 128 + number  # the exit status that tells of it
 
 
 class Interruption:
-    """While open, SIGINT and SIGTERM ask the loop to stop after the step at hand."""
+    """While open, SIGINT and SIGTERM raise `Interrupted`; inside `deferred` they are only noted.
 
-    asked = False
+    Attributes:
+        asked: The signal that came; 0 for none.
+        advice: How to go on, were it to come now; the end of a sentence.
+    """
+
+    def __init__(self, advice: str = "") -> None:
+        self.asked, self.advice, self._raises = 0, advice, True
 
     def __enter__(self) -> "Interruption":
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal is noted, for who opens this to look at."""
+        before, self._raises = self._raises, False
+        try:
+            yield
+        finally:
+            self._raises = before
+
+    def awaited(self, items: Iterable[T], last: T) -> Iterator[T]:
+        """Items, one by one; a signal ends the wait for the next one, and ``last`` comes in its place."""
+        source = iter(items)
+        while True:
+            before = self._raises
+            try:
+                self._raises = True
+                item = last if self.asked else next(source)
+            except Interrupted:
+                item = last
+            except StopIteration:
+                return
+            finally:
+                self._raises = before
+            yield item
+
+    def stop(self, number: int = 0) -> None:
+        """Raise `Interrupted` if a signal came, here or, by its number, to another process.
+
+        Raises:
+            Interrupted: It did.
+        """
+        if number or self.asked:
+            raise Interrupted(number or self.asked, self.advice)
+
+    def _note(self, number: int, _: object) -> None:
+        self.asked = number
+        if self._raises:
+            self.stop()

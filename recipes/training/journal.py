@@ -1,6 +1,10 @@
 """What a run writes down while it trains: metrics, the clips it could not read, and the progress bar."""
 
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import torch
 
 from recipes.config import Config
 from recipes.data.clips import Skipped
@@ -9,11 +13,57 @@ from recipes.training.metrics import Metrics
 from recipes.training.skipped import SkippedClips
 from recipes.training.step import StepResult
 
+T = TypeVar("T")
+
+
+class Clock:
+    """Where the time of the steps since the last row went: to waiting for clips, or to the steps themselves."""
+
+    def __init__(self) -> None:
+        self.waited = self.stepped = 0.0
+        self.steps = self.clips = 0
+        self._began = time.perf_counter()
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """Batches, with the time of waiting for each counted; that of its step begins then."""
+        source = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self._began = time.perf_counter()
+            self.waited += self._began - began
+            yield batch
+
+    def step(self, clips: int) -> None:
+        """A step of so many clips has ended."""
+        self.stepped += time.perf_counter() - self._began
+        self.steps, self.clips = self.steps + 1, self.clips + clips
+
+    @property
+    def throughput(self) -> float:
+        """Clips a second, of all processes; logging and checkpoints do not count."""
+        return self.clips / max(self.waited + self.stepped, 1e-9)
+
+    def read(self) -> dict[str, float]:
+        """Throughput, and seconds of a step, since this was last called."""
+        steps = max(self.steps, 1)
+        row = {
+            "samples_per_second": self.throughput,
+            "data_seconds": self.waited / steps,
+            "step_seconds": self.stepped / steps,
+        }
+        self.waited = self.stepped = 0.0
+        self.steps = self.clips = 0
+        return row
+
 
 class Journal:
     """The first process's; in the others it writes nothing."""
 
-    def __init__(self, config: Config, step: int, writes: bool) -> None:
+    def __init__(self, config: Config, step: int, writes: bool, device: torch.device) -> None:
         """Continue the journal of a run at a step."""
         self.metrics = Metrics(config.folder, step) if writes else None
         self.skipped = SkippedClips(config.folder) if writes else None
@@ -21,12 +71,14 @@ class Journal:
             total=config.train.steps, initial=step, desc=config.run.name, unit="step", smoothing=0.05,
             disable=not writes,
         )  # fmt: skip
-        self.began, self.seen = time.monotonic(), 0
+        self.clock, self.device = Clock(), device
 
     @property
-    def throughput(self) -> float:
-        """Clips a second, of all processes, since this one began."""
-        return self.seen / (time.monotonic() - self.began)
+    def failures(self) -> int:
+        """How often something could not be written, by this process."""
+        if self.metrics is None or self.skipped is None:
+            return 0
+        return self.metrics.failures + self.metrics.rows.failures + self.skipped.rows.failures
 
     def skip(self, clips: list[Skipped]) -> int:
         """Note the clips of a batch that could not be read; returns how many different ones there were so far."""
@@ -37,16 +89,16 @@ class Journal:
 
     def add(self, found: StepResult, clips: int) -> None:
         """Note a step, and how many clips it was of."""
-        self.seen += clips
+        self.clock.step(clips)
         if self.metrics is not None:
             self.metrics.add(found.values, found.cosines, found.defined)
             self.bar.update()
-            self.bar.set_postfix(found.shown(self.throughput), refresh=False)
+            self.bar.set_postfix(found.shown(self.clock.throughput), refresh=False)
 
     def write(self, step: int, **facts: float) -> None:
         """Write the row of the interval that ends at a step."""
         if self.metrics is not None:
-            self.metrics.write(step, samples_per_second=self.throughput, **facts)
+            self.metrics.write(step, **self.clock.read(), **peak_memory(self.device), **facts)
 
     def draw(self, step: int) -> None:
         """Give TensorBoard the histogram of the cosines since the last one."""
@@ -57,3 +109,10 @@ class Journal:
         """Flush and close the files."""
         if self.metrics is not None:
             self.metrics.close()
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory of the GPU that tensors of this process have taken so far, GiB; {} without a GPU."""
+    if device.type != "cuda":
+        return {}
+    return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}

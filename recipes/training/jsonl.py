@@ -1,10 +1,15 @@
 """Files of JSON lines that are appended to while a run may die."""
 
 import json
+import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from recipes.data import storage
+
+log = logging.getLogger(__name__)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -19,10 +24,45 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a row."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def append(path: Path, *rows: dict[str, Any]) -> None:
+    """Add rows, all of them or none.
+
+    Raises:
+        OSError: They could not be written.
+    """
+    text = memoryview(dump(list(rows)).encode())
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while text:
+                text = text[file.write(text) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)  # a torn line would hide those after it
+            raise
+
+
+class Rows:
+    """A file that rows are added to; those that cannot be written wait for the next time, and the work goes on.
+
+    Attributes:
+        failures: How often rows could not be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.failures = path, 0
+        self._waiting: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row, and those that wait."""
+        self._waiting.append(row)
+        try:
+            append(self.path, *self._waiting)
+        except OSError as error:
+            self.failures += 1
+            log.warning("%s cannot be written (%s): %d line(s) wait", self.path, error, len(self._waiting))
+        else:
+            self._waiting.clear()
 
 
 def dump(rows: list[dict[str, Any]]) -> str:

@@ -4,7 +4,10 @@ The disk it takes is bounded by the number of intervals: a row holds moments of 
 histograms are in the checkpoints, see `recipes.training.dynamics`, and TensorBoard gets one at each checkpoint.
 """
 
+import logging
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,22 @@ from recipes.training import jsonl
 from recipes.training.checkpoint import write_atomically
 from recipes.training.dynamics import NOTHING, seen_in
 
+log = logging.getLogger(__name__)
+
 
 class Metrics:
-    """Collects steps and writes a row for each interval."""
+    """Collects steps and writes a row for each interval. What cannot be written ends no run.
+
+    Attributes:
+        failures: How often TensorBoard's file could not be written; see also `Rows.failures`.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         """Continue the metrics of a run at a step; rows after it, from a run that died, are dropped."""
         self.file = folder / "metrics.jsonl"
         write_atomically(self.file, jsonl.dump([row for row in read(folder) if row["step"] <= step]))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.rows, self.failures = jsonl.Rows(self.file), 0
+        self.board: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.undrawn = NOTHING
         self._reset()
 
@@ -47,11 +57,8 @@ class Metrics:
         if m.number > 0:
             row |= {f"agreement_{k}": finite(getattr(m, k)) for k in ("mean", "std", "skew", "kurtosis")}
         if self.steps:
-            jsonl.append(self.file, row)
-            for name, value in row.items():
-                if isinstance(value, float) and name != "step":
-                    self.board.add_scalar(name, value, step)
-            self.board.flush()
+            self.rows.add(row)
+            self._draw(lambda board: [board.add_scalar(k, v, step) for k, v in row.items() if isinstance(v, float)])
         self.undrawn = self.undrawn.merge(self.seen)
         self._reset()
         return row
@@ -60,17 +67,33 @@ class Metrics:
         """Give TensorBoard a histogram of the cosines since the last one, of the rows that are written."""
         m, histogram = self.undrawn.moments, self.undrawn.histogram
         if m.number > 0:
-            self.board.add_histogram_raw(
+            self._draw(lambda board: board.add_histogram_raw(
                 "agreement", min=-1.0, max=1.0, num=int(m.number), sum=float(m.number * m.mean),
                 sum_squares=float(m.m2 + m.number * m.mean**2), bucket_limits=histogram.edges[1:].tolist(),
                 bucket_counts=histogram.counts.tolist(), global_step=step,
-            )  # fmt: skip
-            self.board.flush()
+            ))  # fmt: skip
         self.undrawn = NOTHING
 
     def close(self) -> None:
         """Flush and close the files."""
-        self.board.close()
+        if self.board is not None:
+            self._draw(lambda board: board.close(), flush=False)
+
+    def _draw(self, draw: Callable[[SummaryWriter], Any], flush: bool = True) -> None:
+        """Give TensorBoard something. Its writer does not survive an error: a new one begins a new file."""
+        try:
+            if self.board is None:
+                self.board = SummaryWriter(str(self.file.with_name("tensorboard")))
+            draw(self.board)
+            if flush:
+                self.board.flush()
+        except OSError as error:
+            self.failures += 1
+            log.warning("TensorBoard's file cannot be written (%s): a part of the curves is missing there", error)
+            with suppress(OSError):
+                if self.board is not None:
+                    self.board.close()
+            self.board = None
 
     def _reset(self) -> None:
         self.steps = 0

@@ -1,12 +1,14 @@
 """The processes of a run under torchrun: who this one is, what they agree on, and how the model is spread over them."""
 
+import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from itertools import count
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +22,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import harmony
 from recipes.config import Config, ConfigError
+from recipes.training import launch
 from recipes.trimodal.model import VATT
 
 PATIENCE = timedelta(hours=1)  # for the others: one of them may evaluate, or build a corpus
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,30 +37,44 @@ class Processes:
         rank: This one's number; the first (0) writes and evaluates.
         world: How many there are.
         group: Their process group; None where there is but one.
+        store: Where they leave messages that may take long to come.
+        launch: Names of the launch by torchrun that they belong to, the same in each; empty without torchrun.
     """
 
     rank: int = 0
     world: int = 1
     group: Any = None
+    store: Any = None
+    launch: tuple[str, ...] = ()
+    turns: Iterator[int] = field(default_factory=count, repr=False)
 
     @property
     def first(self) -> bool:
         """Whether this is the one that writes."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Wait until every process is here."""
-        if self.group is not None:
-            dist.barrier(self.group)
-
     @contextmanager
     def first_ahead(self) -> Iterator[None]:
-        """Inside, the first process is done before the others begin: it makes the files that they find."""
-        if not self.first:
-            self.wait()
-        yield
-        if self.first:
-            self.wait()
+        """Inside, the first process is done before the others begin, however long it takes: it makes what they find."""
+        turn = f"turn {next(self.turns)}"
+        if self.store is not None and not self.first:
+            launch.wait_for(self.store, turn)
+            if failure := self.store.get(turn).decode():
+                raise RuntimeError(f"the first process failed: {failure}")
+        outcome = "it was interrupted"
+        try:
+            yield
+            outcome = ""
+        except Exception as error:
+            outcome = str(error) or type(error).__name__
+            raise
+        finally:
+            if self.store is not None and self.first:
+                self.store.set(turn, outcome)
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        self.exchange(0)
 
     def exchange(self, *numbers: int) -> list[list[int]]:
         """Tell the others some numbers, and learn theirs: a row for each process. No device is waited for."""
@@ -74,6 +92,22 @@ class Processes:
         lists: list[list[Any]] = [[] for _ in range(self.world)]
         dist.all_gather_object(lists, list(items), group=self.group)
         return [item for of_one in lists for item in of_one]
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """What the first process decides. An error that it meets is raised in all of them: none waits for an answer."""
+        if self.group is None:
+            return decision()
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = decision()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, group=self.group, group_src=0, device=torch.device("cpu"))
+        value, failure = outcome
+        if failure is not None:
+            raise failure
+        return value
 
     def agree(self, tensor: Tensor) -> Tensor:
         """What the first process has."""
@@ -100,18 +134,23 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[Processes]:
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
-        yield ALONE
+        yield Processes(launch=tuple(filter(None, [launch.agent()])))
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     store, rank, world = next(dist.rendezvous("env://", timeout=patience))
-    # torchrun keeps one store over its restarts: by the same names, a process finds addresses of those that died.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = dist.PrefixStore(launch.meeting(store, rank, world, patience), store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience, rank=rank, world_size=world,
-        store=dist.PrefixStore(f"attempt {attempt} of {world}", store),
+        store=own,
     )  # fmt: skip
-    yield Processes(rank, world, dist.group.WORLD)
+    names: list[str] = [""] * world
+    dist.all_gather_object(names, launch.agent())
+    names = [launch.name_of(store), *dict.fromkeys(filter(None, names))]
+    processes = Processes(rank, world, dist.group.WORLD, dist.PrefixStore("messages", own), tuple(names))
+    yield processes
+    with processes.first_ahead():  # they leave together: one that is gone would not be started again with the others
+        pass
     dist.destroy_process_group()  # not after an error: others may be in the middle of a message
 
 
@@ -167,6 +206,15 @@ def clip_gradients(modules: nn.Module, limit: float) -> Tensor:
         if kind and math.isfinite(limit):
             clip_grads_with_norm_(kind, limit, norm)
     return norm
+
+
+def digest(modules: nn.Module) -> str:
+    """Hash of weights and buffers; of shards put together, for which every process has to take part."""
+    hashed = hashlib.sha256()
+    for name, t in sorted(modules.state_dict().items()):
+        hashed.update(name.encode())
+        hashed.update(whole(t.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return hashed.hexdigest()
 
 
 def whole_state(modules: nn.Module) -> dict[str, Tensor]:

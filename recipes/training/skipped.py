@@ -1,12 +1,12 @@
 """The list of clips that could not be read."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
 from recipes.data.clips import Skipped
+from recipes.progress import STDERR
 from recipes.training import jsonl
 from recipes.training.checkpoint import write_atomically
 
@@ -19,6 +19,7 @@ class SkippedClips:
     def __init__(self, folder: Path) -> None:
         """Continue the list of a run; a last line that a crash cut off is dropped."""
         self.file = folder / SKIPPED
+        self.rows = jsonl.Rows(self.file)
         rows = jsonl.read(self.file)
         if rows:
             write_atomically(self.file, jsonl.dump(rows))
@@ -29,6 +30,6 @@ class SkippedClips:
         for clip in clips:
             if clip.id not in self.known:
                 self.known.add(clip.id)
-                tqdm.write(f"skipped {clip.id}: {clip.reason}", file=sys.stderr)
-                jsonl.append(self.file, asdict(clip))
+                tqdm.write(f"skipped {clip.id}: {clip.reason}", file=STDERR)
+                self.rows.add(asdict(clip))
         return len(clips)

@@ -29,6 +29,7 @@ class StepResult:
         defined: Mask (B,) of the samples that have one.
         reason: Why the step was not taken; empty if it was.
         probes: Cosines over parts of the backbone, where they were asked for.
+        undumped: Whether it was to be dumped, and could not be.
     """
 
     values: dict[str, float]
@@ -36,6 +37,7 @@ class StepResult:
     defined: Tensor | None = None
     reason: str = ""
     probes: Cosines = field(default_factory=dict)
+    undumped: bool = False
 
     @property
     def measured(self) -> Cosines:
@@ -135,7 +137,7 @@ def train_step(
     device_values |= measured
     # The decision below needs the numbers on the host: the one place where a step waits for the device. Those of one
     # process, whichever way the last digit fell elsewhere: all have to decide alike.
-    decisive = processes.agree(torch.stack([v.detach().double() for v in device_values.values()]))
+    decisive = processes.agree(torch.stack([v.detach().to(widest(device)) for v in device_values.values()]))
     numbers = dict(zip(device_values, decisive.tolist(), strict=True))
     values = {name: v for name, v in numbers.items() if math.isfinite(v)}
 
@@ -156,10 +158,16 @@ def train_step(
     cosines = None if info is None else info.agreement.cpu()
     defined = None if info is None else (info.defined & info.agreement.isfinite()).cpu()
     overflow = loss_scale is not None and math.isfinite(numbers["loss"])  # to be expected: the scale is too large
+    undumped = False
     if reason.endswith("not finite") and not overflow:
         measured = {"loss": numbers, "terms": terms, "cosines": cosines}
-        dump(config.folder, step, reason, modules, batch, measured, processes)
-    return StepResult(values, cosines, defined, reason, probes), state
+        undumped = dump(config.folder, step, reason, modules, batch, measured, processes)
+    return StepResult(values, cosines, defined, reason, probes, undumped), state
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating-point numbers that a device has: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def extras_of(config: Config, objective: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:

@@ -16,6 +16,7 @@ TINY = [
     "train.steps=6", "train.batch_size=4", "train.warmup=2", "train.log_every=2", "train.checkpoint_every=3",
     "train.device=cpu", "data.workers=0", "model.dropout=0.1", "gamma.start=-1", "gamma.end=-1",
 ]  # fmt: skip
+TIMES = dict.fromkeys(("samples_per_second", "data_seconds", "step_seconds"), 0)  # of a row, no two runs have the same
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,15 +24,16 @@ from tests.recipes.test_step_options import taken_again
 # What is drawn at random differs from process to process; four clips and batch statistics would blow up roundings.
 STILL = ["model.dropout=0", "model.drop_token=0", "objective.norm=layer", "train.lr=3e-4", "train.end_lr=3e-4"]
 ROOT = Path(__file__).parents[2]
+TWO = ("--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture
 def torchrun(corpus, tmp_path):
     """Function of overrides that starts a tiny run on two processes."""
 
-    def start(*overrides: str, launcher: tuple[str, ...] = (), resume: bool = False) -> subprocess.Popen[str]:
+    def start(*overrides: str, launcher: tuple[str, ...] = TWO, resume: bool = False) -> subprocess.Popen[str]:
         where = [f"run.dir={tmp_path / 'runs'}", f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}"]
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+        command = [sys.executable, "-m", "torch.distributed.run"]
         command += [*launcher, "-m", "recipes.pretrain", "--config", str(DEMO), *["--resume"] * resume]
         paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
@@ -162,7 +164,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 def test_a_killed_process_is_started_again_and_the_run_goes_on_by_itself(tiny, torchrun):
     overrides = ["train.steps=40", "train.checkpoint_every=5", "train.log_every=5"]
     one, two = (tiny(*STILL, *overrides, f"run.name={name}") for name in ("one", "two"))
-    process = torchrun(*overrides, "run.name=two", launcher=("--max-restarts", "1"))
+    process = torchrun(*overrides, "run.name=two", launcher=(*TWO, "--max-restarts", "1"))
     wait_for(two.folder / "checkpoints" / "latest", process)
     os.kill(workers_of(process)[1], signal.SIGKILL)
     said = finish(process)
@@ -195,5 +197,49 @@ def test_sigterm_of_one_process_stops_all_after_the_same_step(tiny, torchrun):
     process = torchrun(*overrides, "run.name=two")
     wait_for(two.folder / "checkpoints" / "latest", process)
     os.kill(workers_of(process)[1], signal.SIGTERM)
-    assert "interrupted at step" in finish(process)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode != 0  # else a scheduler would take the run for done
+    assert said.count("interrupted by SIGTERM at step") == 2 and "exitcode  : 143" in said
     assert 5 <= checkpoint.load_facts(latest_checkpoint(two))["step"] < 2000
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+def last_step(config) -> int:
+    """The last step that a run has written down."""
+    rows = metrics.read(config.folder)
+    return rows[-1]["step"] if rows else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("parallel", "name"), [("ddp", ()), ("fsdp", ("--rdzv-id", "nodes"))])
+def test_two_nodes_survive_six_kills_and_lose_nothing(tiny, torchrun, parallel, name):
+    """Training processes of either node are killed, and of both at once; the losses are those of a quiet run."""
+    overrides = ["train.steps=80", "train.checkpoint_every=5", "train.log_every=1", f"train.parallel={parallel}"]
+    overrides += ["harmonize=none", "gram.every=0"] if parallel == "fsdp" else []
+    quiet, killed = (tiny(*STILL, *overrides, f"run.name={of}") for of in ("quiet", "killed"))
+    finish(torchrun(*overrides, "run.name=quiet"))
+    where = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--max-restarts", "12")
+    launcher = ("--nnodes", "2", "--nproc-per-node", "1", *where, *name)
+    nodes = [torchrun(*overrides, "run.name=killed", launcher=launcher) for _ in range(2)]
+    try:
+        for victims in (nodes[1:], nodes[:1], nodes) * 2:
+            begun, deadline = last_step(killed), time.monotonic() + 120
+            while last_step(killed) < begun + 7:
+                assert time.monotonic() < deadline and all(node.poll() is None for node in nodes)
+                time.sleep(0.02)
+            for pid in [pid for node in victims for pid in workers_of(node)]:
+                os.kill(pid, signal.SIGKILL)
+        said = [finish(node) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert sum(text.count("resuming at step") for text in said) >= 6
+    rows, others = metrics.read(quiet.folder), metrics.read(killed.folder)
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in others]
+    assert not killed.folder.with_name("killed.1").exists()

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace a corpus that is already there")
     try:
         build(**vars(parser.parse_args()))
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

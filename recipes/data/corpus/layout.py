@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from recipes import locks
 from recipes.progress import progress_bar
 
 from .plan import STYLES, Plan, plan_video
@@ -72,9 +73,17 @@ def build(
     Raises:
         ValueError: an argument is out of range.
         FileExistsError: `out` exists, and `force` is not given or it is not a corpus.
+        locks.Held: Another process builds it.
     """
-    out = Path(out)
     _check(style, videos, test_videos, seed, size, fps, sample_rate, workers)
+    with locks.hold(Path(out)):
+        return _build(Path(out), style, videos, test_videos, seed, size, fps, sample_rate, workers, force)
+
+
+def _build(
+    out: Path, style: str, videos: int, test_videos: int, seed: int, size: int, fps: int, sample_rate: int,
+    workers: int | None, force: bool,
+) -> Path:  # fmt: skip
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists already; choose another folder, remove it, or use --force to replace it")
     if out.exists() and not (out / "truth.jsonl").is_file():
@@ -83,7 +92,8 @@ def build(
     began = time.perf_counter()
     train = [plan_video(style, seed, index) for index in range(videos)]
     test = [plan_video(style, seed, index, held_out=True) for index in range(test_videos)]
-    partial_out = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial_out = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial_out, ignore_errors=True)  # of a build that was killed
     try:
         (partial_out / "videos").mkdir(parents=True)
         _render_all(train + test, partial_out / "videos", size, fps, sample_rate, workers or os.cpu_count() or 1)

@@ -1,0 +1,93 @@
+"""A launch by torchrun: what its processes agree on at each start, and whether a start is one again.
+
+Nothing in the environment tells one start from another on all nodes: TORCHELASTIC_RESTART_COUNT is each agent's own.
+"""
+
+import os
+import socket
+import time
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+from torch.distributed import Store
+
+POLL = 0.05  # seconds between two looks
+MARK = "launch"  # file in a run's folder: the names of the launch that it belongs to
+NAME = "name of the launch"  # key in the store
+
+
+def meeting(store: Store, rank: int, world: int, patience: timedelta) -> str:
+    """A name that the processes of one start agree on, and that no earlier start has used.
+
+    torchrun keeps one store over its restarts: by the same names, a process finds addresses of those that died. So
+    every process leaves a name of its own, and the first, which is alive when it reads it, answers with the name of
+    the meeting. It goes on until all have come: a name may be that of a process that has died since.
+
+    Args:
+        store: That all of them see.
+        rank: Of this process.
+        world: How many there are.
+        patience: How long to wait for the others.
+
+    Raises:
+        RuntimeError: Some did not come.
+    """
+    own = uuid4().hex
+    if rank > 0:
+        store.set(f"joining {rank}", own)
+        wait_for(store, f"meeting of {own}", patience)
+        name = store.get(f"meeting of {own}").decode()
+        store.set(f"{name} {rank}", "here")
+        return name
+    answered: set[str] = set()
+    missing = range(1, world)
+    deadline = time.monotonic() + patience.total_seconds()
+    while missing := [other for other in missing if not store.check([f"{own} {other}"])]:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes {missing} of {world} did not come within {patience}")
+        for other in missing:
+            if store.check([f"joining {other}"]) and (its := store.get(f"joining {other}").decode()) not in answered:
+                store.set(f"meeting of {its}", own)
+                answered.add(its)
+        time.sleep(POLL)
+    return own
+
+
+def wait_for(store: Store, key: str, patience: timedelta | None = None) -> None:
+    """Wait for a key; in short naps, since a signal is heard only between calls.
+
+    Raises:
+        RuntimeError: It did not come.
+    """
+    deadline = None if patience is None else time.monotonic() + patience.total_seconds()
+    while not store.check([key]):
+        if deadline is not None and time.monotonic() > deadline:
+            raise RuntimeError(f"the first process did not answer within {patience}")
+        time.sleep(POLL)
+
+
+def name_of(store: Store) -> str:
+    """The name of the launch that a store belongs to: torchrun's lives as long as the launch."""
+    return store.compare_set(NAME, "", uuid4().hex).decode()
+
+
+def agent() -> str:
+    """The name of torchrun's agent on this node, the parent of its processes; "" without torchrun."""
+    run, parent = os.environ.get("TORCHELASTIC_RUN_ID"), os.getppid()
+    if run is None:
+        return ""
+    stat = Path(f"/proc/{parent}/stat")  # numbers of processes come again, with another time
+    began = stat.read_text().rpartition(")")[2].split()[19] if stat.is_file() else ""
+    return f"{run}, process {parent} of {socket.gethostname()}, begun {began}"
+
+
+def sign(folder: Path, names: list[str]) -> None:
+    """Note in a run's folder the launch that it belongs to."""
+    (folder / MARK).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def signed(folder: Path, names: list[str]) -> bool:
+    """Whether a run was begun, or gone on with, by this launch: by its store, or by an agent that is still here."""
+    mark = folder / MARK
+    return mark.is_file() and not set(names).isdisjoint(mark.read_text(encoding="utf-8").splitlines())

@@ -148,25 +148,22 @@ def _origin(error: BaseException) -> BaseException:
 
 def _within(seconds: float, action: Callable[[], Value]) -> Value:
     """What an action gives, unless that takes too long: then it is left to itself."""
-    results: SimpleQueue[Callable[[], Value]] = SimpleQueue()
+    results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
 
     def run() -> None:
         try:
-            value = action()
+            results.put((action(), None))
         except Exception as error:
-            results.put(lambda error=error: _raise(error))  # type: ignore[misc]
-        else:
-            results.put(lambda: value)
+            results.put((None, error))
 
     Thread(target=run, daemon=True).start()
     try:
-        return results.get(timeout=seconds)()
+        value, error = results.get(timeout=seconds)
     except Empty:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
-
-
-def _raise(error: Exception) -> None:
-    raise error
+    if error is not None:
+        raise error
+    return value
 
 
 def _parse(locator: str) -> tuple[str, int | None, int | None]:

@@ -50,7 +50,8 @@ class Tar:
             self.damage = str(damage)
 
     def _members(self) -> Iterator[Member]:
-        place, extended = 0, {}
+        place = 0
+        extended: dict[str, str] = {}
         while (header := self.read(place, BLOCK)).strip(b"\0"):
             info, start = self._parsed(header, place), place + BLOCK
             extension = info.type in (LONG_NAME, LONG_LINK, *PAX, GLOBAL)

@@ -301,6 +301,26 @@ def test_broken_clips_are_skipped_counted_and_reported(tiny, mixed):
     assert "&lt;img src=x onerror=alert(0)&gt;" in page
 
 
+def test_what_is_no_file_is_skipped_with_its_reason(tiny, mixed):
+    """Nothing waits for it, neither what compares videos nor what reads them."""
+    folder = mixed.parent
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "folder.mp4").mkdir()
+    (folder / "device.mp4").symlink_to("/dev/zero")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    reasons = {
+        "pipe": "a pipe, not", "folder": "a folder, not", "device": "a device, not", "loop": "symbolic links",
+        "nul\0": "not the name of a file",
+    }  # fmt: skip
+    rows = [json.loads(line) for line in mixed.read_text().splitlines() if '"gone.mp4"' not in line]
+    rows = [row for row in rows if row["video"] not in ("truncated.mp4", "empty.mp4")]
+    rows += [{"video": f"{name}.mp4", "text": "a word", "split": "train"} for name in reasons]
+    config = tiny(f"data.manifest={manifest(folder, rows)}", "data.test=null", "train.batch_size=14", "train.steps=1")
+    pretrain(config)
+    listed = {row["id"]: row["reason"] for row in jsonl.read(config.folder / SKIPPED)}
+    assert listed.keys() == reasons.keys() and all(reasons[name] in why for name, why in listed.items())
+
+
 def test_nothing_readable_stops_the_run_with_a_reason(tiny, mixed):
     rows = [json.loads(line) for line in mixed.read_text().splitlines()]
     rows = [row for row in rows if row["split"] == "test" or row["video"] in ("truncated.mp4", "empty.mp4", "gone.mp4")]

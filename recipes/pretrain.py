@@ -61,7 +61,9 @@ FREE = (
     "data.workers:", "data.timeout:", "data.prefetch_gib:", "train.device:", "train.parallel:", "train.max_bad_steps:",
     "train.keep:", "gram.probe",
 )  # fmt: skip
+OWN = ("data.workers:", "data.timeout:", "train.device:")  # that each process may have of its own
 VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
+GOES_ON = ": the same command with --resume goes on from the latest checkpoint"
 HELD_OUT = ("text->video", "audio->video")  # what is evaluated
 
 
@@ -108,6 +110,8 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             return again, None if start is None else str(start.relative_to(config.folder))
 
         again, name = group.decide(beginning)  # by the first: others may not see what it sees, or see it later
+        if again:
+            interruption.advice = GOES_ON
         return train(config, again, None if name is None else config.folder / name, group, interruption)
 
 
@@ -120,6 +124,8 @@ def train(
     use_cores(config)
     use_tf32(config.train)
     with group.first_ahead():  # which builds the corpus, the vocabulary and the folder
+        if not group.first and not launch.shared(folder, list(group.launch)):
+            raise ConfigError(f"process {group.rank} does not see {folder}: run.dir has to be shared by all nodes")
         try:
             splits = train_and_test(config) if group.first else None
             train, sources = load_train(folder) if splits is None else (splits.train, splits.sources)
@@ -148,7 +154,7 @@ def train(
                 )  # fmt: skip
             log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
 
-    interruption.advice = ": the same command with --resume goes on from the latest checkpoint"
+    interruption.advice = GOES_ON
     results: dict[str, Any] = {}
     if start is None and group.first:
         results = {"untrained": retrieve(embed(modules, clips, config, config.data.workers), clips, HELD_OUT)}
@@ -350,7 +356,7 @@ def read_by(config: Config) -> list[str]:
 def check_same(config: Config, group: Processes) -> None:
     """Raise a ConfigError in all processes where one of them has another configuration than the first."""
     theirs = group.decide(lambda: config)
-    changed = [line for line in configuration.differences(theirs, config) if not line.startswith(FREE)]
+    changed = [line for line in configuration.differences(theirs, config) if not line.startswith(OWN)]
     changed = group.collect([f"process {group.rank}: {line}" for line in changed])
     if changed:
         raise ConfigError("the processes have different configurations:\n  " + "\n  ".join(changed))

@@ -35,10 +35,10 @@ def write(
     Args:
         folder: The run's folder, with its metrics.
         config: Its configuration.
-        results: As in ranking.json.
+        results: As in retrieval.json.
         embedded: The held-out clips after training.
         clips: Where they were read from.
-        counts: Skipped clips and steps.
+        counts: Skipped clips and steps, and writes that failed.
         dynamics: The cosines of all steps.
 
     Returns:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipes import locks
 from recipes.config import Config, ConfigError
 from recipes.data.clips import Skipped
 from recipes.data.labels import Labelled, Split, load_labelled
@@ -83,15 +84,16 @@ def run(options: argparse.Namespace, task: Task) -> Result:
     tested = data.index.select(sorted({row for split in splits for row in split.test}))
     leaks = leakage.check(folder, tested, allow=options.allow_leakage)
     place = options.dir or Path(trained.run.dir) / f"{trained.run.name}-{task.name}"
-    if not options.resume:
-        folders.make(place, "split-*")
     use_cores(trained)
     figures: dict[str, Figures] = {}
     skipped: list[Skipped] = []
-    for split in splits:
-        model = restore(folder).modules["model"] if figures else modules["model"]
-        figures[split.name], unread = on_split(task, model, trained, config, data, split, place, options.resume)
-        skipped += unread
+    with locks.hold(place):
+        if not options.resume:
+            folders.make(place, "split-*")
+        for split in splits:
+            model = restore(folder).modules["model"] if figures else modules["model"]
+            figures[split.name], unread = on_split(task, model, trained, config, data, split, place, options.resume)
+            skipped += unread
     if len(splits) > 1:
         figures["mean"] = mean(list(figures.values()))
     result = Result(

@@ -82,6 +82,16 @@ def agent() -> str:
     return f"{run}, process {parent} of {socket.gethostname()}, begun {began}"
 
 
+def shared(folder: Path, names: list[str], patience: float = 60.0) -> bool:
+    """Whether this process sees what the first one signed; shared file systems may take some seconds to show it."""
+    deadline = time.monotonic() + patience
+    while not signed(folder, names):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL)
+    return True
+
+
 def sign(folder: Path, names: list[str]) -> None:
     """Note in a run's folder the launch that it belongs to."""
     (folder / MARK).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")

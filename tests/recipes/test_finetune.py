@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recipes import locks
 from recipes.data.corpus.write import write_mp4
 from recipes.data.labels import Labelled, Split, load_labelled
 from recipes.evaluate import main
@@ -154,6 +155,20 @@ def test_what_cannot_be_run_is_refused_before_work(
     assert main(["finetune", *options, *overrides]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
+
+
+def test_a_folder_in_use_or_of_something_else_is_left_alone(
+    checkpoint: Path, kinetics: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "work").mkdir()
+    options = ["--checkpoint", str(checkpoint), "--data", str(kinetics), "--dir", str(tmp_path / "work"), "steps=1"]
+    with locks.hold(tmp_path / "work"):
+        assert main(["finetune", *options]) == 2
+        assert "work is in use by process" in capsys.readouterr().err
+    (tmp_path / "work" / "mine.txt").touch()
+    assert main(["finetune", *options]) == 2
+    assert "none to move aside" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
 
 
 def test_larger_clips_than_it_was_trained_on(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:

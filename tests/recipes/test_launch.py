@@ -51,6 +51,7 @@ def test_a_launch_knows_its_run_by_its_store_or_by_an_agent_that_is_left(tmp_pat
     launch.sign(tmp_path, [name, "agent a", "agent b"])
     assert launch.signed(tmp_path, [name]) and launch.signed(tmp_path, ["new store", "agent b", "agent c"])
     assert not launch.signed(tmp_path, ["new store", "agent c"]) and not launch.signed(tmp_path, [])
+    assert launch.shared(tmp_path, [name]) and not launch.shared(tmp_path / "of another node", [name], patience=0)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert launch.agent() == ""  # a shell may start many runs
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -70,6 +71,8 @@ def test_another_configuration_is_refused_by_all_processes(tiny, monkeypatch):
     monkeypatch.setattr(Processes, "decide", lambda self, decision: tiny("train.lr=0.5"))
     with pytest.raises(ConfigError, match=r"different configurations:\n  process 1: train.lr: 0.5 -> 0.002"):
         check_same(tiny(), group)
+    with pytest.raises(ConfigError, match=r"process 1: train\.parallel"):  # may change on resume, for all of them
+        check_same(tiny("train.lr=0.5", "train.parallel=fsdp"), group)
     check_same(tiny("train.lr=0.5", "data.workers=1"), group)
 
 

@@ -11,6 +11,7 @@ import torch
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recipes import bounds
 from recipes.data.augment import AugmentConfig
 from recipes.data.clips import ClipFormat
 
@@ -36,6 +37,7 @@ MORE_THAN = {
     "train.ema": 0,
 }
 LESS_THAN = {"curriculum.history": 1, "model.drop_token": 1, "model.dropout": 1, "train.ema": 1}
+DEVICES = ("cpu", "cuda", "mps", "xpu")  # that hold numbers
 WITH_MEMORY = ("pcgrad_random", "gradvac", "random")  # methods that `harmony.realign` makes, and that count the steps
 
 
@@ -250,6 +252,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         if "=" not in override:
             raise ConfigError(f"override {override!r}: expected key=value, for example train.steps=100")
+        if not override.partition("=")[2].strip():
+            raise ConfigError(f"override {override!r}: it has no value; null stands for none")
     where = str(path)
     try:
         config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
@@ -270,14 +274,15 @@ def check(config: Config) -> None:
     t, h, w = config.model.video_patch
     problems = [
         f"{key}={value} must be {kind} {bound}"
-        for kind, compare, bounds in (
+        for kind, compare, limits in (
             ("at least", operator.ge, AT_LEAST),
             ("more than", operator.gt, MORE_THAN),
             ("less than", operator.lt, LESS_THAN),
         )
-        for key, bound in bounds.items()
+        for key, bound in limits.items()
         if (value := _value(config, key)) is not None and not compare(value, bound)
     ]
+    problems += bounds.problems(config)
     if min(t, h, w) < 1:
         problems.append(f"model.video_patch={[t, h, w]} must be positive")
     if problems:
@@ -400,7 +405,7 @@ def _value(config: Config, key: str) -> Any:
 
 def _device_exists(name: str) -> bool:
     try:
-        return name == "auto" or torch.empty(0, device=name) is not None
+        return name == "auto" or torch.empty(0, device=name).device.type in DEVICES
     except (RuntimeError, AssertionError):  # unknown, or a build without CUDA
         return False
 

@@ -84,6 +84,7 @@ def check(config: TuneConfig, trained: Config) -> None:
         for key, bound in limits.items()
         if (value := getattr(config, key)) is not None and not compare(value, bound)
     ]
+    problems += configuration.bounds.problems(config)
     if config.clip.inputs != "raw" or trained.clip.inputs != "raw":
         problems.append("clip.inputs must be raw: a model of features has seen neither pictures nor sound")
     if problems:

@@ -7,6 +7,7 @@ from typing import Literal
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recipes import bounds
 from recipes.config import ClipFormat, ConfigError, CorpusConfig, ModelConfig, ObjectiveConfig
 from recipes.studies.noise import KINDS
 from recipes.studies.rules import RULES
@@ -70,7 +71,7 @@ def load(path: Path) -> StudyConfig:
         study: StudyConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
-    problems = []
+    problems = bounds.problems(study)
     for name, cell in study.cells.items():
         known = {"world": study.worlds, "kind": KINDS}
         problems += [

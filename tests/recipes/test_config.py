@@ -1,9 +1,11 @@
 """The configuration: what it accepts, how it refuses, and that it survives its own file."""
 
+from dataclasses import fields, is_dataclass
+
 import pytest
 
 from recipes import config as configuration
-from recipes.config import ConfigError, load
+from recipes.config import Config, ConfigError, load
 from tests.recipes.conftest import DEMO
 
 
@@ -44,7 +46,12 @@ def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
         ("curriculum: {score: small_loss}", "rule=threshold compares cosines or ratios.*small_loss"),
         ("{curriculum: {rule: quantile, share: 0.1}, train: {batch_size: 4}}", "keeps none of 4 Gram blocks"),
         ("gamma: {start: 2}", r"gamma=\[2.0, 0.0\] must be cosines"),
-        ("gamma: {end: .nan}", "must be cosines"),
+        ("gamma: {end: .nan}", r"gamma\.end=nan must be a finite number"),
+        ("clip: {size: 100000}", r"clip\.size=100000 must be at most 4096"),
+        ("clip: {size: 2048, frames: 1024}", r"clip: one clip of 1024 pictures of 2048x2048 would take 12\.0 GiB"),
+        ("data: {manifest: ''}", r"data\.manifest= is empty"),
+        ("train: {seed: -1}", r"train\.seed=-1 must be at least 0"),
+        ("train: {device: meta}", "is not a device here"),
         ("curriculum: {rule: triangle, history: 0.5}", "triangle has a score of its own"),
         ("{curriculum: {rule: triangle}, gram: {group_size: 2}}", "triangle judges single clips"),
         ("{curriculum: {score: small_loss, rule: quantile}, gram: {group_size: 2}}", "need gram.group_size=1"),
@@ -75,3 +82,31 @@ def test_every_problem_is_listed_at_once(tmp_path):
     with pytest.raises(ConfigError) as error:
         load(DEMO, ["train.steps=0", "model.dropout=1.5", "gram.group_size=0"])
     assert str(error.value).count("\n  - ") == 3
+
+
+def leaves(node, key=""):
+    """Every key of a configuration with its value; those of a list share one."""
+    for field in fields(node):
+        value, name = getattr(node, field.name), f"{key}{field.name}"
+        yield from leaves(value, f"{name}.") if is_dataclass(value) else [(name, value)]
+
+
+NUMBERS = [key for key, value in leaves(Config()) if isinstance(value, int | float | tuple) and value is not True]
+TEXTS = [key for key, value in leaves(Config()) if isinstance(value, str) or value is None]
+
+
+@pytest.mark.parametrize("key", [key for key in NUMBERS if not isinstance(dict(leaves(Config()))[key], bool)])
+def test_every_number_is_finite_and_bounded(key):
+    value = dict(leaves(Config()))[key]
+    for number in ("inf", "-inf", "nan", "1e30", str(10**30)):
+        text = f"[{','.join([number] * len(value))}]" if isinstance(value, tuple) else number
+        with pytest.raises(ConfigError, match="" if isinstance(value, tuple) else key.partition(".")[0]):
+            load(DEMO, ["harmonize=both", f"{key}={text}"])
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_no_text_is_empty_and_no_name_too_long(key):
+    with pytest.raises(ConfigError, match="no value"):
+        load(DEMO, [f"{key}="])
+    with pytest.raises(ConfigError, match="100"):
+        load(DEMO, ["run.name=" + 300 * "x"])

@@ -19,7 +19,7 @@ class SkippedClips:
     def __init__(self, folder: Path) -> None:
         """Continue the list of a run; a last line that a crash cut off is dropped."""
         self.file = folder / SKIPPED
-        rows = jsonl.read(self.file)
+        rows = jsonl.read(self.file, id=str)
         if rows:
             write_atomically(self.file, jsonl.dump(rows))
         self.known = {row["id"] for row in rows}

@@ -21,7 +21,7 @@ MOST = {  # by the last part of the key
     "videos": 10**7, "test_videos": 10**7, "clips": 10**9, "test_clips": 10**9, "windows": 1000, "crops": 1000,
     "seed": 2**32 - 1, "seeds": 2**32 - 1, "lr": 1000, "end_lr": 1000, "temperature": 10**6, "weight": 10**9,
     "flip": 1, "colour": 1, "brightness": 1, "hue": 1, "noise": 100, "contrast": 100, "saturation": 100,
-    "weight_decay": 1000, "crop_aspect": 100, "crop_area": 1, "video_patch": 4096,
+    "weight_decay": 1000, "eps": 1, "crop_aspect": 100, "crop_area": 1, "video_patch": 4096,
 }  # fmt: skip
 LEAST = dict.fromkeys(
     ("seed", "seeds", "flip", "colour", "brightness", "hue", "noise", "contrast", "saturation", "weight"), 0

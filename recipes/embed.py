@@ -10,6 +10,7 @@ import argparse
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.config import ConfigError
@@ -21,7 +22,7 @@ from recipes.evaluation.embedding import cut, embedded
 from recipes.parts import Parts, inputs
 from recipes.progress import progress_bar
 from recipes.trimodal.build import device_of, use_cores
-from recipes.trimodal.restore import restore
+from recipes.trimodal.restore import add_options, overrides_of, restore
 
 ROWS = 1024  # of a part: what memory holds, and what a kill costs at most
 ENDINGS = (".parquet", ".safetensors")
@@ -29,7 +30,10 @@ ENDINGS = (".parquet", ".safetensors")
 log = logging.getLogger(__name__)
 
 
-def embed(folder: Path, data: str, out: Path, split: str | None = None, windows: int = 1) -> tuple[int, int]:
+def embed(
+    folder: Path, data: str, out: Path, split: str | None = None, windows: int = 1, device: str | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[int, int] | None:  # fmt: skip
     """Write the embeddings of all clips of a data set: one per narration, and one per video without any.
 
     Args:
@@ -38,19 +42,27 @@ def embed(folder: Path, data: str, out: Path, split: str | None = None, windows:
         out: The .parquet or .safetensors file to write; parts that are there of the same embeddings are kept.
         split: The rows of this split; None: all.
         windows: Of each clip, averaged.
+        device: See `restore`.
+        overrides: See `restore`.
 
     Returns:
-        How many clips there are, and how many of them could not be read.
+        How many clips there are, and how many of them could not be read; None where ``out`` is complete already.
 
     Raises:
-        ConfigError, OSError, ValueError: There is no checkpoint, no data, or the parts are of something else.
+        ConfigError, OSError, ValueError: There is no checkpoint, no data, or what is there is of something else.
         WorkerError: The processes that read clips die, whatever they read.
     """
-    folder, config, tokenizer, modules = restore(folder)
+    folder, config, tokenizer, modules = restore(folder, device=device, overrides=overrides)
     index = load_index(data, split)
     clips = narrated_clips(index, tokenizer, config.clip, windows)
     columns = vectors.schema(config)
-    parts = Parts(out.with_name(f".{out.name}.parts"), columns, {**inputs(folder, modules, index), "windows": windows})
+    facts = {**inputs(folder, modules, index), "windows": windows}
+    if out.exists():
+        if vectors.facts_of(out) != facts:
+            raise ValueError(f"{out} holds other embeddings: remove it, or choose another --out")
+        log.info("%s is complete already", out)
+        return None
+    parts = Parts(out.with_name(f".{out.name}.parts"), columns, facts)
     modules.to(device_of(config))
     use_cores(config)
     blocks = [range(first, min(first + ROWS, len(clips))) for first in range(0, len(clips), ROWS)]
@@ -68,7 +80,7 @@ def embed(folder: Path, data: str, out: Path, split: str | None = None, windows:
     if out.suffix == ".parquet":
         parts.join(len(blocks), out)
     else:
-        vectors.write_safetensors(lambda: parts.read(len(blocks)), out)
+        vectors.write_safetensors(lambda: parts.read(len(blocks)), out, facts)
     lost = sum(table.column("error").drop_null().length() for table in parts.read(len(blocks)))
     shutil.rmtree(parts.folder)
     return len(clips), lost
@@ -84,6 +96,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="the file to write: .parquet or .safetensors")
     parser.add_argument("--split", help="the rows of this split (default: all)")
     parser.add_argument("--windows", type=int, default=1, help="of each clip, averaged (default: %(default)s)")
+    add_options(parser)
     return parser
 
 
@@ -97,11 +110,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--windows {options.windows}: expected 1 or more")
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        count, lost = embed(options.checkpoint, options.data, options.out, options.split, options.windows)
+        counts = embed(
+            options.checkpoint, options.data, options.out, options.split, options.windows, options.device,
+            overrides_of(options),
+        )  # fmt: skip
     except (ConfigError, OSError, ValueError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out}: {count} clips, {lost} of them not readable")
+    if counts is None:
+        print(f"{options.out}: finished before; nothing to do")
+    else:
+        print(f"{options.out}: {counts[0]} clips, {counts[1]} of them not readable")
     return 0
 
 

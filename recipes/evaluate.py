@@ -13,6 +13,7 @@ from pathlib import Path
 from recipes.config import ConfigError
 from recipes.data.workers import WorkerError
 from recipes.evaluation import finetune, probe, results, retrieval, tagging
+from recipes.trimodal.restore import add_options
 
 # A task is a module of recipes/evaluation with NAME, HELP, add_options(parser) and run(options) -> Result.
 TASKS = (retrieval, probe, finetune, tagging)
@@ -32,6 +33,7 @@ def command_line() -> argparse.ArgumentParser:
         command.add_argument(
             "--allow-leakage", action="store_true", help="evaluate on clips that were trained on, and mark the result"
         )
+        add_options(command)
         task.add_options(command)
         command.set_defaults(run=task.run)
     return parser
@@ -44,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out and options.out.suffix != ".json":
         parser.error(f"--out {options.out}: expected a name that ends in .json")
     try:
+        if options.out:  # before the work
+            options.out.parent.mkdir(parents=True, exist_ok=True)
         result = options.run(options)
         if options.out:
             results.write(result, options.out)

@@ -29,6 +29,7 @@ from recipes.plots import dynamics, dynamics_page, realign
 from recipes.scoring import detection
 from recipes.training.checkpoint import write_atomically
 from recipes.training.dynamics import TRAINING
+from recipes.trimodal.restore import add_options, overrides_of
 
 COLOURS = 96  # of a picture's palette: a third of the size of true colours, and as smooth
 
@@ -72,7 +73,10 @@ def dynamics_figures(options: argparse.Namespace) -> list[Path]:
 # ------------------------------------------------------------------------------------------------------------- gallery
 def gallery(options: argparse.Namespace) -> list[Path]:
     """The page and the sheet."""
-    return build_gallery(options.scores, options.out, options.checkpoint, options.share, options.count, options.seed)
+    return build_gallery(
+        options.scores, options.out, options.checkpoint, options.share, options.count, options.seed, options.device,
+        overrides_of(options),
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- detection
@@ -121,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     clips.add_argument("--count", type=int, default=50, help="clips drawn from each end (default 50)")
     clips.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
     clips.add_argument("--checkpoint", type=Path, help="of the model that tests words; default: the one of the scores")
+    add_options(clips, batch_size=False)
     clips.set_defaults(draw=gallery)
 
     found = commands.add_parser("detection", help="how well scores find the texts that do not belong")

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 import harmony
 from recipes import config as configuration
 from recipes import locks, report
-from recipes.config import Config, ConfigError
+from recipes.config import Config, ConfigError, TrainConfig
 from recipes.data import identity, storage, vocabulary
 from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
@@ -35,6 +36,7 @@ from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve, table
 from recipes.training import checkpoint, dynamics, folders, launch
 from recipes.training.bad_steps import BAD_STEPS
+from recipes.training.checkpoint import CheckpointError
 from recipes.training.ema import Ema
 from recipes.training.interruption import Interrupted, Interruption
 from recipes.training.journal import Journal
@@ -59,7 +61,7 @@ log = logging.getLogger(__name__)
 # Keys that may change on resume.
 FREE = (
     "data.workers:", "data.timeout:", "data.prefetch_gib:", "train.device:", "train.parallel:", "train.max_bad_steps:",
-    "train.keep:", "gram.probe",
+    "train.keep:", "gram.probe", "data.word_vectors:",  # which are in the checkpoint
 )  # fmt: skip
 OWN = ("data.workers:", "data.timeout:", "train.device:")  # that each process may have of its own
 VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
@@ -123,21 +125,32 @@ def train(
     device = device_of(config)
     use_cores(config)
     use_tf32(config.train)
+    for line in configuration.unfinished_schedules(config):
+        log.warning(line)
     with group.first_ahead():  # which builds the corpus, the vocabulary and the folder
         if not group.first and not launch.shared(folder, list(group.launch)):
             raise ConfigError(f"process {group.rank} does not see {folder}: run.dir has to be shared by all nodes")
         try:
             splits = train_and_test(config) if group.first else None
             train, sources = load_train(folder) if splits is None else (splits.train, splits.sources)
-            tokenizer = vocabulary_of(train, config, start, group)
+            initial = None if start or not config.train.init_from else checkpoint.latest(Path(config.train.init_from))
+            tokenizer = vocabulary_of(train, config, start or initial, group)
             clips = None if splits is None else eval_clips(splits.test, tokenizer, config.clip)
             torch.manual_seed(config.train.seed)
-            modules = build(config, tokenizer).to(device)
+            source = start or initial
+            modules = build(config, tokenizer, None if source is None else checkpoint.saved(source)).to(device)
+            if initial is not None:
+                checkpoint.load_weights(initial, modules)
+                log.info("beginning with the weights of %s", initial)
+        except ConfigError:
+            raise
         except (ValueError, OSError) as error:
             raise DataError(str(error)) from error
         check_wrt(config.gram.wrt, modules["model"], "gram.wrt")
         if group.first:
-            if not resume:
+            if resume:
+                save_config(config, folder / "config.yaml")  # train.steps may have grown
+            else:
                 try:
                     begin(folder, config, splits)
                 except OSError as error:
@@ -161,8 +174,7 @@ def train(
     torch.manual_seed(seed_of(config.train.seed, group.rank))
     forward = spread(modules["model"], config.train.parallel, group, device, plain=config.harmonize == "none")
     forward = torch.compile(forward) if config.train.compile else forward
-    parts = ([p for p in modules[name].parameters() if p.requires_grad] for name in ("model", "objective"))
-    optimizer = torch.optim.Adam([{"params": part} for part in parts], betas=(0.9, 0.999))
+    optimizer = optimizer_of(config.train, modules)
     transform = harmonizer(config)
     state, step, counts = (
         transform.init(),
@@ -173,7 +185,8 @@ def train(
     ema = None if config.train.ema is None else Ema(modules, config.train.ema)
     data = fingerprint(train)
     if start is not None:
-        facts = checkpoint.load_facts(start)
+        facts = checkpoint.load_facts(start, data=str, processes=int, counts=dict, results=dict)
+        check_facts(facts, start, config)
         if facts["data"] != data:
             raise DataError(
                 f"the training videos are not those that {start} was trained on: a run cannot go on with others"
@@ -299,7 +312,7 @@ def train(
 def whole(modules: nn.ModuleDict, config: Config, tokenizer: Tokenizer, device: torch.device) -> nn.ModuleDict:
     """The modules without shards; every process has to take part."""
     state = whole_state(modules)
-    plain = build(config, tokenizer)
+    plain = build(config, tokenizer, {name: tensor.shape for name, tensor in state.items()})
     plain.load_state_dict(state)
     return plain.to(device)
 
@@ -324,11 +337,54 @@ def vocabulary_of(train: Dataset, config: Config, start: Path | None = None, gro
     return vocabulary.build(captions, config.data.vocabulary)
 
 
+def optimizer_of(train: TrainConfig, modules: nn.ModuleDict) -> torch.optim.Optimizer:
+    """Adam or AdamW over what is trained; weights decay, biases and norms (parameters with one axis) do not."""
+    parts = [[p for p in modules[name].parameters() if p.requires_grad] for name in ("model", "objective")]
+    if train.optimizer == "adam":
+        return torch.optim.Adam([{"params": part} for part in parts], betas=train.betas, eps=train.eps)
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for part in parts
+        for decay, matrices in ((train.weight_decay, True), (0.0, False))
+        if (params := [p for p in part if (p.ndim > 1) == matrices])
+    ]
+    return torch.optim.AdamW(groups, betas=train.betas, eps=train.eps)
+
+
+def check_facts(facts: dict[str, Any], start: Path, config: Config) -> None:
+    """Raise a CheckpointError where what a checkpoint says of its run cannot be gone on from."""
+    scale, results = facts.get("loss_scale"), facts["results"]
+    numbers = (int, float)
+    problems = {
+        f"step is {facts['step']}, but train.steps={config.train.steps}": facts["step"] > config.train.steps,
+        "counts are not whole numbers": not all(type(value) is int for value in facts["counts"].values()),
+        "results are not figures of tasks": not all(
+            isinstance(tasks, dict) and all(isinstance(figures, dict) for figures in tasks.values())
+            for tasks in results.values()
+        ),
+        "loss_scale is not a value and good_steps": scale is not None
+        and not (
+            isinstance(scale, dict)
+            and scale.keys() == {"value", "good_steps"}
+            and all(isinstance(value, numbers) for value in scale.values())
+        ),
+    }
+    if wrong := [what for what, holds in problems.items() if holds]:
+        raise CheckpointError(f"{start / checkpoint.STATE}: " + "; ".join(wrong))
+
+
 def learning_rate(config: Config) -> harmony.schedule.Schedule:
     """Warm-up, then a quarter period of a cosine down to the last rate."""
     train = config.train
-    decay = harmony.schedule.quarter_cosine(train.lr, train.end_lr, max(train.steps - train.warmup, 1))
-    return harmony.schedule.warmup(decay, train.warmup)
+    decay = harmony.schedule.quarter_cosine(train.lr, train.end_lr, max(train.steps - train.warmup_steps, 1))
+    return harmony.schedule.warmup(decay, train.warmup_steps)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write a configuration whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    configuration.save(config, temporary)
+    os.replace(temporary, path)
 
 
 def begin(folder: Path, config: Config, splits: Splits) -> None:
@@ -381,13 +437,15 @@ def latest_checkpoint(config: Config) -> Path | None:
     """The checkpoint to resume from; None where the run died before its first one."""
     if not (config.folder / "config.yaml").is_file():
         raise ConfigError(f"{config.folder}: there is no run to resume; start it without --resume")
-    changed = configuration.differences(configuration.load(config.folder / "config.yaml"), config)
-    changed = [line for line in changed if not line.startswith(FREE)]
+    begun = configuration.load(config.folder / "config.yaml", to_train=False)
+    longer = ("train.steps:",) if config.train.steps > begun.train.steps else ()
+    changed = [line for line in configuration.differences(begun, config) if not line.startswith(FREE + longer)]
     if changed:
         raise ConfigError(f"{config.folder} was started with another configuration:\n  " + "\n  ".join(changed))
     try:
         return checkpoint.latest(config.folder)
     except FileNotFoundError:
+        log.warning("%s has no checkpoint yet: beginning with step 0", config.folder)
         return None
 
 

@@ -13,7 +13,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,11 +24,11 @@ import pyarrow as pa
 from datasets import Dataset
 from torch import nn
 
-from recipes.config import Config, ConfigError, load
+from recipes.config import Config, ConfigError
 from recipes.data.clips import Clip, NarratedClips, Skipped
 from recipes.data.index import load_index
 from recipes.data.loader import list_loader
-from recipes.data.splits import DataError, train_and_test
+from recipes.data.splits import DataError
 from recipes.data.workers import WorkerError
 from recipes.parts import Parts, inputs
 from recipes.progress import progress_bar
@@ -40,7 +40,7 @@ from recipes.scoring.tune import tune
 from recipes.training import checkpoint
 from recipes.training.processes import ALONE, Processes, joined
 from recipes.trimodal.build import check_wrt, device_of, use_cores
-from recipes.trimodal.restore import restore
+from recipes.trimodal.restore import add_options, load_config, overrides_of, own_data, restore
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Options:
 def score(
     folder: Path, out: Path, data: str | None = None, split: str | None = None,
     reading: Reading | None = None, options: Options | None = None, group: Processes = ALONE,
+    device: str | None = None, overrides: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """Write the table of scores; go on with one that was begun.
 
@@ -83,6 +84,8 @@ def score(
         reading: How the gradients are read.
         options: How to score.
         group: The processes that share the parts.
+        device: See `restore`.
+        overrides: See `restore`.
 
     Returns:
         ``out``.
@@ -92,7 +95,7 @@ def score(
         ValueError: ``out`` holds another scoring; the data or an option cannot be used.
     """
     reading, options = reading or Reading(), options or Options()
-    folder, config, tokenizer, modules = restore(folder)
+    folder, config, tokenizer, modules = restore(folder, device=device, overrides=overrides)
     if config.clip.inputs != "raw":
         raise ConfigError(f"{folder}: was trained on features (clip.inputs); only clips of raw media can be scored")
     modules.to(device_of(config))
@@ -144,7 +147,7 @@ def indexed(config: Config, data: str | None, split: str | None) -> Dataset:
         return load_index(data, split)
     if split not in (None, "train", "test"):
         raise ValueError(f"--split {split}: without --data it is train or test")
-    splits = train_and_test(config)
+    splits = own_data(config)
     return splits.test if split == "test" else splits.train
 
 
@@ -226,6 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--chunk-size", type=int, help="clips encoded at a time, where memory is short")
     p.add_argument("--keep", type=float, metavar="SHARE", help="also write a manifest of this share, the best")
     p.add_argument("--keep-by", choices=[n for n in FIGURES if not n.startswith("norm")], default="cosine")
+    add_options(p, batch_size=False)
     options = p.parse_args(arguments)
     for name, low in (("iterations", 0), ("batch_size", 2), ("draws", 1), ("windows", 1)):
         if getattr(options, name) < low:
@@ -234,10 +238,12 @@ def main(arguments: list[str] | None = None) -> int:
         p.error("--keep must be more than 0 and at most 1")
     reading = Reading(options.attribution, options.space, options.wrt, options.chunk_size)
     how = Options(options.iterations, options.batch_size, options.draws, options.windows, options.seed)
+    data_overrides = overrides_of(options, batch_size=False)  # --batch-size is of the measurement
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with joined(timedelta(days=30)) as group:  # one may wait for another to tune or to finish
-            out = score(options.checkpoint, options.out, options.data, options.split, reading, how, group)
+            where = options.device, data_overrides
+            out = score(options.checkpoint, options.out, options.data, options.split, reading, how, group, *where)
             if group.first:
                 report(out, options)
     except (ConfigError, DataError, OSError, ValueError, WorkerError, re.error) as error:
@@ -259,7 +265,7 @@ def report(out: Path, options: argparse.Namespace) -> None:
     print(f"; mean {total / scored:+.4f}, {100 * negative / scored:.1f}% negative" if scored else "")
     if options.keep is not None:
         folder = checkpoint.latest(options.checkpoint)
-        index = indexed(load(folder / "config.yaml"), options.data, options.split)
+        index = indexed(load_config(folder), options.data, options.split)
         manifest = out.with_suffix(".kept.jsonl")
         counts = filtered_manifest(out, index, options.keep, options.keep_by, manifest)
         print(

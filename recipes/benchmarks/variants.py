@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import harmony
-from recipes import config as configuration
 from recipes.config import Config, ConfigError
 from recipes.data import vocabulary
 from recipes.data.clips import TrainClips
@@ -24,6 +23,7 @@ from recipes.training.step import train_step
 from recipes.trimodal.build import build, device_of, model_inputs, use_cores
 from recipes.trimodal.harmonizer import harmonizer
 from recipes.trimodal.model import SIZES
+from recipes.trimodal.restore import load_config, own_data
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +70,18 @@ def compare(config: Config, points: list[int], batches: int, run: Path | None = 
     """
     folder = None if run is None else checkpoint.latest(run)
     if folder is not None:
-        config = configuration.load(folder / "config.yaml")
+        config = load_config(folder)
     if not points or min(points) < 0:
         raise ConfigError(f"the points of comparison are numbers of steps from 0 on; got {points}")
     config.harmonize, config.gram.every = "none", 0
     device = device_of(config)
     use_cores(config)
     try:
-        train = train_and_test(config).train
+        train = (train_and_test if folder is None else own_data)(config).train
         tokenizer = vocabulary_of(train, config) if folder is None else vocabulary.load(folder / "vocabulary.json")
         torch.manual_seed(config.train.seed)
-        modules = build(config, tokenizer).to(device)
+        saved = None if folder is None else checkpoint.saved(folder)
+        modules = build(config, tokenizer, saved).to(device)
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
     if folder is not None:

@@ -66,8 +66,7 @@ def load(where: str) -> Run:
             f"{newest}: no cosines are recorded here. Either the run is older than their recording, or it measured "
             "none (gram.every=0, or no clip with both sound and text); run it again with gram.every=1"
         )
-    # where it ran does not matter here
-    return Run(folder.name, configuration.load(newest / "config.yaml", ["train.device=auto"]), recorded)
+    return Run(folder.name, configuration.load(newest / "config.yaml", to_train=False), recorded)
 
 
 def check_name(runs: list[Run], name: str) -> None:

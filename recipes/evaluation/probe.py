@@ -19,7 +19,7 @@ from recipes.evaluation.frozen import Frozen, frozen_features
 from recipes.evaluation.linear import averaged, logistic, vatt_head
 from recipes.evaluation.results import Result, markdown, reported
 from recipes.trimodal.build import build, device_of, use_cores
-from recipes.trimodal.restore import restore
+from recipes.trimodal.restore import overrides_of, restore
 
 NAME = "probe"
 HELP = "accuracy of linear classifiers on frozen features: UCF101, HMDB51, ESC-50, or a labelled manifest"
@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> Result:
     data = load_labelled(options.data)
     splits = checked_splits(data, options.split)
     modality = options.modality or MODALITY.get(data.dataset, "video")
-    folder, config, tokenizer, modules = restore(options.checkpoint)
+    overrides = overrides_of(options)
+    folder, config, tokenizer, modules = restore(options.checkpoint, device=options.device, overrides=overrides)
     tested = data.index.select(sorted({row for split in splits for row in split.test}))
     leaks = leakage.check(folder, tested, allow=options.allow_leakage)
     models: dict[str, nn.ModuleDict] = {f"{options.checkpoint}{leaks.mark}": modules}

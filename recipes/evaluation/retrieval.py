@@ -13,12 +13,11 @@ from recipes.data import msrvtt, youcook2
 from recipes.data.clips import NarratedClips
 from recipes.data.index import load_index
 from recipes.data.inputs import eval_clips
-from recipes.data.splits import train_and_test
 from recipes.evaluation import leakage, ranking
 from recipes.evaluation.embedding import Embedded, embed
 from recipes.evaluation.results import Reported, Result, markdown, reported
 from recipes.trimodal.build import device_of, use_cores
-from recipes.trimodal.restore import restore
+from recipes.trimodal.restore import overrides_of, own_data, restore
 
 NAME = "retrieval"
 HELP = "zero-shot retrieval of videos by text and by sound, and of texts by video"
@@ -56,7 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     """Evaluate a checkpoint on what `options.data` names, or on what its run held out."""
-    folder, config, tokenizer, modules = restore(options.checkpoint)
+    overrides = overrides_of(options)
+    folder, config, tokenizer, modules = restore(options.checkpoint, device=options.device, overrides=overrides)
     data = load(options.data, options.split, config)
     windows = data.windows if options.windows is None else options.windows
     if windows < 1:
@@ -94,7 +94,7 @@ def load(data: str | None, split: str | None, config: Config) -> RetrievalSet:
     if data is None:
         if split is not None:
             raise ConfigError(f"--split {split}: of what the run held out there is none; name --data")
-        return RetrievalSet(f"held out of {config.data_name}", train_and_test(config).test)
+        return RetrievalSet(f"held out of {config.data_name}", own_data(config).test)
     root = Path(data).expanduser()
     layout = next((layout for layout in (msrvtt, youcook2) if (root / layout.TABLE).is_file()), None)
     if layout is None:

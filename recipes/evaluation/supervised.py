@@ -25,7 +25,7 @@ from recipes.training import folders
 from recipes.trimodal.build import device_of, use_cores
 from recipes.trimodal.model import VATT
 from recipes.trimodal.positions import fit_positions
-from recipes.trimodal.restore import restore
+from recipes.trimodal.restore import overrides_of, restore
 
 Figures = dict[str, Any]
 
@@ -76,8 +76,10 @@ def run(options: argparse.Namespace, task: Task) -> Result:
     """
     if options.data is None:
         raise ConfigError(f"{task.name} needs --data, a labelled data set: see docs/evaluation.md")
-    folder, trained, _, modules = restore(options.checkpoint)
-    config = tuning_config.load(task.defaults, trained, options.overrides)
+    folder, trained, _, modules = restore(options.checkpoint, device=options.device, overrides=overrides_of(options))
+    overrides = [f"workers={options.workers}"] * (options.workers is not None)
+    overrides += [f"batch_size={options.batch_size}"] * (options.batch_size is not None)
+    config = tuning_config.load(task.defaults, trained, [*overrides, *options.overrides])
     data = load_labelled(options.data)
     task.check(data, config)
     splits = chosen(data, options.split)

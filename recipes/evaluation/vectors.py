@@ -5,13 +5,17 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 
 from recipes.config import Config
 from recipes.data.clips import NarratedClips
 from recipes.evaluation.embedding import Embedded
+from recipes.parts import KEY
 from recipes.trimodal.model import SIZES
 
 MASKS = ("readable", "has_audio", "has_text")
@@ -85,7 +89,7 @@ def table(numbers: Sequence[int], batches: Sequence[tuple[Sequence[int], Embedde
     return pa.Table.from_arrays(arrays, schema=columns)
 
 
-def write_safetensors(read: Callable[[], Iterator[pa.Table]], out: Path) -> None:
+def write_safetensors(read: Callable[[], Iterator[pa.Table]], out: Path, facts: dict[str, Any]) -> None:
     """Write vectors and masks as tensors with a row for each clip, the other columns as JSON lines beside them.
 
     Where a clip has no vector, there are zeros. Memory holds one table: the format is a header of known length, then
@@ -94,6 +98,7 @@ def write_safetensors(read: Callable[[], Iterator[pa.Table]], out: Path) -> None
     Args:
         read: Gives the tables, as often as it is called.
         out: The file; the lines go to the same name, ending in .jsonl.
+        facts: What the embeddings are of, for `facts_of`.
     """
     count, columns = 0, None
     lines = out.with_name(f".{out.stem}.jsonl.tmp")
@@ -103,7 +108,8 @@ def write_safetensors(read: Callable[[], Iterator[pa.Table]], out: Path) -> None
             rest = part.select([f.name for f in part.schema if not _is_tensor(f)])
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rest.to_pylist())
     tensors = sorted(filter(_is_tensor, columns), key=_is_vector, reverse=True)  # single bytes last: aligned
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": {KEY.decode(): json.dumps(facts)}}
+    end = 0
     for f in tensors:
         kind, shape = ("F32", [count, f.type.list_size]) if _is_vector(f) else ("BOOL", [count])
         begin, end = end, end + int(np.prod(shape)) * np.dtype(NUMPY[kind]).itemsize
@@ -118,6 +124,20 @@ def write_safetensors(read: Callable[[], Iterator[pa.Table]], out: Path) -> None
                 file.write(_dense(part.column(f.name), f).tobytes())
     os.replace(lines, out.with_suffix(".jsonl"))
     os.replace(temporary, out)
+
+
+def facts_of(out: Path) -> dict[str, Any] | None:
+    """What the embeddings of a file are of; None where it does not say so."""
+    try:
+        if out.suffix == ".parquet":
+            metadata = {key.decode(): value for key, value in (pq.read_schema(out).metadata or {}).items()}
+        else:
+            with safe_open(out, "numpy") as file:
+                metadata = file.metadata() or {}
+        facts: dict[str, Any] = json.loads(metadata[KEY.decode()])
+    except (OSError, SafetensorError, pa.ArrowException, KeyError, ValueError):
+        return None
+    return facts
 
 
 def _dense(column: pa.ChunkedArray, field: pa.Field) -> np.ndarray:

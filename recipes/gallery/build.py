@@ -1,6 +1,6 @@
 """Builds a gallery: draws clips, cuts them out of their videos, tests their words, writes the page and the sheet."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -24,7 +24,10 @@ REFERENCES = 256  # windows that words are tested against, those of a clip's own
 CLIPS_AT_ONCE = 32
 
 
-def build(scores: Path, out: Path, checkpoint: Path | None, share: float, count: int, seed: int) -> list[Path]:
+def build(
+    scores: Path, out: Path, checkpoint: Path | None, share: float, count: int, seed: int, device: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Path]:  # fmt: skip
     """Write a gallery; memory and time depend on the clips drawn, not on the size of the table.
 
     Args:
@@ -34,6 +37,8 @@ def build(scores: Path, out: Path, checkpoint: Path | None, share: float, count:
         share: Of the clips with a cosine that each group has.
         count: Clips to draw from each group.
         seed: Of the draws.
+        device: See `restore`.
+        overrides: See `restore`.
 
     Returns:
         The page and the sheet.
@@ -44,7 +49,7 @@ def build(scores: Path, out: Path, checkpoint: Path | None, share: float, count:
     if out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"expected the page's name to end in .html, got {out}")
     sample = draw(scores, share, count, seed, REFERENCES)
-    space = load_space(_checkpoint(checkpoint, sample, scores))
+    space = load_space(_checkpoint(checkpoint, sample, scores), device, overrides)
     out.parent.mkdir(parents=True, exist_ok=True)
     page, on_sheet, broken = Page(out), [], []
     with TemporaryDirectory() as scratch:

@@ -1,5 +1,6 @@
 """The common space of video and text of a trained model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +43,11 @@ class Space:
         return torch.from_numpy(array).to(next(self.modules.parameters()).device)
 
 
-def load_space(folder: Path) -> Space:
+def load_space(folder: Path, device: str | None = None, overrides: Sequence[str] = ()) -> Space:
     """The space of a checkpoint, or of a run's newest.
 
     Raises:
         ConfigError, OSError, ValueError: There is no checkpoint, or it cannot be read.
     """
-    _, config, tokenizer, modules = restore(folder)
+    _, config, tokenizer, modules = restore(folder, device=device, overrides=overrides)
     return Space(config, tokenizer, modules.to(device_of(config)).eval())

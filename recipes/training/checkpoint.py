@@ -1,17 +1,21 @@
 """Checkpoints: whole or absent, without pickle, on any number of processes. Tensors as safetensors, the rest as JSON.
 
 runs/NAME/checkpoints/latest              name of the newest checkpoint
-runs/NAME/checkpoints/step_00000100/      tensors/*.safetensors, state.json, config.yaml, vocabulary.json, ...
+runs/NAME/checkpoints/step_00000100/      tensors/*.safetensors, state.json, config.yaml, vocabulary.json, ...,
+                                          checksums.json: SHA-256 of every other file
 
 Tensors are written by `torch.distributed.checkpoint`: every process writes its part, and any number of processes reads
 what it needs.
 """
 
+import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +28,20 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils import _pytree as pytree
 
+from recipes.config import ConfigError
 from recipes.data import storage
 from recipes.training.processes import ALONE, Processes
 
-TENSORS = "tensors"
+TENSORS, STATE, CHECKSUMS, LATEST = "tensors", "state.json", "checksums.json", "latest"
+MOST = 20  # differences that a message lists
+KINDS = {int: "a whole number", str: "a text", dict: "an object"}
+NAME = re.compile(r"step_(\d+)")  # of a checkpoint's folder
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint, or a file of a run, that cannot be used; the message names the file."""
 
 
 def save(
@@ -66,8 +80,15 @@ def save(
         tensors = {n: t.detach() for n, t in (modules.state_dict() | state).items()}
         writer = HuggingFaceStorageWriter(str(temporary / TENSORS), save_distributed=True)
         failure = attempt(lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
+    sums: dict[str, str] = {}
+    if not agreed(failure, processes):  # each process reads its share of the tensors again
+        files = sorted(path.relative_to(temporary) for path in (temporary / TENSORS).iterdir())
+        share = files[processes.rank :: processes.world]
+        failure = attempt(lambda: sums.update(checksums(temporary, share)))
+        sums = dict(processes.collect(list(sums.items())))
+        failure = agreed(failure, processes)
     if not failure and processes.first:
-        failure = attempt(lambda: _finish(folder, final, temporary, {"step": step, **facts}, beside, keep))
+        failure = attempt(lambda: _finish(folder, final, temporary, {"step": step, **facts}, sums, beside, keep))
     failure = agreed(failure, processes)
     if failure:
         if processes.first:
@@ -83,22 +104,65 @@ def _clear(folder: Path, final: Path, temporary: Path) -> None:
 
 
 def _finish(
-    folder: Path, final: Path, temporary: Path, facts: dict[str, Any], beside: tuple[Callable[[Path], None], ...],
-    keep: int,
+    folder: Path, final: Path, temporary: Path, facts: dict[str, Any], sums: dict[str, str],
+    beside: tuple[Callable[[Path], None], ...], keep: int,
 ) -> None:  # fmt: skip
     """The files beside the tensors, and the name that makes it a checkpoint."""
-    (temporary / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    state = temporary / STATE
+    state.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     for write in beside:
         write(temporary)
+    sums = sums | checksums(temporary, (p.relative_to(temporary) for p in temporary.iterdir() if p.is_file()))
+    (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for file in (p for p in temporary.rglob("*") if p.is_file()):
+        shutil.copymode(state, file)  # safetensors lets only the owner read; this has what the umask says
     for file in (*temporary.iterdir(), *(temporary / TENSORS).iterdir(), temporary):
         _flush(file)
     if final.exists():  # the same step again: at no moment is there neither
         os.replace(final, folder / f".{final.name}.old")
     os.replace(temporary, final)
-    write_atomically(folder / "latest", final.name)
+    write_atomically(folder / LATEST, final.name)
     shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
-    for old in sorted(folder.glob("step_*"))[:-keep]:
+    # Later ones are damaged, if the run went on from before them: they do not count, and are written over in time.
+    for old in [place for place in _numbered(folder) if _number(place) <= facts["step"]][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def checksums(checkpoint: Path, files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files, by their names in a checkpoint."""
+    sums = {}
+    for name in files:
+        with (checkpoint / name).open("rb") as file:
+            sums[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def verify(checkpoint: Path) -> None:
+    """Read every file of a checkpoint, and raise a CheckpointError that names one which is not as it was written.
+
+    One without checksums is of an older version: a warning, and the files are taken as they are.
+    """
+    listing = checkpoint / CHECKSUMS
+    if not listing.exists():
+        log.warning("%s: there are no checksums; the files are taken as they are", listing)
+        return
+    sums = read_json(listing)
+    files = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+    files.discard(CHECKSUMS)
+    if missing := sorted(sums.keys() - files):
+        raise CheckpointError(f"{checkpoint / missing[0]}: damaged checkpoint: this file is missing")
+    if more := sorted(files - sums.keys()):
+        raise CheckpointError(f"{checkpoint / more[0]}: does not belong to the checkpoint: remove it")
+    for name in sorted(files):
+        try:
+            same = checksums(checkpoint, [Path(name)])[name] == sums[name]
+        except OSError as error:
+            raise CheckpointError(f"{checkpoint / name}: cannot be read: {error}") from error
+        if not same:
+            raise CheckpointError(
+                f"{checkpoint / name}: damaged, or changed since the checkpoint was written: its checksum is another. "
+                "Take another checkpoint, or a whole copy of this one"
+            )
 
 
 def attempt(action: Callable[[], Any]) -> str:
@@ -119,27 +183,64 @@ def agreed(failure: str, processes: Processes) -> str:
 
 
 def latest(folder: Path) -> Path:
-    """The newest checkpoint of a run: of ``runs/NAME``, of its checkpoints' folder, or the folder itself if it is one.
+    """The newest whole checkpoint of a run: of ``runs/NAME``, of its checkpoints' folder, or the folder itself.
+
+    Where the newest is damaged, a warning says so, and it is the one before; a folder that is a checkpoint has none
+    before it.
 
     Raises:
+        CheckpointError: There are some, but none is whole.
         FileNotFoundError: There is none.
     """
-    for place in (folder, folder / "checkpoints"):
-        if (place / TENSORS).is_dir():
-            return place
-        if (place / "latest").is_file():
-            named = place / (place / "latest").read_text(encoding="utf-8").strip()
-            whole = [named] if named.is_dir() else sorted(place.glob("step_*"))
-            if whole:
-                return whole[-1]
-    raise FileNotFoundError(f"{folder}: no checkpoint here; expected a run's folder or one of its checkpoints")
+    if any((folder / name).exists() for name in (TENSORS, STATE)):
+        verify(folder)
+        return folder
+    place = next((place for place in (folder, folder / "checkpoints") if _numbered(place)), None)
+    if place is None:
+        raise FileNotFoundError(f"{folder}: no checkpoint here; expected a run's folder or one of its checkpoints")
+    failures = []
+    for checkpoint in _newest_first(place):
+        try:
+            verify(checkpoint)
+            load_facts(checkpoint)
+            saved(checkpoint)
+        except CheckpointError as error:
+            log.warning("%s. Looking for the checkpoint before", error)
+            failures.append(str(error))
+        else:
+            return checkpoint
+    raise CheckpointError(f"{place}: no checkpoint here is whole:\n  " + "\n  ".join(failures))
+
+
+def _newest_first(place: Path) -> list[Path]:
+    """The checkpoints in a folder, from the one that `latest` names back; all, where it names none."""
+    numbered = _numbered(place)[::-1]
+    try:
+        named = (place / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): taking the newest checkpoint beside it", place / LATEST, error)
+        return numbered
+    names = [path.name for path in numbered]
+    if named not in names:
+        log.warning("%s names no checkpoint that is here: taking the newest beside it", place / LATEST)
+        return numbered
+    return numbered[names.index(named) :]
+
+
+def _numbered(place: Path) -> list[Path]:
+    """The folders of checkpoints in another, by number."""
+    return sorted((p for p in place.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()), key=_number)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def load_weights(checkpoint: Path, modules: nn.Module) -> None:
     """Load weights and buffers into the modules they were saved from, sharded or not.
 
     Raises:
-        ValueError: The files are damaged, or of another model.
+        CheckpointError: The files are damaged, or of another model.
     """
     load(checkpoint, modules.state_dict())
 
@@ -148,27 +249,32 @@ def load(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
     """Fill tensors, which may be shards, by what is saved under their names.
 
     Raises:
-        ValueError: The files are damaged, or lack one of them.
+        CheckpointError: The files are damaged, or lack one of them.
     """
     shapes = saved(checkpoint)
-    for name, tensor in tensors.items():
-        if name not in shapes or shapes[name] != tensor.shape:
-            found = f"has the shape {tuple(shapes[name])}" if name in shapes else "is not there"
-            raise ValueError(
-                f"{checkpoint / TENSORS}: not the weights of this model: {name} {found}; expected {tuple(tensor.shape)}"
-            )
+    differences = [
+        f"{name} {f'has the shape {tuple(shapes[name])}' if name in shapes else 'is not there'}; "
+        f"expected {tuple(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if shapes.get(name) != tensor.shape
+    ]
+    if differences:
+        more = [f"and {len(differences) - MOST} more"] if len(differences) > MOST else []
+        raise CheckpointError(
+            f"{checkpoint / TENSORS}: not the weights of this model:\n  " + "\n  ".join(differences[:MOST] + more)
+        )
     try:
         reader = HuggingFaceStorageReader(str(checkpoint / TENSORS))
         _quietly(dcp.load, tensors, storage_reader=reader, no_dist=True)
-    except (CheckpointException, SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{checkpoint / TENSORS}: damaged: {error}") from error
+    except Exception as error:  # the reader raises what it stumbles over
+        raise CheckpointError(f"{checkpoint / TENSORS}: damaged: {error}") from error
 
 
 def saved(checkpoint: Path) -> dict[str, torch.Size]:
     """Name and shape of the tensors of a checkpoint.
 
     Raises:
-        ValueError: The files are damaged.
+        CheckpointError: The files are damaged.
     """
     return {name: meta.size for name, meta in _metadata(checkpoint).items()}
 
@@ -187,15 +293,42 @@ def _metadata(checkpoint: Path) -> dict[str, Any]:
         for file in (checkpoint / TENSORS).iterdir():
             storage.regular(file)
         return HuggingFaceStorageReader(str(checkpoint / TENSORS)).read_metadata().state_dict_metadata
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"{checkpoint / TENSORS}: damaged: {error}") from error
+    except Exception as error:  # the reader raises what it stumbles over
+        raise CheckpointError(f"{checkpoint / TENSORS}: damaged: {error}") from error
 
 
-def load_facts(checkpoint: Path) -> dict[str, Any]:
-    """The JSON facts of a checkpoint: its step among them."""
-    path = storage.regular(checkpoint / "state.json")
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def load_facts(checkpoint: Path, **types: type) -> dict[str, Any]:
+    """The JSON facts of a checkpoint: its step among them.
+
+    Args:
+        checkpoint: Its folder.
+        **types: Keys that have to be there, and the type of each.
+
+    Raises:
+        CheckpointError: The file cannot be read, or a fact is missing or of another type.
+    """
+    path = checkpoint / STATE
+    facts = read_json(path)
+    for key, kind in ({"step": int} | types).items():
+        value = facts.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool) or (key == "step" and value < 0):
+            raise CheckpointError(f"{path}: {key} is {value!r}; expected {KINDS.get(kind, kind.__name__)}")
     return facts
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Raises:
+        CheckpointError: It does not, or cannot be read.
+    """
+    try:
+        content = json.loads(storage.regular(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object; found {type(content).__name__}")
+    return content
 
 
 def optimizer_tensors(modules: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -226,8 +359,11 @@ def load_tree(prefix: str, like: Any, tensors: dict[str, Tensor]) -> Any:
     leaves, spec = pytree.tree_flatten(like)
     saved = sum(name.startswith(f"{prefix}.") for name in tensors)
     if saved != len(leaves):
-        raise ValueError(f"the checkpoint holds {saved} tensors of the {prefix}, expected {len(leaves)}.")
-    return pytree.tree_unflatten([tensors[f"{prefix}.{i}"] for i in range(len(leaves))], spec)
+        raise CheckpointError(f"the checkpoint holds {saved} tensors of the {prefix}, expected {len(leaves)}.")
+    try:
+        return pytree.tree_unflatten([tensors[f"{prefix}.{i}"] for i in range(len(leaves))], spec)
+    except KeyError as error:
+        raise CheckpointError(f"the checkpoint lacks {error} of the {prefix}") from error
 
 
 def random_tensors(rank: int = 0) -> dict[str, Tensor]:
@@ -237,10 +373,17 @@ def random_tensors(rank: int = 0) -> dict[str, Tensor]:
 
 
 def load_random(tensors: dict[str, Tensor], rank: int = 0) -> None:
-    """Put back what `random_tensors` gave."""
-    torch.set_rng_state(tensors[f"random.{rank}.cpu"])
-    if f"random.{rank}.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[f"random.{rank}.cuda"])
+    """Put back what `random_tensors` gave.
+
+    Raises:
+        CheckpointError: They hold no such states.
+    """
+    try:
+        torch.set_rng_state(tensors[f"random.{rank}.cpu"])
+        if f"random.{rank}.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors[f"random.{rank}.cuda"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint holds no random state of process {rank}: {error}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from harmony import stats
 from harmony.stats import Histogram, Moments
+from recipes.config import ConfigError
 
 BINS = 100  # 0 is an edge, so that negative cosines are counted, not estimated
 MOST = 1000  # intervals
@@ -142,10 +144,20 @@ def save(dynamics: Dynamics, path: Path) -> None:
 
 
 def load(path: Path) -> Dynamics:
-    """Read what `save` wrote; nothing where there is no such file, as in the checkpoints of older versions."""
-    if not path.is_file():
+    """Read what `save` wrote; nothing where there is no such file, as in the checkpoints of older versions.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    if not path.exists():
         return Dynamics()
-    arrays = load_file(path)
+    try:
+        return _from_arrays(load_file(path))
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise ConfigError(f"{path}: damaged: {error}") from error
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> Dynamics:
     intervals = [Interval(int(first), int(last), {}) for first, last in arrays["steps"]]
     for name in sorted(key.removesuffix(":counts") for key in arrays if key.endswith(":counts")):
         counts = torch.from_numpy(arrays[f"{name}:counts"].astype(np.int64))
@@ -153,7 +165,10 @@ def load(path: Path) -> Dynamics:
         for i, interval in enumerate(intervals):
             if moments[0, i] > 0:
                 interval.seen[name] = Seen(Histogram(counts[i]), Moments(*moments[:, i]))
-    return Dynamics(int(arrays["length"][0]), tuple(intervals))
+    length = int(arrays["length"][0])
+    if length < 1:
+        raise ValueError(f"the length of an interval is {length}")
+    return Dynamics(length, tuple(intervals))
 
 
 def _natural(name: str) -> tuple[str, float, str]:

@@ -6,36 +6,44 @@ from torch import Tensor, nn
 from recipes.training.processes import local
 
 PREFIX = "ema."
+UPDATES = "ema_updates"
 
 
 class Ema:
-    """Averages of the trainable parameters: after each step ``average += (1 - decay) (weights - average)``.
+    """Averages of the trainable parameters and of the floating-point buffers, such as running statistics.
 
-    What is not trained (running statistics, frozen word vectors) is taken from the model as it is.
+    After each step ``average += (1 - d) (value - average)``, with ``d = min(decay, (1 + t) / (10 + t))`` after ``t``
+    updates: the first steps are soon forgotten. Other buffers, which count, are the model's own, as are frozen weights.
     """
 
     def __init__(self, modules: nn.Module, decay: float) -> None:
         self.modules, self.decay = modules, decay
-        self.averages = {n: p.detach().clone() for n, p in _trainable(modules).items()}
+        self.averages = {name: t.detach().clone() for name, t in _averaged(modules).items()}
+        self.updates = torch.zeros((), dtype=torch.int64)
 
     def update(self) -> None:
         """Follow a step that was taken."""
+        t = int(self.updates)
+        decay = min(self.decay, (1 + t) / (10 + t))
         with torch.no_grad():
-            weights = [local(p) for p in _trainable(self.modules).values()]
-            torch._foreach_lerp_([local(a) for a in self.averages.values()], weights, 1 - self.decay)
+            values = [local(value) for value in _averaged(self.modules).values()]
+            torch._foreach_lerp_([local(a) for a in self.averages.values()], values, 1 - decay)
+        self.updates += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages themselves, to be saved and filled: {"ema.<parameter>": average}."""
-        return {PREFIX + name: average for name, average in self.averages.items()}
+        """What is saved and filled: {"ema.<name>": average} and the number of updates."""
+        return {PREFIX + name: average for name, average in self.averages.items()} | {UPDATES: self.updates}
 
     def swap(self) -> None:
-        """Exchange the weights of the model and their averages; once more puts both back."""
+        """Exchange the values of the model and their averages; once more puts both back."""
         with torch.no_grad():
-            for name, p in _trainable(self.modules).items():
-                weights = p.clone()
-                p.copy_(self.averages[name])
-                self.averages[name].copy_(weights)
+            for name, value in _averaged(self.modules).items():
+                kept = value.clone()
+                value.copy_(self.averages[name])
+                self.averages[name].copy_(kept)
 
 
-def _trainable(modules: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in modules.named_parameters() if p.requires_grad}
+def _averaged(modules: nn.Module) -> dict[str, Tensor]:
+    saved = modules.state_dict().keys()  # without buffers that are constants
+    buffers = {n: b for n, b in modules.named_buffers() if n in saved and b.is_floating_point()}
+    return {n: p for n, p in modules.named_parameters() if p.requires_grad} | buffers

@@ -7,20 +7,38 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from recipes.config import ConfigError
 from recipes.data import storage
 
 log = logging.getLogger(__name__)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, none if it is not there; what follows a line that a crash cut off is left out."""
+def read(path: Path, **types: type) -> list[dict[str, Any]]:
+    """The rows of a file, none if it is not there; what follows a line that a crash cut off is left out.
+
+    Args:
+        path: The file.
+        **types: Keys that every row has, and the type of each.
+
+    Raises:
+        ConfigError: The file cannot be read, or a row is not such an object.
+    """
+    try:
+        text = storage.regular(path).read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        lines = text.splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
     rows = []
-    text = storage.regular(path).read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        wrong = [k for k, kind in types.items() if not isinstance(row, dict) or not isinstance(row.get(k), kind)]
+        if wrong or not isinstance(row, dict):
+            keys = ", ".join(f"{key} ({kind.__name__})" for key, kind in types.items())
+            raise ConfigError(f"{path}, line {number}: expected an object with {keys or 'keys'}; found {line[:60]!r}")
+        rows.append(row)
     return rows
 
 

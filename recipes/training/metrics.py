@@ -103,7 +103,7 @@ class Metrics:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics."""
-    return jsonl.read(folder / "metrics.jsonl")
+    return jsonl.read(folder / "metrics.jsonl", step=int)
 
 
 def finite(value: Tensor) -> float | None:

@@ -20,7 +20,7 @@ class SkippedClips:
         """Continue the list of a run; a last line that a crash cut off is dropped."""
         self.file = folder / SKIPPED
         self.rows = jsonl.Rows(self.file)
-        rows = jsonl.read(self.file)
+        rows = jsonl.read(self.file, id=str)
         if rows:
             write_atomically(self.file, jsonl.dump(rows))
         self.known = {row["id"] for row in rows}

@@ -100,7 +100,7 @@ def test_every_number_is_finite_and_bounded(key):
     value = dict(leaves(Config()))[key]
     for number in ("inf", "-inf", "nan", "1e30", str(10**30)):
         text = f"[{','.join([number] * len(value))}]" if isinstance(value, tuple) else number
-        with pytest.raises(ConfigError, match="" if isinstance(value, tuple) else key.partition(".")[0]):
+        with pytest.raises(ConfigError, match=None if isinstance(value, tuple) else key.partition(".")[0]):
             load(DEMO, ["harmonize=both", f"{key}={text}"])
 
 

@@ -97,13 +97,14 @@ def test_an_average_by_its_definition():
     net = torch.nn.Linear(2, 2)
     net.bias.requires_grad_(False)
     ema, expected = Ema(net, 0.9), net.weight.detach().clone()
-    for _ in range(3):
+    for t in range(100):  # the decay is reached after 80
         with torch.no_grad():
             net.weight += torch.randn(2, 2)
         ema.update()
-        expected = 0.9 * expected + 0.1 * net.weight.detach()
+        decay = min(0.9, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * net.weight.detach()
     before = net.weight.detach().clone()
-    torch.testing.assert_close(ema.tensors(), {"ema.weight": expected})
+    torch.testing.assert_close(ema.tensors(), {"ema.weight": expected, "ema_updates": torch.tensor(100)})
     ema.swap()
     torch.testing.assert_close(net.weight.detach(), expected)
     ema.swap()

@@ -185,8 +185,7 @@ def train(
     ema = None if config.train.ema is None else Ema(modules, config.train.ema)
     data = fingerprint(train)
     if start is not None:
-        facts = checkpoint.load_facts(start, data=str, processes=int, counts=dict, results=dict)
-        check_facts(facts, start, config)
+        facts = facts_of(start, config)
         if facts["data"] != data:
             raise DataError(
                 f"the training videos are not those that {start} was trained on: a run cannot go on with others"
@@ -351,12 +350,18 @@ def optimizer_of(train: TrainConfig, modules: nn.ModuleDict) -> torch.optim.Opti
     return torch.optim.AdamW(groups, betas=train.betas, eps=train.eps)
 
 
-def check_facts(facts: dict[str, Any], start: Path, config: Config) -> None:
-    """Raise a CheckpointError where what a checkpoint says of its run cannot be gone on from."""
+def facts_of(start: Path, config: Config) -> dict[str, Any]:
+    """What a checkpoint says of its run.
+
+    Raises:
+        CheckpointError: It is nothing to go on from.
+    """
+    facts = checkpoint.load_facts(start, data=str, processes=int, counts=dict, results=dict)
     scale, results = facts.get("loss_scale"), facts["results"]
     numbers = (int, float)
     problems = {
         f"step is {facts['step']}, but train.steps={config.train.steps}": facts["step"] > config.train.steps,
+        f"processes is {facts['processes']}; expected 1 or more": facts["processes"] < 1,
         "counts are not whole numbers": not all(type(value) is int for value in facts["counts"].values()),
         "results are not figures of tasks": not all(
             isinstance(tasks, dict) and all(isinstance(figures, dict) for figures in tasks.values())
@@ -371,6 +376,7 @@ def check_facts(facts: dict[str, Any], start: Path, config: Config) -> None:
     }
     if wrong := [what for what, holds in problems.items() if holds]:
         raise CheckpointError(f"{start / checkpoint.STATE}: " + "; ".join(wrong))
+    return facts
 
 
 def learning_rate(config: Config) -> harmony.schedule.Schedule:

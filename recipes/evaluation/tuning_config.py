@@ -66,7 +66,9 @@ def load(defaults: TuneConfig, trained: Config, overrides: list[str]) -> TuneCon
             raise ConfigError(f"override {override!r}: expected key=value, for example steps=100")
     start = replace(defaults, clip=trained.clip, augment=trained.augment)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(start), OmegaConf.from_dotlist(overrides))
+        merged = OmegaConf.merge(
+            OmegaConf.structured(start), configuration.without_resolvers(OmegaConf.from_dotlist(overrides))
+        )
         config: TuneConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)

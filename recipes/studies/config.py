@@ -8,7 +8,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes import bounds
-from recipes.config import ClipFormat, ConfigError, CorpusConfig, ModelConfig, ObjectiveConfig
+from recipes.config import ClipFormat, ConfigError, CorpusConfig, ModelConfig, ObjectiveConfig, without_resolvers
 from recipes.studies.noise import KINDS
 from recipes.studies.rules import RULES
 from recipes.studies.train import Settings
@@ -67,7 +67,7 @@ def load(path: Path) -> StudyConfig:
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(StudyConfig), OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(StudyConfig), without_resolvers(OmegaConf.load(path)))
         study: StudyConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None

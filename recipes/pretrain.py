@@ -26,16 +26,19 @@ from recipes import config as configuration
 from recipes import report
 from recipes.config import Config, ConfigError
 from recipes.data import identity, vocabulary
+from recipes.data.held_out import limited
+from recipes.data.index import ROWS_AT_ONCE, captions
 from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
-from recipes.data.splits import DataError, load_train, save_train, train_and_test
+from recipes.data.splits import DataError, load_splits, save_splits, train_and_test
 from recipes.data.workers import WorkerError
 from recipes.evaluation import leakage
-from recipes.evaluation.embedding import embed
-from recipes.evaluation.retrieval import retrieve, table
+from recipes.evaluation.embedding import Embedded
+from recipes.evaluation.retrieval import table
 from recipes.training import checkpoint, dynamics, folders
 from recipes.training.bad_steps import BAD_STEPS
 from recipes.training.ema import Ema
+from recipes.training.evaluation import Figures, evaluate, keep_best
 from recipes.training.interruption import Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
@@ -50,10 +53,9 @@ log = logging.getLogger(__name__)
 # Keys that may change on resume.
 FREE = (
     "data.workers:", "data.timeout:", "train.device:", "train.parallel:", "train.max_bad_steps:", "train.keep:",
-    "gram.probe",
+    "gram.probe", "evaluate.every:", "evaluate.untrained:", "evaluate.best:", "evaluate.batch_size:",
 )  # fmt: skip
 VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
-HELD_OUT = ("text->video", "audio->video")  # what is evaluated
 LAUNCH = "launch"  # file that names the launch by torchrun which began the run
 
 
@@ -67,11 +69,11 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     Args:
         config: A checked configuration.
         resume: Continue from the run's latest checkpoint, as if it had never stopped.
-        group: The processes that take part. The first of them evaluates and writes.
+        group: The processes that take part. The first of them writes.
 
     Returns:
-        What is written to retrieval.json: {"untrained" | "trained": {task: figures}}; {} if the run was interrupted,
-        and in processes other than the first.
+        What is written to retrieval.json: {"untrained" | "step N" | "trained": {task: figures}}; {} if the run was
+        interrupted, and in processes other than the first.
 
     Raises:
         ConfigError: Nothing to resume, not the configuration of the run to resume, or not one for these processes.
@@ -87,10 +89,13 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     use_tf32(config.train)
     with group.first_ahead():  # which builds the corpus, the vocabulary and the folder
         try:
-            splits = train_and_test(config) if group.first else None
-            train, sources = load_train(folder) if splits is None else (splits.train, splits.sources)
+            splits = train_and_test(config) if group.first else load_splits(folder)
+            train, sources = splits.train, splits.sources
             tokenizer = vocabulary_of(train, config, start, group)
-            clips = None if splits is None else eval_clips(splits.test, tokenizer, config.clip)
+            if group.first:
+                test = limited(splits.test, tokenizer, config.clip.words, config.evaluate.limit)
+                splits = splits._replace(test=test)
+            clips = eval_clips(splits.test, tokenizer, config.clip)
             torch.manual_seed(config.train.seed)
             modules = build(config, tokenizer).to(device)
         except (ValueError, OSError) as error:
@@ -101,7 +106,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
                 begin(folder, config)
             vocabulary.save(tokenizer, folder / VOCABULARY)
             if group.world > 1:
-                save_train(splits, folder)
+                save_splits(splits, folder)
             seen = seen_by(train, start)
             if leaks := leakage.recognised(splits.test, seen):
                 log.warning(
@@ -111,8 +116,8 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             log.info("%d training videos, %d test clips, %d words", len(train), len(clips), tokenizer.get_vocab_size())
 
     results: dict[str, Any] = {}
-    if start is None and group.first:
-        results = {"untrained": retrieve(embed(modules, clips, config, config.data.workers), clips, HELD_OUT)}
+    if start is None and config.evaluate.untrained:
+        results["untrained"], _ = evaluate(modules, clips, config, group)
     torch.manual_seed(seed_of(config.train.seed, group.rank))
     forward = spread(modules["model"], config.train.parallel, group, device, plain=config.harmonize == "none")
     forward = torch.compile(forward) if config.train.compile else forward
@@ -141,7 +146,19 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             checkpoint.load_random(checkpoint.read(start, "random."), group.rank)
         else:  # the same clips, but not the same dropped tokens
             torch.manual_seed(seed_of(config.train.seed, group.rank, step))
+        if group.first and (last := results.get(f"step {step}")):
+            keep_best(folder / "checkpoints", step, last, config.evaluate.best)
         log.info("resuming at step %d", step)
+
+    def evaluation() -> tuple[Figures, Embedded]:
+        """Evaluate the averaged weights where there are such; every process has to take part."""
+        if ema is not None:
+            ema.swap()
+        sharded = config.train.parallel == "fsdp" and group.world > 1
+        outcome = evaluate(whole(modules, config, tokenizer, device) if sharded else modules, clips, config, group)
+        if ema is not None:
+            ema.swap()
+        return outcome
 
     def save(step: int) -> None:
         """Write a checkpoint; one that cannot be written is tried again at the next interval, unless it is the last."""
@@ -197,13 +214,18 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             counts["skipped_steps"] += not found.taken
             recorded = recorded.add(step, found.measured)
             journal.add(found, sum(shares))
-            at_checkpoint = step % config.train.checkpoint_every == 0 or step == config.train.steps
+            evaluating = is_due(step, config.evaluate.every) and step < config.train.steps
+            at_checkpoint = is_due(step, config.train.checkpoint_every) or evaluating or step == config.train.steps
             if step % config.train.log_every == 0 or at_checkpoint:
                 lr = optimizer.param_groups[0]["lr"]
                 journal.write(step, lr=lr, gamma=float(gamma(torch.tensor(step - 1))), **counts)
             if at_checkpoint:
                 journal.draw(step)
+                if evaluating:
+                    results[f"step {step}"], _ = evaluation()
                 save(step)
+                if evaluating and group.first:
+                    keep_best(folder / "checkpoints", step, results[f"step {step}"], config.evaluate.best)
             if bad_in_a_row >= config.train.max_bad_steps:
                 raise TrainingError(
                     f"{bad_in_a_row} steps in a row could not be taken, the last one because {found.reason}; "
@@ -218,17 +240,14 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             log.info("interrupted at step %d; continue with --resume", step)
             return {}
     journal.close()
-    if ema is not None:
-        ema.swap()
-        log.info("evaluating the moving average of the weights")
-    if config.train.parallel == "fsdp" and group.world > 1:
-        modules = whole(modules, config, tokenizer, device)
-    if not group.first:
-        return {}
 
     # --------------------------------------------------------------------------------------- evaluation and report
-    embedded = embed(modules, clips, config, config.data.workers)
-    results["trained"] = retrieve(embedded, clips, HELD_OUT)
+    if ema is not None:
+        log.info("evaluating the moving average of the weights")
+    results["trained"], embedded = evaluation()
+    if not group.first:
+        return {}
+    keep_best(folder / "checkpoints", step, results["trained"], config.evaluate.best)
     checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
     counts["unreadable"] = journal.skip(embedded.skipped)
     page = report.write(folder, config, results, embedded, clips, counts, recorded)
@@ -241,14 +260,24 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
 def whole(modules: nn.ModuleDict, config: Config, tokenizer: Tokenizer, device: torch.device) -> nn.ModuleDict:
     """The modules without shards; every process has to take part."""
     state = whole_state(modules)
-    plain = build(config, tokenizer)
+    with torch.random.fork_rng(devices=[]):  # training goes on with the numbers that it would have drawn
+        plain = build(config, tokenizer)
     plain.load_state_dict(state)
     return plain.to(device)
 
 
 def fingerprint(train: Dataset) -> str:
     """Hash of the ids in their order, on which the order of training rests."""
-    return hashlib.sha256("\n".join(train["id"]).encode()).hexdigest()
+    digest, separator = hashlib.sha256(), ""
+    for rows in train.select_columns("id").iter(ROWS_AT_ONCE):
+        digest.update((separator + "\n".join(rows["id"])).encode())
+        separator = "\n"
+    return digest.hexdigest()
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something is done at a step; never where ``every`` is 0."""
+    return every > 0 and step % every == 0
 
 
 def seen_by(train: Dataset, start: Path | None) -> identity.Seen:
@@ -262,8 +291,7 @@ def vocabulary_of(train: Dataset, config: Config, start: Path | None = None, gro
     """The words of the training captions: counted by the first process, those of the run for the others and later."""
     if start is not None or not group.first:
         return vocabulary.load((start or config.folder) / VOCABULARY)
-    captions = (narration["text"] for row in train["narrations"] for narration in row)
-    return vocabulary.build(captions, config.data.vocabulary)
+    return vocabulary.build(captions(train), config.data.vocabulary)
 
 
 def learning_rate(config: Config) -> harmony.schedule.Schedule:

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         "id": pa.string(),
         "video": pa.string(),
         "split": pa.string(),
+        "group": pa.string(),
         "start": pa.float64(),
         "end": pa.float64(),
         "narrations": pa.list_(pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})),
@@ -76,7 +77,7 @@ def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None
             if split is None or row["split"] == split:
                 yield row | {"id": prefix + row["id"]}
 
-    index = _mapped(chosen(), SCHEMA)
+    index = mapped(chosen(), SCHEMA)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
         raise ValueError(f"{path}: {len(twice)} id(s) occur more than once, for example {', '.join(twice[:5])}")
@@ -118,6 +119,12 @@ def _layout(path: str | Path) -> Iterator[dict[str, Any]]:
     raise ValueError(f"{path}: not a layout that is known; expected {looked_for}")
 
 
+def captions(index: Dataset) -> Iterator[str]:
+    """The texts of an index, one after another; memory holds some rows at a time."""
+    for rows in index.select_columns("narrations").with_format("arrow").iter(ROWS_AT_ONCE // 16):
+        yield from rows["narrations"].combine_chunks().flatten().field("text").to_pylist()
+
+
 def narration_places(index: Dataset) -> Dataset:
     """Where every narration of an index is, in order; mapped into memory like the index.
 
@@ -126,16 +133,17 @@ def narration_places(index: Dataset) -> Dataset:
     Returns:
         One row per narration: `row` of its video, and its position `narration` there; -1 for a video without any.
     """
-    counts = (len(row["narrations"]) for row in index.select_columns("narrations"))
+    counts = (len(told) for rows in index.select_columns("narrations").iter(64) for told in rows["narrations"])
     places = (
         {"row": row, "narration": narration}
         for row, count in enumerate(counts)
         for narration in (range(count) if count else (-1,))
     )
-    return _mapped(places, PLACES)
+    return mapped(places, PLACES)
 
 
-def _mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
+def mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
+    """Rows in a temporary file that is mapped into memory; of each, the fields of the schema."""
     folder = Path(tempfile.mkdtemp(prefix="index-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rows, file = iter(rows), folder / "index.arrow"

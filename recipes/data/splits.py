@@ -4,21 +4,22 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_from_disk
 
 from recipes.config import Config, CorpusConfig, SourceConfig
 from recipes.data import storage
 from recipes.data.corpus import build
-from recipes.data.index import load_index
+from recipes.data.index import ROWS_AT_ONCE, load_index
 from recipes.data.sampler import Source
 
 TRAIN = ("train", "training", "")  # "": no split is named
 TEST = ("test", "testing")
-INDEX, SOURCES = "index", "sources.json"  # in the folder of a run of several processes
+INDEX, TEST_INDEX, SOURCES = "index", "index_test", "sources.json"  # in the folder of a run of several processes
 HOLDOUT = 0.1  # share of videos held out where a manifest names no test split
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ def train_and_test(config: Config) -> Splits:
     held_out = concatenate_datasets([part for _, part in parts]) if test is None else _test_rows(load_index(test))
     if not len(held_out):
         raise ValueError(f"{config.data_name}: no video to test on; data.test names another manifest for that")
-    leaked = set(map(storage.same, train["video"])) & set(map(storage.same, held_out["video"]))
+    tested = set(_videos(held_out))  # the smaller part: what is trained on is read past it
+    leaked = {video for video in _videos(train) if video in tested}
     if leaked:
         raise ValueError(f"{len(leaked)} video(s) are both in training and in test, for example {min(leaked)}")
     weights = (source.weight for source in sources.values())
@@ -66,18 +68,20 @@ def train_and_test(config: Config) -> Splits:
     return Splits(train, held_out, sized)
 
 
-def save_train(splits: Splits, folder: Path) -> None:
-    """Write what is trained on, for other processes: to read a manifest of millions once is long enough."""
-    shutil.rmtree(folder / INDEX, ignore_errors=True)
+def save_splits(splits: Splits, folder: Path) -> None:
+    """Write the splits for other processes: to read a manifest of millions once is long enough."""
     disable_progress_bars()
-    splits.train.save_to_disk(folder / INDEX)
+    for name, index in ((INDEX, splits.train), (TEST_INDEX, splits.test)):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        index.save_to_disk(folder / name)
     (folder / INDEX / SOURCES).write_text(json.dumps(splits.sources), encoding="utf-8")
 
 
-def load_train(folder: Path) -> tuple[Dataset, list[Source]]:
-    """What `save_train` wrote: the training index, mapped into memory, and its sources."""
+def load_splits(folder: Path) -> Splits:
+    """What `save_splits` wrote, mapped into memory."""
     sources = json.loads((folder / INDEX / SOURCES).read_text(encoding="utf-8"))
-    return load_from_disk(str(folder / INDEX)), [Source(*source) for source in sources]
+    train, test = (load_from_disk(str(folder / name)) for name in (INDEX, TEST_INDEX))
+    return Splits(train, test, [Source(*source) for source in sources])
 
 
 def procedural_corpus(corpus: CorpusConfig) -> Path:
@@ -93,7 +97,7 @@ def procedural_corpus(corpus: CorpusConfig) -> Path:
 def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
     """The rows of a source to train on, and those to test on, which are none where others are to be tested on."""
     index = load_index(manifest, prefix=f"{name}/" if name else "")
-    splits = {split.casefold() for split in index["split"]}
+    splits = {split.casefold() for split in index.unique("split")}
     if unused := splits - set(TRAIN) - set(TEST):
         log.warning("%s: rows of split %s are left alone", manifest, ", ".join(map(repr, sorted(unused))))
     train = _rows(index, lambda row: row["split"].casefold() in TRAIN)
@@ -118,8 +122,15 @@ def _test_rows(index: Dataset) -> Dataset:
 
 
 def _rows(index: Dataset, keep: Callable[[dict[str, str]], bool]) -> Dataset:
-    columns = index.select_columns(["video", "split"])
-    return index.select([i for i, row in enumerate(columns) if keep(row)])
+    columns = (rows for rows in index.select_columns(["video", "split"]).iter(ROWS_AT_ONCE))
+    pairs = (pair for rows in columns for pair in zip(rows["video"], rows["split"], strict=True))
+    kept = (i for i, (video, split) in enumerate(pairs) if keep({"video": video, "split": split}))
+    return index.select(np.fromiter(kept, np.int64))
+
+
+def _videos(index: Dataset) -> Iterator[str]:
+    for rows in index.select_columns("video").iter(ROWS_AT_ONCE):
+        yield from map(storage.same, rows["video"])
 
 
 def _held_out(video: str, root: Path) -> bool:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
+from tokenizers import Tokenizer
 
 from recipes.config import Config, ConfigError
 from recipes.data import msrvtt, youcook2
 from recipes.data.clips import NarratedClips
+from recipes.data.held_out import limited, unit
 from recipes.data.index import load_index
 from recipes.data.inputs import eval_clips
 from recipes.data.splits import train_and_test
@@ -57,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Result:
     """Evaluate a checkpoint on what `options.data` names, or on what its run held out."""
     folder, config, tokenizer, modules = restore(options.checkpoint)
-    data = load(options.data, options.split, config)
+    data = load(options.data, options.split, config, tokenizer)
     windows = data.windows if options.windows is None else options.windows
     if windows < 1:
         raise ConfigError(f"--windows {windows}: expected 1 or more")
@@ -69,8 +71,6 @@ def run(options: argparse.Namespace) -> Result:
     figures = retrieve(embedded, clips)
     others = [row for row in reported(NAME, data.name) if row.part in figures]
     counts = {"clips": len(embedded.items), "skipped": len(embedded.skipped), "missing": data.missing}
-    if left_out := len(clips) - counts["clips"] - counts["skipped"]:
-        counts["left out by evaluate.limit"] = left_out
     return Result(
         task=NAME,
         checkpoint=folder,
@@ -84,8 +84,8 @@ def run(options: argparse.Namespace) -> Result:
     )
 
 
-def load(data: str | None, split: str | None, config: Config) -> RetrievalSet:
-    """Read MSR-VTT, YouCook2, or whatever else `load_index` reads; None is what the run held out.
+def load(data: str | None, split: str | None, config: Config, tokenizer: Tokenizer) -> RetrievalSet:
+    """Read MSR-VTT, YouCook2, or whatever else `load_index` reads; None is what the run held out and evaluated.
 
     Raises:
         ConfigError: A split of held-out clips.
@@ -94,7 +94,8 @@ def load(data: str | None, split: str | None, config: Config) -> RetrievalSet:
     if data is None:
         if split is not None:
             raise ConfigError(f"--split {split}: of what the run held out there is none; name --data")
-        return RetrievalSet(f"held out of {config.data_name}", train_and_test(config).test)
+        test = limited(train_and_test(config).test, tokenizer, config.clip.words, config.evaluate.limit)
+        return RetrievalSet(f"held out of {config.data_name}", test)
     root = Path(data).expanduser()
     layout = next((layout for layout in (msrvtt, youcook2) if (root / layout.TABLE).is_file()), None)
     if layout is None:
@@ -134,12 +135,10 @@ def retrieve(
 
 
 def videos_of(embedded: Embedded, clips: NarratedClips) -> list[str]:
-    """The video that each clip is of, by the id of the first row that has it."""
+    """The video (or group) that each clip is of, by the id of its first clip."""
     names: dict[str, str] = {}
-    for row in clips.index.select_columns(["id", "video"]):
-        names.setdefault(row["video"], row["id"])
-    videos = clips.index["video"][:]
-    return [names[videos[clips.row((item, 0))]] for item in embedded.items]
+    rows = (clips.index[clips.row((item, 0))] for item in embedded.items)
+    return [names.setdefault(unit(row), row["id"]) for row in rows]
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]], others: Sequence[Reported] = ()) -> str:

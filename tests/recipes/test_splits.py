@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from recipes.config import ConfigError, load
-from recipes.data.splits import load_train, save_train, train_and_test
+from recipes.data.splits import load_splits, save_splits, train_and_test
 from tests.recipes.conftest import DEMO
 
 
@@ -108,6 +108,7 @@ def test_what_other_processes_read_is_the_same(tmp_path):
     sources = [f"data.sources.{name}.manifest={tmp_path / 'm.jsonl'}" for name in "ab"]
     splits = train_and_test(load(DEMO, [*sources, "data.sources.b.weight=2"]))
     for _ in range(2):  # a run that is begun again writes over what is there
-        save_train(splits, tmp_path / "run")
-        train, found = load_train(tmp_path / "run")
-        assert train.to_list() == splits.train.to_list() and found == splits.sources == [(10, 1.0), (10, 2.0)]
+        save_splits(splits, tmp_path / "run")
+        train, test, found = load_splits(tmp_path / "run")
+        assert train.to_list() == splits.train.to_list() and test.to_list() == splits.test.to_list()
+        assert found == splits.sources == [(10, 1.0), (10, 2.0)]

@@ -35,7 +35,7 @@ from recipes.data.workers import WorkerError
 from recipes.evaluation import leakage
 from recipes.evaluation.embedding import Embedded
 from recipes.evaluation.retrieval import table
-from recipes.training import checkpoint, dynamics, folders
+from recipes.training import checkpoint, dry_run, dynamics, folders
 from recipes.training.bad_steps import BAD_STEPS
 from recipes.training.ema import Ema
 from recipes.training.evaluation import Figures, evaluate, keep_best
@@ -108,7 +108,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
             if group.world > 1:
                 save_splits(splits, folder)
             seen = seen_by(train, start)
-            if leaks := leakage.recognised(splits.test, seen):
+            if leaks := leakage.recognised(splits.test, seen, index=lambda: train):
                 log.warning(
                     "%d of %d held-out videos are trained on under another name, for example %s: the figures flatter",
                     len(leaks), len(splits.test), next(iter(leaks)),
@@ -342,10 +342,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see recipes/config.py for the keys")
     parser.add_argument("--resume", action="store_true", help="continue the run from its latest checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="time what comes before the first step, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override keys: train.steps=100")
     options = parser.parse_args(arguments)
     try:
         config = configuration.load(options.config, options.overrides)
+        if options.dry_run:
+            print(dry_run.table(dry_run.dry_run(config)))
+            return 0
         with joined() as group:
             if not group.first:
                 log.setLevel(logging.WARNING)  # once is enough

@@ -55,9 +55,9 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
         split: keep the rows of this split; None keeps all.
         prefix: put before every id, to tell those of several data sets apart.
     Returns:
-        One row per video: `id`, `video` (locator, see `storage`), `split` ("" when there is none), `start` and `end`
-        (the part of the file that is the clip; None: from its beginning, to its end), `narrations` (list of {start,
-        end, text}; none is empty). All times are seconds of the file.
+        One row per video: `id`, `video` (locator, see `storage`), `split` ("" when there is none), `group` (None when
+        there is none), `start` and `end` (the part of the file that is the clip; None: from its beginning, to its end),
+        `narrations` (list of {start, end, text}; none is empty). All times are seconds of the file.
     Raises:
         FileNotFoundError: nothing at `path`, or none of the videos it names.
         ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.
@@ -75,7 +75,8 @@ def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None
             seen[row["id"]] += 1
             splits[row["split"]] += 1
             if split is None or row["split"] == split:
-                yield row | {"id": prefix + row["id"]}
+                group = row.get("group")
+                yield row | {"id": prefix + row["id"], "group": prefix + group if group else None}
 
     index = mapped(chosen(), SCHEMA)
     twice = [name for name, count in seen.items() if count > 1]

@@ -16,6 +16,7 @@ from recipes.data import storage
 from recipes.data.corpus import build
 from recipes.data.index import ROWS_AT_ONCE, load_index
 from recipes.data.sampler import Source
+from recipes.data.sources import divided
 
 TRAIN = ("train", "training", "")  # "": no split is named
 TEST = ("test", "testing")
@@ -41,7 +42,7 @@ def train_and_test(config: Config) -> Splits:
     """Load the training and the test index.
 
     The procedural corpus is built where neither `data.manifest` nor `data.sources` is given. Test clips are those of
-    `data.test`, else those of split "test" of each source, else a tenth of its videos, chosen by a hash of their paths.
+    `data.test`, else those of split "test" of each source, else a tenth of its videos, chosen by a hash of their groups or paths.
     Training takes the rows of split "train" and those without one; other splits are left alone. In a mixture an id
     begins with the name of its source.
 
@@ -56,16 +57,18 @@ def train_and_test(config: Config) -> Splits:
         sources, test = {"": SourceConfig(str(folder))}, test or str(folder / "test.jsonl")
     parts = [_split(name, source.manifest, hold_out=test is None) for name, source in sources.items()]
     train = concatenate_datasets([part for part, _ in parts])
-    held_out = concatenate_datasets([part for _, part in parts]) if test is None else _test_rows(load_index(test))
-    if not len(held_out):
+    tests = concatenate_datasets([part for _, part in parts]) if test is None else _test_rows(load_index(test))
+    if not len(tests):
         raise ValueError(f"{config.data_name}: no video to test on; data.test names another manifest for that")
-    tested = set(_videos(held_out))  # the smaller part: what is trained on is read past it
+    tested = set(_videos(tests))  # the smaller part: what is trained on is read past it
     leaked = {video for video in _videos(train) if video in tested}
     if leaked:
         raise ValueError(f"{len(leaked)} video(s) are both in training and in test, for example {min(leaked)}")
+    if shared := (set(train.unique("group")) & set(tests.unique("group"))) - {None}:
+        log.warning("%d group(s) are both in training and in test, for example %s", len(shared), min(shared))
     weights = (source.weight for source in sources.values())
     sized = [Source(len(part), weight) for (part, _), weight in zip(parts, weights, strict=True)]
-    return Splits(train, held_out, sized)
+    return Splits(train, tests, sized)
 
 
 def save_splits(splits: Splits, folder: Path) -> None:
@@ -96,23 +99,45 @@ def procedural_corpus(corpus: CorpusConfig) -> Path:
 
 def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
     """The rows of a source to train on, and those to test on, which are none where others are to be tested on."""
-    index = load_index(manifest, prefix=f"{name}/" if name else "")
+    prefix = f"{name}/" if name else ""
+    index = load_index(manifest, prefix=prefix)
     splits = {split.casefold() for split in index.unique("split")}
     if unused := splits - set(TRAIN) - set(TEST):
         log.warning("%s: rows of split %s are left alone", manifest, ", ".join(map(repr, sorted(unused))))
-    train = _rows(index, lambda row: row["split"].casefold() in TRAIN)
-    test = _rows(index, lambda row: hold_out and row["split"].casefold() in TEST)
+    tested = _tests(index, manifest, hold_out, prefix)
+    train = _rows(index, lambda row: row["split"].casefold() in TRAIN and not tested(row))
+    test = _rows(index, lambda row: hold_out and tested(row))
     if hold_out and not splits & set(TEST):
-        log.warning("%s names no test split: a tenth of its videos is held out by a hash of their paths", manifest)
-        root = Path(manifest).resolve()
-        test = _rows(train, lambda row: _held_out(row["video"], root))
-        train = _rows(train, lambda row: not _held_out(row["video"], root))
+        log.warning(
+            "%s names no test split: a tenth is held out by a hash of its groups or, without, the videos' paths",
+            manifest,
+        )
+        if cut := divided(train, test):
+            log.warning(
+                "%s: clips of one source seem to be in training and in test, for example %s and %s (%d such sources): "
+                "a column 'group' that names it (film, recording, channel) keeps them together",
+                manifest, *next(iter(cut.values())), len(cut),
+            )  # fmt: skip
     if len(train) < 2:
         raise ValueError(
             f"{manifest}: {len(train)} video(s) to train on and {len(test)} to test on; at least 2 and 1 are "
             f"needed. Splits: {', '.join(map(repr, sorted(splits)))}."
         )
     return train, test
+
+
+def held_out(manifest: str, hold_out: bool) -> Dataset:
+    """The rows of a manifest that a run which trains on it leaves out: its test split or, with `hold_out`, a tenth."""
+    index = load_index(manifest)
+    return _rows(index, _tests(index, manifest, hold_out, ""))
+
+
+def _tests(index: Dataset, manifest: str, hold_out: bool, prefix: str) -> Callable[[dict[str, str]], bool]:
+    """Tells whether a row is tested on: where the index names no test split, a tenth is, by a hash."""
+    if not hold_out or {split.casefold() for split in index.unique("split")} & set(TEST):
+        return lambda row: row["split"].casefold() in TEST
+    root = Path(manifest).resolve()
+    return lambda row: row["split"].casefold() in TRAIN and _held_out(row, root, prefix)
 
 
 def _test_rows(index: Dataset) -> Dataset:
@@ -122,9 +147,10 @@ def _test_rows(index: Dataset) -> Dataset:
 
 
 def _rows(index: Dataset, keep: Callable[[dict[str, str]], bool]) -> Dataset:
-    columns = (rows for rows in index.select_columns(["video", "split"]).iter(ROWS_AT_ONCE))
-    pairs = (pair for rows in columns for pair in zip(rows["video"], rows["split"], strict=True))
-    kept = (i for i, (video, split) in enumerate(pairs) if keep({"video": video, "split": split}))
+    names = ["video", "split", "group"]
+    columns = (rows for rows in index.select_columns(names).iter(ROWS_AT_ONCE))
+    rows = (row for block in columns for row in zip(*(block[name] for name in names), strict=True))
+    kept = (i for i, row in enumerate(rows) if keep(dict(zip(names, row, strict=True))))
     return index.select(np.fromiter(kept, np.int64))
 
 
@@ -133,7 +159,8 @@ def _videos(index: Dataset) -> Iterator[str]:
         yield from map(storage.same, rows["video"])
 
 
-def _held_out(video: str, root: Path) -> bool:
-    """By the path relative to the manifest: the same on every machine, and for every row of a video."""
-    path = storage.relative(storage.same(video), root)
-    return int(hashlib.sha1(path.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT
+def _held_out(row: dict[str, str], root: Path, prefix: str) -> bool:
+    """By the group, or the path relative to the manifest: the same on every machine, and for every row of a video."""
+    group = row["group"]
+    name = group.removeprefix(prefix) if group else storage.relative(storage.same(row["video"]), root)
+    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
@@ -36,15 +36,17 @@ def limited(index: Dataset, tokenizer: Tokenizer, words: int, limit: int | None)
         return index
     ids = (name for rows in index.select_columns("id").iter(ROWS_AT_ONCE) for name in rows["id"])
     order = np.argsort(np.fromiter(map(_hash, ids), np.uint64), kind="stable")
-    clips: dict[str, list[Place]] = {}  # by video
+    clips: dict[str, list[Iterator[Place]]] = {}  # by video; what is not taken is never looked at
     for row in order.tolist():
-        found = _spoken(index[row], row, tokenizer, words)
-        if found:
-            of_video = clips.setdefault(unit(index[row]), [])
-            of_video += found[: limit - len(of_video)]
+        name, spoken = unit(index[row]), _spoken(index, row, tokenizer, words)
+        if name in clips:
+            clips[name].append(spoken)
+        elif (first := next(spoken, None)) is not None:
+            clips[name] = [iter([first]), spoken]
         if len(clips) == limit:
             break
-    rounds = (place for places in zip_longest(*clips.values()) for place in places if place is not None)
+    turns = zip_longest(*map(chain.from_iterable, clips.values()))
+    rounds = (place for places in turns for place in places if place is not None)
     chosen = sorted(place for place, _ in zip(rounds, range(limit), strict=False))
     return mapped(_rows(index, chosen or sorted((row, -1) for row in order[:limit].tolist())), SCHEMA)
 
@@ -54,11 +56,12 @@ def unit(row: dict[str, Any]) -> str:
     return row.get("group") or storage.same(row["video"])
 
 
-def _spoken(row: dict[str, Any], number: int, tokenizer: Tokenizer, words: int) -> list[Place]:
+def _spoken(index: Dataset, number: int, tokenizer: Tokenizer, words: int) -> Iterator[Place]:
     """The narrations of a row that have words, in the order of a hash."""
+    row = index[number]
     narrations = row["narrations"]
     order = sorted(range(len(narrations)), key=lambda n: _hash(f"{row['id']} {narrations[n]['start']}"))
-    return [(number, n) for n in order if encode(tokenizer, narrations[n]["text"], words).any()]
+    yield from ((number, n) for n in order if encode(tokenizer, narrations[n]["text"], words).any())
 
 
 def _rows(index: Dataset, chosen: list[Place]) -> Iterator[dict[str, Any]]:

@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
 PLACES = pa.schema({"row": pa.int64(), "narration": pa.int32()})
 LABELLED = {ucf101.CLASSES: ucf101.read, hmdb51.SPLITS: hmdb51.read, esc50.TABLE: esc50.read}  # see `labels`
 ROWS_AT_ONCE = 4096
+ROWS_TO_WRITE = 256  # Python's objects of their narrations, a hundred or more in each, are in memory
 
 
 def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> Dataset:
@@ -149,6 +150,6 @@ def mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rows, file = iter(rows), folder / "index.arrow"
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while block := list(islice(rows, ROWS_AT_ONCE)):
+        while block := list(islice(rows, ROWS_TO_WRITE)):
             writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
     return Dataset.from_file(str(file))

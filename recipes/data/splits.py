@@ -42,9 +42,9 @@ def train_and_test(config: Config) -> Splits:
     """Load the training and the test index.
 
     The procedural corpus is built where neither `data.manifest` nor `data.sources` is given. Test clips are those of
-    `data.test`, else those of split "test" of each source, else a tenth of its videos, chosen by a hash of their groups or paths.
-    Training takes the rows of split "train" and those without one; other splits are left alone. In a mixture an id
-    begins with the name of its source.
+    `data.test`, else those of split "test" of each source, else a tenth of its videos, by a hash of groups or, without,
+    of paths. Training takes the rows of split "train" and those without one; other splits are left alone. In a
+    mixture an id begins with the name of its source.
 
     Raises:
         ValueError, OSError: An index cannot be read, a video is in both, or one of the two is empty.
@@ -64,7 +64,7 @@ def train_and_test(config: Config) -> Splits:
     leaked = {video for video in _videos(train) if video in tested}
     if leaked:
         raise ValueError(f"{len(leaked)} video(s) are both in training and in test, for example {min(leaked)}")
-    if shared := (set(train.unique("group")) & set(tests.unique("group"))) - {None}:
+    if shared := (_values(train, "group") & _values(tests, "group")) - {None}:
         log.warning("%d group(s) are both in training and in test, for example %s", len(shared), min(shared))
     weights = (source.weight for source in sources.values())
     sized = [Source(len(part), weight) for (part, _), weight in zip(parts, weights, strict=True)]
@@ -101,7 +101,7 @@ def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
     """The rows of a source to train on, and those to test on, which are none where others are to be tested on."""
     prefix = f"{name}/" if name else ""
     index = load_index(manifest, prefix=prefix)
-    splits = {split.casefold() for split in index.unique("split")}
+    splits = {split.casefold() for split in _values(index, "split")}
     if unused := splits - set(TRAIN) - set(TEST):
         log.warning("%s: rows of split %s are left alone", manifest, ", ".join(map(repr, sorted(unused))))
     tested = _tests(index, manifest, hold_out, prefix)
@@ -134,7 +134,7 @@ def held_out(manifest: str, hold_out: bool) -> Dataset:
 
 def _tests(index: Dataset, manifest: str, hold_out: bool, prefix: str) -> Callable[[dict[str, str]], bool]:
     """Tells whether a row is tested on: where the index names no test split, a tenth is, by a hash."""
-    if not hold_out or {split.casefold() for split in index.unique("split")} & set(TEST):
+    if not hold_out or {split.casefold() for split in _values(index, "split")} & set(TEST):
         return lambda row: row["split"].casefold() in TEST
     root = Path(manifest).resolve()
     return lambda row: row["split"].casefold() in TRAIN and _held_out(row, root, prefix)
@@ -152,6 +152,11 @@ def _rows(index: Dataset, keep: Callable[[dict[str, str]], bool]) -> Dataset:
     rows = (row for block in columns for row in zip(*(block[name] for name in names), strict=True))
     kept = (i for i, row in enumerate(rows) if keep(dict(zip(names, row, strict=True))))
     return index.select(np.fromiter(kept, np.int64))
+
+
+def _values(index: Dataset, column: str) -> set[str]:
+    """The values of a column; `Dataset.unique` would copy the rows that a selection is of."""
+    return {value for rows in index.select_columns(column).iter(ROWS_AT_ONCE) for value in rows[column]}
 
 
 def _videos(index: Dataset) -> Iterator[str]:

@@ -25,6 +25,7 @@ from recipes.trimodal.restore import restore
 NAME = "retrieval"
 HELP = "zero-shot retrieval of videos by text and by sound, and of texts by video"
 DIRECTIONS = ("text->video", "video->text", "audio->video")
+VOID = 0.5  # chance level from which a recall says nothing: of 20 clips or fewer, 10 are the half
 WINDOWS = 4  # of a clip of the sets that VATT is evaluated on
 
 
@@ -160,8 +161,20 @@ def _row(direction: str, model: str, figures: dict[str, Any]) -> dict[str, str]:
         "chance R@10": _percent(figures.get("R@10_chance")),
         "MedR": f"{figures['median_rank']:g}",
         "MeanR": f"{figures['mean_rank']:.1f}" if "mean_rank" in figures else "",
-        "clips": str(figures.get("pairs", "")),
+        "clips": _clips(figures),
     }
+
+
+def _clips(figures: dict[str, Any]) -> str:
+    """How many clips were ranked; among so few that chance alone finds most of them, R@10 says nothing."""
+    pairs = figures.get("pairs", "")
+    return f"{pairs} (R@10 void: by chance {_percent(chance)})" if (chance := void(figures)) else str(pairs)
+
+
+def void(figures: dict[str, Any]) -> float | None:
+    """The R@10 of a random order where it is half or more, so that the figure says nothing; else None."""
+    chance = figures.get("R@10_chance")
+    return chance if chance is not None and chance >= VOID else None
 
 
 def _percent(share: float | None) -> str:

@@ -22,7 +22,7 @@ import harmony
 from recipes.config import Config, ConfigError
 from recipes.trimodal.model import VATT
 
-PATIENCE = timedelta(hours=1)  # for the others: one of them may evaluate, or build a corpus
+PATIENCE = timedelta(hours=12)  # for the others: the first reads an index of 10^8 narrations and counts their words
 
 
 @dataclass(frozen=True)

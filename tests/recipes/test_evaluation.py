@@ -13,6 +13,7 @@ from recipes.data.index import SCHEMA, captions, mapped
 from recipes.data.inputs import eval_clips
 from recipes.data.splits import train_and_test
 from recipes.evaluation.embedding import embed
+from recipes.evaluation.retrieval import table
 from recipes.pretrain import pretrain
 from recipes.training import checkpoint
 from recipes.training.evaluation import keep_best
@@ -126,3 +127,9 @@ def test_of_ranks_the_least_is_best_and_a_figure_that_is_not_there_is_said(tmp_p
 def test_no_figure(tiny, name) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.best"):
         tiny(f"evaluate.best={name}")
+
+
+def test_a_recall_that_chance_gives_is_said_to_be_void() -> None:
+    few, many = ({"pairs": n, "R@10": 1.0, "R@10_chance": min(10 / n, 1.0), "median_rank": 1} for n in (10, 200))
+    lines = table({"few": {"text->video": few}, "many": {"text->video": many}}).splitlines()
+    assert "10 (R@10 void: by chance 100.0)" in lines[2] and "void" not in lines[3]

@@ -26,7 +26,7 @@ AT_LEAST = {
     "model.drop_token": 0, "model.dropout": 0, "objective.audio_space": 1, "objective.text_space": 1, "train.steps": 1,
     "train.batch_size": 2, "train.lr": 0, "train.end_lr": 0, "train.warmup": 0, "train.log_every": 1,
     "train.checkpoint_every": 1, "train.keep": 1, "train.max_bad_steps": 1, "train.weight_decay": 0,
-    "evaluate.batch_size": 1, "evaluate.limit": 1,
+    "evaluate.batch_size": 1, "evaluate.limit": 2, "evaluate.every": 0,
 }  # fmt: skip
 MORE_THAN = {
     "curriculum.temperature": 0,
@@ -41,6 +41,7 @@ MORE_THAN = {
 }
 LESS_THAN = {"curriculum.history": 1, "model.drop_token": 1, "model.dropout": 1, "train.ema": 1}
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # that hold numbers
+BEST = r"(text|audio)->video (R@(1|5|10)|median_rank|mean_rank)"  # figures of the clips that are held out
 PLAIN = re.compile(r"\$\{[\w.]+\}")  # names another key; what else begins with ${ calls a resolver
 WITH_MEMORY = ("pcgrad_random", "gradvac", "random")  # methods that `harmony.realign` makes, and that count the steps
 
@@ -204,10 +205,13 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
-    """Zero-shot retrieval at the end."""
+    """Zero-shot retrieval among clips of what is held out: at the end, before training, and in between."""
 
     batch_size: int = 32
-    limit: int | None = None  # evaluate on the first n clips only
+    limit: int | None = 4096  # the most clips, drawn by a hash from as many videos as there are; null: all narrations
+    untrained: bool = True  # also before the first step
+    every: int = 0  # also after every n-th step, which gets a checkpoint; 0: at the end alone
+    best: str | None = None  # figure by which the best checkpoint stays as checkpoints/best: "text->video R@10"
 
 
 @dataclass
@@ -350,6 +354,11 @@ def check(config: Config) -> None:
                 "clip.inputs=features needs data.manifest or data.sources, see docs/data.md",
             ),
             (config.data.manifest and config.data.sources, "data.manifest and data.sources exclude each other"),
+            (
+                config.evaluate.best is not None and not re.fullmatch(BEST, config.evaluate.best),
+                f"evaluate.best={config.evaluate.best!r} must be text->video or audio->video, a blank, and R@1, R@5, "
+                "R@10, median_rank or mean_rank",
+            ),
             *(
                 (not 0 < source.weight < math.inf, f"data.sources.{name}.weight={source.weight} must be more than 0")
                 for name, source in config.data.sources.items()

@@ -27,17 +27,20 @@ from recipes import config as configuration
 from recipes import locks, report
 from recipes.config import Config, ConfigError, TrainConfig
 from recipes.data import identity, storage, vocabulary
+from recipes.data.held_out import limited
+from recipes.data.index import ROWS_AT_ONCE, captions
 from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
-from recipes.data.splits import DataError, Splits, corpus_folder, load_train, save_train, train_and_test
+from recipes.data.splits import DataError, Splits, corpus_folder, load_splits, save_splits, train_and_test
 from recipes.data.workers import WorkerError
 from recipes.evaluation import leakage
-from recipes.evaluation.embedding import embed
-from recipes.evaluation.retrieval import retrieve, table
-from recipes.training import checkpoint, dynamics, folders, launch
+from recipes.evaluation.embedding import Embedded
+from recipes.evaluation.retrieval import table
+from recipes.training import checkpoint, dry_run, dynamics, folders, launch
 from recipes.training.bad_steps import BAD_STEPS
 from recipes.training.checkpoint import CheckpointError
 from recipes.training.ema import Ema
+from recipes.training.evaluation import Figures, evaluate, keep_best
 from recipes.training.interruption import Interrupted, Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
@@ -61,12 +64,12 @@ log = logging.getLogger(__name__)
 # Keys that may change on resume.
 FREE = (
     "data.workers:", "data.timeout:", "data.prefetch_gib:", "train.device:", "train.parallel:", "train.max_bad_steps:",
-    "train.keep:", "gram.probe", "data.word_vectors:",  # which are in the checkpoint
+    "train.keep:", "gram.probe", "evaluate.every:", "evaluate.untrained:", "evaluate.best:", "evaluate.batch_size:",
+    "data.word_vectors:",  # which are in the checkpoint
 )  # fmt: skip
 OWN = ("data.workers:", "data.timeout:", "train.device:")  # that each process may have of its own
 VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
 GOES_ON = ": the same command with --resume goes on from the latest checkpoint"
-HELD_OUT = ("text->video", "audio->video")  # what is evaluated
 
 
 class TrainingError(RuntimeError):
@@ -81,11 +84,11 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
     Args:
         config: A checked configuration.
         resume: Continue from the run's latest checkpoint, as if it had never stopped.
-        group: The processes that take part. The first of them decides where to begin, evaluates and writes.
+        group: The processes that take part. The first of them decides where to begin and writes.
 
     Returns:
-        What is written to retrieval.json: {"untrained" | "trained": {task: figures}}; {} in processes other than the
-        first.
+        What is written to retrieval.json: {"untrained" | "step N" | "trained": {task: figures}}; {} in processes other
+        than the first.
 
     Raises:
         ConfigError: Nothing to resume, not the configuration of the run to resume, or not one for these processes;
@@ -131,11 +134,14 @@ def train(
         if not group.first and not launch.shared(folder, list(group.launch)):
             raise ConfigError(f"process {group.rank} does not see {folder}: run.dir has to be shared by all nodes")
         try:
-            splits = train_and_test(config) if group.first else None
-            train, sources = load_train(folder) if splits is None else (splits.train, splits.sources)
+            splits = train_and_test(config) if group.first else load_splits(folder)
+            train, sources = splits.train, splits.sources
             initial = None if start or not config.train.init_from else checkpoint.latest(Path(config.train.init_from))
             tokenizer = vocabulary_of(train, config, start or initial, group)
-            clips = None if splits is None else eval_clips(splits.test, tokenizer, config.clip)
+            if group.first:
+                test = limited(splits.test, tokenizer, config.clip.words, config.evaluate.limit)
+                splits = splits._replace(test=test)
+            clips = eval_clips(splits.test, tokenizer, config.clip)
             torch.manual_seed(config.train.seed)
             source = start or initial
             modules = build(config, tokenizer, None if source is None else checkpoint.saved(source)).to(device)
@@ -158,9 +164,9 @@ def train(
             launch.sign(folder, list(group.launch))
             vocabulary.save(tokenizer, folder / VOCABULARY)
             if group.world > 1:
-                save_train(splits, folder)
+                save_splits(splits, folder)
             seen = seen_by(train, start)
-            if leaks := leakage.recognised(splits.test, seen):
+            if leaks := leakage.recognised(splits.test, seen, index=lambda: train):
                 log.warning(
                     "%d of %d held-out videos are trained on under another name, for example %s: the figures flatter",
                     len(leaks), len(splits.test), next(iter(leaks)),
@@ -169,8 +175,8 @@ def train(
 
     interruption.advice = GOES_ON
     results: dict[str, Any] = {}
-    if start is None and group.first:
-        results = {"untrained": retrieve(embed(modules, clips, config, config.data.workers), clips, HELD_OUT)}
+    if start is None and config.evaluate.untrained:
+        results["untrained"], _ = evaluate(modules, clips, config, group)
     torch.manual_seed(seed_of(config.train.seed, group.rank))
     forward = spread(modules["model"], config.train.parallel, group, device, plain=config.harmonize == "none")
     forward = torch.compile(forward) if config.train.compile else forward
@@ -202,7 +208,19 @@ def train(
             checkpoint.load_random(checkpoint.read(start, "random."), group.rank)
         else:  # the same clips, but not the same dropped tokens
             torch.manual_seed(seed_of(config.train.seed, group.rank, step))
+        if group.first and (last := results.get(f"step {step}")):
+            keep_best(folder / "checkpoints", step, last, config.evaluate.best)
         log.info("resuming at step %d", step)
+
+    def evaluation() -> tuple[Figures, Embedded]:
+        """Evaluate the averaged weights where there are such; every process has to take part."""
+        if ema is not None:
+            ema.swap()
+        sharded = config.train.parallel == "fsdp" and group.world > 1
+        outcome = evaluate(whole(modules, config, tokenizer, device) if sharded else modules, clips, config, group)
+        if ema is not None:
+            ema.swap()
+        return outcome
 
     def save(step: int) -> None:
         """Write a checkpoint; one that cannot be written is tried again at the next interval, unless it is the last."""
@@ -264,13 +282,18 @@ def train(
             failures = journal.failures
             recorded = recorded.add(step, found.measured)
             journal.add(found, sum(shares))
-            at_checkpoint = step % config.train.checkpoint_every == 0 or step == config.train.steps
+            evaluating = is_due(step, config.evaluate.every) and step < config.train.steps
+            at_checkpoint = is_due(step, config.train.checkpoint_every) or evaluating or step == config.train.steps
             if step % config.train.log_every == 0 or at_checkpoint:
                 lr = optimizer.param_groups[0]["lr"]
                 journal.write(step, lr=lr, gamma=float(gamma(torch.tensor(step - 1))), **counts)
             if at_checkpoint:
                 journal.draw(step)
+                if evaluating:
+                    results[f"step {step}"], _ = evaluation()
                 save(step)
+                if evaluating and group.first:
+                    keep_best(folder / "checkpoints", step, results[f"step {step}"], config.evaluate.best)
             if bad_in_a_row >= config.train.max_bad_steps:
                 raise TrainingError(
                     f"{bad_in_a_row} steps in a row could not be taken, the last one because {found.reason}; "
@@ -285,17 +308,14 @@ def train(
     journal.close()
     interruption.advice = f" at step {step}: the same command with --resume goes on"
     interruption.stop(max(stops))
-    if ema is not None:
-        ema.swap()
-        log.info("evaluating the moving average of the weights")
-    if config.train.parallel == "fsdp" and group.world > 1:
-        modules = whole(modules, config, tokenizer, device)
-    if not group.first:
-        return {}
 
     # --------------------------------------------------------------------------------------- evaluation and report
-    embedded = embed(modules, clips, config, config.data.workers)
-    results["trained"] = retrieve(embedded, clips, HELD_OUT)
+    if ema is not None:
+        log.info("evaluating the moving average of the weights")
+    results["trained"], embedded = evaluation()
+    if not group.first:
+        return {}
+    keep_best(folder / "checkpoints", step, results["trained"], config.evaluate.best)
     counts["unreadable"] = journal.skip(embedded.skipped)
     try:
         checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
@@ -311,14 +331,24 @@ def train(
 def whole(modules: nn.ModuleDict, config: Config, tokenizer: Tokenizer, device: torch.device) -> nn.ModuleDict:
     """The modules without shards; every process has to take part."""
     state = whole_state(modules)
-    plain = build(config, tokenizer, {name: tensor.shape for name, tensor in state.items()})
+    with torch.random.fork_rng(devices=[]):  # training goes on with the numbers that it would have drawn
+        plain = build(config, tokenizer, {name: tensor.shape for name, tensor in state.items()})
     plain.load_state_dict(state)
     return plain.to(device)
 
 
 def fingerprint(train: Dataset) -> str:
     """Hash of the ids in their order, on which the order of training rests."""
-    return hashlib.sha256("\n".join(train["id"]).encode()).hexdigest()
+    digest, separator = hashlib.sha256(), ""
+    for rows in train.select_columns("id").iter(ROWS_AT_ONCE):
+        digest.update((separator + "\n".join(rows["id"])).encode())
+        separator = "\n"
+    return digest.hexdigest()
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something is done at a step; never where ``every`` is 0."""
+    return every > 0 and step % every == 0
 
 
 def seen_by(train: Dataset, start: Path | None) -> identity.Seen:
@@ -332,8 +362,7 @@ def vocabulary_of(train: Dataset, config: Config, start: Path | None = None, gro
     """The words of the training captions: counted by the first process, those of the run for the others and later."""
     if start is not None or not group.first:
         return vocabulary.load((start or config.folder) / VOCABULARY)
-    captions = (narration["text"] for row in train["narrations"] for narration in row)
-    return vocabulary.build(captions, config.data.vocabulary)
+    return vocabulary.build(captions(train), config.data.vocabulary)
 
 
 def optimizer_of(train: TrainConfig, modules: nn.ModuleDict) -> torch.optim.Optimizer:
@@ -462,10 +491,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see recipes/config.py for the keys")
     parser.add_argument("--resume", action="store_true", help="continue the run from its latest checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="time what comes before the first step, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override keys: train.steps=100")
     options = parser.parse_args(arguments)
     try:
         config = configuration.load(options.config, options.overrides)
+        if options.dry_run:
+            print(dry_run.table(dry_run.dry_run(config)))
+            return 0
         with Interruption(": nothing was begun; the same command starts the run"), joined() as group:
             if not group.first:
                 log.setLevel(logging.WARNING)  # once is enough

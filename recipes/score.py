@@ -28,7 +28,7 @@ from recipes.config import Config, ConfigError
 from recipes.data.clips import Clip, NarratedClips, Skipped
 from recipes.data.index import load_index
 from recipes.data.loader import list_loader
-from recipes.data.splits import DataError
+from recipes.data.splits import DataError, held_out
 from recipes.data.workers import WorkerError
 from recipes.parts import Parts, inputs
 from recipes.progress import progress_bar
@@ -265,12 +265,14 @@ def report(out: Path, options: argparse.Namespace) -> None:
     print(f"; mean {total / scored:+.4f}, {100 * negative / scored:.1f}% negative" if scored else "")
     if options.keep is not None:
         folder = checkpoint.latest(options.checkpoint)
-        index = indexed(load_config(folder), options.data, options.split)
+        config = load_config(folder)
+        index = indexed(config, options.data, options.split)
+        test = own_data(config).test if options.data is None else held_out(options.data, config.data.test is None)
         manifest = out.with_suffix(".kept.jsonl")
-        counts = filtered_manifest(out, index, options.keep, options.keep_by, manifest)
+        counts = filtered_manifest(out, index, options.keep, options.keep_by, manifest, test)
         print(
             f"{manifest}: {counts['kept']} of {counts['clips']} clips, {counts['kept_videos']} of {counts['videos']} "
-            f"videos; train on them with data.manifest={manifest}"
+            f"videos, and {counts['held_out']} rows to test on as before; train on them with data.manifest={manifest}"
         )
 
 

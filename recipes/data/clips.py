@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from recipes.data.augment import AugmentConfig, add_noise, augment, center
 from recipes.data.decode import BrokenClip, Window, open_clip
 from recipes.data.decode import Clip as OpenClip
-from recipes.data.index import narration_places
+from recipes.data.index import PLACES, mapped, narration_places
 from recipes.data.sampler import Key
 from recipes.data.vocabulary import UNKNOWN, encode
 
@@ -187,12 +187,14 @@ class EvalClips(NarratedClips):
 
     def clips_of_index(self) -> Sequence[dict[str, int]]:
         """See `NarratedClips.clips_of_index`."""
-        return [
+        spoken = (
             {"row": number, "narration": position}
-            for number, narrations in enumerate(self.index["narrations"])
-            for position, narration in enumerate(narrations)
+            for number, row in enumerate(self.index.select_columns("narrations"))
+            for position, narration in enumerate(row["narrations"])
             if encode(self.tokenizer, narration["text"], self.fmt.words).any()
-        ] or [{"row": number, "narration": -1} for number in range(len(self.index))]
+        )
+        places = mapped(spoken, PLACES)
+        return places if len(places) else [{"row": number, "narration": -1} for number in range(len(self.index))]
 
 
 def nearest(narrations: Sequence[dict[str, Any]], time: float, count: int) -> list[str]:

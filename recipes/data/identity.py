@@ -1,7 +1,8 @@
 """What identifies a video whatever its name, its place or the shard it is packed in; which videos a run has seen.
 
-Two things: its bytes, by a hash of their number and of the first and the last of them; and its id on YouTube, where a
-name has one, which tells the same video downloaded again, in another size or in parts.
+Two things: its bytes, by a hash of their number and of the first and the last of them, behind which the whole of two
+files is compared; and its id on YouTube, where a name has one, which tells the same video downloaded again, in another
+size or in parts.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -31,28 +32,39 @@ YOUTUBE = re.compile(r"(?:^|[/=\[-])([\w-]{10}[AEIMQUYcgkosw048])(?=$|[\].:#&]|_
 
 
 class Identity(NamedTuple):
-    """Of one video: a hash of its bytes, None where they cannot be read or are behind a URL; hashes of its names."""
+    """Of one video: a hash of its bytes, None where they cannot be read or are behind a URL; of names and path."""
 
     content: int | None
     names: frozenset[int]
+    place: int
 
 
 class Seen(NamedTuple):
-    """Identities of the videos of a run: sorted hashes, uint64 (N,) and (M,)."""
+    """Identities of the videos of a run: sorted hashes, uint64 (N,) and (M,); int64 (N,) a row that has the content.
+
+    Files that begin and end alike have the same content, and a row each. Runs of earlier versions have no rows.
+    """
 
     contents: np.ndarray
     names: np.ndarray
+    rows: np.ndarray = np.empty(0, np.int64)
 
 
 def seen(index: Dataset) -> Seen:
     """The identities of all videos of an index."""
-    contents, names = set(), set()
+    files: dict[tuple[int, int], int] = {}  # row by the content and the place of a file
+    names: set[int] = set()
     with progress_bar(total=len(index), desc="fingerprints", unit="clip", leave=False) as bar:
-        for identity in identities(index):
-            contents.add(identity.content)
+        for row, identity in enumerate(identities(index)):
+            if identity.content is not None:
+                files.setdefault((identity.content, identity.place), row)
             names |= identity.names
             bar.update()
-    return Seen(*(np.array(sorted(keys - {None}), np.uint64) for keys in (contents, names)))
+    pairs = sorted((content, row) for (content, _), row in files.items())
+    return Seen(
+        np.array([content for content, _ in pairs], np.uint64), np.array(sorted(names), np.uint64),
+        np.array([row for _, row in pairs], np.int64),
+    )  # fmt: skip
 
 
 def identities(index: Dataset, origins: Mapping[str, str] | None = None) -> Iterator[Identity]:
@@ -66,7 +78,7 @@ def identities(index: Dataset, origins: Mapping[str, str] | None = None) -> Iter
         for rows in index.select_columns(["id", "video"]).iter(ROWS_AT_ONCE):
             contents = pool.map(content_of, rows["video"])
             for name, video, content in zip(rows["id"], rows["video"], contents, strict=True):
-                yield Identity(content, _names(name, video, (origins or {}).get(name, "")))
+                yield Identity(content, _names(name, video, (origins or {}).get(name, "")), _hash(video.encode()))
 
 
 def content_of(locator: str) -> int | None:
@@ -74,9 +86,7 @@ def content_of(locator: str) -> int | None:
     if storage.is_url(locator):
         return None
     try:
-        if record := RECORD.search(locator):
-            locator = tfrecord.part(Path(locator[: record.start()]), int(record[1]))
-        with storage.open_bytes(locator) as file:
+        with _opened(locator) as file:
             size = file.seek(0, 2)
             file.seek(0)
             first = file.read(BLOCK)
@@ -84,6 +94,21 @@ def content_of(locator: str) -> int | None:
             return _hash(b"%d:" % size + first + file.read(BLOCK))
     except (BrokenClip, OSError):
         return None
+
+
+def digest_of(locator: str) -> bytes | None:
+    """A digest of all bytes of a video; None where they cannot be read."""
+    try:
+        with _opened(locator) as file:
+            return hashlib.file_digest(file, hashlib.sha256).digest()  # type: ignore[arg-type]
+    except (BrokenClip, OSError):
+        return None
+
+
+def _opened(locator: str) -> BinaryIO:
+    if record := RECORD.search(locator):
+        locator = tfrecord.part(Path(locator[: record.start()]), int(record[1]))
+    return storage.open_bytes(locator)
 
 
 def youtube_id(name: str) -> str | None:

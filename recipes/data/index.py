@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         "id": pa.string(),
         "video": pa.string(),
         "split": pa.string(),
+        "group": pa.string(),
         "start": pa.float64(),
         "end": pa.float64(),
         "narrations": pa.list_(pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})),
@@ -47,6 +48,7 @@ LABELLED = {ucf101.CLASSES: ucf101.read, hmdb51.SPLITS: hmdb51.read, esc50.TABLE
 ROWS_AT_ONCE = 4096
 TEMPORARY = "harmony-index-"  # what the names of temporary folders begin with
 UNLOCKED = 60  # seconds in which a process that has made a folder has locked it
+ROWS_TO_WRITE = 256  # Python's objects of their narrations, a hundred or more in each, are in memory
 
 
 def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> Dataset:
@@ -62,9 +64,9 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
         split: keep the rows of this split; None keeps all.
         prefix: put before every id, to tell those of several data sets apart.
     Returns:
-        One row per video: `id`, `video` (locator, see `storage`), `split` ("" when there is none), `start` and `end`
-        (the part of the file that is the clip; None: from its beginning, to its end), `narrations` (list of {start,
-        end, text}; none is empty). All times are seconds of the file.
+        One row per video: `id`, `video` (locator, see `storage`), `split` ("" when there is none), `group` (None when
+        there is none), `start` and `end` (the part of the file that is the clip; None: from its beginning, to its end),
+        `narrations` (list of {start, end, text}; none is empty). All times are seconds of the file.
     Raises:
         FileNotFoundError: nothing at `path`, or none of the videos it names.
         ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.
@@ -82,9 +84,10 @@ def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None
             seen[row["id"]] += 1
             splits[row["split"]] += 1
             if split is None or row["split"] == split:
-                yield row | {"id": prefix + row["id"]}
+                group = row.get("group")
+                yield row | {"id": prefix + row["id"], "group": prefix + group if group else None}
 
-    index = _mapped(chosen(), SCHEMA)
+    index = mapped(chosen(), SCHEMA)
     twice = [name for name, count in seen.items() if count > 1]
     if twice:
         raise ValueError(f"{path}: {len(twice)} id(s) occur more than once, for example {', '.join(twice[:5])}")
@@ -129,6 +132,12 @@ def _layout(path: str | Path) -> Iterator[dict[str, Any]]:
     raise ValueError(f"{path}: not a layout that is known; expected {looked_for}")
 
 
+def captions(index: Dataset) -> Iterator[str]:
+    """The texts of an index, one after another; memory holds some rows at a time."""
+    for rows in index.select_columns("narrations").with_format("arrow").iter(ROWS_AT_ONCE // 16):
+        yield from rows["narrations"].combine_chunks().flatten().field("text").to_pylist()
+
+
 def narration_places(index: Dataset) -> Dataset:
     """Where every narration of an index is, in order; mapped into memory like the index.
 
@@ -137,19 +146,20 @@ def narration_places(index: Dataset) -> Dataset:
     Returns:
         One row per narration: `row` of its video, and its position `narration` there; -1 for a video without any.
     """
-    counts = (len(row["narrations"]) for row in index.select_columns("narrations"))
+    counts = (len(told) for rows in index.select_columns("narrations").iter(64) for told in rows["narrations"])
     places = (
         {"row": row, "narration": narration}
         for row, count in enumerate(counts)
         for narration in (range(count) if count else (-1,))
     )
-    return _mapped(places, PLACES)
+    return mapped(places, PLACES)
 
 
-def _mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
+def mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
+    """Rows in a temporary file that is mapped into memory; of each, the fields of the schema."""
     rows, file = iter(rows), _temporary_folder() / "index.arrow"
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while block := list(islice(rows, ROWS_AT_ONCE)):
+        while block := list(islice(rows, ROWS_TO_WRITE)):
             try:
                 writer.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
             except UnicodeEncodeError as error:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from recipes.data import storage
 from recipes.data.encoding import clean, read_lines
 
-FIELDS = ("id", "video", "split", "start", "end", "text", "narrations", "label", "fold")
+FIELDS = ("id", "video", "split", "group", "start", "end", "text", "narrations", "label", "fold")
 Located = Iterator[tuple[str, dict[str, Any]]]  # (where the row is, for people; its fields)
 
 
@@ -21,8 +21,9 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
 
     Fields of a row: `video` (a path relative to the manifest, or a URL; see `storage`), and `text` (spoken or true over
     the whole clip) or `narrations` (a list of {start, end, text}; in CSV a JSON string); optionally `id` (default: the
-    video's relative path without its ending, numbered where it occurs again), `split`, and `start` and `end`, the part
-    of the file that is the clip, in seconds. Others are ignored. A row that has a `label` (see `labelled_manifest`)
+    video's relative path without its ending, numbered where it occurs again), `split`, `group` (the film, recording or
+    channel it is of: what has one is in one split), and `start` and `end`, the part of the file that is the clip, in
+    seconds. Others are ignored. A row that has a `label` (see `labelled_manifest`)
     needs no text. A null or empty text is no narration. All times are of the file.
 
     Args:
@@ -66,6 +67,7 @@ def row(where: str, fields: dict[str, Any], video: str, name: str) -> dict[str, 
         "id": _string(where, fields, "id") or name,
         "video": video,
         "split": _string(where, fields, "split"),
+        "group": _string(where, fields, "group") or None,
         **_part(where, fields),
         "narrations": _narrations(where, fields),
     }
@@ -79,7 +81,8 @@ def fields_of(row: dict[str, Any], video: str) -> dict[str, Any]:
         video: what to write in place of its locator.
     """
     part = {key: row[key] for key in ("start", "end") if row[key] is not None}
-    fields = {"id": row["id"], "video": video, "split": row["split"], **part}
+    group = {"group": row["group"]} if row.get("group") else {}
+    fields = {"id": row["id"], "video": video, "split": row["split"], **group, **part}
     narrations = row["narrations"]
     if len(narrations) == 1 and math.isinf(narrations[0]["end"]):
         return fields | {"text": narrations[0]["text"]}
@@ -101,7 +104,7 @@ def _string(where: str, fields: dict[str, Any], key: str, required: bool = False
     value = fields.get(key)
     if value is None and not required:
         return ""
-    if key in ("id", "split") and isinstance(value, int) and not isinstance(value, bool):
+    if key in ("id", "split", "group") and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or (required and not value.strip()):
         found = repr(value) if key in fields else f"only the fields {', '.join(map(str, fields)) or '(none)'}"

@@ -4,22 +4,24 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_from_disk
 
 from recipes.config import Config, CorpusConfig, SourceConfig
 from recipes.data import storage
 from recipes.data.corpus import build
-from recipes.data.index import load_index
+from recipes.data.index import ROWS_AT_ONCE, load_index
 from recipes.data.sampler import Source
+from recipes.data.sources import divided
 
 TRAIN = ("train", "training", "")  # "": no split is named
 TEST = ("test", "testing")
-INDEX, SOURCES = "index", "sources.json"  # in the folder of a run of several processes
+INDEX, TEST_INDEX, SOURCES = "index", "index_test", "sources.json"  # in the folder of a run of several processes
 HOLDOUT = 0.1  # share of videos held out where a manifest names no test split
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,9 @@ def train_and_test(config: Config) -> Splits:
     """Load the training and the test index.
 
     The procedural corpus is built where neither `data.manifest` nor `data.sources` is given. Test clips are those of
-    `data.test`, else those of split "test" of each source, else a tenth of its videos, chosen by a hash of their paths.
-    Training takes the rows of split "train" and those without one; other splits are left alone. In a mixture an id
-    begins with the name of its source.
+    `data.test`, else those of split "test" of each source, else a tenth of its videos, by a hash of groups or, without,
+    of paths. Training takes the rows of split "train" and those without one; other splits are left alone. In a
+    mixture an id begins with the name of its source.
 
     Raises:
         ValueError, OSError: An index cannot be read, a video is in both, or one of the two is empty.
@@ -56,29 +58,34 @@ def train_and_test(config: Config) -> Splits:
         sources, test = {"": SourceConfig(str(folder))}, test or str(folder / "test.jsonl")
     parts = [_split(name, source.manifest, hold_out=test is None) for name, source in sources.items()]
     train = concatenate_datasets([part for part, _ in parts])
-    held_out = concatenate_datasets([part for _, part in parts]) if test is None else _test_rows(load_index(test))
-    if not len(held_out):
+    tests = concatenate_datasets([part for _, part in parts]) if test is None else _test_rows(load_index(test))
+    if not len(tests):
         raise ValueError(f"{config.data_name}: no video to test on; data.test names another manifest for that")
-    leaked = set(map(storage.same, train["video"])) & set(map(storage.same, held_out["video"]))
+    tested = set(_videos(tests))  # the smaller part: what is trained on is read past it
+    leaked = {video for video in _videos(train) if video in tested}
     if leaked:
         raise ValueError(f"{len(leaked)} video(s) are both in training and in test, for example {min(leaked)}")
+    if shared := (_values(train, "group") & _values(tests, "group")) - {None}:
+        log.warning("%d group(s) are both in training and in test, for example %s", len(shared), min(shared))
     weights = (source.weight for source in sources.values())
     sized = [Source(len(part), weight) for (part, _), weight in zip(parts, weights, strict=True)]
-    return Splits(train, held_out, sized)
+    return Splits(train, tests, sized)
 
 
-def save_train(splits: Splits, folder: Path) -> None:
-    """Write what is trained on, for other processes: to read a manifest of millions once is long enough."""
-    shutil.rmtree(folder / INDEX, ignore_errors=True)
+def save_splits(splits: Splits, folder: Path) -> None:
+    """Write the splits for other processes: to read a manifest of millions once is long enough."""
     disable_progress_bars()
-    splits.train.save_to_disk(folder / INDEX)
+    for name, index in ((INDEX, splits.train), (TEST_INDEX, splits.test)):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        index.save_to_disk(folder / name)
     (folder / INDEX / SOURCES).write_text(json.dumps(splits.sources), encoding="utf-8")
 
 
-def load_train(folder: Path) -> tuple[Dataset, list[Source]]:
-    """What `save_train` wrote: the training index, mapped into memory, and its sources."""
+def load_splits(folder: Path) -> Splits:
+    """What `save_splits` wrote, mapped into memory."""
     sources = json.loads((folder / INDEX / SOURCES).read_text(encoding="utf-8"))
-    return load_from_disk(str(folder / INDEX)), [Source(*source) for source in sources]
+    train, test = (load_from_disk(str(folder / name)) for name in (INDEX, TEST_INDEX))
+    return Splits(train, test, [Source(*source) for source in sources])
 
 
 def corpus_folder(corpus: CorpusConfig) -> Path:
@@ -98,23 +105,45 @@ def procedural_corpus(corpus: CorpusConfig) -> Path:
 
 def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
     """The rows of a source to train on, and those to test on, which are none where others are to be tested on."""
-    index = load_index(manifest, prefix=f"{name}/" if name else "")
-    splits = {split.casefold() for split in index["split"]}
+    prefix = f"{name}/" if name else ""
+    index = load_index(manifest, prefix=prefix)
+    splits = {split.casefold() for split in _values(index, "split")}
     if unused := splits - set(TRAIN) - set(TEST):
         log.warning("%s: rows of split %s are left alone", manifest, ", ".join(map(repr, sorted(unused))))
-    train = _rows(index, lambda row: row["split"].casefold() in TRAIN)
-    test = _rows(index, lambda row: hold_out and row["split"].casefold() in TEST)
+    tested = _tests(index, manifest, hold_out, prefix)
+    train = _rows(index, lambda row: row["split"].casefold() in TRAIN and not tested(row))
+    test = _rows(index, lambda row: hold_out and tested(row))
     if hold_out and not splits & set(TEST):
-        log.warning("%s names no test split: a tenth of its videos is held out by a hash of their paths", manifest)
-        root = Path(manifest).resolve()
-        test = _rows(train, lambda row: _held_out(row["video"], root))
-        train = _rows(train, lambda row: not _held_out(row["video"], root))
+        log.warning(
+            "%s names no test split: a tenth is held out by a hash of its groups or, without, the videos' paths",
+            manifest,
+        )
+        if cut := divided(train, test):
+            log.warning(
+                "%s: clips of one source seem to be in training and in test, for example %s and %s (%d such sources): "
+                "a column 'group' that names it (film, recording, channel) keeps them together",
+                manifest, *next(iter(cut.values())), len(cut),
+            )  # fmt: skip
     if len(train) < 2:
         raise ValueError(
             f"{manifest}: {len(train)} video(s) to train on and {len(test)} to test on; at least 2 and 1 are "
             f"needed. Splits: {', '.join(map(repr, sorted(splits)))}."
         )
     return train, test
+
+
+def held_out(manifest: str, hold_out: bool) -> Dataset:
+    """The rows of a manifest that a run which trains on it leaves out: its test split or, with `hold_out`, a tenth."""
+    index = load_index(manifest)
+    return _rows(index, _tests(index, manifest, hold_out, ""))
+
+
+def _tests(index: Dataset, manifest: str, hold_out: bool, prefix: str) -> Callable[[dict[str, str]], bool]:
+    """Tells whether a row is tested on: where the index names no test split, a tenth is, by a hash."""
+    if not hold_out or {split.casefold() for split in _values(index, "split")} & set(TEST):
+        return lambda row: row["split"].casefold() in TEST
+    root = Path(manifest).resolve()
+    return lambda row: row["split"].casefold() in TRAIN and _held_out(row, root, prefix)
 
 
 def _test_rows(index: Dataset) -> Dataset:
@@ -124,11 +153,25 @@ def _test_rows(index: Dataset) -> Dataset:
 
 
 def _rows(index: Dataset, keep: Callable[[dict[str, str]], bool]) -> Dataset:
-    columns = index.select_columns(["video", "split"])
-    return index.select([i for i, row in enumerate(columns) if keep(row)])
+    names = ["video", "split", "group"]
+    columns = (rows for rows in index.select_columns(names).iter(ROWS_AT_ONCE))
+    rows = (row for block in columns for row in zip(*(block[name] for name in names), strict=True))
+    kept = (i for i, row in enumerate(rows) if keep(dict(zip(names, row, strict=True))))
+    return index.select(np.fromiter(kept, np.int64))
 
 
-def _held_out(video: str, root: Path) -> bool:
-    """By the path relative to the manifest: the same on every machine, and for every row of a video."""
-    path = storage.relative(storage.same(video), root)
-    return int(hashlib.sha1(path.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT
+def _values(index: Dataset, column: str) -> set[str]:
+    """The values of a column; `Dataset.unique` would copy the rows that a selection is of."""
+    return {value for rows in index.select_columns(column).iter(ROWS_AT_ONCE) for value in rows[column]}
+
+
+def _videos(index: Dataset) -> Iterator[str]:
+    for rows in index.select_columns("video").iter(ROWS_AT_ONCE):
+        yield from map(storage.same, rows["video"])
+
+
+def _held_out(row: dict[str, str], root: Path, prefix: str) -> bool:
+    """By the group, or the path relative to the manifest: the same on every machine, and for every row of a video."""
+    group = row["group"]
+    name = group.removeprefix(prefix) if group else storage.relative(storage.same(row["video"]), root)
+    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT

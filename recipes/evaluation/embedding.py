@@ -12,6 +12,7 @@ from recipes.data.clips import NarratedClips, Skipped
 from recipes.data.loader import eval_loader
 from recipes.data.splits import DataError
 from recipes.progress import progress_bar
+from recipes.training.processes import ALONE, Processes
 from recipes.trimodal.build import model_inputs
 
 
@@ -42,26 +43,32 @@ class Embedded:
     skipped: list[Skipped]
 
 
-def embed(modules: nn.ModuleDict, clips: NarratedClips, config: Config, workers: int) -> Embedded:
-    """Embed all clips, or the first `evaluate.limit` of them.
+def embed(
+    modules: nn.ModuleDict, clips: NarratedClips, config: Config, workers: int, group: Processes = ALONE
+) -> Embedded:
+    """Embed all clips.
 
     Args:
         modules: Model and objective; left in the mode they are in.
         clips: With their narrations and windows.
         config: Of the run: its `evaluate`, and `data.timeout`.
         workers: Processes that read.
+        group: The processes that share the batches; all of them have to call this, and get the same.
 
     Raises:
         DataError: Not one clip could be read.
     """
-    count = len(clips) if config.evaluate.limit is None else min(config.evaluate.limit, len(clips))
-    parts, skipped = [], []
-    with progress_bar(total=count, desc="embedding", unit="clip", leave=False) as bar:
-        for part in embedded(modules, clips, cut(range(count), clips.windows, config), config, workers):
-            skipped += part.skipped
-            bar.update(len(part.items) + len(part.skipped))
-            if part.items:
-                parts.append(part)
+    batches = list(cut(range(len(clips)), clips.windows, config))
+    own, count = range(group.rank, len(batches), group.world), len(clips)
+    numbered = []
+    with progress_bar(total=count, desc="embedding", unit="clip", leave=False, disable=not group.first) as bar:
+        done = embedded(modules, clips, (batches[n] for n in own), config, workers)
+        for number, part in zip(own, done, strict=True):
+            numbered.append((number, part))
+            bar.update((len(part.items) + len(part.skipped)) * group.world)
+    every = [part for _, part in sorted(group.collect(numbered), key=lambda numbered: numbered[0])]
+    parts = [part for part in every if part.items]
+    skipped = [clip for part in every for clip in part.skipped]
     if not parts:
         raise DataError(
             f"none of the {count} test clips could be read; the first is {skipped[0].id}: {skipped[0].reason}"

@@ -1,15 +1,18 @@
 """Refuses an evaluation on clips that the checkpoint was trained on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
+from recipes.config import load
 from recipes.data import identity
-from recipes.data.identity import Identity, Seen
+from recipes.data.identity import Seen
+from recipes.data.splits import train_and_test
 
 SHOWN = 5  # clips that a refusal names
 
@@ -70,16 +73,55 @@ def check(checkpoint: Path, test: Dataset, origins: Mapping[str, str] | None = N
             "%s does not say what it was trained on: whether it has seen these clips cannot be checked", checkpoint
         )
         return Leakage(checked=False, total=len(test))
-    leaks = Leakage(True, len(test), recognised(test, identity.load(path), origins))
+    leaks = Leakage(True, len(test), recognised(test, identity.load(path), origins, lambda: _trained_on(checkpoint)))
     if leaks.clips and not allow:
         raise LeakageError(refusal(checkpoint, leaks))
     return leaks
 
 
-def recognised(test: Dataset, trained: Seen, origins: Mapping[str, str] | None = None) -> dict[str, str]:
-    """How those clips that are of a video that was trained on are known, by their id."""
-    reasons = (_reason(video, trained) for video in identity.identities(test, origins))
-    return {name: reason for name, reason in zip(test["id"], reasons, strict=True) if reason}
+def recognised(
+    test: Dataset, trained: Seen, origins: Mapping[str, str] | None = None,
+    index: Callable[[], Dataset | None] = lambda: None,
+) -> dict[str, str]:  # fmt: skip
+    """How those clips that are of a video that was trained on are known, by their id.
+
+    Args:
+        test: The clips to evaluate on.
+        trained: What was trained on.
+        origins: The video that a clip was cut from, by its id, where that is known.
+        index: Gives what was trained on, where it is at hand; asked where files begin and end alike, to compare them.
+    """
+    index, digest, content_of = cache(index), cache(identity.digest_of), cache(identity.content_of)
+
+    def same(video: str, content: int) -> bool:
+        """Whether a file has all the bytes of one that was trained on; also where that cannot be known."""
+        first, last = (int(np.searchsorted(trained.contents, np.uint64(content), side)) for side in ("left", "right"))
+        if first == last:
+            return False
+        if not len(trained.rows) or (train := index()) is None:
+            return True
+        rows = trained.rows[first:last].tolist()
+        if rows[-1] >= len(train):
+            return True
+        own, others = digest(video), (train[row]["video"] for row in rows)
+        return own is None or any(digest(other) in (own, None) or content_of(other) != content for other in others)
+
+    leaks = {}
+    for name, video, known in zip(test["id"], test["video"], identity.identities(test, origins), strict=True):
+        if known.content is not None and same(video, known.content):
+            leaks[name] = "a file with the same bytes"
+        elif any(_among(key, trained.names) for key in known.names):
+            leaks[name] = "a video of the same YouTube id or URL"
+    return leaks
+
+
+def _trained_on(checkpoint: Path) -> Dataset | None:
+    """The index that a checkpoint was trained on; None where it cannot be read any more."""
+    try:
+        return train_and_test(load(checkpoint / "config.yaml", ["train.device=cpu"])).train
+    except (ValueError, OSError) as error:
+        log.warning("what %s was trained on cannot be read, and files not be compared with it: %s", checkpoint, error)
+        return None
 
 
 def refusal(checkpoint: Path, leaks: Leakage) -> str:
@@ -91,15 +133,6 @@ def refusal(checkpoint: Path, leaks: Leakage) -> str:
         f"{shown}{more}\nTake them out of the data, or train without them. --allow-leakage evaluates nevertheless, and "
         "marks the result."
     )
-
-
-def _reason(video: Identity, trained: Seen) -> str:
-    """How a video is known from training; empty where it is not."""
-    if video.content is not None and _among(video.content, trained.contents):
-        return "a file with the same bytes"
-    if any(_among(name, trained.names) for name in video.names):
-        return "a video of the same YouTube id or URL"
-    return ""
 
 
 def _among(key: int, keys: np.ndarray) -> bool:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
+from tokenizers import Tokenizer
 
 from recipes.config import Config, ConfigError
 from recipes.data import msrvtt, youcook2
 from recipes.data.clips import NarratedClips
+from recipes.data.held_out import limited, unit
 from recipes.data.index import load_index
 from recipes.data.inputs import eval_clips
 from recipes.evaluation import leakage, ranking
@@ -22,6 +24,7 @@ from recipes.trimodal.restore import overrides_of, own_data, restore
 NAME = "retrieval"
 HELP = "zero-shot retrieval of videos by text and by sound, and of texts by video"
 DIRECTIONS = ("text->video", "video->text", "audio->video")
+VOID = 0.5  # chance level from which a recall says nothing: of 20 clips or fewer, 10 are the half
 WINDOWS = 4  # of a clip of the sets that VATT is evaluated on
 
 
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace) -> Result:
     """Evaluate a checkpoint on what `options.data` names, or on what its run held out."""
     overrides = overrides_of(options)
     folder, config, tokenizer, modules = restore(options.checkpoint, device=options.device, overrides=overrides)
-    data = load(options.data, options.split, config)
+    data = load(options.data, options.split, config, tokenizer)
     windows = data.windows if options.windows is None else options.windows
     if windows < 1:
         raise ConfigError(f"--windows {windows}: expected 1 or more")
@@ -69,8 +72,6 @@ def run(options: argparse.Namespace) -> Result:
     figures = retrieve(embedded, clips)
     others = [row for row in reported(NAME, data.name) if row.part in figures]
     counts = {"clips": len(embedded.items), "skipped": len(embedded.skipped), "missing": data.missing}
-    if left_out := len(clips) - counts["clips"] - counts["skipped"]:
-        counts["left out by evaluate.limit"] = left_out
     return Result(
         task=NAME,
         checkpoint=folder,
@@ -84,8 +85,8 @@ def run(options: argparse.Namespace) -> Result:
     )
 
 
-def load(data: str | None, split: str | None, config: Config) -> RetrievalSet:
-    """Read MSR-VTT, YouCook2, or whatever else `load_index` reads; None is what the run held out.
+def load(data: str | None, split: str | None, config: Config, tokenizer: Tokenizer) -> RetrievalSet:
+    """Read MSR-VTT, YouCook2, or whatever else `load_index` reads; None is what the run held out and evaluated.
 
     Raises:
         ConfigError: A split of held-out clips.
@@ -94,7 +95,8 @@ def load(data: str | None, split: str | None, config: Config) -> RetrievalSet:
     if data is None:
         if split is not None:
             raise ConfigError(f"--split {split}: of what the run held out there is none; name --data")
-        return RetrievalSet(f"held out of {config.data_name}", own_data(config).test)
+        test = limited(own_data(config).test, tokenizer, config.clip.words, config.evaluate.limit)
+        return RetrievalSet(f"held out of {config.data_name}", test)
     root = Path(data).expanduser()
     layout = next((layout for layout in (msrvtt, youcook2) if (root / layout.TABLE).is_file()), None)
     if layout is None:
@@ -134,12 +136,10 @@ def retrieve(
 
 
 def videos_of(embedded: Embedded, clips: NarratedClips) -> list[str]:
-    """The video that each clip is of, by the id of the first row that has it."""
+    """The video (or group) that each clip is of, by the id of its first clip."""
     names: dict[str, str] = {}
-    for row in clips.index.select_columns(["id", "video"]):
-        names.setdefault(row["video"], row["id"])
-    videos = clips.index["video"][:]
-    return [names[videos[clips.row((item, 0))]] for item in embedded.items]
+    rows = (clips.index[clips.row((item, 0))] for item in embedded.items)
+    return [names.setdefault(unit(row), row["id"]) for row in rows]
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]], others: Sequence[Reported] = ()) -> str:
@@ -161,8 +161,20 @@ def _row(direction: str, model: str, figures: dict[str, Any]) -> dict[str, str]:
         "chance R@10": _percent(figures.get("R@10_chance")),
         "MedR": f"{figures['median_rank']:g}",
         "MeanR": f"{figures['mean_rank']:.1f}" if "mean_rank" in figures else "",
-        "clips": str(figures.get("pairs", "")),
+        "clips": _clips(figures),
     }
+
+
+def _clips(figures: dict[str, Any]) -> str:
+    """How many clips were ranked; among so few that chance alone finds most of them, R@10 says nothing."""
+    pairs = figures.get("pairs", "")
+    return f"{pairs} (R@10 void: by chance {_percent(chance)})" if (chance := void(figures)) else str(pairs)
+
+
+def void(figures: dict[str, Any]) -> float | None:
+    """The R@10 of a random order where it is half or more, so that the figure says nothing; else None."""
+    chance = figures.get("R@10_chance")
+    return chance if chance is not None and chance >= VOID else None
 
 
 def _percent(share: float | None) -> str:

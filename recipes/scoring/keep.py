@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -12,8 +13,10 @@ from recipes.data.manifest import fields_of
 from recipes.scoring import table
 
 
-def filtered_manifest(scores: Path, index: Dataset, share: float, by: str, out: Path) -> dict[str, int]:
-    """Write a manifest of the best clips of a table.
+def filtered_manifest(
+    scores: Path, index: Dataset, share: float, by: str, out: Path, held_out: Dataset
+) -> dict[str, int]:
+    """Write a manifest of the best clips of a table, to train on, and of all that is held out, to test on.
 
     Narrations below the cut are taken out of their videos; a video that loses all of them is left out, and so are
     clips that could not be read. Clips without a figure (no sound, no text) stay: nothing speaks against them. Needs
@@ -25,10 +28,16 @@ def filtered_manifest(scores: Path, index: Dataset, share: float, by: str, out: 
         share: Of the clips that have the figure, the share to keep; more where the last ones are equal.
         by: A column: "cosine" or a similarity, of which more is better, or a loss, of which less is better.
         out: The manifest to write, JSON lines; paths of videos are relative to it.
+        held_out: What is not trained on: it stays as it is, as split "test", whether it was scored or not.
 
     Returns:
-        {"clips", "kept", "videos", "kept_videos"}: how many there were, and how many there are now.
+        {"clips", "kept", "videos", "kept_videos"}: how many there were to train on, and how many there are now;
+        "held_out": the rows to test on.
+
+    Raises:
+        ValueError: All that was scored is held out.
     """
+    tested = set(held_out["id"])
     sign = 1 if by.startswith("loss") else -1  # the best come first
     cut = table.quantile(scores, by, share, sign)
     clips = sum(max(len(row["narrations"]), 1) for row in index.select_columns("narrations"))
@@ -36,7 +45,7 @@ def filtered_manifest(scores: Path, index: Dataset, share: float, by: str, out: 
     for piece in table.columns(scores, ["clip", by, "error"]):
         worse = sign * piece[by].astype(float) > cut
         keep[piece["clip"]] = ~worse & np.equal(piece["error"], None)
-    counts = {"clips": clips, "kept": int(keep.sum()), "videos": len(index), "kept_videos": 0}
+    counts = {"clips": 0, "kept": 0, "videos": 0, "kept_videos": 0, "held_out": len(held_out)}
     temporary = out.with_name(f".{out.name}.tmp")
     root, first = out.absolute().parent, 0
     with temporary.open("w", encoding="utf-8") as file:
@@ -44,10 +53,23 @@ def filtered_manifest(scores: Path, index: Dataset, share: float, by: str, out: 
             number = max(len(row["narrations"]), 1)
             kept = keep[first : first + number]
             first += number
+            if row["id"] in tested:
+                continue
+            counts = counts | {"clips": counts["clips"] + number, "kept": counts["kept"] + int(kept.sum())}
+            counts["videos"] += 1
             if kept.any():
                 counts["kept_videos"] += 1
                 narrations = [n for n, k in zip(row["narrations"], kept, strict=False) if k]
-                fields = fields_of(row | {"narrations": narrations}, storage.relative(row["video"], root))
-                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+                row |= {"narrations": narrations, "split": row["split"] or "train"}
+                file.write(_line(row, root))
+        for row in held_out:
+            file.write(_line(row | {"split": "test"}, root))
+    if not counts["videos"]:
+        temporary.unlink()
+        raise ValueError(f"--keep: all that {scores} holds is held out, and nothing of it is to be trained on")
     os.replace(temporary, out)
     return counts
+
+
+def _line(row: dict[str, Any], root: Path) -> str:
+    return json.dumps(fields_of(row, storage.relative(row["video"], root)), ensure_ascii=False) + "\n"

@@ -25,7 +25,7 @@ from recipes.config import Config, ConfigError
 from recipes.training import launch
 from recipes.trimodal.model import VATT
 
-PATIENCE = timedelta(hours=1)  # for the others: one of them may evaluate, or build a corpus
+PATIENCE = timedelta(hours=12)  # for the others: the first reads an index of 10^8 narrations and counts their words
 T = TypeVar("T")
 
 

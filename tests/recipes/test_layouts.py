@@ -54,8 +54,23 @@ def test_three_kinds_of_manifest_say_the_same(tmp_path: Path) -> None:
     quoted = json.dumps(NARRATIONS).replace('"', '""')
     table.write_text(f'video,split,start,end,narrations\nclips/a.mp4,train,,,"{quoted}"\nb.mp4,test,1.5,4,\n')
     expected = [
-        {"id": "clips/a", "video": str(tmp_path / "clips/a.mp4"), "split": "train", **WHOLE, "narrations": NARRATIONS},
-        {"id": "b", "video": str(tmp_path / "b.mp4"), "split": "test", "start": 1.5, "end": 4.0, "narrations": []},
+        {
+            "id": "clips/a",
+            "video": str(tmp_path / "clips/a.mp4"),
+            "split": "train",
+            "group": None,
+            **WHOLE,
+            "narrations": NARRATIONS,
+        },
+        {
+            "id": "b",
+            "video": str(tmp_path / "b.mp4"),
+            "split": "test",
+            "group": None,
+            "start": 1.5,
+            "end": 4.0,
+            "narrations": [],
+        },
     ]
     for path in (lines, parquet, table):
         assert load_index(path).to_list() == expected, path

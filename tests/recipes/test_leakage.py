@@ -104,6 +104,23 @@ def test_a_file_that_cannot_be_read_has_no_bytes_to_compare(tmp_path: Path) -> N
     assert content_of(str(tmp_path / "gone.mp4")) is None and content_of("https://example.org/a.mp4") is None
 
 
+def test_files_that_begin_and_end_alike_are_compared_whole(tmp_path: Path) -> None:
+    """Recordings of one length between silences; a hit by length and ends alone was a refusal."""
+    silence, rng = bytes(identity.BLOCK), np.random.default_rng(0)
+    for name in ("trained", "also", "other"):
+        (tmp_path / f"{name}.wav").write_bytes(silence + rng.bytes(5000) + silence)
+    shutil.copy(tmp_path / "also.wav", tmp_path / "copy.wav")
+    index = load_index(manifest(tmp_path / "a", *({"video": f"../{name}.wav"} for name in ("trained", "also"))))
+    trained = seen(index)
+    assert len(set(trained.contents.tolist())) == 1 and trained.rows.tolist() == [0, 1]
+    test = load_index(manifest(tmp_path / "b", *({"video": f"../{name}.wav"} for name in ("other", "copy"))))
+    names = test["id"][:]
+    assert leakage.recognised(test, trained, index=lambda: index) == {names[1]: "a file with the same bytes"}
+    assert set(leakage.recognised(test, trained)) == set(names)  # nothing to compare with: refused all the same
+    (tmp_path / "trained.wav").unlink()
+    assert set(leakage.recognised(test, trained, index=lambda: index)) == set(names)
+
+
 # ----------------------------------------------------------------------------------------------------- the command
 
 

@@ -24,10 +24,12 @@ from hypothesis import strategies as st
 from recipes.data import vocabulary
 from recipes.data.clips import Clip, NarratedClips, collate
 from recipes.data.index import load_index
+from recipes.data.splits import held_out, train_and_test
 from recipes.parts import Parts
 from recipes.pretrain import pretrain
 from recipes.score import cut, main
 from recipes.scoring import table
+from recipes.scoring.keep import filtered_manifest
 from recipes.scoring.measure import Reading, measure
 from recipes.scoring.order import shuffled
 from recipes.training import checkpoint
@@ -319,6 +321,32 @@ def test_a_text_over_the_whole_clip_stays_one(run, videos, tmp_path):
     scored(run, tmp_path / "s.parquet", "--data", manifest, "--keep", 0.25)
     kept = load_index(tmp_path / "s.kept.jsonl", "train")
     assert len(kept) == 1 and all(row["narrations"][0]["end"] == math.inf for row in kept)
+
+
+def test_what_is_held_out_is_carried_unchanged_and_tested_on_again(run, videos, tiny, tmp_path):
+    """Rows without splits: the tenth that a hash held out is the same from the manifest of kept clips."""
+    rows = [{"video": str(videos.with_name(f"{i % 6}.mp4")), "id": f"c{i}", "group": f"film {i}"} for i in range(24)]
+    rows = [row | {"start": 0.1 * i, "text": f"a ring {i}"} for i, row in enumerate(rows)]
+    for row in rows:  # a file for each, else they are one video
+        row["video"] = str(shutil.copy(row["video"], tmp_path / f"{row['id']}.mp4"))
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = train_and_test(tiny(f"data.manifest={manifest}", "data.test=null"))
+    kept, table_of = tmp_path / "deep" / "s.kept.jsonl", tmp_path / "deep" / "s.parquet"
+    pq.write_table(pa.Table.from_pylist([_scored(i) for i in range(24)]), _made(table_of))
+    filtered_manifest(table_of, load_index(manifest), 0.5, "cosine", kept, held_out(str(manifest), True))
+    after = train_and_test(tiny(f"data.manifest={kept}", "data.test=null"))
+    assert len(before.test) and [row | {"split": ""} for row in after.test.to_list()] == before.test.to_list()
+    assert 0 < len(after.train) < len(before.train) and set(after.train["id"]) < set(before.train["id"])
+
+
+def _scored(clip):
+    return {"clip": clip, "cosine": clip / 24, "error": None}
+
+
+def _made(path):
+    path.parent.mkdir()
+    return path
 
 
 # --------------------------------------------------------------------------------------------------------------- parts

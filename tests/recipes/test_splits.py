@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from recipes.config import ConfigError, load
-from recipes.data.splits import load_train, save_train, train_and_test
+from recipes.data.splits import load_splits, save_splits, train_and_test
 from tests.recipes.conftest import DEMO
 
 
@@ -108,6 +108,51 @@ def test_what_other_processes_read_is_the_same(tmp_path):
     sources = [f"data.sources.{name}.manifest={tmp_path / 'm.jsonl'}" for name in "ab"]
     splits = train_and_test(load(DEMO, [*sources, "data.sources.b.weight=2"]))
     for _ in range(2):  # a run that is begun again writes over what is there
-        save_train(splits, tmp_path / "run")
-        train, found = load_train(tmp_path / "run")
-        assert train.to_list() == splits.train.to_list() and found == splits.sources == [(10, 1.0), (10, 2.0)]
+        save_splits(splits, tmp_path / "run")
+        train, test, found = load_splits(tmp_path / "run")
+        assert train.to_list() == splits.train.to_list() and test.to_list() == splits.test.to_list()
+        assert found == splits.sources == [(10, 1.0), (10, 2.0)]
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Function of whether clips name their film, that writes a manifest of 120 clips out of 23 films."""
+
+    def write(grouped):
+        rows = []
+        for i in range(120):
+            video = f"film{'abcdefghijklmnopqrstuvw'[i % 23]}_{i // 23:04d}.mp4"
+            (tmp_path / video).write_bytes(b"%d" % i)
+            rows.append({"video": video, "text": f"text {i}"} | ({"group": video[:5]} if grouped else {}))
+        (tmp_path / "films.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / "films.jsonl"
+
+    return write
+
+
+def test_a_group_is_in_one_split_and_nothing_warns(films, caplog):
+    splits = train_and_test(load(DEMO, [f"data.manifest={films(True)}"]))
+    assert len(splits.test) and len(splits.train) + len(splits.test) == 120
+    assert not set(splits.train["group"]) & set(splits.test["group"])
+    assert "one source" not in caplog.text
+    mixed = [f"data.sources.{name}.manifest={films(True)}" for name in "ab"]
+    assert len(train_and_test(load(DEMO, mixed)).test) == 2 * len(splits.test)  # the same films in a mixture
+
+
+def test_without_a_group_clips_of_one_film_are_told(films, caplog):
+    train_and_test(load(DEMO, [f"data.manifest={films(False)}"]))
+    assert "clips of one source seem to be in training and in test, for example film" in caplog.text
+    assert "a column 'group'" in caplog.text
+
+
+def test_names_that_are_numbers_tell_of_no_source(split, caplog):
+    split([(f"video_{i:04d}.mp4", "") for i in range(100)])
+    assert "one source" not in caplog.text
+
+
+def test_a_group_in_both_named_splits_is_told(tmp_path, caplog):
+    rows = [{"video": f"{i}.mp4", "text": "a", "split": "test" if i > 3 else "train", "group": "f"} for i in range(5)]
+    [(tmp_path / row["video"]).touch() for row in rows]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train_and_test(load(DEMO, [f"data.manifest={tmp_path / 'm.jsonl'}"]))
+    assert "1 group(s) are both in training and in test, for example f" in caplog.text

@@ -1,0 +1,84 @@
+"""The evaluation of a run on what it holds out, by all of its processes, and the checkpoint that did best."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from recipes.config import Config
+from recipes.data.clips import EvalClips
+from recipes.evaluation.embedding import Embedded, embed
+from recipes.evaluation.retrieval import retrieve
+from recipes.training.processes import Processes
+
+DIRECTIONS = ("text->video", "audio->video")
+BEST = "best"  # in the folder of checkpoints: a checkpoint
+FIGURE = "figure.json"  # in there: by what it is the best
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, dict[str, Any]]
+
+
+def evaluate(modules: nn.ModuleDict, clips: EvalClips, config: Config, group: Processes) -> tuple[Figures, Embedded]:
+    """Zero-shot retrieval among the clips; every process embeds its share, and has to call this.
+
+    Args:
+        modules: Model and objective, whole.
+        clips: The same in every process.
+        config: Of the run.
+        group: The processes.
+
+    Returns:
+        {direction: figures}, which processes other than the first leave empty, and what the model makes of the clips.
+    """
+    embedded = embed(modules, clips, config, config.data.workers, group)
+    return retrieve(embedded, clips, DIRECTIONS) if group.first else {}, embedded
+
+
+def keep_best(checkpoints: Path, step: int, figures: Figures, name: str | None) -> None:
+    """Keep the checkpoint of a step as ``checkpoints/best`` if no earlier one has done as well.
+
+    Files are linked, not copied, where the disk can; the best of before stays until the new one is whole.
+
+    Args:
+        checkpoints: The folder of checkpoints.
+        step: Of the checkpoint; nothing is done where it could not be written.
+        figures: What it was evaluated at.
+        name: Direction and figure, as `evaluate.best`; None: nothing is kept.
+    """
+    checkpoint, best = checkpoints / f"step_{step:08d}", checkpoints / BEST
+    if name is None or not checkpoint.is_dir():
+        return
+    direction, figure = name.split(" ")
+    if direction not in figures:
+        log.warning("evaluate.best=%s: no clip that is held out has what %s needs", name, direction)
+        return
+    value = figures[direction][figure]
+    if (best / FIGURE).is_file():
+        before = json.loads((best / FIGURE).read_text(encoding="utf-8"))
+        sign = -1 if figure.endswith("rank") else 1
+        if before["figure"] == name and sign * before["value"] >= sign * value:
+            return
+    temporary, old = checkpoints / f".{BEST}.tmp", checkpoints / f".{BEST}.old"
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    shutil.copytree(checkpoint, temporary, copy_function=_link)
+    about = {"figure": name, "value": value, "step": step}
+    (temporary / FIGURE).write_text(json.dumps(about), encoding="utf-8")
+    if best.exists():
+        os.replace(best, old)
+    os.replace(temporary, best)
+    shutil.rmtree(old, ignore_errors=True)
+    log.info("step %d is the best so far: %s %g", step, name, value)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk without links
+        shutil.copy2(source, target)

@@ -17,7 +17,7 @@ from recipes.evaluate import main
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve
 from recipes.pretrain import pretrain
-from recipes.training.checkpoint import latest
+from recipes.training.checkpoint import CHECKSUMS, latest
 from recipes.trimodal.build import model_inputs
 from recipes.trimodal.restore import restore
 from tests.recipes import media, shards
@@ -206,6 +206,7 @@ def test_the_limit_is_of_what_the_run_holds_out(checkpoint: Path, corpus: Path, 
     limited = shutil.copytree(latest(checkpoint), tmp_path / "limited")
     text = (limited / "config.yaml").read_text()
     (limited / "config.yaml").write_text(text.replace("limit: 4096", "limit: 3"))
+    (limited / CHECKSUMS).unlink()  # a changed file is refused
     assert main(["retrieval", "--checkpoint", str(limited)]) == 0
     assert "clips: 3, skipped: 0, missing: 0" in capsys.readouterr().out
     assert main(["retrieval", "--checkpoint", str(limited), "--data", str(corpus / "test.jsonl")]) == 0

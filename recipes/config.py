@@ -1,10 +1,8 @@
 """The typed configuration of a run: a YAML file and key=value overrides, checked before any work starts."""
 
-import logging
 import math
 import operator
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +22,7 @@ AT_LEAST = {
     "clip.narrations": 1, "clip.words": 1, "clip.sample_rate": 1, "model.audio_patch": 1, "model.word_width": 1,
     "model.drop_token": 0, "model.dropout": 0, "objective.audio_space": 1, "objective.text_space": 1, "train.steps": 1,
     "train.batch_size": 2, "train.lr": 0, "train.end_lr": 0, "train.warmup": 0, "train.log_every": 1,
-    "train.checkpoint_every": 1, "train.keep": 1, "train.max_bad_steps": 1, "train.weight_decay": 0,
+    "train.checkpoint_every": 1, "train.keep": 1, "train.max_bad_steps": 1,
     "evaluate.batch_size": 1, "evaluate.limit": 2, "evaluate.every": 0,
 }  # fmt: skip
 MORE_THAN = {
@@ -35,16 +33,10 @@ MORE_THAN = {
     "objective.temperature": 0,
     "train.clip_norm": 0,
     "train.ema": 0,
-    "train.eps": 0,
 }
 LESS_THAN = {"curriculum.history": 1, "model.drop_token": 1, "model.dropout": 1, "train.ema": 1}
 BEST = r"(text|audio)->video (R@(1|5|10)|median_rank|mean_rank)"  # figures of the clips that are held out
-PLAIN = re.compile(
-    r"\$\{[\w.]+\}"
-)  # interpolation that names another key; others call a resolver, which reads the environment
 WITH_MEMORY = ("pcgrad_random", "gradvac", "random")  # methods that `harmony.realign` makes, and that count the steps
-
-log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -170,19 +162,14 @@ class ObjectiveConfig:
 
 @dataclass
 class TrainConfig:
-    """Optimization: Adam or AdamW, warm-up, quarter-period cosine."""
+    """Optimization: Adam, warm-up, quarter-period cosine."""
 
     steps: int = 500_000
     batch_size: int = 32
     seed: int = 0
     lr: float = 1e-4
     end_lr: float = 5e-5
-    warmup: int = 10_000  # at most `steps`
-    optimizer: Literal["adam", "adamw"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # of adamw, on parameters with two or more axes: not on biases and norms
-    init_from: str | None = None  # a run or a checkpoint whose weights and vocabulary to begin with
+    warmup: int = 10_000
     clip_norm: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the encoder; fp16 with loss scaling
     tf32: bool = False  # let CUDA multiply float32 matrices in TF32
@@ -249,17 +236,12 @@ class Config:
         return self.harmonize in ("realign", "both")
 
 
-def load(path: str | Path, overrides: Sequence[str] | None = None, to_train: bool = True) -> Config:
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a configuration file and apply overrides.
-
-    Values may name other keys (``${train.steps}``). Resolvers (``${oc.env:HOME}``) are refused, also in a user's own
-    file: a run's configuration is copied into its checkpoints, which others load, and must mean the same there.
 
     Args:
         path: YAML file with any of the keys of `Config`.
         overrides: ``key=value`` pairs, nested keys joined by dots: ``train.steps=100``.
-        to_train: False for a run that was trained, maybe elsewhere: a device that is not here becomes "auto", and the
-            lengths of its schedules do not matter.
 
     Raises:
         ConfigError: Unknown key, wrong type, or values that do not fit together; the message names file and key.
@@ -272,44 +254,22 @@ def load(path: str | Path, overrides: Sequence[str] | None = None, to_train: boo
             raise ConfigError(f"override {override!r}: expected key=value, for example train.steps=100")
     where = str(path)
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), without_resolvers(OmegaConf.load(path)))
+        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
         where = "command line"
-        config = OmegaConf.merge(config, without_resolvers(OmegaConf.from_dotlist(list(overrides or []))))
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides or [])))
         loaded: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         raise ConfigError(f"{where}: {f'key {key!r}: ' if key else ''}{str(error).splitlines()[0]}") from None
     except Exception as error:  # a YAML syntax error comes with its line
         raise ConfigError(f"{where}: not a YAML file of keys and values: {error}") from None
-    asked = any(override.startswith("train.device=") for override in overrides or [])
-    if not to_train and not asked and not _device_exists(loaded.train.device):
-        log.info("%s: trained on %s, which is not here: taking what is", path, loaded.train.device)
-        loaded.train.device = "auto"
-    check(loaded, to_train)
+    check(loaded)
     return loaded
 
 
-def without_resolvers(node: Any) -> Any:
-    """What was read, if no value of it calls a resolver.
-
-    Raises:
-        ValueError: One does; the message names it.
-    """
-    values = [OmegaConf.to_container(node, resolve=False)]
-    while values:
-        value = values.pop()
-        if isinstance(value, dict):
-            values += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
-            values += value
-        elif isinstance(value, str) and "${" in PLAIN.sub("", value):
-            raise ValueError(f"{value!r} calls a resolver: write the value itself; only other keys may be named")
-    return node
-
-
-def check(config: Config, to_train: bool = True) -> None:
-    """Raise a ConfigError that lists every value that cannot work, all at once."""
-    t, h, w = (max(1, axis) for axis in config.model.video_patch)
+def check(config: Config) -> None:
+    """Raise a ConfigError that lists every value that cannot work."""
+    t, h, w = config.model.video_patch
     problems = [
         f"{key}={value} must be {kind} {bound}"
         for kind, compare, bounds in (
@@ -320,13 +280,13 @@ def check(config: Config, to_train: bool = True) -> None:
         for key, bound in bounds.items()
         if (value := _value(config, key)) is not None and not compare(value, bound)
     ]
-    if min(config.model.video_patch) < 1:
-        problems.append(f"model.video_patch={list(config.model.video_patch)} must be positive")
-    clip, patch = config.clip, max(1, config.model.audio_patch)
+    if min(t, h, w) < 1:
+        problems.append(f"model.video_patch={[t, h, w]} must be positive")
+    if problems:
+        raise ConfigError("the configuration cannot be run:\n" + "\n".join(f"  - {p}" for p in problems))
+    clip, patch = config.clip, config.model.audio_patch
     raw = clip.inputs == "raw"
-    samples = clip.samples if math.isfinite(clip.audio_seconds) else 0
-    train = config.train
-    problems += [
+    problems = [
         message
         for wrong, message in [
             (raw and clip.frames % t, f"clip.frames={clip.frames} is not a multiple of {t} (model.video_patch)"),
@@ -335,8 +295,8 @@ def check(config: Config, to_train: bool = True) -> None:
                 f"clip.size={clip.size} is not a multiple of {h}x{w} (model.video_patch)",
             ),
             (
-                raw and (samples % patch or samples < patch),
-                f"clip.audio_seconds * clip.sample_rate = {samples} samples is not a multiple of "
+                raw and (clip.samples % patch or clip.samples < patch),
+                f"clip.audio_seconds * clip.sample_rate = {clip.samples} samples is not a multiple of "
                 f"model.audio_patch={patch}",
             ),
             (not raw and clip.fps != 1, f"clip.inputs=features come one a second: clip.fps={clip.fps:g} must be 1"),
@@ -373,31 +333,6 @@ def check(config: Config, to_train: bool = True) -> None:
             (
                 not re.fullmatch(r"\w[\w.-]*", config.run.name),
                 f"run.name={config.run.name!r} must be a folder name of letters, digits, '.', '_' and '-'",
-            ),
-            (
-                to_train and train.warmup > train.steps,
-                f"train.warmup={train.warmup} steps do not fit into train.steps={train.steps}: the rate would never "
-                f"reach train.lr; a tenth would be train.warmup={train.steps // 10}",
-            ),
-            (
-                to_train
-                and config.has_curriculum
-                and config.gamma.schedule != "constant"
-                and (config.gamma.steps or 0) > train.steps,
-                f"gamma.steps={config.gamma.steps} do not fit into train.steps={train.steps}: gamma.end would never be "
-                "reached",
-            ),
-            (
-                to_train
-                and config.has_curriculum
-                and config.curriculum.rule == "triangle"
-                and config.curriculum.warmup > train.steps,
-                f"curriculum.warmup={config.curriculum.warmup} steps do not fit into train.steps={train.steps}",
-            ),
-            (not all(0 <= beta < 1 for beta in train.betas), f"train.betas={list(train.betas)} must be in [0, 1)"),
-            (
-                train.weight_decay and train.optimizer == "adam",
-                f"train.weight_decay={train.weight_decay} needs train.optimizer=adamw",
             ),
             (not _device_exists(config.train.device), f"train.device={config.train.device!r} is not a device here"),
         ]

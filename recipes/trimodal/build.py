@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,21 +16,9 @@ from recipes.trimodal.objective import Objective
 INPUTS = ("video", "audio", "text", "audio_valid", "text_valid", "text_key", "index")
 
 
-WORDS = "model.tokens.text.words.weight"  # name of the word vectors
-
-
-def build(config: Config, tokenizer: Tokenizer, saved: Mapping[str, torch.Size] | None = None) -> nn.ModuleDict:
-    """{"model": VATT, "objective": Objective}, initialised from torch's random state.
-
-    Args:
-        config: Of the run.
-        tokenizer: Its vocabulary.
-        saved: Shapes of the weights that will be loaded: then the file of word vectors is not read.
-    """
-    vectors = None
-    if config.data.word_vectors:
-        known = saved is not None and WORDS in saved
-        vectors = torch.zeros(saved[WORDS]) if known else load_vectors(config.data.word_vectors, tokenizer)
+def build(config: Config, tokenizer: Tokenizer) -> nn.ModuleDict:
+    """{"model": VATT, "objective": Objective}, initialised from torch's random state."""
+    vectors = load_vectors(config.data.word_vectors, tokenizer) if config.data.word_vectors else None
     model = VATT(config.model, config.clip, tokenizer.get_vocab_size(), vectors)
     return nn.ModuleDict({"model": model, "objective": Objective(config.objective, SIZES[config.model.size].output)})
 

@@ -2,8 +2,8 @@
 
 python -m recipes.benchmarks.startup --config recipes/configs/vatt_small_one_gpu.yaml --videos 5000 10000 --to 1000000
 
-Two sizes are measured, each in a process of its own; time grows in proportion from the larger, memory along a line. The videos are
-small files of noise, so reading their ends is as fast as the cache of a disk; the evaluation is not measured here.
+Two sizes are measured, each in a process of its own; time grows in proportion from the larger, memory along a line. The
+videos are small files of noise: their ends are read as fast as from a cache. The evaluation is not measured here.
 """
 
 import argparse

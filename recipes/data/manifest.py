@@ -107,7 +107,7 @@ def _string(where: str, fields: dict[str, Any], key: str, required: bool = False
     if key in ("id", "split", "group") and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or (required and not value.strip()):
-        found = repr(value) if key in fields else f"only the fields {', '.join(map(str, fields)) or '(none)'}"
+        found = f"{value!r:.80}" if key in fields else f"only the fields {', '.join(map(str, fields)) or '(none)'}"
         raise ValueError(f"{where}: expected {key!r} to be a string; found {found}")
     return clean(value)
 
@@ -120,8 +120,9 @@ def _part(where: str, fields: dict[str, Any]) -> dict[str, float | None]:
         start = part["start"] or 0.0
         if not (0 <= start < math.inf and (part["end"] is None or part["end"] > start)):
             raise ValueError
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: expected 'start' and 'end' in seconds, start before end; found {given}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        shown = {key: f"{value!r:.40}" for key, value in given.items()}
+        raise ValueError(f"{where}: expected 'start' and 'end' in seconds, start before end; found {shown}") from error
     return part
 
 
@@ -137,7 +138,7 @@ def _narrations(where: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
     if isinstance(narrations, str):
         try:
             narrations = json.loads(narrations)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: 'narrations' is not JSON: {error}") from error
     if not isinstance(narrations, list):
         raise ValueError(f"{where}: 'narrations' is not a list of {{start, end, text}}: {narrations!r:.80}")
@@ -151,7 +152,7 @@ def _narration(where: str, number: int, narration: Any) -> dict[str, Any]:
         if not (math.isfinite(start) and end >= start and isinstance(text, str | None)):
             raise ValueError
         return {"start": start, "end": end, "text": clean(text or "")}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{where}: expected narration {number} to be {{start: seconds, end: seconds, not before start, "
             f"text: string}}; found {narration!r:.80}"
@@ -167,6 +168,8 @@ def _jsonl(path: str | Path) -> Located:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: expected one JSON object; {error.msg} at character {error.pos + 1}") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list in a list in a list ...
+            raise ValueError(f"{where}: expected one JSON object; {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{where}: expected one JSON object; found {text.strip()[:80]}")
         yield where, fields

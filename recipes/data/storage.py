@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
+from recipes.data import urls
+
 PART = re.compile(r"#(\d{1,18}):(\d{1,18})$")
 ATTEMPTS = 3  # to open a URL or read from it
 PAUSE = 1.0  # seconds before the second attempt; twice as many before the third
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def is_url(locator: str | Path) -> bool:
-    """Whether a locator is a URL, which fsspec opens: https://, s3://, gs://, hf:// ..."""
+    """Whether a locator is a URL, which fsspec opens where `urls` allows it: https://, s3://, gs://, hf:// ..."""
     return "://" in str(locator)
 
 
@@ -88,13 +90,14 @@ def open_bytes(locator: str | Path) -> BinaryIO:
     Raises:
         FileNotFoundError: there is no such file on this machine.
         OSError: it is no regular file, cannot be opened, cannot be read from the middle, or ends before the part does;
-            the storage of a URL does not answer.
+            a URL is not allowed, or its storage does not answer.
     """
     path, start, size = _parse(str(locator))
     if not is_url(path):
         if start is None:
             return open(regular(path), "rb")
         return io.BufferedReader(_Part(lambda: open(regular(path), "rb", buffering=0), start, size, _at_once))
+    urls.require_allowed(path)
     try:
         return io.BufferedReader(_Part(lambda: fsspec.open(path, "rb").open(), start or 0, size, _patiently(path)))
     except Exception as error:  # each storage has errors of its own
@@ -105,8 +108,9 @@ def listing(folder: str, pattern: str) -> list[str]:
     """The URLs of the files in a folder behind a URL whose names match a pattern, sorted.
 
     Raises:
-        OSError: the storage does not answer.
+        OSError: the storage does not answer, or the URL is not allowed.
     """
+    urls.require_allowed(folder)
 
     def found() -> list[str]:
         files, root = fsspec.core.url_to_fs(folder)

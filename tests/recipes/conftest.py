@@ -1,14 +1,17 @@
 """A tiny procedural corpus and a tiny configuration, shared by the tests of the recipe."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from recipes import config as configuration
 from recipes import pretrain as recipe
+from recipes.data import urls
 from recipes.data.corpus import build
 from recipes.training.step import train_step
 
+os.environ |= {urls.VARIABLE: ",".join((*urls.PROTOCOLS, "http", "memory")), urls.PRIVATE: "1"}  # servers of the tests
 DEMO = Path(__file__).parents[2] / "recipes" / "configs" / "demo.yaml"
 TINY = [
     "clip.frames=4", "clip.size=32", "clip.sample_rate=4000", "clip.audio_seconds=0.64", "clip.words=8",

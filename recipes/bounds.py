@@ -19,7 +19,7 @@ MOST = {  # by the last part of the key
     "log_every": 10**9, "checkpoint_every": 10**9, "probe_every": 10**9, "every": 10**9, "max_bad_steps": 10**9,
     "limit": 10**9, "workers": 1024, "timeout": 7 * 86_400, "prefetch_gib": 2**14, "vocabulary": 10**8,
     "videos": 10**7, "test_videos": 10**7, "clips": 10**9, "test_clips": 10**9, "windows": 1000, "crops": 1000,
-    "seed": 2**32 - 1, "seeds": 2**32 - 1, "lr": 1000, "end_lr": 1000, "temperature": 10**6, "weight": 10**9,
+    "seed": 2**32 - 1, "seeds": 2**32 - 1, "temperature": 10**6, "weight": 10**9,
     "flip": 1, "colour": 1, "brightness": 1, "hue": 1, "noise": 100, "contrast": 100, "saturation": 100,
     "weight_decay": 1000, "eps": 1, "crop_aspect": 100, "crop_area": 1, "video_patch": 4096,
 }  # fmt: skip

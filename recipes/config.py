@@ -459,14 +459,15 @@ def as_dict(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots."""
+    if not isinstance(tree, dict):
+        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+    return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
+
+
 def differences(old: Config, new: Config) -> list[str]:
     """Keys whose values differ, as ``key: old -> new``."""
-
-    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(tree, dict):
-            return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-        return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
-
     a, b = flat(as_dict(old)), flat(as_dict(new))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in a | b if a.get(key) != b.get(key)]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes.data import storage
@@ -193,14 +194,17 @@ def _parquet(path: str | Path) -> Located:
     with storage.open_bytes(path) as file:
         try:
             table = pq.ParquetFile(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(f"{path}: not a Parquet file: {error}") from error
         columns = [name for name in table.schema_arrow.names if name in FIELDS]
         number = 0
-        for batch in table.iter_batches(1024, columns=columns):
-            for fields in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", fields
+        try:
+            for batch in table.iter_batches(1024, columns=columns):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", fields
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: damaged after row {number}: {error}") from error
 
 
 SUFFIXES: dict[str, Callable[[str | Path], Located]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

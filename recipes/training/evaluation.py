@@ -13,11 +13,12 @@ from recipes.config import Config
 from recipes.data.clips import EvalClips
 from recipes.evaluation.embedding import Embedded, embed
 from recipes.evaluation.retrieval import retrieve
+from recipes.training.checkpoint import write_atomically
 from recipes.training.processes import Processes
 
 DIRECTIONS = ("text->video", "audio->video")
 BEST = "best"  # in the folder of checkpoints: a checkpoint
-FIGURE = "figure.json"  # in there: by what it is the best
+FIGURE = "best.json"  # beside it: by what it is the best
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ def keep_best(checkpoints: Path, step: int, figures: Figures, name: str | None) 
         log.warning("evaluate.best=%s: no clip that is held out has what %s needs", name, direction)
         return
     value = figures[direction][figure]
-    if (best / FIGURE).is_file():
-        before = json.loads((best / FIGURE).read_text(encoding="utf-8"))
+    if best.is_dir() and (checkpoints / FIGURE).is_file():
+        before = json.loads((checkpoints / FIGURE).read_text(encoding="utf-8"))
         sign = -1 if figure.endswith("rank") else 1
         if before["figure"] == name and sign * before["value"] >= sign * value:
             return
@@ -69,10 +70,10 @@ def keep_best(checkpoints: Path, step: int, figures: Figures, name: str | None) 
         shutil.rmtree(left_over, ignore_errors=True)
     shutil.copytree(checkpoint, temporary, copy_function=_link)
     about = {"figure": name, "value": value, "step": step}
-    (temporary / FIGURE).write_text(json.dumps(about), encoding="utf-8")
     if best.exists():
         os.replace(best, old)
     os.replace(temporary, best)
+    write_atomically(checkpoints / FIGURE, json.dumps(about))
     shutil.rmtree(old, ignore_errors=True)
     log.info("step %d is the best so far: %s %g", step, name, value)
 

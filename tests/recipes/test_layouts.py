@@ -16,7 +16,7 @@ from recipes.data import index as indexing
 from recipes.data.index import load_index
 from recipes.data.videos import videos_below
 
-WHOLE = {"start": None, "end": None}  # the clip is its whole file
+WHOLE = {"group": None, "start": None, "end": None}  # the clip is its whole file
 NARRATIONS = [{"start": 0.0, "end": 1.5, "text": "a red ball"}, {"start": 2.0, "end": 3.0, "text": "it rolls"}]
 
 

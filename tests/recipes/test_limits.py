@@ -126,7 +126,7 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path, checkpoint: Path) 
     for path, kind in ((tmp_path / "pipe", "pipe"), (Path("/dev/zero"), "device"), (tmp_path, "folder")):
         with pytest.raises(OSError, match=f"a {kind}, not a regular file"):
             vocabulary.load_vectors(path, words)
-        with pytest.raises(OSError, match=f"a {kind}, not a regular file"):
+        with pytest.raises(ValueError, match=f"a {kind}, not a regular file"):
             jsonl.read(path)
         with pytest.raises(ValueError, match=f"a {kind}, not a regular file"):
             facts_of(path)
@@ -134,8 +134,8 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path, checkpoint: Path) 
     place = checkpoints.latest(run)
     (place / "state.json").unlink()
     os.mkfifo(place / "state.json")
-    with pytest.raises(OSError, match="a pipe, not a regular file"):
+    with pytest.raises(ValueError, match="a pipe, not a regular file"):
         checkpoints.load_facts(place)
     os.mkfifo(place / checkpoints.TENSORS / "more.safetensors")
-    with pytest.raises(ValueError, match="a pipe, not a regular file"):
+    with pytest.raises(ValueError, match=r"state\.json|more\.safetensors"):
         restore(run)

@@ -20,7 +20,7 @@ from recipes.data.loader import train_loader
 from recipes.data.splits import train_and_test
 from recipes.evaluate import main as evaluate_main
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
-from recipes.training import checkpoint, dynamics, jsonl, metrics
+from recipes.training import checkpoint, dynamics, evaluation, jsonl, metrics
 from recipes.training.interruption import Interrupted
 from recipes.training.processes import Processes
 from recipes.training.skipped import SKIPPED
@@ -148,7 +148,7 @@ def killing(function, number=signal.SIGTERM):
 def test_a_signal_at_any_time_ends_the_run_in_order(tiny, corpus, monkeypatch, capsys, name, number, message, step):
     """At start-up, in an evaluation, in the report; then the run goes on."""
     config = tiny("train.steps=2")
-    owner = report if name == "write" else recipe
+    owner = {"write": report, "embed": evaluation}.get(name, recipe)
     arguments = ["--config", str(DEMO), *TINY, f"run.dir={config.run.dir}", f"data.manifest={corpus}"]
     arguments += [f"data.test={corpus / 'test.jsonl'}", "train.steps=2"]
     before = signal.getsignal(signal.SIGTERM)

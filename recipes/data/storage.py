@@ -64,7 +64,7 @@ def same(locator: str) -> str:
 
 def exists(locator: str) -> bool:
     """Whether there is a file; of a URL it is seen when it is read."""
-    return is_url(locator) or Path(_parse(locator)[0]).is_file()
+    return is_url(locator) or os.path.isfile(_parse(locator)[0])  # False for a name that no file can have
 
 
 def regular(path: str | Path) -> Path:

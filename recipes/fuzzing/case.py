@@ -1,5 +1,6 @@
 """One case: damage an input, use it, judge what comes."""
 
+import logging
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ def run(case: Case, folder: Path, raises: bool = False) -> str:
     rng = np.random.default_rng([case.seed, case.number])
     with TemporaryDirectory(prefix="case-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)  # in this process, which tries cases and nothing else
         try:
             KINDS[case.kind].use(folder / case.kind, Path(scratch), rng)
         except BrokenClip as error:

@@ -115,6 +115,7 @@ def use_manifests(folder: Path, scratch: Path, rng: np.random.Generator) -> None
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(ROWS), sink)
         data = sink.getvalue()
+    (scratch / "0.mp4").touch()
     path.write_bytes(damaged(data, rng) if kind == "parquet" or rng.random() < 0.5 else data)
     load_index(path)
 
@@ -212,9 +213,9 @@ def make_tables(folder: Path) -> None:
 
 
 def use_tables(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
-    """Draw a gallery of it, or take a quantile of it."""
+    """Draw a gallery of it, take a quantile of it, or judge it by a truth file."""
     from recipes.gallery.sample import draw
-    from recipes.scoring import table
+    from recipes.scoring import detection, table
 
     whole, path = pq.read_table(folder / "scores.parquet"), scratch / "scores.parquet"
     if rng.random() < 0.5:
@@ -232,11 +233,16 @@ def use_tables(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
         return
     if rng.random() < 0.5:
         path.write_bytes(damaged(path.read_bytes(), rng))
-    table.facts_of(path)
-    if rng.random() < 0.5:
-        draw(path, 0.1, 4, 0, 4)
-    else:
-        table.quantile(path, "cosine", 0.5)
+    match rng.integers(3):
+        case 0:
+            draw(path, 0.1, 4, 0, 4)
+        case 1:
+            table.quantile(path, "cosine", 0.5)
+        case _:
+            truth = [{"video_id": f"clip {n}", "text": "a text", "aligned": n % 2 > 0} for n in range(40)]
+            lines = [written(altered(line, rng) if rng.random() < 0.02 else line) for line in truth]
+            (scratch / "truth.jsonl").write_text("\n".join(lines))
+            detection.judge(path, scratch / "truth.jsonl")
 
 
 KINDS = {

@@ -1,6 +1,5 @@
 """Draws the clips of a gallery from a table of scores, which is streamed: millions of rows fit."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from recipes.scoring.table import facts_of, opened
 
 COLUMNS = ("clip", "id", "video", "caption", "start", "end", "cosine")
 ROWS_AT_ONCE = 65_536
@@ -82,7 +83,8 @@ def draw(path: Path, share: float, count: int, seed: int, references: int) -> Sa
         raise ValueError(f"expected a share in (0, 0.5], got {share:g}")
     if count < 1:
         raise ValueError(f"expected a count of at least 1, got {count}")
-    with _open(path) as table:
+    metadata = facts_of(path, COLUMNS)
+    with opened(path, COLUMNS) as table:
         cosines = np.concatenate([_floats(batch["cosine"]) for batch in _batches(table, ["cosine"])] or [np.empty(0)])
         defined = np.flatnonzero(np.isfinite(cosines))
         if len(defined) < 2:
@@ -95,7 +97,6 @@ def draw(path: Path, share: float, count: int, seed: int, references: int) -> Sa
         top, bottom = (rng.permutation(end)[:count] for end in (order[-size:], order[:size]))
         others = rng.permutation(defined)[:references]
         rows = _rows(table, {*top.tolist(), *bottom.tolist(), *others.tolist()})
-        metadata = json.loads((table.schema_arrow.metadata or {}).get(b"harmony", b"{}"))
     return Sample(
         top=Group([rows[i] for i in top.tolist()], size, float(cosines[order[-size]])),
         bottom=Group([rows[i] for i in bottom.tolist()], size, float(cosines[order[size - 1]])),
@@ -105,20 +106,6 @@ def draw(path: Path, share: float, count: int, seed: int, references: int) -> Sa
         histogram=np.histogram(cosines[defined].clip(-1, 1), BINS, (-1, 1))[0].tolist(),
         metadata=metadata,
     )
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; expected the table that recipes.score wrote")
-    try:
-        table = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    missing = [name for name in COLUMNS if name not in table.schema_arrow.names]
-    if missing:
-        table.close()
-        raise ValueError(f"{path}: lacks column(s) {', '.join(missing)}; expected the table that recipes.score wrote")
-    return table
 
 
 def _batches(table: pq.ParquetFile, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:

@@ -1,16 +1,16 @@
 """How well the figures of a table find the clips whose text does not belong, where the truth is known."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from recipes.data import storage
+from recipes.scoring.table import SCHEMA, opened
 from recipes.training import jsonl
 
 RESAMPLES = 300
@@ -59,25 +59,28 @@ def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
         ValueError: A clip of which the truth file says nothing, or another text.
     """
     told: dict[str, list[dict[str, Any]]] = {}
-    lines = jsonl.read(truth)
-    if not lines or any(not {"video_id", "text", "aligned"} <= line.keys() for line in lines):
+    lines = jsonl.read(truth, video_id=str, text=str, aligned=bool)
+    if not lines:
         raise ValueError(f"{truth}: expected JSON lines with video_id, text and aligned, such as a corpus' truth.jsonl")
     for line in lines:
         told.setdefault(line["video_id"], []).append(line)
-    rows = [row for row in pq.read_table(storage.regular(scores)).to_pylist() if row["cosine"] is not None]
+    with opened(scores) as table:
+        rows = [row for row in table.read().to_pylist() if row["cosine"] is not None]
+    names = [name for name in SCHEMA.names if any(isinstance(row[name], float) for row in rows)]
+    rows = [row for row in rows if all(isinstance(row[n], float) and math.isfinite(row[n]) for n in names)]
     if not rows:
-        raise ValueError(f"{scores}: no clip has a cosine")
+        raise ValueError(f"{scores}: no clip has a cosine and every other figure")
     aligned = []
     for row in rows:
         narrations = told.get(row["id"], [])
-        found = narrations[row["narration"]] if row["narration"] < len(narrations) else {"text": None}
+        place = -1 if row["narration"] is None else row["narration"]
+        found = narrations[place] if 0 <= place < len(narrations) else {"text": None}
         if found["text"] != row["caption"]:
             raise ValueError(
                 f"{truth}: expected narration {row['narration']} of {row['id']} to be {row['caption']!r}, "
                 f"as in {scores}; found {found['text']!r}"
             )
         aligned.append(found["aligned"])
-    names = [name for name, value in rows[0].items() if isinstance(value, float)]
     figures = {name: np.array([row[name] for row in rows], float) for name in names}
     return figures, np.array(aligned, bool), np.array([row["id"] for row in rows])
 

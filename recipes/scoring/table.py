@@ -1,7 +1,8 @@
 """The table of scores: one row per clip, read in pieces."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,61 @@ SCHEMA = pa.schema(
 BINS = 1 << 16
 
 
-def facts_of(path: Path) -> dict[str, Any]:
+@contextmanager
+def opened(path: Path, names: Iterable[str] = SCHEMA.names) -> Iterator[pq.ParquetFile]:
+    """A table of scores, from anywhere, to be read: the columns asked for are there, and hold what they should.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: Not a table of scores, or damaged: also where the reader sees that later.
+    """
+    try:
+        with pq.ParquetFile(storage.regular(path)) as table:
+            schema = table.schema_arrow
+            missing = [name for name in names if name not in schema.names]
+            wrong = [
+                f"{name} ({schema.field(name).type})"
+                for name in SCHEMA.names
+                if name in schema.names
+                and _kind(schema.field(name).type) not in (_kind(SCHEMA.field(name).type), "null")
+            ]
+            problems = [f"lacks column(s) {', '.join(missing)}"] * bool(missing)
+            problems += [f"has column(s) of another type: {', '.join(wrong)}"] * bool(wrong)
+            if problems:
+                raise ValueError(f"{path}: {' and '.join(problems)}; expected the table that recipes.score wrote")
+            yield table
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file; expected the table that recipes.score wrote") from None
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a Parquet file, or a damaged one: {error}") from error
+
+
+def _kind(type_: pa.DataType) -> str:
+    """Integers, numbers or text."""
+    kinds = {"integers": pa.types.is_integer, "numbers": pa.types.is_floating, "text": pa.types.is_string}
+    return next((name for name, holds in kinds.items() if holds(type_)), str(type_))
+
+
+def facts_of(path: Path, names: Iterable[str] = SCHEMA.names) -> dict[str, Any]:
     """What was scored and how: the table's own account of it.
 
     Raises:
         ValueError: Not a table of scores.
     """
+    with opened(path, names) as table:
+        text = (table.schema_arrow.metadata or {}).get(KEY, b"{}")
     try:
-        schema = pq.read_schema(storage.regular(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    missing = [name for name in SCHEMA.names if name not in schema.names]
-    if missing:
-        raise ValueError(f"{path}: not a table of scores: it lacks the columns {', '.join(missing)}")
-    facts: dict[str, Any] = json.loads((schema.metadata or {}).get(KEY, b"{}"))
+        facts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its own account of what was scored is damaged: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path}: its own account of what was scored is no JSON object")
     return facts
 
 
 def columns(path: Path, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
     """Some columns of a table, a piece at a time; numbers that are null are NaN."""
-    with pq.ParquetFile(path) as table:
+    with opened(path, names) as table:
         for batch in table.iter_batches(1 << 16, columns=names):
             yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
 

@@ -55,7 +55,8 @@ def run(case: Case, folder: Path, raises: bool = False) -> str:
     rng = np.random.default_rng([case.seed, case.number])
     with TemporaryDirectory(prefix="case-") as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)  # in this process, which tries cases and nothing else
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
         try:
             KINDS[case.kind].use(folder / case.kind, Path(scratch), rng)
         except BrokenClip as error:
@@ -72,6 +73,8 @@ def run(case: Case, folder: Path, raises: bool = False) -> str:
             if raises:
                 raise
             return _failed(error)
+        finally:
+            logging.disable(before)
     return "works"
 
 

@@ -89,7 +89,7 @@ def detect(score: np.ndarray, aligned: np.ndarray, videos: np.ndarray, share: fl
     """Judge one detector.
 
     Args:
-        score: One number per clip (N,), more for texts that seem to belong.
+        score: One number per clip (N,), more for texts that seem to belong; NaN (no gradient) counts as the median.
         aligned: Whether they do (N,), both kinds there.
         videos: The video of each clip (N,): clips of one video are resampled together.
         share: Of the clips that make the top and the bottom group.
@@ -104,6 +104,8 @@ def detect(score: np.ndarray, aligned: np.ndarray, videos: np.ndarray, share: fl
         >>> found.auroc, found.top, found.bottom
         (1.0, 1.0, 0.0)
     """
+    defined = score[np.isfinite(score)]
+    score = np.nan_to_num(score, nan=float(np.median(defined)) if defined.size else 0.0)
     rng = np.random.default_rng(0)
     _, video = np.unique(videos, return_inverse=True)
     clips_of = np.split(np.argsort(video, kind="stable"), np.cumsum(np.bincount(video))[:-1])

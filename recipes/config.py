@@ -236,7 +236,7 @@ class Config:
     @property
     def folder(self) -> Path:
         """The folder of the run."""
-        return Path(self.run.dir) / self.run.name
+        return Path(self.run.dir).expanduser() / self.run.name
 
     @property
     def data_name(self) -> str:

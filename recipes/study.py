@@ -8,6 +8,7 @@ Each run is a line of runs.csv and some of curves.csv, written as it finishes: s
 
 import argparse
 import logging
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,18 @@ def compare(study: StudyConfig, out: Path, row: Row) -> int:
     return 1 if different else 0
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """``i/n``, the i-th of n parts.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    number = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if number is None or not 1 <= int(number[1]) <= int(number[2]):
+        raise ConfigError(f"--part {text}: expected i/n with i from 1 to n, for example 2/3")
+    return int(number[1]), int(number[2])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -116,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # sums over several threads differ in their last digit from machine to machine
     try:
         study = load(options.config)
-        part, parts = (int(number) for number in options.part.split("/"))
+        part, parts = part_of(options.part)
         if options.row:
             return compare(study, options.out, table.parse(options.row))
         run_missing(study, options.out, part - 1, parts)

@@ -26,6 +26,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from recipes.data import limits, storage
+from recipes.data.encoding import printable
 
 # Seconds of sound decoded before the window, as a codec's first frames after a seek are not yet exact; the next where
 # so much of them cannot be decoded that the window is reached.
@@ -45,7 +46,7 @@ class BrokenClip(Exception):
     """A video file that cannot be used; `reason` is for people and has no path in it."""
 
     def __init__(self, path: str | Path, reason: str):
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{printable(str(path))}: {printable(reason)}")
         self.path, self.reason = str(path), reason
 
     def __reduce__(self) -> tuple[type["BrokenClip"], tuple[str, str]]:

@@ -84,6 +84,17 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
+CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], " ")  # but for tabs and ends of lines
+
+
 def clean(text: str) -> str:
-    """Text that can be stored as UTF-8 (half a surrogate pair, legal in JSON, becomes `?`), without outer blanks."""
-    return text.encode("utf-8", "replace").decode("utf-8").strip()
+    """Text that can be stored and shown: without outer blanks and control characters, which command a terminal.
+
+    Half a surrogate pair, legal in JSON, becomes `?`.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8").translate(CONTROLS).strip()
+
+
+def printable(text: str) -> str:
+    """A name from anywhere in one line of a message, its control characters escaped."""
+    return "".join(c if ord(c) > 31 and not 127 <= ord(c) < 160 else repr(c)[1:-1] for c in text)

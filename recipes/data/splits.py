@@ -90,7 +90,7 @@ def load_splits(folder: Path) -> Splits:
 
 def corpus_folder(corpus: CorpusConfig) -> Path:
     """Folder of the procedural corpus."""
-    return Path(corpus.dir) / f"{corpus.style}-{corpus.videos}-{corpus.test_videos}-seed{corpus.seed}"
+    return Path(corpus.dir).expanduser() / f"{corpus.style}-{corpus.videos}-{corpus.test_videos}-seed{corpus.seed}"
 
 
 def procedural_corpus(corpus: CorpusConfig) -> Path:

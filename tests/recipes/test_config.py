@@ -111,3 +111,8 @@ def test_no_text_is_empty_and_no_name_too_long(key):
         load(DEMO, [f"{key}="])
     with pytest.raises(ConfigError, match="100"):
         load(DEMO, ["run.name=" + 300 * "x"])
+
+
+def test_a_tilde_is_the_home_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(DEMO, ["run.dir=~/runs", "run.name=x"]).folder == tmp_path / "runs" / "x"

@@ -244,3 +244,10 @@ def test_a_world_of_media_is_real_clips_that_belong_together(tmp_path):
     assert batch.keys() == set(INPUTS) and len(world.train) <= 5 and len(world.test) == 3
     assert batch["video"].shape == (2, 4, 32, 32, 3) and batch["audio"].abs().max() > 0
     assert world.train.concept.max() < len(world.rare) and world.train.text.any(-1).all()
+
+
+@pytest.mark.parametrize("part", ["3/2", "0/2", "1", "1/0", "-1/2", "a/b", "1/2/3", ""])
+def test_a_part_is_one_of_those_there_are(part, tmp_path, capsys):
+    path = written(tmp_path / "study.yaml", STUDY)
+    assert study.main(["--config", str(path), "--out", str(tmp_path), f"--part={part}"]) == 2
+    assert "expected i/n with i from 1 to n" in capsys.readouterr().err

@@ -73,3 +73,14 @@ def test_numbers_and_nesting_of_any_size_are_refused_by_line(line: str, tmp_path
     with pytest.raises(ValueError, match=r"manifest\.jsonl, line 2: ") as refused:
         load_index(path)
     assert len(str(refused.value)) < 1000
+
+
+def test_names_from_anywhere_do_not_command_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    line = {"id": "a\x1b[2J\x9b1m", "video": "a.mp4", "text": "one\x07 two\x1b]0;x"}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(line))
+    (row,) = load_index(tmp_path / "manifest.jsonl").to_list()
+    assert row["id"].isprintable() and row["narrations"][0]["text"].isprintable()
+    with pytest.raises(BrokenClip) as broken, open_clip("no\x1b[31m\u009bsuch.mp4"):
+        pass
+    assert str(broken.value).isprintable()

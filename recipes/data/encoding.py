@@ -88,11 +88,13 @@ CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], 
 
 
 def clean(text: str) -> str:
-    """Text that can be stored and shown: without outer blanks and control characters, which command a terminal.
+    """Text that can be stored and shown: without outer blanks and control characters, which command a terminal."""
+    return storable(text).translate(CONTROLS).strip()
 
-    Half a surrogate pair, legal in JSON, becomes `?`.
-    """
-    return text.encode("utf-8", "replace").decode("utf-8").translate(CONTROLS).strip()
+
+def storable(text: str) -> str:
+    """Text that can be stored as UTF-8, without outer blanks: half a surrogate pair, legal in JSON, becomes `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes.data import storage
-from recipes.data.encoding import clean, read_lines
+from recipes.data.encoding import clean, read_lines, storable
 
 FIELDS = ("id", "video", "split", "group", "start", "end", "text", "narrations", "label", "fold")
 Located = Iterator[tuple[str, dict[str, Any]]]  # (where the row is, for people; its fields)
@@ -47,7 +47,7 @@ def located(path: str | Path) -> Iterator[tuple[str, dict[str, Any], dict[str, A
         video = storage.join(root, _string(where, fields, "video", required=True))
         any_file = any_file or storage.exists(video)  # one is enough: whether each is whole is seen when it is read
         first, count = first or video, count + 1
-        name = _string(where, fields, "id") or _name(video, root, unnamed)
+        name = _string(where, fields, "id") or clean(_name(video, root, unnamed))
         yield where, fields, row(where, fields, video, name)
     if count and not any_file:
         raise FileNotFoundError(f"{path}: not one of its {count} videos exists; the first would be {first}")
@@ -110,7 +110,7 @@ def _string(where: str, fields: dict[str, Any], key: str, required: bool = False
     if not isinstance(value, str) or (required and not value.strip()):
         found = f"{value!r:.80}" if key in fields else f"only the fields {', '.join(map(str, fields)) or '(none)'}"
         raise ValueError(f"{where}: expected {key!r} to be a string; found {found}")
-    return clean(value)
+    return storable(value) if key == "video" else clean(value)  # a path stays what it is
 
 
 def _part(where: str, fields: dict[str, Any]) -> dict[str, float | None]:

@@ -419,7 +419,7 @@ def test_memory_does_not_grow_with_the_data_set(run):
 
 def test_a_table_of_something_else_is_refused(tmp_path):
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="lacks column\(s\) clip, video"):
+    with pytest.raises(ValueError, match=r"lacks column\(s\) clip, video"):
         table.facts_of(tmp_path / "x.parquet")
     (tmp_path / "y.parquet").write_text("no")
     with pytest.raises(ValueError, match="not a Parquet file"):

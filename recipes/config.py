@@ -333,7 +333,7 @@ def check(config: Config) -> None:
         problems.append(f"model.video_patch={list(config.model.video_patch)} must be positive")
     clip, patch = config.clip, max(1, config.model.audio_patch)
     raw = clip.inputs == "raw"
-    samples = 0 if any(problem.startswith("clip.") for problem in problems) else clip.samples
+    samples = patch if any(problem.startswith("clip.") for problem in problems) else clip.samples
     train = config.train
     problems += [
         message

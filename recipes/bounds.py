@@ -51,9 +51,9 @@ def problems(config: Any) -> list[str]:
             found.append(f"{key}={value} must be a finite number")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             if name in MOST and value > MOST[name]:
-                found.append(f"{key}={value} must be at most {MOST[name]}")
+                found.append(f"{key}={value!r:.40} must be at most {MOST[name]}")
             if name in LEAST and value < LEAST[name]:
-                found.append(f"{key}={value} must be at least {LEAST[name]}")
+                found.append(f"{key}={value!r:.40} must be at least {LEAST[name]}")
     return found or [problem for key, clip in _clips(config) for problem in _too_large(key, clip)]
 
 

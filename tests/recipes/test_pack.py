@@ -26,7 +26,7 @@ def videos(tmp_path_factory) -> Path:
     for i in range(7):
         path = media.write(folder / f"{i}.mp4", seconds=1.0, fps=5, size=(64, 48))
         rows.append({"id": f"clip.{i}", "video": path.name, "split": "train", "text": f"text {i}"})
-    rows[1] |= {"start": 0.2, "end": 0.9}
+    rows[1] |= {"start": 0.2, "end": 0.9, "group": "film 1"}
     rows[2] = rows[2] | {
         "narrations": [{"start": 0, "end": 0.5, "text": "timed"}, {"start": 0.5, "end": 1, "text": "too"}]
     }

@@ -9,6 +9,8 @@ import sys
 import time
 from threading import Timer
 
+import av
+import numpy as np
 import pytest
 import torch
 
@@ -474,3 +476,31 @@ def test_a_mixture_trains_and_resumes(tiny, crash, corpus, tmp_path):
     a, b = (checkpoint.read(checkpoint.latest(config.folder), "model.") for config in (whole, halves))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert "spoken 75%, other 25%" in (whole.folder / "report.html").read_text()
+
+
+def test_sound_that_is_no_number_costs_its_clip_alone(tiny, mixed):
+    """One inf among the samples of one clip; all clips of an epoch are in one batch."""
+    samples = np.zeros((1, 32_000), np.float32)
+    samples[0, ::100] = np.inf
+    with av.open(str(mixed.parent / "loud.mkv"), "w") as file:
+        pictures = file.add_stream("mpeg4", rate=5)
+        pictures.width, pictures.height, pictures.pix_fmt = 48, 48, "yuv420p"
+        sound = file.add_stream("pcm_f32le", rate=16_000, layout="mono")
+        for number in range(10):
+            file.mux(pictures.encode(av.VideoFrame.from_ndarray(media.picture(number, (48, 48)), format="rgb24")))
+        chunk = av.AudioFrame.from_ndarray(samples, "flt", "mono")
+        chunk.sample_rate = 16_000
+        file.mux(sound.encode(chunk))
+        for stream in (pictures, sound):
+            file.mux(stream.encode(None))
+    rows = [json.loads(line) for line in mixed.read_text().splitlines()]
+    rows = [row for row in rows if row["video"].startswith(("good", "test"))]
+    rows.append({"video": "loud.mkv", "text": "a loud one", "split": "train"})
+    config = tiny(
+        f"data.manifest={manifest(mixed.parent, rows)}", "data.test=null", "train.batch_size=8", "train.steps=2"
+    )
+    pretrain(config)
+    (listed,) = jsonl.read(config.folder / SKIPPED)
+    assert listed["id"] == "loud" and "not finite" in listed["reason"]
+    (row,) = metrics.read(config.folder)
+    assert row["skipped_steps"] == 0 and row["skipped_clips"] == 2 and np.isfinite(row["loss"])

@@ -312,5 +312,6 @@ def refused() -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_parameters_and_batch_must_be_spread_over_the_same_processes():
     assert all("process_group" in message for message in processes.run(refused, 2))

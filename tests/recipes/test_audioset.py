@@ -71,6 +71,7 @@ def test_not_one_video(tmp_path: Path) -> None:
         load_index(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_without_any_text_trains_evaluates_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = tmp_path / "audioset"
     for name, count, seconds in (("balanced_train", 6, 4.0), ("eval", 4, 4.5)):  # other bytes: nothing leaks

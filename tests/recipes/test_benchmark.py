@@ -153,6 +153,7 @@ def test_a_tiny_step_suite_from_end_to_end(tmp_path, capsys):
     assert picture.format == "PNG" and min(picture.size) > 500
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     """The peak of a plain step is, within a factor, what its graph keeps for the backward pass."""
     spec = Spec(batch=64, tokens=128, width=64, layers=2, heads=2)

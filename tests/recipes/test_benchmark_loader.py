@@ -13,6 +13,7 @@ from recipes.data.index import load_index
 from tests.recipes.conftest import DEMO, TINY
 
 
+@pytest.mark.slow
 def test_stages_add_up(corpus, tmp_path, capsys):
     before = [getattr(owner, name) for functions in STAGES.values() for owner, name in functions]
     where = [f"run.dir={tmp_path}", f"data.test={corpus / 'test.jsonl'}"]

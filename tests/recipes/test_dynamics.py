@@ -313,6 +313,7 @@ def test_curves_are_of_the_values_and_columns_have_enough_of_them():
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
+@pytest.mark.slow
 def test_the_command_draws_real_runs_of_any_length(tiny, tmp_path, capsys):
     baseline = tiny("run.name=baseline", "harmonize=none", *PROBES)
     single = tiny("run.name=single", "harmonize=realign", "train.steps=1", *PROBES)

@@ -114,6 +114,7 @@ def test_a_crash_costs_one_part(checkpoint, mixed, tmp_path, monkeypatch, caplog
     assert out.read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["parquet", "safetensors"])
 def test_memory_does_not_grow_with_the_data(checkpoint, mixed, tmp_path, monkeypatch, ending) -> None:
     """Clips that are not there take the same room in the table as others, and no time."""

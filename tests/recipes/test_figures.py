@@ -18,6 +18,7 @@ def test_every_method_that_is_not_random_is_drawn():
     assert set(METHODS) == set(harmony.realign.__all__) - {"random", "pcgrad_random"}
 
 
+@pytest.mark.slow
 def test_the_command_writes_small_pictures_that_are_not_blank(tmp_path, capsys):
     assert main(["realign", "--out", str(tmp_path / "realign")]) == 0
     files = sorted((tmp_path / "realign").iterdir())

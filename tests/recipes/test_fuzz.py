@@ -13,7 +13,7 @@ from recipes.fuzzing.kinds import KINDS, Kind
 @pytest.mark.parametrize("kind", ["media", "manifests", "shards", "configurations", "tables"])
 def test_a_few_cases_end_well(kind: str, tmp_path: Path) -> None:
     KINDS[kind].make(tmp_path / kind)
-    verdicts = [run(Case(kind, number, 1), tmp_path) for number in range(25)]
+    verdicts = [run(Case(kind, number, 1), tmp_path) for number in range(12)]
     assert {verdict.partition(":")[0] for verdict in verdicts} <= set(ALLOWED), verdicts
     assert run(Case(kind, 3, 1), tmp_path).partition(":")[0] == verdicts[3].partition(":")[0]
 

@@ -144,6 +144,7 @@ def test_the_cosines_are_those_of_brute_force(run, corpus, reading):
     assert found["loss_va"] == pytest.approx(losses[0].detach().numpy(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_table(run, corpus, tmp_path):
     whole = scored(run, tmp_path / "whole.parquet", "--data", corpus, "--iterations", 2)
     out = tmp_path / "torn.parquet"
@@ -194,6 +195,7 @@ def test_parts_that_are_there_are_not_measured_again(run, corpus, tmp_path, monk
     assert pq.read_table(tmp_path / "torn.parquet").equals(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_table_as_one(run, corpus, tmp_path):
     for name, launcher in {
         "one": [],
@@ -395,6 +397,7 @@ def test_quantiles_are_exact(tmp_path_factory, values, share, sign):
     assert sum(v <= q for v in there) >= rank > sum(v < q for v in there)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data_set(run):
     _, tokenizer = loaded(run)
 

@@ -241,6 +241,7 @@ def running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_run_whose_workers_are_killed_is_like_any_other(tiny, monkeypatch) -> None:
     calm, disturbed = (tiny(f"run.name={name}", "data.workers=2") for name in ("calm", "disturbed"))
     recipe.pretrain(calm)

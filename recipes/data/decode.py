@@ -226,11 +226,12 @@ class Clip:
         if self.unstamped and codec not in STAMPLESS:
             raise BrokenClip(self.path, f"{codec} in an MPEG program stream has no time stamps; remux it to mp4")
         skip, target, back = codec in SKIPPING, ticks[0], max(1, int(2 / stream.time_base))
-        target = 0 if self.unstamped else target
+        beginning = min(0, stream.start_time or 0)
+        target = beginning if self.unstamped else target
         ahead = int(1 / stream.time_base) if self.container.format.name in UNORDERED else 0
         while True:
             first = target <= (stream.start_time or 0)
-            packets = _from_key_frame(self._packets(stream, 0 if first else target, ticks[-1] + ahead))
+            packets = _from_key_frame(self._packets(stream, beginning if first else target, ticks[-1] + ahead))
             if not packets and first:
                 raise BrokenClip(self.path, "truncated or corrupt: no picture can be read")
             stamps = sorted(p.pts for p in packets if p.pts is not None)
@@ -247,7 +248,7 @@ class Clip:
             if skip and first:
                 skip = False
             elif packets and not stamped:
-                target = 0
+                target = beginning
             else:
                 target, back = target - back, 2 * back
 
@@ -286,7 +287,7 @@ class Clip:
             return
         for stream in self.container.streams:
             stream.discard = Discard.all
-        with suppress(av.FFmpegError, OSError):
+        with suppress(Exception):  # nothing is read of it any more
             self.container.seek(self.container.duration)
             deque(self.demuxer, maxlen=0)
 
@@ -377,6 +378,8 @@ class Clip:
                 channels = frame.layout.nb_channels
                 if channels > limits.CHANNELS:
                     raise BrokenClip(self.path, f"its sound has {channels} channels, more than {limits.CHANNELS}")
+                if frame.sample_rate > limits.RATE:
+                    raise BrokenClip(self.path, f"its sound has {frame.sample_rate} Hz, more than {limits.RATE}")
                 frames.append(frame)
                 samples += frame.samples * max(channels, sample_rate / frame.sample_rate)
                 if samples > limits.SAMPLES:

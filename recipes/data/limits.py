@@ -11,3 +11,4 @@ BYTES = 2**28  # of the packets that are decoded for one window
 PACKETS = 100_000  # the same
 SAMPLES = 2**26  # of the sound decoded for one window, on all channels
 CHANNELS = 8  # of sound; PyAV reads past the end of a frame that has more
+RATE = 768_000  # Hz, of sound

@@ -7,6 +7,7 @@ import re
 import struct
 import sys
 from bisect import bisect_right
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,7 +16,7 @@ import psutil
 import pytest
 from av.video.reformatter import VideoReformatter
 
-from recipes.data.decode import BrokenClip, _rgb, open_clip, probe, read_window
+from recipes.data.decode import BrokenClip, Clip, _rgb, open_clip, probe, read_window
 from tests.recipes import media
 
 RATE = 16_000
@@ -322,3 +323,34 @@ def test_whatever_a_decoder_raises_is_a_broken_clip(error: type[Exception], plai
     mistake = error("utf8", b"x", 0, 1, "no") if error is UnicodeDecodeError else error("of the decoder")
     with pytest.raises(BrokenClip, match=r"header|decoded|corrupt"), open_clip(plain):
         raise mistake
+
+
+def test_a_sample_rate_that_nobody_has_is_refused(tmp_path: Path) -> None:
+    path, samples = tmp_path / "clip.wav", np.zeros(2_000_000, np.int16)
+    media.write_wav(path, samples, 2_000_000)
+    with pytest.raises(BrokenClip, match="2000000 Hz, more than 768000"), open_clip(path) as clip:
+        clip.sound(0.0, 16_000, 1600)
+
+
+def test_packets_without_stamps_before_time_zero_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that begins before zero is begun there, once, and no place is sought for ever."""
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as file:
+        stream = file.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(media.picture(number, (96, 64)), format="rgb24")
+            frame.pts, frame.time_base = number - 5, Fraction(1, 10)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    whole = Clip._packets
+
+    def unstamped(self, stream, target, last):
+        packets = whole(self, stream, target, last)
+        packets[-1].pts = None
+        return packets
+
+    monkeypatch.setattr(Clip, "_packets", unstamped)
+    with open_clip(path) as clip:
+        assert (clip.video.start_time or 0) < 0
+        assert len(clip.pictures(np.array([0.5, 0.9]), None)) == 2

@@ -37,50 +37,40 @@ def problems(config: Any) -> list[str]:
     Returns:
         A sentence for each value that cannot be meant, with its key.
     """
-    found = []
-    for key, value in _values(config):
+    sentences, clips = [], []
+    for key, value in _nodes(config):
         name = key.rpartition(".")[2]
-        if isinstance(value, str):
+        if isinstance(value, ClipFormat):
+            clips.append((key, value))
+        elif isinstance(value, str):
             if not value:
-                found.append(f"{key}= is empty: give it a value, or leave it out")
+                sentences.append(f"{key}= is empty: give it a value, or leave it out")
             elif "\0" in value:
-                found.append(f"{key}={value!r} holds a character that no path can have")
+                sentences.append(f"{key}={value!r} holds a character that no path can have")
             elif name == "name" and len(value) > LETTERS:
-                found.append(f"{key} has {len(value)} letters, more than {LETTERS}")
+                sentences.append(f"{key} has {len(value)} letters, more than {LETTERS}")
         elif isinstance(value, float) and not math.isfinite(value):
-            found.append(f"{key}={value} must be a finite number")
+            sentences.append(f"{key}={value} must be a finite number")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             if name in MOST and value > MOST[name]:
-                found.append(f"{key}={value!r:.40} must be at most {MOST[name]}")
+                sentences.append(f"{key}={value!r:.40} must be at most {MOST[name]}")
             if name in LEAST and value < LEAST[name]:
-                found.append(f"{key}={value!r:.40} must be at least {LEAST[name]}")
-    return found or [problem for key, clip in _clips(config) for problem in _too_large(key, clip)]
+                sentences.append(f"{key}={value!r:.40} must be at least {LEAST[name]}")
+    return sentences or [sentence for key, clip in clips for sentence in _too_large(key, clip)]
 
 
-def _values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with its key; those of a list share one."""
+def _nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every section and value with its key; those of a list share one."""
+    yield key, node
     if is_dataclass(node):
         for field in fields(node):
-            yield from _values(getattr(node, field.name), f"{key}.{field.name}" if key else field.name)
+            yield from _nodes(getattr(node, field.name), f"{key}.{field.name}" if key else field.name)
     elif isinstance(node, dict):
         for name, value in node.items():
-            yield from _values(value, f"{key}.{name}")
+            yield from _nodes(value, f"{key}.{name}")
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from _values(value, key)
-    else:
-        yield key, node
-
-
-def _clips(node: Any, key: str = "") -> Iterator[tuple[str, ClipFormat]]:
-    if isinstance(node, ClipFormat):
-        yield key, node
-    elif is_dataclass(node):
-        for field in fields(node):
-            yield from _clips(getattr(node, field.name), f"{key}.{field.name}" if key else field.name)
-    elif isinstance(node, dict):
-        for name, value in node.items():
-            yield from _clips(value, f"{key}.{name}")
+            yield from _nodes(value, key)
 
 
 def _too_large(key: str, clip: ClipFormat) -> list[str]:

@@ -6,9 +6,10 @@ python -m recipes.benchmarks.options '{"config": "recipes/configs/demo.yaml", "o
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -65,7 +66,9 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         torch.manual_seed(config.train.seed)
-        self.config, self.device = config, device_of(config)
+        self.scratch = TemporaryDirectory(prefix="benchmark-")  # for steps that go wrong, which dump what they saw
+        self.config = replace(config, run=replace(config.run, dir=self.scratch.name))
+        self.device = device_of(config)
         tokenizer = vocabulary.build(f"word{i}" for i in range(WORDS))
         self.words = tokenizer.get_vocab_size()
         self.modules = build(config, tokenizer).to(self.device)

@@ -41,8 +41,8 @@ def _private(url: str) -> str | None:
     """An address of the host that is not of the public internet; a host that nobody knows has none."""
     try:
         parts = urlsplit(url)
-        found = socket.getaddrinfo(parts.hostname or "", parts.port or 443, proto=socket.IPPROTO_TCP)
+        answers = socket.getaddrinfo(parts.hostname or "", parts.port or 443, proto=socket.IPPROTO_TCP)
     except (OSError, ValueError):
         return None
-    addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
+    addresses = [str(entry[4][0]).partition("%")[0] for entry in answers]
     return next((address for address in addresses if not ipaddress.ip_address(address).is_global), None)

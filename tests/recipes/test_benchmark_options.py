@@ -20,10 +20,11 @@ def test_variants_are_timed_and_written(tmp_path):
     assert rows[0]["ratio"] == "1" and "| harmonized, both |" in (tmp_path / "options-tiny.md").read_text()
 
 
-def test_what_cannot_be_taken_says_why(tmp_path):
-    bad = ["train.lr=1e30"]
+def test_what_cannot_be_taken_says_why_and_leaves_the_run_alone(tmp_path):
+    bad = ["train.lr=1e30", f"run.dir={tmp_path}"]
     results = options.race(DEMO, [*TINY, *bad], ["plain"], repeats=3)
     assert "not finite" in results[0].skipped and results[0].seconds == []
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", options.VARIANTS)

@@ -15,7 +15,7 @@ from harmony.warn import warn
 Params = Mapping[str, Tensor]
 
 
-class OwnParameters:
+class ModuleFunction:
     """A pure function ``f(params, x)`` made of a module, which runs on the module's own parameters.
 
     Given these very parameters, the module is called as it is: what it does with them beside its forward pass (layers
@@ -178,7 +178,7 @@ class _NoStrayParameters(TorchFunctionMode):
     closed over.
     """
 
-    def __init__(self, function: OwnParameters) -> None:
+    def __init__(self, function: ModuleFunction) -> None:
         super().__init__()
         self.function = function
 

@@ -148,7 +148,7 @@ def layerwise(member: Member) -> Transform:
         >>> losses = lambda f: {"up": f[:, 0], "down": f[:, 1] - f[:, 0]}
         >>> params = {"a": torch.ones(2), "b": torch.tensor([[1.0, 3.0], [1.0, 0.0]])}
         >>> harmonizer = harmony.layerwise(harmony.realign.pcgrad)
-        >>> step = harmony.harmonized_grad(encode, losses, harmonizer, wrt=lambda name: name)
+        >>> step = harmony.harmonized_grad(encode, losses, harmonizer, labels=lambda name: name)
         >>> _, _, info = step(params, torch.ones(1, 2), harmonizer.init())
         >>> info.weights_of["a"], info.weights_of["b"]
         (tensor([[1., 1.]]), tensor([[2.0000, 1.5000]]))

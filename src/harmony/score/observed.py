@@ -11,7 +11,7 @@ from harmony.score.base import where_defined
 from harmony.transform import samplewise
 
 
-def batch_agreement(gram: Tensor, *, toward: Tensor | None = None, **extras: Any) -> Tensor:
+def batch_agreement(gram: Tensor, *, batch_products: Tensor | None = None, **extras: Any) -> Tensor:
     """Cosine between a sample's gradient and that of the rest of the batch, both of the summed losses.
 
     Args:
@@ -29,10 +29,10 @@ def batch_agreement(gram: Tensor, *, toward: Tensor | None = None, **extras: Any
     Examples:
         >>> import torch, harmony
         >>> gram = torch.ones(3, 2, 2) / 4  # three unit gradients, in two halves each: e_1, e_1, -e_1
-        >>> harmony.score.batch_agreement(gram, toward=torch.tensor([[0.5, 0.5], [0.5, 0.5], [-0.5, -0.5]]))
+        >>> harmony.score.batch_agreement(gram, batch_products=torch.tensor([[0.5, 0.5], [0.5, 0.5], [-0.5, -0.5]]))
         tensor([ 0.,  0., -1.])
     """
-    toward = needed("batch_agreement", "toward", toward, gram.shape[:2], "toward_batch=True")
+    toward = needed("batch_agreement", "batch_products", batch_products, gram.shape[:2], "batch_products=True")
     own = gram.sum((1, 2))
     whole = toward.sum()  # <g, g>, the batch's gradient with itself
     product = toward.sum(1) - own

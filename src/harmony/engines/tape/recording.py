@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from harmony.engines.encoded import Weigh
 from harmony.engines.precision import accumulating, full_precision
+from harmony.engines.run import Weigh
 from harmony.engines.tape.fill import Filler, Storage
 from harmony.engines.tape.ghost import ghost
 from harmony.engines.tape.graph import Output
@@ -129,7 +129,7 @@ class Recording:
         return [[torch.cat(column) for column in zip(*row, strict=True)] for row in rows]
 
     @torch.no_grad()
-    def toward(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
+    def products(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
         """Inner products (groups, L, K) with one gradient, given for every parameter."""
         counted = [piece for piece in self.pieces if piece.counted]
         along = [torch.cat([direction[p].flatten() for p in piece.params]).to(self.dtype) for piece in counted]

@@ -1,15 +1,18 @@
 """Run the encoder once on the whole batch, and find in its autograd graph all that per-sample gradients need."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from harmony.engines.call import EncoderCall
 from harmony.engines.eager import eagerly
-from harmony.engines.encoded import Cotangent, PerSample, Trace, pull_mixed
-from harmony.engines.paths import require_paths
+from harmony.engines.forward import ForwardPass, detached, forward
+from harmony.engines.options import Engine
 from harmony.engines.precision import full_precision
+from harmony.engines.run import Cotangent, PerSample, pull_mixed
+from harmony.engines.run import Run as Trace
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.fill import Storage
 from harmony.engines.tape.graph import Graph, Output, walk
@@ -18,41 +21,17 @@ from harmony.engines.tape.recording import Recording
 from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
 from harmony.engines.tape.target import Target, find_targets
 from harmony.engines.tape.use import Isolated
-from harmony.engines.tape.verify import Verify, due, verify, verify_rearrangements
-from harmony.engines.trace import Inputs, detached, pull_batch, reach, run_batch
+from harmony.engines.tape.verify import due, verify, verify_rearrangements
 from harmony.warn import warn
 
 BLOCKS = 4
 """Blocks of groups that a step is cut into at most, to use per-sample gradients twice: each calls every op again."""
 
 
-class Settings(Protocol):
-    """The options that the tape looks at."""
-
-    @property
-    def update(self) -> str:
-        """Where the update comes from."""
-
-    @property
-    def memory(self) -> int:
-        """Bytes for per-sample gradients."""
-
-    @property
-    def group_size(self) -> int:
-        """Samples in a group."""
-
-    @property
-    def verify(self) -> Verify:
-        """How often the places of the samples are verified."""
-
-
 class Run(NamedTuple):
     """A run on the tape: the graph, where the samples lie in it, and the shared tensors it uses."""
 
-    params: list[Tensor]
-    leaves: list[Any]
-    spec: Any
-    tracked: list[bool]
+    forward: ForwardPass
     graph: Graph
     places: SampleAxis
     signature: Any
@@ -60,43 +39,48 @@ class Run(NamedTuple):
     size: int
 
     @property
+    def params(self) -> list[Tensor]:
+        """The parameters that autograd follows."""
+        return self.forward.params
+
+    @property
     def outputs(self) -> list[Tensor]:
         """The embedding leaves that depend on the parameters, with their graph."""
-        return [leaf for leaf, t in zip(self.leaves, self.tracked, strict=True) if t]
+        return self.forward.outputs
 
 
 @eagerly()
-def record(inputs: Inputs) -> Run:
+def record(inputs: EncoderCall) -> Run:
     """Encode with ordinary autograd and read the graph.
 
     Raises:
         MixedSamplesError: The encoder mixes samples.
         UnsupportedError: It cannot be recorded.
     """
-    params = inputs.tracked_params()
-    run = run_batch(inputs, params)
+    run = forward(inputs)
+    params = run.params
     names = dict(zip(params, inputs.names, strict=True))
     graph = None
     try:
         graph = walk(run.outputs)
-        require_paths(graph.paths(), params, inputs.names, run.hidden, inputs.refuse)
+        run.require_paths(graph.paths(), inputs)
         places, signature = sample_axis(graph, run.outputs, inputs.batch, inputs.size, names)
         targets = _in_one_task(lambda: find_targets(graph, places, params))
     except (UnsupportedError, MixedSamplesError) as error:
         error.leaves = detached(run.leaves)
         error.signature = inputs.size, None if graph is None else graph.signature()
         raise
-    return Run(params, run.leaves, run.spec, run.tracked, graph, places, signature, targets, inputs.size)
+    return Run(run, graph, places, signature, targets, inputs.size)
 
 
-def trace_tape(inputs: Inputs, options: Settings, storage: Storage) -> Trace:
+def trace_tape(inputs: EncoderCall, options: Engine, storage: Storage) -> Trace:
     """Run the encoder on the tape; runs that follow one another may share their working storage."""
     run = record(inputs)
     _warn_of_isolated(run, inputs.names)
     return trace_of(run, inputs, options, storage)
 
 
-def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> Trace:
+def trace_of(run: Run, inputs: EncoderCall, options: Engine, storage: Storage) -> Trace:
     """What the other parts of the library see of a run."""
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
@@ -114,11 +98,8 @@ def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> T
             backward=lambda weights: pull_mixed(pull, cotangents, weights, inputs.label),
         )  # fmt: skip
 
-    def pull(cotangent: Cotangent) -> list[Tensor]:
-        return pull_batch(run.outputs, run.params, cotangent)
-
-    reaches = lambda: reach(run.outputs, run.params)  # noqa: E731
-    return Trace(detached(run.leaves), run.spec, run.tracked, pull, per_sample, reaches)
+    pull, result = run.forward.pull, run.forward
+    return Trace(result.detached, result.spec, result.tracked, pull, per_sample, result.reaches)
 
 
 def reached_by(run: Run, cotangents: Sequence[Cotangent]) -> list[set[int]]:
@@ -138,10 +119,10 @@ def reached_by(run: Run, cotangents: Sequence[Cotangent]) -> list[set[int]]:
 
 
 def plan(
-    run: Run, inputs: Inputs, options: Settings, reached: list[set[int]], fused: bool
+    run: Run, inputs: EncoderCall, options: Engine, reached: list[set[int]], fused: bool
 ) -> tuple[Update, list[Piece]]:
     """Where the update comes from, and what is computed for each parameter."""
-    group = min(options.group_size, inputs.size)
+    group = min(inputs.group_size, inputs.size)
     groups = -(-inputs.size // group)
     selected = inputs.selected
     counted = [t for t in run.targets if any(selected[p] for p in t.params)]
@@ -155,7 +136,7 @@ def plan(
         partial = max(inputs.label) == 0 and work(counted) < 0.5 * work(run.targets)
         update = "backward" if partial else "kept" if fits else "tape"
     targets = counted if update == "backward" else run.targets
-    return update, pieces(targets, run.params, inputs.label, reached, group, update == "kept")  # type: ignore[return-value]
+    return update, pieces(targets, run.params, inputs.label, reached, group, update == "kept")
 
 
 @eagerly()

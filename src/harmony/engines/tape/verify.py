@@ -3,20 +3,19 @@
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harmony.engines.eager import eagerly
-from harmony.engines.encoded import Cotangent
+from harmony.engines.options import Verify
 from harmony.engines.precision import full_precision
+from harmony.engines.run import Cotangent
 from harmony.engines.tape.errors import LeakedGradientError
 from harmony.engines.tape.graph import Graph, Output, parameter_behind
 from harmony.engines.tape.layout import Place, along
 from harmony.engines.tape.target import Target
-
-Verify = Literal["auto", "always", "never"]
 
 _CALLS: Counter[Any] = Counter()
 _REMEMBERED = 4096

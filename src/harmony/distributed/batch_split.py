@@ -18,7 +18,7 @@ BUCKET = 64 * 2**20
 """Bytes of gradients that are sent at once."""
 
 
-class Shares(NamedTuple):
+class BatchSplit(NamedTuple):
     """How a batch is shared among processes.
 
     Attributes:
@@ -42,7 +42,7 @@ class Shares(NamedTuple):
         start = sum(self.sizes[: self.rank])
         return slice(start, start + self.sizes[self.rank])
 
-    def groups(self, group_size: int) -> "Shares":
+    def groups(self, group_size: int) -> "BatchSplit":
         """How the groups of so many samples are shared; none of them reaches over two processes."""
         return self._replace(sizes=tuple(-(-size // group_size) for size in self.sizes))
 
@@ -50,11 +50,11 @@ class Shares(NamedTuple):
         """The number (B,) of each sample's group in the batch."""
         if len(self.sizes) == 1:
             return torch.arange(self.size, device=device) // group_size
-        found: list[int] = []
+        members: list[int] = []
         for size in self.sizes:
-            first = found[-1] + 1 if found else 0
-            found += [first + sample // group_size for sample in range(size)]
-        return torch.tensor(found, device=device)
+            first = members[-1] + 1 if members else 0
+            members += [first + sample // group_size for sample in range(size)]
+        return torch.tensor(members, device=device)
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows of all processes (B, ...) of the rows of this one (b, ...); no gradient passes."""
@@ -92,12 +92,12 @@ class Shares(NamedTuple):
         return agreed
 
 
-def alone(size: int) -> Shares:
+def alone(size: int) -> BatchSplit:
     """A batch that this process has for itself."""
-    return Shares(None, 0, (size,))
+    return BatchSplit(None, 0, (size,))
 
 
-def shares(size: int, process_group: Any = None) -> Shares:
+def split_batch(size: int, process_group: Any = None) -> BatchSplit:
     """Tell the other processes how many samples this one has, and learn how many they have.
 
     Args:
@@ -105,7 +105,7 @@ def shares(size: int, process_group: Any = None) -> Shares:
         process_group: A process group; None for this process alone.
 
     Returns:
-        The shares of the batch. Where the group can send tensors of the CPU (gloo, which a group has unless it was made
+        The split. Where the group can send tensors of the CPU (gloo, which a group has unless it was made
         for NCCL alone), no device is waited for.
     """
     if process_group is None:
@@ -113,21 +113,21 @@ def shares(size: int, process_group: Any = None) -> Shares:
     own = torch.tensor([size], device=_device_of(process_group))
     counts = own.new_empty(dist.get_world_size(process_group))
     dist.all_gather(list(torch.split(counts, 1)), own, group=process_group)
-    return Shares(process_group, dist.get_rank(process_group), tuple(counts.tolist()))
+    return BatchSplit(process_group, dist.get_rank(process_group), tuple(counts.tolist()))
 
 
-def gathered(x: Tensor, shared: Shares) -> Tensor:
+def gathered(x: Tensor, split: BatchSplit) -> Tensor:
     """Rows of all; a process with fewer than the others sends zeros in their place, which nobody keeps."""
-    most = max(shared.sizes)
+    most = max(split.sizes)
     sent = x.new_zeros(most, *x.shape[1:])
     sent[: len(x)] = x
     as_bytes = x.dtype == torch.bool
     sent = sent.to(torch.uint8) if as_bytes else sent
-    received = sent.new_empty(len(shared.sizes) * most, *x.shape[1:])
-    parts = torch.split(received, most) if most else (received,) * len(shared.sizes)
-    dist.all_gather(list(parts), sent, group=shared.process_group)
-    if min(shared.sizes) < most:
-        received = torch.cat([part[:size] for part, size in zip(parts, shared.sizes, strict=True)])
+    received = sent.new_empty(len(split.sizes) * most, *x.shape[1:])
+    parts = torch.split(received, most) if most else (received,) * len(split.sizes)
+    dist.all_gather(list(parts), sent, group=split.process_group)
+    if min(split.sizes) < most:
+        received = torch.cat([part[:size] for part, size in zip(parts, split.sizes, strict=True)])
     return received.bool() if as_bytes else received
 
 

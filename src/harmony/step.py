@@ -12,7 +12,7 @@ from harmony.cosines import agreement, defined
 from harmony.definition import Attribution
 from harmony.engines.options import Engine
 from harmony.evaluation import Blocks, Evaluation, Options, PyTree, Space
-from harmony.modules import ModuleFunction, accumulate, hooks_aside, owner
+from harmony.modules import ModuleFunction, accumulate, suspended_hooks, unwrap
 from harmony.parameters import Wrt
 from harmony.transform import Member, State, Transform, apply, chain, whole_gram
 
@@ -173,7 +173,7 @@ def backward(
         wrt, labels, feature_leaves, attribution, space, group_size, batch_products, process_group, loss_scale, engine
     )
     state = transform.init() if state is None else state
-    with hooks_aside(encoder.params), hooks_aside(objective.params):
+    with suspended_hooks(encoder, objective):
         evaluation = Evaluation(encoder, objective, encoder.params, batch, objective.params, options)
         (grads, loss_grads), state, info = _harmonize(evaluation, transform, state, ids, extras)
     accumulate(objective.params, loss_grads)
@@ -223,7 +223,7 @@ def measure(
     options = Options(
         wrt, labels, feature_leaves, attribution, space, group_size, False, process_group, loss_scale, engine
     )
-    with hooks_aside(encoder.params), hooks_aside(objective.params):
+    with suspended_hooks(encoder, objective):
         evaluation = Evaluation(encoder, objective, encoder.params, batch, objective.params, options)
         gram = evaluation.gram()
     return _info(evaluation, gram, torch.ones_like(gram[..., 0]))
@@ -233,7 +233,7 @@ def as_functions(
     module: nn.Module, losses: Any, forward: Callable[[nn.Module, Any], PyTree] | None, process_group: Any = None
 ) -> tuple[ModuleFunction, ModuleFunction, Any]:
     """A module and its losses as pure functions of their parameters, and the processes that share the batch."""
-    module, wrapped_for = owner(module)
+    module, wrapped_for = unwrap(module)
     call = forward or call_module
     encoder = ModuleFunction(
         module, lambda batch: call(module, batch), "forward", "make the module that owns it a submodule of the encoder"

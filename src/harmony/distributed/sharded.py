@@ -58,7 +58,7 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, Any]:
 
 
 @contextlib.contextmanager
-def without_hooks(module: nn.Module) -> Iterator[None]:
+def without_fsdp_hooks(module: nn.Module) -> Iterator[None]:
     """Inside, what ``fully_shard`` does before and after a forward pass is left out: the parameters are whole already.
 
     Its hooks would put parameters of their own in the place of those that are differentiated.

@@ -123,16 +123,15 @@ def _substituted(module: nn.Module, own: Params, params: Params) -> Iterator[Non
 @contextlib.contextmanager
 def suspended_hooks(*functions: ModuleFunction) -> Iterator[None]:
     """Inside, hooks on parameters do not see the engine's backward passes; ``accumulate`` calls them once."""
-    suspended = [(p._backward_hooks, dict(p._backward_hooks or {})) for f in functions for p in f.params.values()]
+    params = [p for function in functions for p in function.params.values()]
+    suspended = [(hooks, dict(hooks)) for p in params if (hooks := p._backward_hooks)]
     for hooks, _ in suspended:
-        if hooks:
-            hooks.clear()
+        hooks.clear()
     try:
         yield
     finally:
         for hooks, saved in suspended:
-            if saved:
-                hooks.update(saved)
+            hooks.update(saved)
 
 
 def accumulate(params: Params, grads: Params) -> None:

@@ -133,37 +133,33 @@ def backward(
 ) -> tuple[Info, State]:
     """In an ordinary training loop, stand in for the forward pass, the losses and ``loss.backward()``.
 
-    Adds the harmonized gradient to ``.grad`` of the module's trainable parameters, and of the losses' where ``losses``
-    is a module with parameters of its own (heads, a learnable temperature). Parameters that no loss reaches get zeros.
-    Hooks on parameters are called once, with this gradient.
+    Adds the harmonized gradient to ``.grad`` of the trainable parameters, zeros where no loss reaches; hooks on
+    parameters are called once. The other keywords are those of [gram_vjp][harmony.gram_vjp].
 
     Args:
-        module: The encoder. Frozen parameters stay frozen; the others are named as in ``named_parameters()``. Inside
-            ``DistributedDataParallel``, or sharded by ``fully_shard``, its processes share the batch.
+        module: The encoder. Inside ``DistributedDataParallel``, or sharded by ``fully_shard``, its processes share the
+            batch.
         batch: Tree whose tensors have leading axis B.
-        losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function or a module.
+        losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function, or a module with parameters.
         harmonizer: A transform, see [chain][harmony.chain], or a function ``gram -> weights``.
         state: Its state; None for a fresh one.
-        forward: ``forward(module, batch) -> embeddings``. Default: ``module(**batch)`` for a dictionary,
-            ``module(*batch)`` for a tuple or list, else ``module(batch)``.
+        forward: ``forward(module, batch) -> embeddings``; default ``module(**batch)``, ``module(*batch)`` or
+            ``module(batch)``, as the batch is packed.
         ids: Ids (B,) of the samples, for rules that remember samples.
         extras: As in [harmonized_grad][harmony.harmonized_grad].
-        process_group: Default, the processes that the module is wrapped for. Where several processes are at work and it
-            is wrapped for none, say which share the batch, or None. Other keywords: see [gram_vjp][harmony.gram_vjp].
+        process_group: Default, the processes that the module is wrapped for; else name them, or None.
 
     Returns:
         ``info, state``: an [Info][harmony.Info] and the next state.
 
     Raises:
-        ValueError: See [gram_vjp][harmony.gram_vjp]; a module without trainable parameters; a trainable parameter
-            that ``forward`` or ``losses`` uses and that is in neither module; several processes, and none named.
+        ValueError: A trainable parameter that is in neither module; several processes, and none named.
 
     Examples:
         >>> import torch, harmony
         >>> module = torch.nn.Linear(3, 2, bias=False)
-        >>> harmonizer = harmony.chain(harmony.realign.pcgrad)
         >>> losses = lambda f: {"left": f[:, 0] ** 2, "right": f[:, 1] ** 2}
-        >>> info, state = harmony.backward(module, torch.ones(4, 3), losses, harmonizer)
+        >>> info, state = harmony.backward(module, torch.ones(4, 3), losses, harmony.realign.pcgrad)
         >>> module.weight.grad.shape, int(info.kept)
         (torch.Size([2, 3]), 4)
     """

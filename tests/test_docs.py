@@ -73,6 +73,12 @@ def test_page_runs(page: Path) -> None:
             run(block, page, namespace)
 
 
+def test_concepts_quote_the_definition_word_for_word() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    formulas = re.search(r"^```text\n(?P<quote>f_b .*?)^```", page[page.index("## Three attributions") :], re.M | re.S)
+    assert formulas and textwrap.indent(formulas["quote"], "    ") in str(harmony.definition.__doc__)
+
+
 def test_the_pages_that_teach_have_code() -> None:
     pages = {page.relative_to(ROOT).as_posix() for page in runnable_pages()}
     assert pages >= {"docs/index.md", "docs/concepts.md", "docs/tutorials/multitask.md"}

@@ -77,44 +77,32 @@ def gram_vjp(
         tensor([[[2., 2.],
                  [2., 4.]]])
     """
-    leaves, params_spec = pytree.tree_flatten(params)
-    samples, batch_spec = pytree.tree_flatten(batch)
-    size = len(samples[0])
-    specs: list[Any] = []
+    params_spec = pytree.tree_structure(params)
+    encoded, spec = encode_each(encode, params, batch)
+    size = len(encoded.features[0])
 
-    def one(params: list[Tensor], sample: list[Tensor]) -> tuple[Tensor, ...]:
-        """Encode a batch of one sample."""
-        rows = pytree.tree_unflatten([x[None] for x in sample], batch_spec)
-        outputs, spec = pytree.tree_flatten(encode(pytree.tree_unflatten(params, params_spec), rows))
-        specs.append(spec)
-        return tuple(output[0] for output in outputs)
+    def terms_of(features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Loss terms {name: (B,)} of the embeddings that depend on the parameters."""
+        outputs = losses(pytree.tree_unflatten(encoded.merge(features), spec))
+        return {name: term.expand(size) for name, term in outputs.items()}
 
-    encoded = encode_samples(one, leaves, samples)
-
-    def terms_of(features: Sequence[Tensor]) -> Tensor:
-        """Loss terms (B, K) of the embeddings that depend on the parameters."""
-        outputs = losses(pytree.tree_unflatten(encoded.merge(features), specs[0]))
-        names[:] = outputs
-        return torch.stack([term.expand(size) for term in outputs.values()], 1)
-
-    names: list[str] = []
     terms = terms_of(encoded.features)
-    sent = [c.movedim(1, 0) / size for c in jacrev(terms_of)(encoded.features)]  # C, of each leaf: (K, B, B, ...)
-    grads = [gradients(encoded.pull, [c[k] for c in sent], attribution) for k in range(terms.shape[1])]
-    sums = [[sum_groups(g, group_size) for g in of_loss] for of_loss in grads]
+    sent = [[c / size for c in leaves] for leaves in jacrev(terms_of)(encoded.features).values()]  # C[k]: (B, B, ...)
+    grads = [gradients(encoded.pull, loss, attribution) for loss in sent]
+    gram = gram_blocks([[sum_groups(g, group_size) for g in loss] for loss in grads])
 
     def pullback(weights: Tensor) -> PyTree:
         rows = weights.repeat_interleave(group_size, 0)[:size]
         if attribution == "activation":
             update = [torch.einsum("bk,kb...->...", rows, torch.stack(g)) for g in zip(*grads, strict=True)]
         else:
-            weighted = [torch.einsum("rk,krb...->b...", rows, c) for c in sent]
+            weighted = [torch.einsum("rk,krb...->b...", rows, torch.stack(c)) for c in zip(*sent, strict=True)]
             update = [g.sum(0) for g in encoded.pull(weighted)]
         return pytree.tree_unflatten(update, params_spec)
 
-    embeddings = pytree.tree_unflatten(encoded.merge(encoded.features), specs[0])
-    values = dict(zip(names, terms.mean(0), strict=True))
-    return Definition(values, terms, gram_blocks(sums), embeddings, pullback)
+    embeddings = pytree.tree_unflatten(encoded.merge(encoded.features), spec)
+    values = {name: term.mean() for name, term in terms.items()}
+    return Definition(values, torch.stack(list(terms.values()), 1), gram, embeddings, pullback)
 
 
 def gradients(
@@ -131,7 +119,7 @@ def gradients(
 
 def gram_blocks(grads: Sequence[Sequence[Tensor]]) -> Tensor:
     """``G[b, k, l] = <g_b^k, g_b^l>``, (B, K, K), of K lists of gradients (B, *p)."""
-    rows = torch.stack([torch.cat([g.flatten(1) for g in of_loss], 1) for of_loss in grads], 1)
+    rows = torch.stack([torch.cat([g.flatten(1) for g in loss], 1) for loss in grads], 1)
     return rows @ rows.mT
 
 
@@ -161,6 +149,24 @@ class EncodedSamples(NamedTuple):
         """All outputs in their order, with these features."""
         sources = {True: iter(features), False: iter(self.constants)}
         return [next(sources[tracked]) for tracked in self.tracked]
+
+
+def encode_each(
+    encode: Callable[[PyTree, PyTree], PyTree], params: PyTree, batch: PyTree
+) -> tuple[EncodedSamples, Any]:
+    """Encode every sample of a batch by itself: the encoded samples, and the tree specification of their embeddings."""
+    leaves, params_spec = pytree.tree_flatten(params)
+    samples, batch_spec = pytree.tree_flatten(batch)
+    specs: list[Any] = []
+
+    def one(params: list[Tensor], sample: list[Tensor]) -> tuple[Tensor, ...]:
+        """Encode a batch of one sample."""
+        rows = pytree.tree_unflatten([x[None] for x in sample], batch_spec)
+        outputs, spec = pytree.tree_flatten(encode(pytree.tree_unflatten(params, params_spec), rows))
+        specs.append(spec)
+        return tuple(output[0] for output in outputs)
+
+    return encode_samples(one, leaves, samples), specs[0]
 
 
 def encode_samples(

@@ -56,28 +56,23 @@ def gram_vjp(
 ) -> GramVJP:
     """Losses, Gram blocks of their per-sample gradients, and a pullback of per-sample weights.
 
-    Like ``torch.func.vjp``: what the function gives, and a function that pulls back. ``harmony.definition`` says what
-    the numbers mean, in 200 lines; the page on concepts explains each keyword.
+    ``harmony.definition`` says in 200 lines what the numbers mean; the page on concepts explains each keyword.
 
     Args:
         encode: ``encode(params, batch)`` -> tree of tensors (B, ...), one sample at a time: no op may mix samples.
-        losses: ``losses(embeddings)``, or ``losses(loss_params, embeddings)``, -> {name: (B,) terms or a scalar}. May
-            couple samples; the loss is the mean of the terms.
+        losses: ``losses([loss_params,] embeddings)`` -> {name: (B,) terms or a scalar}; may couple samples.
         params: Tree of floating-point tensors.
         batch: Tree of tensors (B, ...); leaves without axes are shared by all samples.
-        wrt: The parameters that the Gram is taken over: a predicate on their names (paths joined by dots), or
-            ``"shared"``, those that every loss reaches; default all. The update covers all parameters.
-        labels: Name of a parameter -> label, or None: one Gram for each label, layer-wise say.
-        feature_leaves: Predicate on the names of the embedding leaves that the Gram in feature space is taken over;
-            default those that every loss reaches.
-        attribution: ``"activation"``, ``"loss"`` or ``"anchor"``: how "the gradient of a sample" is read.
-        space: ``"parameters"``, or ``"features"``, gradients at the embeddings, nearly free.
+        wrt: Parameters of the Gram: a predicate on names, or ``"shared"``, those that every loss reaches; default all.
+        labels: Name of a parameter -> label or None: one Gram for each label, layer-wise say.
+        feature_leaves: Predicate on names of embedding leaves, for features; default those that every loss reaches.
+        attribution: How "the gradient of a sample" is read: ``"activation"``, ``"loss"`` or ``"anchor"``.
+        space: ``"parameters"``, or ``"features"``: gradients at the embeddings, nearly free.
         group_size: Consecutive samples whose gradients are summed before the Gram.
         loss_params: Tree of parameters of the losses (heads, temperature), if they have any.
-        batch_products: Also give ``<g_b^k, sum of all gradients>``, for activation; takes the gradients twice.
-        process_group: Processes that share the batch; everything returned is of the whole batch, on every process.
-        loss_scale: Tensor without axes that multiplies the losses before they are differentiated, and what ``pullback``
-            returns; values, terms and Gram are free of it.
+        batch_products: Also give the inner products with the gradient of the batch.
+        process_group: Processes that share the batch: everything is of the whole batch, on each of them.
+        loss_scale: Tensor that multiplies what is differentiated, and so what ``pullback`` returns; nothing else.
         engine: Options of the machine.
 
     Returns:
@@ -85,14 +80,12 @@ def gram_vjp(
 
     Raises:
         ValueError: Shapes that do not fit, a choice of no parameter, an encoder that mixes samples.
-        TypeError: Parameters that are no floating-point tensors, losses that are no dictionary.
 
     Examples:
         >>> import torch, harmony
-        >>> params = {"w": torch.eye(2)}
         >>> encode = lambda params, x: x @ params["w"]
         >>> losses = lambda f: {"first": f[:, 0], "second": f[:, 0] - f[:, 1]}
-        >>> result = harmony.gram_vjp(encode, losses, params, torch.ones(1, 2))
+        >>> result = harmony.gram_vjp(encode, losses, {"w": torch.eye(2)}, torch.ones(1, 2))
         >>> result.gram
         tensor([[[2., 2.],
                  [2., 4.]]])
@@ -101,7 +94,7 @@ def gram_vjp(
                 [1., 0.]])
 
     References:
-        Wu et al., Scaling Multimodal Pre-Training via Cross-Modality Gradient Harmonization, 2022 (arXiv:2211.02077).
+        Wu et al., 2022 (arXiv:2211.02077).
     """
     options = Options(
         wrt, labels, feature_leaves, attribution, space, group_size, batch_products, process_group, loss_scale, engine

@@ -20,7 +20,7 @@ from harmony.engines.tape.trace import plan as plan_pieces
 from harmony.engines.tape.trace import reached_by, record
 from harmony.engines.tape.use import Isolated
 from harmony.loss_stage import LossStage
-from harmony.modules import hooks_aside
+from harmony.modules import suspended_hooks
 from harmony.parameters import Wrt, flatten_call, resolve_shared
 from harmony.step import as_functions
 
@@ -160,8 +160,7 @@ def as_call(
             module, batch, losses = arguments
             encode, losses, _ = as_functions(module, losses, forward, None)
             params, loss_params = encode.params, losses.params
-            stack.enter_context(hooks_aside(params))
-            stack.enter_context(hooks_aside(loss_params))
+            stack.enter_context(suspended_hooks(encode, losses))
         else:
             encode, losses, params, batch = arguments
         call = flatten_call(encode, params, batch, wrt=wrt, labels=labels, group_size=group_size)

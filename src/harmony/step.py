@@ -12,7 +12,7 @@ from harmony.cosines import agreement, defined
 from harmony.definition import Attribution
 from harmony.engines.options import Engine
 from harmony.evaluation import Blocks, Evaluation, Options, PyTree, Space
-from harmony.modules import ModuleFunction, accumulate, hooks_aside, owner
+from harmony.modules import ModuleFunction, accumulate, suspended_hooks, unwrap
 from harmony.parameters import Wrt
 from harmony.transform import Member, State, Transform, apply, chain, whole_gram
 
@@ -133,37 +133,33 @@ def backward(
 ) -> tuple[Info, State]:
     """In an ordinary training loop, stand in for the forward pass, the losses and ``loss.backward()``.
 
-    Adds the harmonized gradient to ``.grad`` of the module's trainable parameters, and of the losses' where ``losses``
-    is a module with parameters of its own (heads, a learnable temperature). Parameters that no loss reaches get zeros.
-    Hooks on parameters are called once, with this gradient.
+    Adds the harmonized gradient to ``.grad`` of the trainable parameters, zeros where no loss reaches; hooks on
+    parameters are called once. The other keywords are those of [gram_vjp][harmony.gram_vjp].
 
     Args:
-        module: The encoder. Frozen parameters stay frozen; the others are named as in ``named_parameters()``. Inside
-            ``DistributedDataParallel``, or sharded by ``fully_shard``, its processes share the batch.
+        module: The encoder. Inside ``DistributedDataParallel``, or sharded by ``fully_shard``, its processes share the
+            batch.
         batch: Tree whose tensors have leading axis B.
-        losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function or a module.
+        losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function, or a module with parameters.
         harmonizer: A transform, see [chain][harmony.chain], or a function ``gram -> weights``.
         state: Its state; None for a fresh one.
-        forward: ``forward(module, batch) -> embeddings``. Default: ``module(**batch)`` for a dictionary,
-            ``module(*batch)`` for a tuple or list, else ``module(batch)``.
+        forward: ``forward(module, batch) -> embeddings``; default ``module(**batch)``, ``module(*batch)`` or
+            ``module(batch)``, as the batch is packed.
         ids: Ids (B,) of the samples, for rules that remember samples.
         extras: As in [harmonized_grad][harmony.harmonized_grad].
-        process_group: Default, the processes that the module is wrapped for. Where several processes are at work and it
-            is wrapped for none, say which share the batch, or None. Other keywords: see [gram_vjp][harmony.gram_vjp].
+        process_group: Default, the processes that the module is wrapped for; else name them, or None.
 
     Returns:
         ``info, state``: an [Info][harmony.Info] and the next state.
 
     Raises:
-        ValueError: See [gram_vjp][harmony.gram_vjp]; a module without trainable parameters; a trainable parameter
-            that ``forward`` or ``losses`` uses and that is in neither module; several processes, and none named.
+        ValueError: A trainable parameter that is in neither module; several processes, and none named.
 
     Examples:
         >>> import torch, harmony
         >>> module = torch.nn.Linear(3, 2, bias=False)
-        >>> harmonizer = harmony.chain(harmony.realign.pcgrad)
         >>> losses = lambda f: {"left": f[:, 0] ** 2, "right": f[:, 1] ** 2}
-        >>> info, state = harmony.backward(module, torch.ones(4, 3), losses, harmonizer)
+        >>> info, state = harmony.backward(module, torch.ones(4, 3), losses, harmony.realign.pcgrad)
         >>> module.weight.grad.shape, int(info.kept)
         (torch.Size([2, 3]), 4)
     """
@@ -173,7 +169,7 @@ def backward(
         wrt, labels, feature_leaves, attribution, space, group_size, batch_products, process_group, loss_scale, engine
     )
     state = transform.init() if state is None else state
-    with hooks_aside(encoder.params), hooks_aside(objective.params):
+    with suspended_hooks(encoder, objective):
         evaluation = Evaluation(encoder, objective, encoder.params, batch, objective.params, options)
         (grads, loss_grads), state, info = _harmonize(evaluation, transform, state, ids, extras)
     accumulate(objective.params, loss_grads)
@@ -223,7 +219,7 @@ def measure(
     options = Options(
         wrt, labels, feature_leaves, attribution, space, group_size, False, process_group, loss_scale, engine
     )
-    with hooks_aside(encoder.params), hooks_aside(objective.params):
+    with suspended_hooks(encoder, objective):
         evaluation = Evaluation(encoder, objective, encoder.params, batch, objective.params, options)
         gram = evaluation.gram()
     return _info(evaluation, gram, torch.ones_like(gram[..., 0]))
@@ -233,7 +229,7 @@ def as_functions(
     module: nn.Module, losses: Any, forward: Callable[[nn.Module, Any], PyTree] | None, process_group: Any = None
 ) -> tuple[ModuleFunction, ModuleFunction, Any]:
     """A module and its losses as pure functions of their parameters, and the processes that share the batch."""
-    module, wrapped_for = owner(module)
+    module, wrapped_for = unwrap(module)
     call = forward or call_module
     encoder = ModuleFunction(
         module, lambda batch: call(module, batch), "forward", "make the module that owns it a submodule of the encoder"

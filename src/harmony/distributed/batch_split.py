@@ -1,4 +1,4 @@
-"""How a batch is shared among processes, and what they send to one another.
+"""How a batch is split over processes, and what they send to one another.
 
 The batch is the samples of all processes in order of their rank; processes may hold different numbers of them.
 """
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from harmony.distributed.sharded import is_sharded, scattered
+from harmony.distributed.sharded import is_sharded, scatter
 
 PyTree = Any
 BUCKET = 64 * 2**20
@@ -19,7 +19,7 @@ BUCKET = 64 * 2**20
 
 
 class BatchSplit(NamedTuple):
-    """How a batch is shared among processes.
+    """How a batch is split over processes.
 
     Attributes:
         process_group: The processes; None for this one alone.
@@ -43,7 +43,7 @@ class BatchSplit(NamedTuple):
         return slice(start, start + self.sizes[self.rank])
 
     def groups(self, group_size: int) -> "BatchSplit":
-        """How the groups of so many samples are shared; none of them reaches over two processes."""
+        """How the groups of so many samples are split; none of them reaches over two processes."""
         return self._replace(sizes=tuple(-(-size // group_size) for size in self.sizes))
 
     def members(self, group_size: int, device: torch.device) -> Tensor:
@@ -57,30 +57,30 @@ class BatchSplit(NamedTuple):
         return torch.tensor(members, device=device)
 
     def gather(self, x: Tensor) -> Tensor:
-        """Rows of all processes (B, ...) of the rows of this one (b, ...); no gradient passes."""
-        return x if self.process_group is None else gathered(x.detach(), self)
+        """Rows (B, ...) of all processes, for the rows (b, ...) of this one; no gradient passes."""
+        return x if self.process_group is None else gather_rows(x.detach(), self)
 
     def gather_tree(self, tree: PyTree) -> PyTree:
-        """`gather` for every tensor of a tree that has rows."""
+        """``gather`` for every tensor of a tree that has rows."""
         return pytree.tree_map(lambda x: self.gather(x) if isinstance(x, Tensor) and x.ndim else x, tree)
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sums over the processes, tensor by tensor; the same on each of them to the last bit."""
-        return list(tensors) if self.process_group is None else summed(tensors, self.process_group)
+        return list(tensors) if self.process_group is None else all_sum(tensors, self.process_group)
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """Flag by flag, whether it is set on any process; the host waits for it."""
         if self.process_group is None:
             return list(flags)
-        votes = torch.tensor(flags, dtype=torch.int32, device=_device_of(self.process_group))
+        votes = torch.tensor(flags, dtype=torch.int32, device=_host_device(self.process_group))
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.process_group)
         return [bool(vote) for vote in votes.tolist()]
 
     def sum_like(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
         """Sums of gradients over the processes, each sharded as its parameter is."""
-        sharded = [is_sharded(p) for p in params]
-        sums = iter(self.sum([g for g, s in zip(grads, sharded, strict=True) if not s]))
-        return [scattered(g, p) if s else next(sums) for g, p, s in zip(grads, params, sharded, strict=True)]
+        pairs = list(zip(grads, params, strict=True))
+        sums = iter(self.sum([g for g, p in pairs if not is_sharded(p)]))
+        return [scatter(g, p) if is_sharded(p) else next(sums) for g, p in pairs]
 
     def agree(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the first process has, where all have computed the same up to rounding."""
@@ -98,66 +98,55 @@ def alone(size: int) -> BatchSplit:
 
 
 def split_batch(size: int, process_group: Any = None) -> BatchSplit:
-    """Tell the other processes how many samples this one has, and learn how many they have.
+    """Exchange the numbers of samples with the other processes.
 
-    Args:
-        size: Samples of this process.
-        process_group: A process group; None for this process alone.
-
-    Returns:
-        The split. Where the group can send tensors of the CPU (gloo, which a group has unless it was made
-        for NCCL alone), no device is waited for.
+    No device is waited for where the group can send tensors of the CPU: gloo can, which a group has unless it was made
+    for NCCL alone.
     """
     if process_group is None:
         return alone(size)
-    own = torch.tensor([size], device=_device_of(process_group))
+    own = torch.tensor([size], device=_host_device(process_group))
     counts = own.new_empty(dist.get_world_size(process_group))
     dist.all_gather(list(torch.split(counts, 1)), own, group=process_group)
     return BatchSplit(process_group, dist.get_rank(process_group), tuple(counts.tolist()))
 
 
-def gathered(x: Tensor, split: BatchSplit) -> Tensor:
+def gather_rows(x: Tensor, split: BatchSplit) -> Tensor:
     """Rows of all; a process with fewer than the others sends zeros in their place, which nobody keeps."""
     most = max(split.sizes)
-    sent = x.new_zeros(most, *x.shape[1:])
+    kind = torch.uint8 if x.dtype == torch.bool else x.dtype
+    sent = torch.zeros(most, *x.shape[1:], dtype=kind, device=x.device)
     sent[: len(x)] = x
-    as_bytes = x.dtype == torch.bool
-    sent = sent.to(torch.uint8) if as_bytes else sent
-    received = sent.new_empty(len(split.sizes) * most, *x.shape[1:])
-    parts = torch.split(received, most) if most else (received,) * len(split.sizes)
-    dist.all_gather(list(parts), sent, group=split.process_group)
-    if min(split.sizes) < most:
-        received = torch.cat([part[:size] for part, size in zip(parts, split.sizes, strict=True)])
-    return received.bool() if as_bytes else received
+    parts = [torch.empty_like(sent) for _ in split.sizes]
+    dist.all_gather(parts, sent, group=split.process_group)
+    return torch.cat([part[:size] for part, size in zip(parts, split.sizes, strict=True)]).to(x.dtype)
 
 
-def summed(tensors: Sequence[Tensor], process_group: Any) -> list[Tensor]:
+def all_sum(tensors: Sequence[Tensor], process_group: Any) -> list[Tensor]:
     """Sums over the processes, several tensors of a kind at a time."""
-    sums: list[Tensor] = [t for t in tensors]
+    sums = list(tensors)
     for bucket in _buckets(tensors):
         flat = torch.cat([tensors[i].reshape(-1) for i in bucket])
         dist.all_reduce(flat, group=process_group)
-        parts = torch.split(flat, [tensors[i].numel() for i in bucket])
-        for i, part in zip(bucket, parts, strict=True):
+        for i, part in zip(bucket, torch.split(flat, [tensors[i].numel() for i in bucket]), strict=True):
             sums[i] = part.view(tensors[i].shape)
     return sums
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Numbers of the tensors, in runs of one dtype and device that hold no more than `BUCKET` bytes or are alone."""
+    """Numbers of the tensors, in runs of one dtype and device that hold no more than ``BUCKET`` bytes or are alone."""
     buckets: list[list[int]] = []
     kind, room = None, 0
     for i, t in enumerate(tensors):
-        size = t.numel() * t.element_size()
-        if kind != (t.dtype, t.device) or size > room:
+        if kind != (t.dtype, t.device) or t.nbytes > room:
             buckets.append([])
             kind, room = (t.dtype, t.device), BUCKET
         buckets[-1].append(i)
-        room -= size
+        room -= t.nbytes
     return buckets
 
 
-def _device_of(process_group: Any) -> torch.device:
+def _host_device(process_group: Any) -> torch.device:
     """Where the group sends a few numbers from: the host if it can."""
     backend = dist.get_backend_config(process_group)
     return torch.device("cpu" if "cpu:" in backend or "gloo" in backend else "cuda")

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from harmony.distributed.batch_split import BatchSplit, gathered, split_batch, summed
+from harmony.distributed.batch_split import BatchSplit, all_sum, gather_rows, split_batch
 
 PyTree = Any
 
@@ -55,11 +55,11 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, split: BatchSplit) -> Tensor:
         ctx.split = split
-        return gathered(x, split)
+        return gather_rows(x, split)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        [total] = summed([grad], ctx.split.process_group)
+        [total] = all_sum([grad], ctx.split.process_group)
         return total[ctx.split.own], None
 
 

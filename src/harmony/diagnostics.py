@@ -15,13 +15,13 @@ from harmony.engines.encoded import Cotangent, Encoded, Trace
 from harmony.engines.fallback import together_and_alone
 from harmony.engines.precision import inner_products
 from harmony.engines.random import replay, snapshot
+from harmony.engines.tape.engine import Run, reached_by, record, trace_of
+from harmony.engines.tape.engine import plan as plan_pieces
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.fill import Storage
 from harmony.engines.tape.graph import dtypes
-from harmony.engines.tape.plan import Piece
-from harmony.engines.tape.trace import Run, reached_by, record, trace_of
-from harmony.engines.tape.trace import plan as plan_pieces
-from harmony.engines.tape.use import Isolated
+from harmony.engines.tape.materialize import ScratchBuffer
+from harmony.engines.tape.param_use import OpaqueUse
+from harmony.engines.tape.plan import ParamBlock
 from harmony.engines.trace import Inputs, trace_loop, trace_vmap
 from harmony.gram import PyTree, Wrt, check_options, flatten
 from harmony.reached import choose_params
@@ -226,7 +226,7 @@ def check(
     inputs = inputs.doubled() if inputs.size == 1 else inputs
     before = snapshot(inputs.params)
     run = record(inputs)
-    trace = trace_of(run, inputs, settings, Storage())
+    trace = trace_of(run, inputs, settings, ScratchBuffer())
     tolerance = TOLERANCE[_lowest(run)]
     random = not before.equal(snapshot(inputs.params))
     embeddings = _mixing(inputs, trace.tracked, tolerance)
@@ -287,14 +287,14 @@ def _compare(
     tolerance: float,
 ) -> Check:
     """Compare Gram blocks and a weighted update with gradients (n, *shape), K lists of them, of some groups."""
-    recorded = trace_of(run, inputs, settings, Storage()).per_sample(per_loss, False)
+    recorded = trace_of(run, inputs, settings, ScratchBuffer()).per_sample(per_loss, False)
     gram = recorded.gram(settings.group_size)
     weights = torch.zeros_like(gram[:, :, 0])
     weights[chosen] = torch.linspace(0.5, 1.5, weights.shape[2]).to(weights) + chosen.to(weights)[:, None, None] / 9
     of_samples = weights.repeat_interleave(settings.group_size, 0)[: inputs.size]
     update = recorded.combine(of_samples)
     each = inputs._replace(label=list(range(len(inputs.names))), labels=inputs.names)
-    of_params = trace_of(run, each, settings, Storage()).per_sample(per_loss, False).gram(settings.group_size)
+    of_params = trace_of(run, each, settings, ScratchBuffer()).per_sample(per_loss, False).gram(settings.group_size)
 
     by_param = [list(of_param) for of_param in zip(*grads, strict=True)]
     expected_grams = [inner_products([[g] for g in of_param]) for of_param in by_param]
@@ -321,14 +321,14 @@ def _spread(size: int) -> Tensor:
     return torch.linspace(0, size - 1, min(SAMPLES, size), device="cpu").round().long()
 
 
-def _row(number: int, name: str, inputs: Inputs, piece: Piece | None) -> Row:
+def _row(number: int, name: str, inputs: Inputs, piece: ParamBlock | None) -> Row:
     shape = tuple(inputs.params[number].shape)
     uses = [] if piece is None else [u for t in piece.targets if number in t.params for u, _ in t.uses]
     if piece is None or not uses:
         return Row(name, shape, "", "unused" if inputs.selected[number] else "update only", 0.0, 0.0)
     ops = Counter(use.site.node.name().rpartition("::")[2].replace("Backward", " ").split()[0] for use in uses)
     choice: str = piece.choice if piece.counted else "update only"
-    choice = "isolated" if any(isinstance(use, Isolated) for use in uses) else choice
+    choice = "isolated" if any(isinstance(use, OpaqueUse) for use in uses) else choice
     at = piece.params.index(number)
     listed = ", ".join(f"{op} {count}" for op, count in ops.items())
     return Row(name, shape, listed, choice, piece.flops[at], piece.bytes[at])

@@ -141,7 +141,7 @@ def verified(monkeypatch):
     """Numbers of the calls at which a backward pass was verified."""
     calls = []
     original = verify.verify
-    monkeypatch.setattr("harmony.engines.tape.trace.verify", lambda *args: (calls.append(1), original(*args))[1])
+    monkeypatch.setattr("harmony.engines.tape.engine.verify", lambda *args: (calls.append(1), original(*args))[1])
     monkeypatch.setattr(verify, "_CALLS", type(verify._CALLS)())
     return calls
 

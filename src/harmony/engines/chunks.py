@@ -13,9 +13,9 @@ from harmony.engines.encoded import Cotangent, Encoded, Reach, Sum, Trace, Weigh
 from harmony.engines.fallback import Run, fall_back, run_reference, warn_of_loop
 from harmony.engines.precision import inner_products
 from harmony.engines.random import restore, snapshot
+from harmony.engines.tape.engine import trace_tape
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.fill import Storage
-from harmony.engines.tape.trace import trace_tape
+from harmony.engines.tape.materialize import ScratchBuffer
 from harmony.engines.tape.verify import Verify
 from harmony.engines.trace import (
     Inputs,
@@ -211,7 +211,7 @@ def _first(inputs: Inputs, options: Options, per_sample: bool) -> tuple[Trace, R
             warn_of_loop(why_no_vmap)
         return trace, run
     random, versions = snapshot(inputs.params), inputs.versions()
-    run = functools.partial(_taped, options=options, storage=Storage())
+    run = functools.partial(_taped, options=options, storage=ScratchBuffer())
     try:
         return run(inputs), run
     except (UnsupportedError, MixedSamplesError) as error:
@@ -223,7 +223,7 @@ def _first(inputs: Inputs, options: Options, per_sample: bool) -> tuple[Trace, R
             return fall_back(inputs, error, options.verify)
 
 
-def _taped(inputs: Inputs, options: Options, storage: Storage) -> Trace:
+def _taped(inputs: Inputs, options: Options, storage: ScratchBuffer) -> Trace:
     """A run on the tape; where one group takes all the samples, ordinary backward passes are all there is to do."""
     if inputs.size <= options.group_size:
         return of_one_group(trace_batch(inputs) if inputs.together else trace_apart(inputs, options.verify), inputs)

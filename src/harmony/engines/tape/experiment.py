@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from harmony.engines.tape.axes import Mark, State
-from harmony.engines.tape.axes.places import SEVERAL, place_of_entries
+from harmony.engines.tape.axis_rules import Mark, State
+from harmony.engines.tape.axis_rules.places import SEVERAL, place_of_entries
 from harmony.engines.tape.graph import Graph, Output, dtypes
 from harmony.engines.tape.layout import NOBODY, Place, RowMap, along
 

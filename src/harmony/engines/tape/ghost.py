@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from harmony.engines.tape.graph import Output
-from harmony.engines.tape.layout import Part
-from harmony.engines.tape.plan import Piece
-from harmony.engines.tape.use import Grads, Matrix
+from harmony.engines.tape.layout import SampleBlock
+from harmony.engines.tape.param_use import Grads, MatmulUse
+from harmony.engines.tape.plan import ParamBlock
 
 
-def ghost(piece: Piece, grads: Grads, part: Part, dtype: torch.dtype) -> Tensor:
+def ghost(piece: ParamBlock, grads: Grads, part: SampleBlock, dtype: torch.dtype) -> Tensor:
     """Gram blocks (g, K, K) of a parameter: ``<A^T B_k, A^T B_l> = sum_st (A A^T)_st (B_k B_l^T)_st``.
 
     The rows of all uses of the parameter count as one long list: s and t run over all of them.
@@ -35,13 +35,13 @@ def ghost(piece: Piece, grads: Grads, part: Part, dtype: torch.dtype) -> Tensor:
 
 
 def _factors(
-    piece: Piece, grads: Grads, part: Part, dtype: torch.dtype
+    piece: ParamBlock, grads: Grads, part: SampleBlock, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[list[Tensor | None]], bool]:
     """Left factors, right factors by loss, whether the left are indices; uses that the same losses reach are one."""
-    together: dict[tuple[bool, ...], list[tuple[Matrix, Output]]] = {}
+    together: dict[tuple[bool, ...], list[tuple[MatmulUse, Output]]] = {}
     for target in piece.targets:
         for use, outputs in target.uses:
-            assert isinstance(use, Matrix)
+            assert isinstance(use, MatmulUse)
             together.setdefault(tuple(outputs[0] in g for g in grads), []).append((use, outputs[0]))
     lefts, rights = [], []
     for reached, uses in together.items():

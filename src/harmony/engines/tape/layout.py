@@ -78,7 +78,7 @@ Place = Layout | RowMap
 """Where the samples lie in a tensor."""
 
 
-class Part(NamedTuple):
+class SampleBlock(NamedTuple):
     """Consecutive samples: ``groups`` groups of ``size`` samples each, from sample ``start`` on."""
 
     start: int
@@ -90,13 +90,13 @@ class Part(NamedTuple):
         """The samples as a slice of the batch."""
         return slice(self.start, self.start + self.groups * self.size)
 
-    def within(self, part: "Part") -> slice:
+    def within(self, part: "SampleBlock") -> slice:
         """The groups as a slice of those of a larger part."""
         first = (self.start - part.start) // self.size
         return slice(first, first + self.groups)
 
 
-def grouped(x: Tensor, place: Place, part: Part) -> Tensor:
+def grouped(x: Tensor, place: Place, part: SampleBlock) -> Tensor:
     """Bring the groups of a part to the front: (groups, size, *shape), ``shape`` being that of one sample.
 
     The sample axis keeps its place in ``shape``, with the rows of one sample. No copy, unless samples lie between two

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from harmony.engines.tape.target import Target
-from harmony.engines.tape.use import Isolated, Matrix
+from harmony.engines.tape.param_tensor import ParamTensor
+from harmony.engines.tape.param_use import MatmulUse, OpaqueUse
 
 Choice = Literal["instantiate", "ghost"]
 Update = Literal["kept", "tape", "backward"]
@@ -18,7 +18,7 @@ GHOST_EFFICIENCY = 0.7
 """Many small products run below the speed of few large ones."""
 
 
-class Piece(NamedTuple):
+class ParamBlock(NamedTuple):
     """Parameters whose gradients are computed together, side by side in one buffer.
 
     Attributes:
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
     params: list[int]
     offsets: list[int]
     width: int
-    targets: list[Target]
+    targets: list[ParamTensor]
     label: int
     choice: Choice
     scratch: int
@@ -56,9 +56,9 @@ SMALL = 1 << 14  # parameters with fewer entries share one buffer: a product for
 
 
 def pieces(
-    targets: Sequence[Target], leaves: Sequence[Tensor], label: Sequence[int], reached: Sequence[set[int]],
+    targets: Sequence[ParamTensor], leaves: Sequence[Tensor], label: Sequence[int], reached: Sequence[set[int]],
     group: int, kept: bool,
-) -> list[Piece]:  # fmt: skip
+) -> list[ParamBlock]:  # fmt: skip
     """Sort parameters into pieces, and choose for each how its products are computed.
 
     Args:
@@ -70,7 +70,7 @@ def pieces(
         kept: Whether per-sample gradients, once computed, also give the update.
     """
     parts = _connected(_split(targets, label))
-    small: dict[int, list[tuple[list[int], list[Target], Cost]]] = {}
+    small: dict[int, list[tuple[list[int], list[ParamTensor], Cost]]] = {}
     scratch_of_small: dict[int, int] = {}
     found = []
     for params, members in parts:
@@ -91,7 +91,7 @@ def pieces(
     ]
 
 
-def work(targets: Sequence[Target], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:
+def work(targets: Sequence[ParamTensor], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:
     """Floating-point operations of the weight gradients of one group: under the losses that reach them, or one."""
     uses = [pair for target in targets for pair in target.uses]
     if reached is None:
@@ -99,7 +99,7 @@ def work(targets: Sequence[Target], group: int = 1, reached: Sequence[set[int]] 
     return group * sum(use.flops for use, outputs in uses for nodes in reached if outputs[0][0] in nodes)
 
 
-def _split(targets: Sequence[Target], label: Sequence[int]) -> list[Target]:
+def _split(targets: Sequence[ParamTensor], label: Sequence[int]) -> list[ParamTensor]:
     """Shared tensors that are made of parameters of several labels stand for each label apart."""
     return [
         target._replace(params=[p for p in target.params if label[p] == number])
@@ -108,9 +108,9 @@ def _split(targets: Sequence[Target], label: Sequence[int]) -> list[Target]:
     ]
 
 
-def _connected(targets: Sequence[Target]) -> list[tuple[list[int], list[Target]]]:
+def _connected(targets: Sequence[ParamTensor]) -> list[tuple[list[int], list[ParamTensor]]]:
     """Parameters that one shared tensor is made of belong together."""
-    groups: dict[int, tuple[list[int], list[Target]]] = {}
+    groups: dict[int, tuple[list[int], list[ParamTensor]]] = {}
     group_of: dict[int, int] = {}
     for number, target in enumerate(targets):
         joined = [groups.pop(g) for g in sorted({group_of[p] for p in target.params if p in group_of})]
@@ -121,12 +121,12 @@ def _connected(targets: Sequence[Target]) -> list[tuple[list[int], list[Target]]
 
 
 def _piece(
-    parts: Sequence[tuple[list[int], list[Target], Cost]],
+    parts: Sequence[tuple[list[int], list[ParamTensor], Cost]],
     leaves: Sequence[Tensor],
     label: int,
     choice: Choice,
     scratch: int,
-) -> Piece:
+) -> ParamBlock:
     params, offsets, targets, width = [], [], [], 0
     flops, moved = [], []
     for numbers, members, cost in parts:
@@ -137,7 +137,7 @@ def _piece(
             width += leaves[p].numel()
             flops.append(cost[0] / len(numbers))
             moved.append(cost[1] / len(numbers))
-    return Piece(params, offsets, width, targets, label, choice, scratch, flops, moved)
+    return ParamBlock(params, offsets, width, targets, label, choice, scratch, flops, moved)
 
 
 def _time(cost: Cost) -> float:
@@ -145,7 +145,7 @@ def _time(cost: Cost) -> float:
 
 
 def _instantiate_cost(
-    targets: Sequence[Target],
+    targets: Sequence[ParamTensor],
     leaves: Sequence[Tensor],
     params: Sequence[int],
     reached: Sequence[set[int]],
@@ -157,17 +157,17 @@ def _instantiate_cost(
     return flops, (3.0 if kept else 2.0) * 4 * entries
 
 
-def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: int) -> Cost | None:
+def _ghost_cost(targets: Sequence[ParamTensor], reached: Sequence[set[int]], group: int) -> Cost | None:
     """None where products of rows do not give the Gram."""
     uses = [(target, use) for target in targets for use, _ in target.uses]
-    matrices = [(target, use) for target, use in uses if isinstance(use, Matrix)]
+    matrices = [(target, use) for target, use in uses if isinstance(use, MatmulUse)]
     if len(matrices) != len(uses) or any(target.moves is None for target, _ in uses):
         return None
     if len({(use.table, use.sizes[0], use.sizes[2:], _orientation(target, use)) for target, use in matrices}) != 1:
         return None
     n, _, i, o = matrices[0][1].sizes
     rows = [
-        group * sum(u.sizes[1] for t in targets for u, at in t.uses if isinstance(u, Matrix) and at[0][0] in nodes)
+        group * sum(u.sizes[1] for t in targets for u, at in t.uses if isinstance(u, MatmulUse) and at[0][0] in nodes)
         for nodes in reached
     ]
     rows_of_all = group * sum(use.sizes[1] for _, use in matrices)
@@ -178,18 +178,18 @@ def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: i
     return flops / GHOST_EFFICIENCY, 4.0 * moved
 
 
-def _ghost_scratch(targets: Sequence[Target], group: int) -> int:
+def _ghost_scratch(targets: Sequence[ParamTensor], group: int) -> int:
     """Entries of two affinities between all rows of a group."""
-    uses = [use for target in targets for use, _ in target.uses if isinstance(use, Matrix)]
+    uses = [use for target in targets for use, _ in target.uses if isinstance(use, MatmulUse)]
     return 2 * uses[0].sizes[0] * (group * sum(use.sizes[1] for use in uses)) ** 2
 
 
-def _isolated_scratch(targets: Sequence[Target]) -> int:
+def _isolated_scratch(targets: Sequence[ParamTensor]) -> int:
     """Entries of the gradients that one group sends through ops without a closed form: those of a whole batch."""
-    return sum(use.site.output.numel() for target in targets for use, _ in target.uses if isinstance(use, Isolated))
+    return sum(use.site.output.numel() for target in targets for use, _ in target.uses if isinstance(use, OpaqueUse))
 
 
-def _orientation(target: Target, use: Matrix) -> object:
+def _orientation(target: ParamTensor, use: MatmulUse) -> object:
     """Ghost products need one way of reading all the factors: as they stand in the parameter."""
     if target.flat or target.transposed:
         return use.out_first != target.transposed

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harmony.engines.eager import eagerly
 from harmony.engines.tape import experiment
-from harmony.engines.tape.axes import BY_DATA, MOVES_BY_SHAPE, RULES, Mark, Op, Rule, State
+from harmony.engines.tape.axis_rules import BY_DATA, MOVES_BY_SHAPE, RULES, Mark, Op, Rule, State
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.graph import Graph, Output, base_name, parameter_behind
 from harmony.engines.tape.layout import NOBODY, Layout, Place, RowMap, place_of, row_ids
@@ -146,13 +146,13 @@ class _Derivation:
                 )
                 # A parameter is shared whatever its rows are used for, and what is made of it unless all agree on rows.
                 if self.graph.parameter(node) in self.names or (self.constant[node] and not isinstance(state, Place)):
-                    state = Mark.SHARED
-                if state is Mark.SHARED and self._is_fed(node) and reads_batch(self.graph, node, self.batch):
+                    state = Mark.COMMON
+                if state is Mark.COMMON and self._is_fed(node) and reads_batch(self.graph, node, self.batch):
                     state = Mark.MIXED
-                if not isinstance(state, Place) and state is not Mark.SHARED:
+                if not isinstance(state, Place) and state is not Mark.COMMON:
                     culprits[output] = _culprit(claims[output])
                     self.unknown |= state is Mark.UNKNOWN
-                    state = Mark.SHARED
+                    state = Mark.COMMON
                 assert state is not None
                 own[number] = states[output] = state
             for slot, claim in enumerate(self._claims(node, own) if own else []):
@@ -166,7 +166,7 @@ class _Derivation:
         inputs = self.graph.inputs[node]
         places = {number: state for number, state in own.items() if isinstance(state, Place)}
         if not places:
-            return [Mark.SHARED] * len(inputs)
+            return [Mark.COMMON] * len(inputs)
         if len(places) < len(own):  # some outputs are shared and others are not
             return [Mark.MIXED] * len(inputs)
         name = base_name(self.graph.names[node])
@@ -192,7 +192,7 @@ class _Derivation:
             raise UnsupportedError(reason) from error
         # What is no parameter and is reached by all samples may be mixed: nobody knows what the op means.
         return [
-            Mark.MIXED if claim is Mark.SHARED and source is not None and not self.constant[source[0]] else claim
+            Mark.MIXED if claim is Mark.COMMON and source is not None and not self.constant[source[0]] else claim
             for claim, source in zip(claims, inputs, strict=True)
         ]
 
@@ -229,7 +229,7 @@ class _Derivation:
             if any(source is not None and source[0] in behind for source in self.graph.inputs[node]):
                 behind.add(node)
                 suspects += [
-                    o for o in ((node, n) for n in range(len(self.graph.shapes[node]))) if states.get(o) is Mark.SHARED
+                    o for o in ((node, n) for n in range(len(self.graph.shapes[node]))) if states.get(o) is Mark.COMMON
                 ]
         return list(dict.fromkeys(suspects))
 
@@ -253,16 +253,16 @@ class _Derivation:
         return MixedSamplesError.at_op(names[op], names[output[0]], parameter, shape)
 
     def _uses(self, states: Mapping[Output, State]) -> SampleAxis:
-        shared = [states.get((node, 0)) is Mark.SHARED for node in range(len(self.graph.nodes))]
+        shared = [states.get((node, 0)) is Mark.COMMON for node in range(len(self.graph.nodes))]
         for (node, _), state in states.items():
-            shared[node] = state is Mark.SHARED
+            shared[node] = state is Mark.COMMON
         users = {
             node
             for node, inputs in enumerate(self.graph.inputs)
             if not shared[node] and any(source is not None and shared[source[0]] for source in inputs)
         }
         layouts = {o: s for o, s in states.items() if o[0] in users and isinstance(s, Place)}
-        fed = [node for (node, _), state in states.items() if state is Mark.SHARED and self._is_fed(node)]
+        fed = [node for (node, _), state in states.items() if state is Mark.COMMON and self._is_fed(node)]
         result = SampleAxis(shared, layouts, fed)
         alone = {node for (node, _), place in layouts.items() if isinstance(place, RowMap) and place.lone}
         lone = Counter(self.graph.inputs[node][slot] for node, slot in result.uses(self.graph) if node in alone)

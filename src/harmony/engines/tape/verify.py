@@ -14,7 +14,7 @@ from harmony.engines.precision import full_precision
 from harmony.engines.tape.errors import LeakedGradientError
 from harmony.engines.tape.graph import Graph, Output, parameter_behind
 from harmony.engines.tape.layout import Place, along
-from harmony.engines.tape.target import Target
+from harmony.engines.tape.param_tensor import ParamTensor
 
 Verify = Literal["auto", "always", "never"]
 
@@ -38,7 +38,7 @@ def due(signature: Any, verify: Verify) -> bool:
 
 
 @eagerly()
-def verify_rearrangements(targets: Sequence[Target], leaves: Sequence[Tensor], names: Sequence[str]) -> None:
+def verify_rearrangements(targets: Sequence[ParamTensor], leaves: Sequence[Tensor], names: Sequence[str]) -> None:
     """Raise a LeakedGradientError where the way from a rearranged parameter back to it is not what it seems: a hook."""
     for target in targets:
         if target.moves:

@@ -11,13 +11,13 @@ from harmony.engines.encoded import Cotangent, PerSample, Trace, pull_mixed
 from harmony.engines.paths import require_paths
 from harmony.engines.precision import full_precision
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.fill import Storage
 from harmony.engines.tape.graph import Graph, Output, walk
-from harmony.engines.tape.plan import Piece, Update, pieces, work
-from harmony.engines.tape.recording import Recording
+from harmony.engines.tape.materialize import ScratchBuffer
+from harmony.engines.tape.param_tensor import ParamTensor, find_param_tensors
+from harmony.engines.tape.param_use import OpaqueUse
+from harmony.engines.tape.per_sample import PerSampleGradients
+from harmony.engines.tape.plan import ParamBlock, Update, pieces, work
 from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
-from harmony.engines.tape.target import Target, find_targets
-from harmony.engines.tape.use import Isolated
 from harmony.engines.tape.verify import Verify, due, verify, verify_rearrangements
 from harmony.engines.trace import Inputs, detached, pull_batch, reach, run_batch
 from harmony.warn import warn
@@ -56,7 +56,7 @@ class Run(NamedTuple):
     graph: Graph
     places: SampleAxis
     signature: Any
-    targets: list[Target]
+    targets: list[ParamTensor]
     size: int
 
     @property
@@ -81,7 +81,7 @@ def record(inputs: Inputs) -> Run:
         graph = walk(run.outputs)
         require_paths(graph.paths(), params, inputs.names, run.hidden, inputs.refuse)
         places, signature = sample_axis(graph, run.outputs, inputs.batch, inputs.size, names)
-        targets = _in_one_task(lambda: find_targets(graph, places, params))
+        targets = _in_one_task(lambda: find_param_tensors(graph, places, params))
     except (UnsupportedError, MixedSamplesError) as error:
         error.leaves = detached(run.leaves)
         error.signature = inputs.size, None if graph is None else graph.signature()
@@ -89,14 +89,14 @@ def record(inputs: Inputs) -> Run:
     return Run(params, run.leaves, run.spec, run.tracked, graph, places, signature, targets, inputs.size)
 
 
-def trace_tape(inputs: Inputs, options: Settings, storage: Storage) -> Trace:
+def trace_tape(inputs: Inputs, options: Settings, storage: ScratchBuffer) -> Trace:
     """Run the encoder on the tape; runs that follow one another may share their working storage."""
     run = record(inputs)
     _warn_of_isolated(run, inputs.names)
     return trace_of(run, inputs, options, storage)
 
 
-def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> Trace:
+def trace_of(run: Run, inputs: Inputs, options: Settings, storage: ScratchBuffer) -> Trace:
     """What the other parts of the library see of a run."""
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
@@ -108,7 +108,7 @@ def trace_of(run: Run, inputs: Inputs, options: Settings, storage: Storage) -> T
             places = {o: run.places.layouts[o] for o in wanted}
             verify_rearrangements([t for piece in chosen for t in piece.targets], run.params, inputs.names)
             verify(run.graph, run.outputs, cotangents, places, run.size, names)
-        return Recording(
+        return PerSampleGradients(
             chosen, grads, run.places.layouts, run.params, inputs.size,
             options.memory, update, storage, max(inputs.label) + 1,
             backward=lambda weights: pull_mixed(pull, cotangents, weights, inputs.label),
@@ -139,7 +139,7 @@ def reached_by(run: Run, cotangents: Sequence[Cotangent]) -> list[set[int]]:
 
 def plan(
     run: Run, inputs: Inputs, options: Settings, reached: list[set[int]], fused: bool
-) -> tuple[Update, list[Piece]]:
+) -> tuple[Update, list[ParamBlock]]:
     """Where the update comes from, and what is computed for each parameter."""
     group = min(options.group_size, inputs.size)
     groups = -(-inputs.size // group)
@@ -197,7 +197,7 @@ def _warn_of_isolated(run: Run, names: list[str]) -> None:
     isolated: dict[str, list[str]] = {}
     for target in run.targets:
         for use, _ in target.uses:
-            if isinstance(use, Isolated):
+            if isinstance(use, OpaqueUse):
                 isolated.setdefault(use.site.node.name(), []).append(repr(names[target.params[0]]))
     for op, users in isolated.items():
         warn(

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from harmony.engines.tape.graph import is_complex
-from harmony.engines.tape.layout import Part
-from harmony.engines.tape.plan import Piece
-from harmony.engines.tape.target import Target
-from harmony.engines.tape.use import Grads, Matrix, Reduced
+from harmony.engines.tape.layout import SampleBlock
+from harmony.engines.tape.param_tensor import ParamTensor
+from harmony.engines.tape.param_use import BroadcastUse, Grads, MatmulUse
+from harmony.engines.tape.plan import ParamBlock
 
 
-class Storage:
+class ScratchBuffer:
     """Memory that is handed out piece after piece and used again from the start: fresh memory is slow."""
 
     def __init__(self) -> None:
@@ -51,27 +51,27 @@ class _Product(NamedTuple):
     left_first: bool
 
 
-class Filler:
+class Materializer:
     """Computes the gradients of pieces for any block of a part; views that all blocks share are made once."""
 
-    def __init__(self, pieces: Sequence[Piece], grads: Grads, leaves: Sequence[Tensor], part: Part) -> None:
+    def __init__(self, pieces: Sequence[ParamBlock], grads: Grads, leaves: Sequence[Tensor], part: SampleBlock) -> None:
         self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
         self.grads = grads
         self.leaves = leaves
         self.part = part
         self.products: dict[int, list[_Product]] = {}
-        self.others: dict[int, list[Target]] = {}
+        self.others: dict[int, list[ParamTensor]] = {}
         for piece in pieces:
             self.products[id(piece)] = [product for target in piece.targets for product in self._products(target)]
             self.others[id(piece)] = [target for target in piece.targets if not _is_product(target)]
 
-    def _products(self, target: Target) -> list[_Product]:
+    def _products(self, target: ParamTensor) -> list[_Product]:
         if not _is_product(target):
             return []
         products = []
         for use, outputs in target.uses:
             grads = {k: loss[outputs[0]] for k, loss in enumerate(self.grads) if outputs[0] in loss}
-            if isinstance(use, Matrix):
+            if isinstance(use, MatmulUse):
                 left_first = use.out_first == target.transposed
                 left = use.left(self.part)[:, 0] if grads else None
                 rights = {k: use.right(grad, self.part)[:, 0] for k, grad in grads.items()}
@@ -80,7 +80,7 @@ class Filler:
                 else:
                     rights = {k: right.mT for k, right in rights.items()}
             else:
-                assert isinstance(use, Reduced)
+                assert isinstance(use, BroadcastUse)
                 left_first = True
                 rights = {k: use.site.grouped(grad, self.part).flatten(1, -2) for k, grad in grads.items()}
                 left = next((r.new_ones(1, 1, r.shape[1]).expand(len(r), -1, -1) for r in rights.values()), None)
@@ -89,7 +89,7 @@ class Filler:
                 products.append(_Product(k, target.params[0], left, right, left_first))
         return products
 
-    def fill(self, piece: Piece, block: Part, storage: Storage) -> Tensor:
+    def fill(self, piece: ParamBlock, block: SampleBlock, storage: ScratchBuffer) -> Tensor:
         """Gradients (K, g, width) of a piece's parameters under each loss, for a block of the groups."""
         shape = (len(self.grads), block.groups, piece.width)
         buffer = storage.take(shape, self.dtype, self.leaves[0].device)
@@ -123,7 +123,7 @@ class Filler:
             places[unreached].zero_()
         return buffer
 
-    def _sums(self, target: Target, block: Part) -> list[Tensor | None]:
+    def _sums(self, target: ParamTensor, block: SampleBlock) -> list[Tensor | None]:
         """Gradients (g, *shape) of a shared tensor under each loss, over all its uses."""
         sums: list[Tensor | None] = [None] * len(self.grads)
         for use, outputs in target.uses:
@@ -138,7 +138,7 @@ class Filler:
         return sums
 
 
-def _is_product(target: Target) -> bool:
+def _is_product(target: ParamTensor) -> bool:
     """Whether all uses of a target are matrix products on views, which give the parameter's gradient as it stands."""
     return all(
         (target.direct(use) or (target.flat and _is_bias(use))) and not is_complex(use.site.node)
@@ -149,7 +149,7 @@ def _is_product(target: Target) -> bool:
 def _is_bias(use: object) -> bool:
     """Whether a use adds a vector along the last axis: its gradient is a product with ones."""
     return (
-        isinstance(use, Reduced)
+        isinstance(use, BroadcastUse)
         and use.plain
         and len(use.site.shape) == 1
         and use.site.layout.axis < len(use.site.output) - 1

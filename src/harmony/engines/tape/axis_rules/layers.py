@@ -1,7 +1,7 @@
 """Products and normalisations: what has weights."""
 
-from harmony.engines.tape.axes.op import Claims, Mark, Op, State
-from harmony.engines.tape.axes.places import aligned, at
+from harmony.engines.tape.axis_rules.op import Claims, Mark, Op, State
+from harmony.engines.tape.axis_rules.places import aligned, at
 
 
 def product(op: Op, first: int = 0) -> Claims:
@@ -10,9 +10,9 @@ def product(op: Op, first: int = 0) -> Claims:
     if axis < batched:
         factors: list[State] = [op.place, op.place]
     elif axis == batched:
-        factors = [op.place, Mark.SHARED]
+        factors = [op.place, Mark.COMMON]
     else:
-        factors = [Mark.SHARED, op.place]
+        factors = [Mark.COMMON, op.place]
     claims: list[State | None] = []
     for slot, shape in enumerate(op.inputs):
         if shape is None:
@@ -29,13 +29,13 @@ def sum_and_product(op: Op) -> Claims:
 
 def matrix_vector(op: Op) -> Claims:
     """``mv``."""
-    claims: list[State] = [op.place, Mark.SHARED]
+    claims: list[State] = [op.place, Mark.COMMON]
     return [None if shape is None else claim for shape, claim in zip(op.inputs, claims, strict=True)]
 
 
 def linear(op: Op) -> Claims:
     """``linear`` as one op, for inputs of any rank."""
-    claims: list[State] = [op.place, Mark.SHARED, Mark.SHARED]
+    claims: list[State] = [op.place, Mark.COMMON, Mark.COMMON]
     if op.place.axis == len(op.shape) - 1:
         return [Mark.UNKNOWN] * len(op.inputs)
     return [None if shape is None else claim for shape, claim in zip(op.inputs, claims, strict=False)]
@@ -45,7 +45,7 @@ def convolution(op: Op) -> Claims:
     """Samples on the first axis; channels are what a convolution mixes."""
     if op.place.axis != 0:
         return [Mark.UNKNOWN] * len(op.inputs)
-    return [None if shape is None else op.place if slot == 0 else Mark.SHARED for slot, shape in enumerate(op.inputs)]
+    return [None if shape is None else op.place if slot == 0 else Mark.COMMON for slot, shape in enumerate(op.inputs)]
 
 
 def attention(op: Op) -> Claims:
@@ -70,13 +70,13 @@ def layer_norm(op: Op) -> Claims:
     if hasattr(op.node, "_saved_normalized_shape"):
         normalised = op.place.axis >= len(op.shape) - len(op.option("normalized_shape"))
     own: State = Mark.MIXED if normalised else op.place
-    return [None if shape is None else own if slot == 0 else Mark.SHARED for slot, shape in enumerate(op.inputs)]
+    return [None if shape is None else own if slot == 0 else Mark.COMMON for slot, shape in enumerate(op.inputs)]
 
 
 def group_norm(op: Op) -> Claims:
     """Samples on the first axis."""
     own: State = op.place if op.place.axis == 0 else Mark.UNKNOWN
-    return [None if shape is None else own if slot == 0 else Mark.SHARED for slot, shape in enumerate(op.inputs)]
+    return [None if shape is None else own if slot == 0 else Mark.COMMON for slot, shape in enumerate(op.inputs)]
 
 
 def batch_norm(op: Op) -> Claims:
@@ -84,13 +84,13 @@ def batch_norm(op: Op) -> Claims:
     among_channels = op.place.axis == 1
     if op.option("training") and not among_channels:
         return [None if shape is None else Mark.MIXED for shape in op.inputs]
-    scale = at(op.place, 0) if among_channels else Mark.SHARED
+    scale = at(op.place, 0) if among_channels else Mark.COMMON
     return [None if shape is None else op.place if slot == 0 else scale for slot, shape in enumerate(op.inputs)]
 
 
 def table(op: Op) -> Claims:
     """``embedding``."""
-    return [None if shape is None else Mark.SHARED for shape in op.inputs]
+    return [None if shape is None else Mark.COMMON for shape in op.inputs]
 
 
 _ATTENTION = "CudnnAttention EfficientAttention FlashAttention FlashAttentionForCpu FusedAttentionOverrideable"

@@ -4,72 +4,72 @@ import torch
 from torch import Tensor
 
 from harmony.engines.precision import accumulating
-from harmony.engines.tape.layout import Part
-from harmony.engines.tape.use import Reduced, Site
+from harmony.engines.tape.layout import SampleBlock
+from harmony.engines.tape.param_use import BroadcastUse, Site
 
 
-def add(site: Site) -> Reduced:
+def add(site: Site) -> BroadcastUse:
     """``self + alpha * other``."""
-    return Reduced(site, scale=_alpha(site) if site.slot == 1 else 1.0)
+    return BroadcastUse(site, scale=_alpha(site) if site.slot == 1 else 1.0)
 
 
-def sub(site: Site) -> Reduced:
+def sub(site: Site) -> BroadcastUse:
     """``self - alpha * other``."""
-    return Reduced(site, scale=-_alpha(site) if site.slot == 1 else 1.0)
+    return BroadcastUse(site, scale=-_alpha(site) if site.slot == 1 else 1.0)
 
 
-def mul(site: Site) -> Reduced | None:
+def mul(site: Site) -> BroadcastUse | None:
     """``self * other``."""
     partner = site.node._saved_other if site.slot == 0 else site.node._saved_self  # type: ignore[attr-defined]
     return _times(site, partner)
 
 
-def div(site: Site) -> Reduced | None:
+def div(site: Site) -> BroadcastUse | None:
     """``self / other``."""
     x, other = site.node._saved_self, site.node._saved_other  # type: ignore[attr-defined]
     if not isinstance(other, Tensor):
         return None
 
-    def factor(part: Part) -> Tensor:
+    def factor(part: SampleBlock) -> Tensor:
         divisor = _partner(site, other, part)
         return 1 / divisor if site.slot == 0 else -_partner(site, x, part) / divisor / divisor
 
-    return Reduced(site, factor)
+    return BroadcastUse(site, factor)
 
 
-def where(site: Site) -> Reduced:
+def where(site: Site) -> BroadcastUse:
     """``where(condition, self, other)``."""
     condition = site.node._saved_condition.bool()  # type: ignore[attr-defined]
     chosen = condition if site.slot == 0 else ~condition
-    return Reduced(site, lambda part: site.grouped(chosen, part))
+    return BroadcastUse(site, lambda part: site.grouped(chosen, part))
 
 
-def prelu(site: Site) -> Reduced | None:
+def prelu(site: Site) -> BroadcastUse | None:
     """``where(self > 0, self, weight * self)``."""
     if site.slot != 1:
         return None
     x = site.node._saved_self  # type: ignore[attr-defined]
-    return Reduced(site, lambda part: accumulating(site.grouped(x, part)).clamp(max=0))
+    return BroadcastUse(site, lambda part: accumulating(site.grouped(x, part)).clamp(max=0))
 
 
-def masked_put(site: Site) -> Reduced | None:
+def masked_put(site: Site) -> BroadcastUse | None:
     """``self[mask] = value``."""
     indices = site.node._saved_indices  # type: ignore[attr-defined]
     mask = indices[0] if len(indices) == 1 else None
     if site.slot != 1 or mask is None or mask.dtype != torch.bool or site.layout.axis >= mask.ndim:
         return None
     mask = mask.view(*mask.shape, *[1] * (len(site.output) - mask.ndim))
-    return Reduced(site, lambda part: site.grouped(mask, part))
+    return BroadcastUse(site, lambda part: site.grouped(mask, part))
 
 
-def expand(site: Site) -> Reduced:
+def expand(site: Site) -> BroadcastUse:
     """Copies by broadcasting."""
-    return Reduced(site)
+    return BroadcastUse(site)
 
 
-def repeat(site: Site) -> Reduced:
+def repeat(site: Site) -> BroadcastUse:
     """Copies side by side, along any axes."""
-    return Reduced(site, total=_sum_tiles)
+    return BroadcastUse(site, total=_sum_tiles)
 
 
 def _sum_tiles(x: Tensor, shape: torch.Size) -> Tensor:
@@ -80,10 +80,10 @@ def _sum_tiles(x: Tensor, shape: torch.Size) -> Tensor:
     return x.reshape(*x.shape[:2], *tiles).sum(over)
 
 
-def _times(site: Site, partner: Tensor | None) -> Reduced | None:
+def _times(site: Site, partner: Tensor | None) -> BroadcastUse | None:
     if not isinstance(partner, Tensor):
         return None
-    return Reduced(site, lambda part: _partner(site, partner, part))
+    return BroadcastUse(site, lambda part: _partner(site, partner, part))
 
 
 def _alpha(site: Site) -> complex:
@@ -92,7 +92,7 @@ def _alpha(site: Site) -> complex:
     return alpha.conjugate()
 
 
-def _partner(site: Site, partner: Tensor, part: Part) -> Tensor:
+def _partner(site: Site, partner: Tensor, part: SampleBlock) -> Tensor:
     partner = accumulating(site.grouped(partner, part))
     return partner.conj() if partner.is_complex() else partner
 

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from harmony.engines.encoded import Weigh
 from harmony.engines.precision import accumulating, full_precision
-from harmony.engines.tape.fill import Filler, Storage
 from harmony.engines.tape.ghost import ghost
 from harmony.engines.tape.graph import Output
-from harmony.engines.tape.layout import Part, Place, along
-from harmony.engines.tape.plan import Piece, Update
-from harmony.engines.tape.use import Grads
+from harmony.engines.tape.layout import Place, SampleBlock, along
+from harmony.engines.tape.materialize import Materializer, ScratchBuffer
+from harmony.engines.tape.param_use import Grads
+from harmony.engines.tape.plan import ParamBlock, Update
 
 Flat = dict[int, Tensor]
 """Gradients (width,) of pieces, by their number."""
@@ -21,19 +21,19 @@ Buffers = dict[int, Tensor]
 """Per-sample gradients (K, g, width) of pieces, by their number."""
 
 
-class Recording:
+class PerSampleGradients:
     """The output gradients of every op that uses a parameter, under each loss, and what to make of them."""
 
     def __init__(
         self,
-        pieces: list[Piece],
+        pieces: list[ParamBlock],
         grads: Grads,
         layouts: dict[Output, Place],
         leaves: list[Tensor],
         size: int,
         memory: int,
         update: Update,
-        storage: Storage,
+        storage: ScratchBuffer,
         labels: int,
         backward: Callable[[Tensor], list[Tensor]],
     ) -> None:
@@ -64,15 +64,15 @@ class Recording:
         self.losses = len(grads)
         self.device = leaves[0].device
         self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
-        self._kept: list[tuple[Part, Buffers]] = []
+        self._kept: list[tuple[SampleBlock, Buffers]] = []
 
     @torch.no_grad()
     def gram(self, group_size: int) -> Tensor:
         """Gram blocks (groups, L, K, K); per-sample gradients are kept for ``combine`` where the update wants them."""
         grams = []
         for part in self._parts(group_size):
-            filler = Filler(self._instantiated(), self.grads, self.leaves, part)
-            gram, buffers = self._grams(filler, part, Storage() if self.update == "kept" else None)
+            filler = Materializer(self._instantiated(), self.grads, self.leaves, part)
+            gram, buffers = self._grams(filler, part, ScratchBuffer() if self.update == "kept" else None)
             grams.append(gram)
             if buffers:
                 self._kept.append((part, buffers))
@@ -88,7 +88,7 @@ class Recording:
         total: Flat = {}
         grams, rows, groups = [], [], 0
         for part in self._parts(group_size):
-            filler = Filler(self._instantiated(), self.grads, self.leaves, part)
+            filler = Materializer(self._instantiated(), self.grads, self.leaves, part)
             for block in _blocks(part, self._at_once(*self._instantiated())):
                 self.storage.reset()
                 gram, buffers = self._grams(filler, block, self.storage)
@@ -112,13 +112,13 @@ class Recording:
         """Gradients summed over each group: for each label, K lists of (groups, entries), one for each parameter."""
         return [self._sums([p for p in self.pieces if p.label == number], group_size) for number in range(self.labels)]
 
-    def _sums(self, counted: list[Piece], group_size: int) -> list[list[Tensor]]:
+    def _sums(self, counted: list[ParamBlock], group_size: int) -> list[list[Tensor]]:
         if not counted:  # no parameter of this Gram is used
             return [[torch.zeros(-(-self.size // group_size), 1, dtype=self.dtype, device=self.device)]] * self.losses
         rows: list[list[list[Tensor]]] = [[] for _ in self.grads]
         for part in self._parts(group_size):
-            filler = Filler(counted, self.grads, self.leaves, part)
-            buffers = [filler.fill(piece, part, Storage()) for piece in counted]
+            filler = Materializer(counted, self.grads, self.leaves, part)
+            buffers = [filler.fill(piece, part, ScratchBuffer()) for piece in counted]
             places = sorted(
                 (p, n, offset)
                 for n, piece in enumerate(counted)
@@ -135,7 +135,7 @@ class Recording:
         along = [torch.cat([direction[p].flatten() for p in piece.params]).to(self.dtype) for piece in counted]
         rows = []
         for part in self._parts(group_size):
-            filler = Filler(counted, self.grads, self.leaves, part)
+            filler = Materializer(counted, self.grads, self.leaves, part)
             total = torch.zeros(part.groups, self.labels, self.losses, dtype=self.dtype, device=self.device)
             with full_precision(self.device.type):
                 for piece, d in zip(counted, along, strict=True):
@@ -145,22 +145,22 @@ class Recording:
             rows.append(total)
         return torch.cat(rows)
 
-    def _parts(self, group_size: int) -> Iterator[Part]:
+    def _parts(self, group_size: int) -> Iterator[SampleBlock]:
         """Parts of equal groups: the whole groups, and what is left over at the end."""
         groups, rest = divmod(self.size, group_size)
         if groups:
-            yield Part(0, groups, group_size)
+            yield SampleBlock(0, groups, group_size)
         if rest:
-            yield Part(groups * group_size, 1, rest)
+            yield SampleBlock(groups * group_size, 1, rest)
 
-    def _at_once(self, *pieces: Piece) -> int:
+    def _at_once(self, *pieces: ParamBlock) -> int:
         """Groups whose gradients fit in the memory allowed for them, for all of some pieces together."""
         return max(1, self.memory // max(1, sum(piece.scratch for piece in pieces) * self.dtype.itemsize))
 
-    def _instantiated(self) -> list[Piece]:
+    def _instantiated(self) -> list[ParamBlock]:
         return [piece for piece in self.pieces if piece.counted and piece.choice == "instantiate"]
 
-    def _grams(self, filler: Filler, part: Part, keep: Storage | None) -> tuple[Tensor, Buffers]:
+    def _grams(self, filler: Materializer, part: SampleBlock, keep: ScratchBuffer | None) -> tuple[Tensor, Buffers]:
         """Gram blocks (g, L, K, K) of some groups; and, if they are kept, the gradients they are products of."""
         gram = torch.zeros(part.groups, self.labels, self.losses, self.losses, dtype=self.dtype, device=self.device)
         buffers: Buffers = {}
@@ -194,15 +194,15 @@ class Recording:
         if self.update == "backward":
             return self.backward(weights)
         missing = {n: piece for n, piece in enumerate(self.pieces) if n not in total}
-        whole = Part(0, 1, self.size)
+        whole = SampleBlock(0, 1, self.size)
         for number in sorted({piece.label for piece in missing.values()}):
             own = {n: piece for n, piece in missing.items() if piece.label == number}
             # what belongs to no Gram gets the mean of the weights
             mixed = self._mixed(list(own.values()), weights[:, number] if number >= 0 else weights.mean(1))
-            filler = Filler(list(own.values()), [mixed], self.leaves, whole)
+            filler = Materializer(list(own.values()), [mixed], self.leaves, whole)
             with full_precision(self.device.type):
                 for n, piece in own.items():
-                    total[n] = filler.fill(piece, whole, Storage())[0, 0]
+                    total[n] = filler.fill(piece, whole, ScratchBuffer())[0, 0]
         grads: dict[int, Tensor] = {}
         for n, piece in enumerate(self.pieces):
             for p, offset in zip(piece.params, piece.offsets, strict=True):
@@ -210,7 +210,7 @@ class Recording:
                 grads[p] = total[n][offset : offset + leaf.numel()].view(leaf.shape).to(leaf.dtype)
         return [grads[p] if p in grads else torch.zeros_like(leaf) for p, leaf in enumerate(self.leaves)]
 
-    def _mixed(self, pieces: Sequence[Piece], weights: Tensor) -> dict[Output, Tensor]:
+    def _mixed(self, pieces: Sequence[ParamBlock], weights: Tensor) -> dict[Output, Tensor]:
         """``sum_k W_bk dL_k/d(output)`` of every output that some pieces need, for weights (B, K)."""
         outputs = {o for piece in pieces for target in piece.targets for _, outputs in target.uses for o in outputs}
         mixed: dict[Output, Tensor] = {}
@@ -227,7 +227,7 @@ class Recording:
         return mixed
 
 
-def _blocks(part: Part, at_once: int) -> Iterator[Part]:
+def _blocks(part: SampleBlock, at_once: int) -> Iterator[SampleBlock]:
     """Consecutive blocks of a part, of at most ``at_once`` groups."""
     for first in range(0, part.groups, at_once):
-        yield Part(part.start + first * part.size, min(at_once, part.groups - first), part.size)
+        yield SampleBlock(part.start + first * part.size, min(at_once, part.groups - first), part.size)

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from harmony.engines.tape.errors import UnsupportedError
+from harmony.engines.tape.grad_rules import closed_form
 from harmony.engines.tape.graph import Graph, Output, dtypes, is_complex, signed
-from harmony.engines.tape.rules import closed_form
+from harmony.engines.tape.param_use import MatmulUse, OpaqueUse, ParamUse, Site, batched_vjp
 from harmony.engines.tape.sample_axis import SampleAxis
-from harmony.engines.tape.use import Isolated, Matrix, Site, Use, batched_vjp
 
 
-class Target(NamedTuple):
+class ParamTensor(NamedTuple):
     """A shared tensor: a parameter, its transpose or cast, or any function of parameters alone.
 
     Attributes:
@@ -32,7 +32,7 @@ class Target(NamedTuple):
     edge: GradientEdge
     shape: torch.Size
     params: list[int]
-    uses: list[tuple[Use, list[Output]]]
+    uses: list[tuple[ParamUse, list[Output]]]
     moves: list[Callable[[Tensor], Tensor]] | None
     flat: bool
     transposed: bool
@@ -55,18 +55,18 @@ class Target(NamedTuple):
         """Whether its entries are complex numbers."""
         return is_complex(self.edge.node, self.edge.output_nr)
 
-    def direct(self, use: Use) -> bool:
+    def direct(self, use: ParamUse) -> bool:
         """Whether the use's matrix product can be written straight into the parameter's gradient."""
         return (
             (self.flat or self.transposed)
-            and isinstance(use, Matrix)
+            and isinstance(use, MatmulUse)
             and use.views
             and use.sizes[0] == 1
             and not (self.transposed and len(self.shape) != 2)
         )
 
 
-def find_targets(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> list[Target]:
+def find_param_tensors(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> list[ParamTensor]:
     """The shared tensors that are made of parameters, and all their uses."""
     index = {leaf: i for i, leaf in enumerate(leaves)}
     sites: dict[Output, dict[int, list[int]]] = {}
@@ -85,16 +85,18 @@ def find_targets(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> list
         uses = [
             use for node, slots in by_node.items() for use in _uses_at(graph, places, source, node, slots, passed[node])
         ]
-        targets.append(Target(source, graph.edge(source), graph.shape(source), params, uses, moves, flat, transposed))
+        targets.append(
+            ParamTensor(source, graph.edge(source), graph.shape(source), params, uses, moves, flat, transposed)
+        )
     return targets
 
 
 def _uses_at(
     graph: Graph, places: SampleAxis, source: Output, node: int, slots: list[int], outputs: list[int]
-) -> list[tuple[Use, list[Output]]]:
+) -> list[tuple[ParamUse, list[Output]]]:
     """The uses of one shared tensor by one op: one for each slot it feeds, by the op's rule, or one for all of them."""
     layouts = [places.layouts[node, number] for number in outputs]
-    found: list[tuple[Use, list[Output]]] = []
+    found: list[tuple[ParamUse, list[Output]]] = []
     for slot in slots:
         site = Site(graph.nodes[node], slot, layouts[0], graph.shape((node, outputs[0])), graph.shape(source))
         use = closed_form(site) if outputs == [0] else None
@@ -105,7 +107,7 @@ def _uses_at(
                     f"{graph.names[node]} has no closed form and uses a parameter that its other inputs depend on too: "
                     "its own backward would count it twice"
                 )
-            return [(Isolated(site, layouts, outputs, graph.edge(source)), [(node, number) for number in outputs])]
+            return [(OpaqueUse(site, layouts, outputs, graph.edge(source)), [(node, number) for number in outputs])]
         found.append((use, [(node, 0)]))
     return found
 

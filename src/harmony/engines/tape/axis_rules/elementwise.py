@@ -1,7 +1,7 @@
 """Ops that broadcast, and ops that copy."""
 
-from harmony.engines.tape.axes.op import Claims, Mark, Op
-from harmony.engines.tape.axes.places import aligned, at
+from harmony.engines.tape.axis_rules.op import Claims, Mark, Op
+from harmony.engines.tape.axis_rules.places import aligned, at
 from harmony.engines.tape.layout import place_of, row_ids
 
 
@@ -16,11 +16,11 @@ def copies(op: Op) -> Claims:
     place, output = op.place, op.shape
     axis = place.axis - (len(output) - len(shape))
     if axis < 0:
-        return [Mark.SHARED]
+        return [Mark.COMMON]
     if output[place.axis] == shape[axis]:
         return [at(place, axis)]
     tiles = row_ids(place, output[place.axis], op.size).view(-1, shape[axis])
-    return [place_of(axis, tiles[0], op.size) if bool((tiles == tiles[0]).all()) else Mark.SHARED]
+    return [place_of(axis, tiles[0], op.size) if bool((tiles == tiles[0]).all()) else Mark.COMMON]
 
 
 _NAMES = (

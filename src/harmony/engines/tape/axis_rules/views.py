@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from harmony.engines.tape.axes.op import Claims, Mark, Op, State
-from harmony.engines.tape.axes.places import at, place_of_entries
+from harmony.engines.tape.axis_rules.op import Claims, Mark, Op, State
+from harmony.engines.tape.axis_rules.places import at, place_of_entries
 from harmony.engines.tape.graph import signed
 from harmony.engines.tape.layout import Layout, RowMap
 

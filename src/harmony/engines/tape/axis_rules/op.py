@@ -14,7 +14,7 @@ from harmony.engines.tape.layout import Place
 class Mark(enum.Enum):
     """What can be said of a tensor besides a place for its samples."""
 
-    SHARED = "the gradients of all samples reach all of it"
+    COMMON = "the gradients of all samples reach all of it"
     MIXED = "the gradients of several samples meet in it"
     UNKNOWN = "no rule tells"
 

@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, Node
 from harmony.engines.eager import eagerly
 from harmony.engines.precision import accumulating
 from harmony.engines.tape.graph import Output
-from harmony.engines.tape.layout import Part, Place, RowMap, grouped, split
+from harmony.engines.tape.layout import Place, RowMap, SampleBlock, grouped, split
 
 Grads = list[dict[Output, Tensor]]
 """For each loss, the gradients of the outputs it reaches."""
@@ -42,7 +42,7 @@ class Site(NamedTuple):
     output: torch.Size
     shape: torch.Size
 
-    def grouped(self, x: Tensor, part: Part) -> Tensor:
+    def grouped(self, x: Tensor, part: SampleBlock) -> Tensor:
         """Groups first, of a tensor that broadcasts against the output: (g, size, *one sample)."""
         if x.shape != self.output:
             x = x.expand(self.output)
@@ -50,12 +50,12 @@ class Site(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Matrix:
+class MatmulUse:
     """A sum over rows of outer products, ``sum_t left_t right_t^T``: linear maps, convolutions, tables.
 
     Attributes:
         site: Where.
-        left: Part -> factor that all losses share, (g, n, t, i); for a table the indices, (g, n, t).
+        left: SampleBlock -> factor that all losses share, (g, n, t, i); for a table the indices, (g, n, t).
         right: Gradient of the output, part -> factor of one loss, (g, n, t, o).
         sizes: n, t for groups of one sample, i, o.
         out_first: Whether the shared tensor is stored (n, o, i) rather than (n, i, o).
@@ -64,8 +64,8 @@ class Matrix:
     """
 
     site: Site
-    left: Callable[[Part], Tensor]
-    right: Callable[[Tensor, Part], Tensor]
+    left: Callable[[SampleBlock], Tensor]
+    right: Callable[[Tensor, SampleBlock], Tensor]
     sizes: tuple[int, int, int, int]
     out_first: bool
     table: bool = False
@@ -77,11 +77,11 @@ class Matrix:
         n, t, i, o = self.sizes
         return 2.0 * n * t * o * (1 if self.table else i)
 
-    def prepare(self, part: Part) -> Tensor:
+    def prepare(self, part: SampleBlock) -> Tensor:
         """What all losses share: the left factor."""
         return self.left(part) if self.table else accumulating(self.left(part))
 
-    def gradient(self, left: Tensor, grads: Gradients, part: Part) -> Tensor:
+    def gradient(self, left: Tensor, grads: Gradients, part: SampleBlock) -> Tensor:
         """Gradients (g, *shape) of the shared tensor, given what was prepared."""
         right = accumulating(self.right(grads[0], part))
         _, _, i, o = self.sizes
@@ -94,19 +94,19 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Reduced:
+class BroadcastUse:
     """An elementwise use that broadcasts: the gradient is summed over what the shared tensor was spread over.
 
     Attributes:
         site: Where.
-        factor: Part -> what the gradient of the output is multiplied by, (g, size, *one sample); None for one.
+        factor: SampleBlock -> what the gradient of the output is multiplied by, (g, size, *one sample); None for one.
         scale: A number to multiply with.
         spread: Shape by which the shared tensor broadcasts, where it is not its own.
         total: Sums (g, size, *one sample) to (g, *spread).
     """
 
     site: Site
-    factor: Callable[[Part], Tensor] | None = None
+    factor: Callable[[SampleBlock], Tensor] | None = None
     scale: complex = 1.0
     spread: torch.Size | None = None
     total: Callable[[Tensor, torch.Size], Tensor] | None = None
@@ -122,11 +122,11 @@ class Reduced:
         output, layout = self.site.output, self.site.layout
         return 2.0 * output.numel() / output[layout.axis] * layout.rows
 
-    def prepare(self, part: Part) -> Tensor | None:
+    def prepare(self, part: SampleBlock) -> Tensor | None:
         """What all losses share: the factor."""
         return None if self.factor is None else accumulating(self.factor(part))
 
-    def gradient(self, factor: Tensor | None, grads: Gradients, part: Part) -> Tensor:
+    def gradient(self, factor: Tensor | None, grads: Gradients, part: SampleBlock) -> Tensor:
         """Gradients (g, *shape) of the shared tensor, given what was prepared."""
         x = accumulating(self.site.grouped(grads[0], part))
         x = x if factor is None else x * factor
@@ -135,7 +135,7 @@ class Reduced:
 
 
 @dataclass(frozen=True)
-class Isolated:
+class OpaqueUse:
     """Any op: its own backward, once for each group, with the other samples' gradients set to zero. Exact, and slow.
 
     Attributes:
@@ -155,10 +155,10 @@ class Isolated:
         """Not known."""
         return 0.0
 
-    def prepare(self, part: Part) -> None:
+    def prepare(self, part: SampleBlock) -> None:
         """Nothing is shared."""
 
-    def gradient(self, _: None, grads: Gradients, part: Part) -> Tensor:
+    def gradient(self, _: None, grads: Gradients, part: SampleBlock) -> Tensor:
         """Gradients (g, *shape) of the shared tensor."""
         reached = [
             (GradientEdge(self.site.node, number), layout, grad)
@@ -173,7 +173,7 @@ class Isolated:
         return accumulating(rows)
 
 
-Use = Matrix | Reduced | Isolated
+ParamUse = MatmulUse | BroadcastUse | OpaqueUse
 """All have ``prepare(part)``, for what the losses share, and ``gradient(prepared, grads, part)``, for each of them."""
 
 
@@ -211,7 +211,7 @@ def batched_vjp(edges: Sequence[Any], inputs: Sequence[Any], grads: Sequence[Ten
 _BATCHED_AT_MOST = 1 << 24  # entries; beyond, a loop takes no more time and less memory
 
 
-def _only(grad: Tensor, place: Place, part: Part, group: int) -> Tensor:
+def _only(grad: Tensor, place: Place, part: SampleBlock, group: int) -> Tensor:
     """The gradient of one group of a part, zero elsewhere."""
     first = part.start + group * part.size
     masked = torch.zeros_like(grad, memory_format=torch.contiguous_format)

@@ -1,20 +1,20 @@
-"""The ops whose per-sample gradients are known in closed form, one file a family. What is not here is ``Isolated``."""
+"""The ops whose per-sample gradients are known in closed form, one file a family. What is not here is ``OpaqueUse``."""
 
-from harmony.engines.tape.rules import convolution, matmul, normalization, pointwise, table
-from harmony.engines.tape.use import Matrix, Reduced, Site
+from harmony.engines.tape.grad_rules import convolution, matmul, normalization, pointwise, table
+from harmony.engines.tape.param_use import BroadcastUse, MatmulUse, Site
 
 RULES = {**matmul.RULES, **convolution.RULES, **normalization.RULES, **pointwise.RULES, **table.RULES}
 """Name of a backward node -> function of a site that gives a use, or None where it does not fit."""
 
 
-def closed_form(site: Site) -> Matrix | Reduced | None:
+def closed_form(site: Site) -> MatmulUse | BroadcastUse | None:
     """The use at a site by the rule of its op, if there is one."""
     rule = RULES.get(site.node.name())
     use = None if rule is None else rule(site)
-    return None if isinstance(use, Reduced) and not _is_broadcast(use) else use
+    return None if isinstance(use, BroadcastUse) and not _is_broadcast(use) else use
 
 
-def _is_broadcast(use: Reduced) -> bool:
+def _is_broadcast(use: BroadcastUse) -> bool:
     """Whether all samples get the whole of the shared tensor: none of them has rows of its own."""
     site, shape = use.site, use.site.shape if use.spread is None else use.spread
     axis = site.layout.axis - (len(site.output) - len(shape))

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from harmony.engines.tape.layout import Part, grouped
-from harmony.engines.tape.use import Matrix, Reduced, Site
+from harmony.engines.tape.layout import SampleBlock, grouped
+from harmony.engines.tape.param_use import BroadcastUse, MatmulUse, Site
 
 
-def product(site: Site, known: Tensor | None, slot: int, alpha: complex) -> Matrix | None:
+def product(site: Site, known: Tensor | None, slot: int, alpha: complex) -> MatmulUse | None:
     """``out = alpha * left @ right``, with or without a leading axis of products side by side.
 
     Args:
@@ -28,7 +28,7 @@ def product(site: Site, known: Tensor | None, slot: int, alpha: complex) -> Matr
     t = site.layout.rows
     plain = not batched and slot == 1 and site.layout.contiguous
 
-    def rows(x: Tensor, part: Part) -> Tensor:
+    def rows(x: Tensor, part: SampleBlock) -> Tensor:
         """(g, n, t, features)."""
         if plain:  # the common case, in the fewest steps
             return x[part.samples.start * t : part.samples.stop * t].view(part.groups, 1, part.size * t, -1)
@@ -40,48 +40,50 @@ def product(site: Site, known: Tensor | None, slot: int, alpha: complex) -> Matr
         return x.movedim(2, 1).flatten(2, 3)
 
     conjugate = known.conj() if known.is_complex() else known
-    scaled: Callable[[Tensor, Part], Tensor] = rows if alpha == 1 else lambda g, part: rows(g, part) * alpha.conjugate()
-    return Matrix(
+    scaled: Callable[[Tensor, SampleBlock], Tensor] = (
+        rows if alpha == 1 else lambda g, part: rows(g, part) * alpha.conjugate()
+    )
+    return MatmulUse(
         site, lambda part: rows(conjugate, part), scaled, (n, site.layout.rows, features, outputs),
         out_first=slot == 0, views=alpha == 1,
     )  # fmt: skip
 
 
-def mm(site: Site) -> Matrix | None:
+def mm(site: Site) -> MatmulUse | None:
     """``self @ mat2``."""
     return product(site, _saved(site.node, ("mat2", "self")[site.slot]), site.slot, 1.0)
 
 
-def addmm(site: Site) -> Matrix | Reduced | None:
+def addmm(site: Site) -> MatmulUse | BroadcastUse | None:
     """``beta * self + alpha * mat1 @ mat2``."""
     return _added(site, "mat1", "mat2")
 
 
-def baddbmm(site: Site) -> Matrix | Reduced | None:
+def baddbmm(site: Site) -> MatmulUse | BroadcastUse | None:
     """``beta * self + alpha * batch1 @ batch2``."""
     return _added(site, "batch1", "batch2")
 
 
-def mv(site: Site) -> Matrix | None:
+def mv(site: Site) -> MatmulUse | None:
     """``self @ vec`` with rows of samples and a shared vector: a linear map to one feature."""
     matrix = _saved(site.node, "self")
     if site.slot != 1 or matrix is None or site.layout.axis != 0:
         return None
 
-    def rows(x: Tensor, part: Part) -> Tensor:
+    def rows(x: Tensor, part: SampleBlock) -> Tensor:
         return grouped(x, site.layout, part).flatten(1, 2).unsqueeze(1)
 
     conjugate = matrix.conj() if matrix.is_complex() else matrix
-    return Matrix(
+    return MatmulUse(
         site, lambda part: rows(conjugate, part), lambda g, part: rows(g.unsqueeze(-1), part),
         (1, site.layout.rows, matrix.shape[1], 1), out_first=False, views=True,
     )  # fmt: skip
 
 
-def _added(site: Site, left: str, right: str) -> Matrix | Reduced | None:
+def _added(site: Site, left: str, right: str) -> MatmulUse | BroadcastUse | None:
     node = site.node
     if site.slot == 0:
-        return Reduced(site, scale=node._saved_beta.conjugate())  # type: ignore[attr-defined]
+        return BroadcastUse(site, scale=node._saved_beta.conjugate())  # type: ignore[attr-defined]
     alpha = node._saved_alpha  # type: ignore[attr-defined]
     return product(site, _saved(node, (right, left)[site.slot - 1]), site.slot - 1, alpha)
 

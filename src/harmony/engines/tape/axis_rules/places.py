@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harmony.engines.tape.axes.op import Mark, State
+from harmony.engines.tape.axis_rules.op import Mark, State
 from harmony.engines.tape.layout import Layout, Place, RowMap, place_of
 
 SEVERAL = -2
@@ -26,7 +26,7 @@ def place_of_entries(entries: Tensor, size: int) -> State | None:
     """
     single, several = entries >= 0, entries == SEVERAL
     if not bool(single.any()):
-        return Mark.SHARED if bool(several.any()) else None
+        return Mark.COMMON if bool(several.any()) else None
     if bool(several.any()) or entries.ndim == 0:
         return Mark.MIXED
     candidates = []
@@ -44,5 +44,5 @@ def aligned(place: Place, output: Sequence[int], shape: Sequence[int]) -> State:
     """Place in an input of this shape that broadcasts to the output."""
     axis = place.axis - (len(output) - len(shape))
     if axis < 0 or (shape[axis] == 1 and output[place.axis] > 1):
-        return Mark.SHARED
+        return Mark.COMMON
     return at(place, axis)

@@ -2,8 +2,8 @@
 
 import torch
 
-from harmony.engines.tape.axes.op import Claims, Mark, Op
-from harmony.engines.tape.axes.places import at
+from harmony.engines.tape.axis_rules.op import Claims, Mark, Op
+from harmony.engines.tape.axis_rules.places import at
 from harmony.engines.tape.graph import signed
 from harmony.engines.tape.layout import NOBODY, RowMap, place_of, row_ids
 

@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harmony.engines.tape.layout import Part, grouped, split
-from harmony.engines.tape.use import Matrix, Reduced, Site
+from harmony.engines.tape.layout import SampleBlock, grouped, split
+from harmony.engines.tape.param_use import BroadcastUse, MatmulUse, Site
 
 
-def convolution(site: Site) -> Matrix | Reduced | None:
+def convolution(site: Site) -> MatmulUse | BroadcastUse | None:
     """Weight (o, i / groups, *kernel), transposed (i, o / groups, *kernel), or bias (o,)."""
     if site.layout.axis != 0:
         return None
     node, groups = site.node, site.node._saved_groups  # type: ignore[attr-defined]
     rank = len(site.output) - 2
     if site.slot == 2:
-        return Reduced(site, spread=torch.Size((*site.shape, *[1] * rank)))
+        return BroadcastUse(site, spread=torch.Size((*site.shape, *[1] * rank)))
     if site.slot != 1:
         return None
     x: Tensor = node._saved_input  # type: ignore[attr-defined]
@@ -29,14 +29,14 @@ def convolution(site: Site) -> Matrix | Reduced | None:
     windowed_shape, plain_shape = (site.output, x.shape) if transposed else (x.shape, site.output)
     positions = plain_shape[2:]
 
-    def windows(image: Tensor, part: Part) -> Tensor:
+    def windows(image: Tensor, part: SampleBlock) -> Tensor:
         """(g, groups, t, channels / groups * kernel)."""
         image = grouped(image, site.layout, part)
         folded = unfold(image.flatten(0, 2), groups, geometry, positions)  # (g size n, groups, *positions, c, *kernel)
         folded = split(folded, 0, (part.groups, -1)).movedim(2, 1)
         return folded.reshape(part.groups, groups, -1, windowed_shape[1] // groups * math.prod(kernel))
 
-    def pixels(image: Tensor, part: Part) -> Tensor:
+    def pixels(image: Tensor, part: SampleBlock) -> Tensor:
         """(g, groups, t, channels / groups)."""
         image = split(grouped(image, site.layout, part).flatten(3), 3, (groups, -1, math.prod(positions)))
         # (g, size, n, groups, c, positions)
@@ -45,8 +45,8 @@ def convolution(site: Site) -> Matrix | Reduced | None:
     n, t = groups, site.layout.rows * math.prod(positions)
     wide, narrow = windowed_shape[1] // groups * math.prod(kernel), plain_shape[1] // groups
     if transposed:
-        return Matrix(site, lambda part: pixels(x, part), windows, (n, t, narrow, wide), out_first=False)
-    return Matrix(site, lambda part: windows(x, part), pixels, (n, t, wide, narrow), out_first=True)
+        return MatmulUse(site, lambda part: pixels(x, part), windows, (n, t, narrow, wide), out_first=False)
+    return MatmulUse(site, lambda part: windows(x, part), pixels, (n, t, wide, narrow), out_first=True)
 
 
 def unfold(x: Tensor, groups: int, geometry: tuple[Sequence[int], ...], positions: Sequence[int]) -> Tensor:

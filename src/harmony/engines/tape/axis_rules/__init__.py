@@ -7,8 +7,8 @@ they hold for every batch. What has no rule here is found by experiment, on ever
 
 from collections.abc import Callable
 
-from harmony.engines.tape.axes import dims, elementwise, indices, layers, parts, views
-from harmony.engines.tape.axes.op import Claims, Mark, Op, State
+from harmony.engines.tape.axis_rules import dims, elementwise, indices, layers, parts, views
+from harmony.engines.tape.axis_rules.op import Claims, Mark, Op, State
 
 __all__ = ["BY_DATA", "MOVES_BY_SHAPE", "RULES", "Claims", "Mark", "Op", "Rule", "State"]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harmony.engines.tape.axes.op import Claims, Mark, Op, State
-from harmony.engines.tape.axes.places import SEVERAL, aligned, at, place_of_entries
+from harmony.engines.tape.axis_rules.op import Claims, Mark, Op, State
+from harmony.engines.tape.axis_rules.places import SEVERAL, aligned, at, place_of_entries
 from harmony.engines.tape.graph import signed
 from harmony.engines.tape.layout import NOBODY, Place, row_ids
 
@@ -84,7 +84,7 @@ def _of_table(state: State | None, dims: Sequence[int]) -> State | None:
     """A table of which several samples read one entry is shared by all."""
     if isinstance(state, Place):
         return at(state, dims[state.axis])
-    return Mark.SHARED if state is Mark.MIXED else state
+    return Mark.COMMON if state is Mark.MIXED else state
 
 
 def _owners(places: Tensor, ids: Tensor, entries: int) -> Tensor:

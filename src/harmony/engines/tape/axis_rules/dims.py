@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from harmony.engines.tape.axes.op import Claims, Mark, Op, State
-from harmony.engines.tape.axes.places import at
+from harmony.engines.tape.axis_rules.op import Claims, Mark, Op, State
+from harmony.engines.tape.axis_rules.places import at
 from harmony.engines.tape.graph import signed
 
 

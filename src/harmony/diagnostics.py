@@ -15,10 +15,10 @@ from harmony.engines.encoded import Cotangent, Encoded, Trace
 from harmony.engines.fallback import together_and_alone
 from harmony.engines.precision import inner_products
 from harmony.engines.random import replay, snapshot
+from harmony.engines.tape.autograd_fields import dtypes
 from harmony.engines.tape.engine import Run, reached_by, record, trace_of
 from harmony.engines.tape.engine import plan as plan_pieces
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.graph import dtypes
 from harmony.engines.tape.materialize import ScratchBuffer
 from harmony.engines.tape.param_use import OpaqueUse
 from harmony.engines.tape.plan import ParamBlock
@@ -323,7 +323,7 @@ def _spread(size: int) -> Tensor:
 
 def _row(number: int, name: str, inputs: Inputs, piece: ParamBlock | None) -> Row:
     shape = tuple(inputs.params[number].shape)
-    uses = [] if piece is None else [u for t in piece.targets if number in t.params for u, _ in t.uses]
+    uses = [] if piece is None else [u for t in piece.tensors if number in t.params for u, _ in t.uses]
     if piece is None or not uses:
         return Row(name, shape, "", "unused" if inputs.selected[number] else "update only", 0.0, 0.0)
     ops = Counter(use.site.node.name().rpartition("::")[2].replace("Backward", " ").split()[0] for use in uses)

@@ -13,128 +13,114 @@ from harmony.engines.precision import full_precision
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.graph import Graph, Output, walk
 from harmony.engines.tape.materialize import ScratchBuffer
-from harmony.engines.tape.param_tensor import ParamTensor, find_param_tensors
-from harmony.engines.tape.param_use import OpaqueUse
+from harmony.engines.tape.param_tensor import ParamTensor, param_tensors
+from harmony.engines.tape.param_use import Grads, OpaqueUse
 from harmony.engines.tape.per_sample import PerSampleGradients
-from harmony.engines.tape.plan import ParamBlock, Update, pieces, work
+from harmony.engines.tape.plan import Load, ParamBlock, Update, param_blocks, work
 from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
 from harmony.engines.tape.verify import Verify, due, verify, verify_rearrangements
-from harmony.engines.trace import Inputs, detached, pull_batch, reach, run_batch
+from harmony.engines.trace import Inputs, Pass, detached, pull_batch, reach, run_batch
 from harmony.warn import warn
 
-BLOCKS = 4
-"""Blocks of groups that a step is cut into at most, to use per-sample gradients twice: each calls every op again."""
+SAMPLE_BLOCKS = 4  # into which a step is cut at most, to use per-sample gradients twice: each calls every op again
 
 
 class Settings(Protocol):
-    """The options that the tape looks at."""
+    """The options that this engine reads."""
 
     @property
-    def update(self) -> str:
-        """Where the update comes from."""
+    def update(self) -> str: ...
 
     @property
-    def memory(self) -> int:
-        """Bytes for per-sample gradients."""
+    def memory(self) -> int: ...
 
     @property
-    def group_size(self) -> int:
-        """Samples in a group."""
+    def group_size(self) -> int: ...
 
     @property
-    def verify(self) -> Verify:
-        """How often the places of the samples are verified."""
+    def verify(self) -> Verify: ...
 
 
 class Run(NamedTuple):
-    """A run on the tape: the graph, where the samples lie in it, and the shared tensors it uses."""
+    """A recorded run: the pass, its graph, where the samples lie in it, and the tensors made of parameters."""
 
-    params: list[Tensor]
-    leaves: list[Any]
-    spec: Any
-    tracked: list[bool]
+    encoded: Pass
     graph: Graph
     places: SampleAxis
     signature: Any
-    targets: list[ParamTensor]
-    size: int
-
-    @property
-    def outputs(self) -> list[Tensor]:
-        """The embedding leaves that depend on the parameters, with their graph."""
-        return [leaf for leaf, t in zip(self.leaves, self.tracked, strict=True) if t]
+    tensors: list[ParamTensor]
+    size: int  # B
 
 
 @eagerly()
 def record(inputs: Inputs) -> Run:
-    """Encode with ordinary autograd and read the graph.
-
-    Raises:
-        MixedSamplesError: The encoder mixes samples.
-        UnsupportedError: It cannot be recorded.
-    """
+    """Encode with ordinary autograd and read the graph; raises MixedSamplesError or UnsupportedError."""
     params = inputs.tracked_params()
-    run = run_batch(inputs, params)
+    encoded = run_batch(inputs, params)
     names = dict(zip(params, inputs.names, strict=True))
     graph = None
     try:
-        graph = walk(run.outputs)
-        require_paths(graph.paths(), params, inputs.names, run.hidden, inputs.refuse)
-        places, signature = sample_axis(graph, run.outputs, inputs.batch, inputs.size, names)
-        targets = _in_one_task(lambda: find_param_tensors(graph, places, params))
+        graph = walk(encoded.outputs)
+        require_paths(graph.paths(), params, inputs.names, encoded.hidden, inputs.refuse)
+        places, signature = sample_axis(graph, encoded.outputs, inputs.batch, inputs.size, names)
+        tensors = _in_one_task(lambda: param_tensors(graph, places, params))
     except (UnsupportedError, MixedSamplesError) as error:
-        error.leaves = detached(run.leaves)
+        error.leaves = detached(encoded.leaves)
         error.signature = inputs.size, None if graph is None else graph.signature()
         raise
-    return Run(params, run.leaves, run.spec, run.tracked, graph, places, signature, targets, inputs.size)
+    return Run(encoded, graph, places, signature, tensors, inputs.size)
 
 
-def trace_tape(inputs: Inputs, options: Settings, storage: ScratchBuffer) -> Trace:
-    """Run the encoder on the tape; runs that follow one another may share their working storage."""
+def trace_tape(inputs: Inputs, options: Settings, scratch: ScratchBuffer) -> Trace:
+    """Run the encoder on the tape; runs that follow one another may have one scratch buffer."""
     run = record(inputs)
-    _warn_of_isolated(run, inputs.names)
-    return trace_of(run, inputs, options, storage)
+    _warn_of_opaque(run, inputs.names)
+    return trace_of(run, inputs, options, scratch)
 
 
-def trace_of(run: Run, inputs: Inputs, options: Settings, storage: ScratchBuffer) -> Trace:
+def trace_of(run: Run, inputs: Inputs, options: Settings, scratch: ScratchBuffer) -> Trace:
     """What the other parts of the library see of a run."""
+    outputs, params = run.encoded.outputs, run.encoded.params
 
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
-        update, chosen = plan(run, inputs, options, reached_by(run, cotangents), fused)
-        wanted = sorted({o for piece in chosen for t in piece.targets for _, outputs in t.uses for o in outputs})
-        grads = _output_gradients(run, wanted, cotangents)
+        update, blocks = plan(run, inputs, options, reached_by(run, cotangents), fused)
+        needed = sorted(set().union(*(block.outputs for block in blocks)))
+        grads = _output_grads(run, needed, cotangents)
+        layouts = {output: run.places.layouts[output] for output in needed}
         if due(run.signature, options.verify):
-            names = dict(zip(run.params, inputs.names, strict=True))
-            places = {o: run.places.layouts[o] for o in wanted}
-            verify_rearrangements([t for piece in chosen for t in piece.targets], run.params, inputs.names)
-            verify(run.graph, run.outputs, cotangents, places, run.size, names)
+            names = dict(zip(params, inputs.names, strict=True))
+            verify_rearrangements([t for block in blocks for t in block.tensors], params, inputs.names)
+            verify(run.graph, outputs, cotangents, layouts, run.size, names)
         return PerSampleGradients(
-            chosen, grads, run.places.layouts, run.params, inputs.size,
-            options.memory, update, storage, max(inputs.label) + 1,
+            blocks=blocks,
+            grads=grads,
+            layouts=layouts,
+            leaves=params,
+            size=run.size,
+            memory=options.memory,
+            update=update,
+            scratch=scratch,
+            labels=max(inputs.label) + 1,
             backward=lambda weights: pull_mixed(pull, cotangents, weights, inputs.label),
-        )  # fmt: skip
+        )
 
     def pull(cotangent: Cotangent) -> list[Tensor]:
-        return pull_batch(run.outputs, run.params, cotangent)
+        return pull_batch(outputs, params, cotangent)
 
-    reaches = lambda: reach(run.outputs, run.params)  # noqa: E731
-    return Trace(detached(run.leaves), run.spec, run.tracked, pull, per_sample, reaches)
+    leaves = detached(run.encoded.leaves)
+    return Trace(
+        leaves, run.encoded.spec, run.encoded.tracked, pull, per_sample, reaches=lambda: reach(outputs, params)
+    )
 
 
 def reached_by(run: Run, cotangents: Sequence[Cotangent]) -> list[set[int]]:
     """For each loss, the nodes that its cotangents reach."""
-    nodes = {node: i for i, node in enumerate(run.graph.nodes)}
-    found = []
-    for cotangent in cotangents:
-        roots = [nodes[o.grad_fn] for o, c in zip(run.outputs, cotangent, strict=True) if c is not None and o.grad_fn]
-        stack, seen = list(roots), set(roots)
-        while stack:
-            for source in run.graph.inputs[stack.pop()]:
-                if source is not None and source[0] not in seen:
-                    seen.add(source[0])
-                    stack.append(source[0])
-        found.append(seen)
-    return found
+    index = {node: i for i, node in enumerate(run.graph.nodes)}
+    roots = [index[output.grad_fn] for output in run.encoded.outputs if output.grad_fn is not None]
+    return [
+        set(run.graph.behind(root for root, c in zip(roots, cotangent, strict=True) if c is not None))
+        for cotangent in cotangents
+    ]
 
 
 def plan(
@@ -143,39 +129,35 @@ def plan(
     """Where the update comes from, and what is computed for each parameter."""
     group = min(options.group_size, inputs.size)
     groups = -(-inputs.size // group)
-    selected = inputs.selected
-    counted = [t for t in run.targets if any(selected[p] for p in t.params)]
-    update = options.update
+    counted = [tensor for tensor in run.tensors if any(inputs.selected[p] for p in tensor.params)]
+    update: Any = options.update
     if update == "auto":
-        entries = len(reached) * sum(p.numel() for p, s in zip(run.params, selected, strict=True) if s)
-        at_least = -(-groups // BLOCKS) if fused else groups
+        selected = zip(inputs.params, inputs.selected, strict=True)
+        entries = len(reached) * sum(p.numel() for p, is_selected in selected if is_selected)
+        at_least = -(-groups // SAMPLE_BLOCKS) if fused else groups
         fits = at_least * entries * 4 <= options.memory
         # Where the Gram is taken over few parameters, the passes of the losses may stop early.
         # Several Grams have weights of their own, and would need a pass each.
-        partial = max(inputs.label) == 0 and work(counted) < 0.5 * work(run.targets)
+        partial = max(inputs.label) == 0 and work(counted) < 0.5 * work(run.tensors)
         update = "backward" if partial else "kept" if fits else "tape"
-    targets = counted if update == "backward" else run.targets
-    return update, pieces(targets, run.params, inputs.label, reached, group, update == "kept")  # type: ignore[return-value]
+    tensors = counted if update == "backward" else run.tensors
+    return update, param_blocks(tensors, inputs.params, inputs.label, Load(reached, group, update == "kept"))
 
 
 @eagerly()
-def _output_gradients(
-    run: Run, wanted: Sequence[Output], cotangents: Sequence[Cotangent]
-) -> list[dict[Output, Tensor]]:
+def _output_grads(run: Run, needed: Sequence[Output], cotangents: Sequence[Cotangent]) -> Grads:
     """One activation-only backward pass for each loss, through what it reaches."""
-    edges = [run.graph.edge(o) for o in wanted]
-    found: list[dict[Output, Tensor]] = []
+    edges = [run.graph.edge(output) for output in needed]
+    per_loss: Grads = []
     for cotangent in cotangents:
-        reached = [(o, c.to(o.dtype)) for o, c in zip(run.outputs, cotangent, strict=True) if c is not None]
-        if not reached or not edges:
-            found.append({})
-            continue
-        with full_precision(run.params[0].device.type):
-            grads = torch.autograd.grad(
-                [o for o, _ in reached], edges, [c for _, c in reached], retain_graph=True, allow_unused=True
-            )
-        found.append({o: g for o, g in zip(wanted, grads, strict=True) if g is not None})
-    return found
+        sent = [(o, c.to(o.dtype)) for o, c in zip(run.encoded.outputs, cotangent, strict=True) if c is not None]
+        grads: Sequence[Tensor | None] = []
+        if sent and edges:
+            roots, root_grads = zip(*sent, strict=True)
+            with full_precision(roots[0].device.type):
+                grads = torch.autograd.grad(roots, edges, root_grads, retain_graph=True, allow_unused=True)
+        per_loss.append({output: g for output, g in zip(needed, grads, strict=False) if g is not None})
+    return per_loss
 
 
 def _in_one_task(read: Callable[[], Any]) -> Any:
@@ -184,23 +166,23 @@ def _in_one_task(read: Callable[[], Any]) -> Any:
     Activation checkpointing computes a saved tensor again when it is read: once for all of them within one backward
     pass, once for each outside of any.
     """
-    found: list[Any] = []
+    results: list[Any] = []
     with torch.enable_grad():
         start = torch.zeros((), requires_grad=True)
         end = start.clone()
-    end.register_hook(lambda grad: found.append(read()))  # type: ignore[no-untyped-call]
+    end.register_hook(lambda grad: results.append(read()))  # type: ignore[no-untyped-call]
     torch.autograd.grad(end, start)
-    return found[0]
+    return results[0]
 
 
-def _warn_of_isolated(run: Run, names: list[str]) -> None:
-    isolated: dict[str, list[str]] = {}
-    for target in run.targets:
-        for use, _ in target.uses:
+def _warn_of_opaque(run: Run, names: list[str]) -> None:
+    params_of: dict[str, set[str]] = {}
+    for tensor in run.tensors:
+        for use, _ in tensor.uses:
             if isinstance(use, OpaqueUse):
-                isolated.setdefault(use.site.node.name(), []).append(repr(names[target.params[0]]))
-    for op, users in isolated.items():
+                params_of.setdefault(use.site.node.name(), set()).add(repr(names[tensor.params[0]]))
+    for op, params in params_of.items():
         warn(
-            f"{op}, which uses {', '.join(sorted(set(users)))}, has no closed form for gradients of single samples: "
-            "its own backward is run once for each of them."
+            f"{op}, which uses {', '.join(sorted(params))}, has no closed form for gradients of single samples: its "
+            "own backward is run once for each of them."
         )

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harmony.engines.tape.graph import is_complex
-from harmony.engines.tape.layout import SampleBlock
+from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape.param_tensor import ParamTensor
 from harmony.engines.tape.param_use import BroadcastUse, Grads, MatmulUse
 from harmony.engines.tape.plan import ParamBlock
+from harmony.engines.tape.sample_block import SampleBlock
 
 
 class ScratchBuffer:
@@ -34,131 +34,113 @@ class ScratchBuffer:
 
 
 class _Product(NamedTuple):
-    """A gradient that is one matrix product per group, as it stands in the parameter, of factors (g, ...).
+    """A use whose gradient, as it stands in the parameter, is one matrix product per group."""
 
-    Attributes:
-        loss: Number of the loss.
-        param: Number of the parameter.
-        left: The factor that all losses share: one tensor for all of them.
-        right: The factor of this loss.
-        left_first: Whether the product is ``left @ right``, and not ``right @ left``.
-    """
-
-    loss: int
     param: int
-    left: Tensor
-    right: Tensor
-    left_first: bool
+    left: Tensor  # (g, rows, i), the same for all losses
+    rights: dict[int, Tensor]  # (g, rows, o), by number of the loss
+    left_first: bool  # left^T right, and not right^T left
 
 
 class Materializer:
-    """Computes the gradients of pieces for any block of a part; views that all blocks share are made once."""
+    """Computes the gradients of a block of parameters for any part of some samples; views are made once."""
 
-    def __init__(self, pieces: Sequence[ParamBlock], grads: Grads, leaves: Sequence[Tensor], part: SampleBlock) -> None:
-        self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
+    def __init__(self, params: ParamBlock, grads: Grads, leaves: Sequence[Tensor], samples: SampleBlock) -> None:
+        self.columns = params.columns
+        self.width = params.width
+        self.dtype = accumulating_dtype(leaves)
         self.grads = grads
         self.leaves = leaves
-        self.part = part
-        self.products: dict[int, list[_Product]] = {}
-        self.others: dict[int, list[ParamTensor]] = {}
-        for piece in pieces:
-            self.products[id(piece)] = [product for target in piece.targets for product in self._products(target)]
-            self.others[id(piece)] = [target for target in piece.targets if not _is_product(target)]
+        self.samples = samples
+        self.products = [p for t in params.tensors if _is_product(t) for p in self._products(t)]
+        self.others = [tensor for tensor in params.tensors if not _is_product(tensor)]
 
-    def _products(self, target: ParamTensor) -> list[_Product]:
-        if not _is_product(target):
-            return []
+    def _products(self, tensor: ParamTensor) -> list[_Product]:
         products = []
-        for use, outputs in target.uses:
+        for use, outputs in tensor.uses:
             grads = {k: loss[outputs[0]] for k, loss in enumerate(self.grads) if outputs[0] in loss}
+            if not grads:
+                continue
             if isinstance(use, MatmulUse):
-                left_first = use.out_first == target.transposed
-                left = use.left(self.part)[:, 0] if grads else None
-                rights = {k: use.right(grad, self.part)[:, 0] for k, grad in grads.items()}
-                if left_first:
-                    left = None if left is None else left.mT
-                else:
-                    rights = {k: right.mT for k, right in rights.items()}
+                left = use.left(self.samples)[:, 0]
+                rights = {k: use.right(grad, self.samples)[:, 0] for k, grad in grads.items()}
+                left_first = use.out_first == tensor.transposed
             else:
-                assert isinstance(use, BroadcastUse)
-                left_first = True
-                rights = {k: use.site.grouped(grad, self.part).flatten(1, -2) for k, grad in grads.items()}
-                left = next((r.new_ones(1, 1, r.shape[1]).expand(len(r), -1, -1) for r in rights.values()), None)
-            for k, right in rights.items():
-                assert left is not None
-                products.append(_Product(k, target.params[0], left, right, left_first))
+                rights = {k: use.site.grouped(grad, self.samples).flatten(1, -2) for k, grad in grads.items()}
+                right = next(iter(rights.values()))
+                left, left_first = right.new_ones(1, right.shape[1], 1).expand(len(right), -1, -1), True
+            products.append(_Product(tensor.params[0], left, rights, left_first))
         return products
 
-    def fill(self, piece: ParamBlock, block: SampleBlock, storage: ScratchBuffer) -> Tensor:
-        """Gradients (K, g, width) of a piece's parameters under each loss, for a block of the groups."""
-        shape = (len(self.grads), block.groups, piece.width)
-        buffer = storage.take(shape, self.dtype, self.leaves[0].device)
-        places = {
-            (p, k): buffer[k, :, offset : offset + self.leaves[p].numel()]
-            for p, offset in zip(piece.params, piece.offsets, strict=True)
-            for k in range(len(self.grads))
-        }
+    def fill(self, block: SampleBlock, scratch: ScratchBuffer) -> Tensor:
+        """Gradients (K, g, width) of the parameters under each loss, for a part of the samples."""
+        buffer = scratch.take((len(self.grads), block.groups, self.width), self.dtype, self.leaves[0].device)
+        places = {(p, k): buffer[k, :, cols] for p, cols in self.columns.items() for k in range(len(self.grads))}
         empty = set(places)
-        groups = block.within(self.part)
-        shared, left = None, torch.empty(0)
-        for k, p, factor, right, left_first in self.products[id(piece)]:
-            if factor is not shared:
-                shared, left = factor, factor[groups].to(self.dtype)
-            right, place = right[groups].to(self.dtype), places[p, k]
-            a, b = (left, right) if left_first else (right, left)
-            if not place.is_contiguous():  # among small ones
-                _put(place, (a @ b).flatten(1), (p, k) in empty)
-            elif (p, k) in empty:
-                torch.bmm(a, b, out=place.view(len(a), a.shape[1], b.shape[2]))
-            else:
-                place.view(len(a), a.shape[1], b.shape[2]).baddbmm_(a, b)
-            empty.discard((p, k))
-        for target in self.others[id(piece)]:
-            for k, total in enumerate(self._sums(target, block)):
-                if total is not None:
-                    for p, grad in zip(target.params, target.pull(total, self.leaves), strict=True):
-                        _put(places[p, k], grad.flatten(1) if grad.ndim > 1 else grad[:, None], (p, k) in empty)
-                        empty.discard((p, k))
+        groups = block.within(self.samples)
+        for p, left, rights, left_first in self.products:
+            left = left[groups].to(self.dtype)
+            for k, right in rights.items():
+                right = right[groups].to(self.dtype)
+                a, b = (left.mT, right) if left_first else (right.mT, left)
+                _add_product(places[p, k], a, b, (p, k) in empty)
+                empty.discard((p, k))
+        for tensor in self.others:
+            for k, total in self._sums(tensor, block).items():
+                for p, grad in zip(tensor.params, tensor.pull(total, self.leaves), strict=True):
+                    _add(places[p, k], grad.flatten(1) if grad.ndim > 1 else grad[:, None], (p, k) in empty)
+                    empty.discard((p, k))
         for unreached in empty:
             places[unreached].zero_()
         return buffer
 
-    def _sums(self, target: ParamTensor, block: SampleBlock) -> list[Tensor | None]:
-        """Gradients (g, *shape) of a shared tensor under each loss, over all its uses."""
-        sums: list[Tensor | None] = [None] * len(self.grads)
-        for use, outputs in target.uses:
-            reached = [k for k, loss in enumerate(self.grads) if any(o in loss for o in outputs)]
+    def _sums(self, tensor: ParamTensor, block: SampleBlock) -> dict[int, Tensor]:
+        """Gradients (g, *shape) of a common tensor under each loss that reaches it, over all its uses."""
+        sums: dict[int, Tensor] = {}
+        for use, outputs in tensor.uses:
+            reached = [k for k, loss in enumerate(self.grads) if any(output in loss for output in outputs)]
             prepared = use.prepare(block) if reached else None
             for k in reached:
-                grad = use.gradient(prepared, [self.grads[k].get(o) for o in outputs], block)  # type: ignore[arg-type]
-                if grad.is_complex() and not target.is_complex:
+                grads = [self.grads[k].get(output) for output in outputs]
+                grad = use.gradient(prepared, grads, block)  # type: ignore[arg-type]
+                if grad.is_complex() and not tensor.dtype.is_complex:
                     grad = grad.real
-                before = sums[k]
-                sums[k] = grad if before is None else before + grad
+                sums[k] = sums[k] + grad if k in sums else grad
         return sums
 
 
-def _is_product(target: ParamTensor) -> bool:
-    """Whether all uses of a target are matrix products on views, which give the parameter's gradient as it stands."""
+def accumulating_dtype(leaves: Sequence[Tensor]) -> torch.dtype:
+    """In which gradients are multiplied and summed."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
+
+
+def _is_product(tensor: ParamTensor) -> bool:
+    """Whether all uses of a tensor are matrix products on views, which give the parameter's gradient as it stands."""
+    if not (tensor.flat or tensor.transposed):
+        return False
     return all(
-        (target.direct(use) or (target.flat and _is_bias(use))) and not is_complex(use.site.node)
-        for use, _ in target.uses
+        (
+            use.views and use.sizes[0] == 1
+            if isinstance(use, MatmulUse)
+            else isinstance(use, BroadcastUse) and use.is_bias
+        )
+        and not fields.is_complex(use.site.node)
+        for use, _ in tensor.uses
     )
 
 
-def _is_bias(use: object) -> bool:
-    """Whether a use adds a vector along the last axis: its gradient is a product with ones."""
-    return (
-        isinstance(use, BroadcastUse)
-        and use.plain
-        and len(use.site.shape) == 1
-        and use.site.layout.axis < len(use.site.output) - 1
-        and use.site.shape[0] == use.site.output[-1]
-    )
+def _add_product(place: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
+    """Write ``a @ b`` into (g, entries), or add it to what stands there."""
+    if not place.is_contiguous():  # among small ones
+        _add(place, (a @ b).flatten(1), is_first)
+    elif is_first:
+        torch.bmm(a, b, out=place.view(len(a), a.shape[1], b.shape[2]))
+    else:
+        place.view(len(a), a.shape[1], b.shape[2]).baddbmm_(a, b)
 
 
-def _put(place: Tensor, grad: Tensor, first: bool) -> None:
-    if first:
+def _add(place: Tensor, grad: Tensor, is_first: bool) -> None:
+    if is_first:
         place.copy_(grad)
     else:
         place.add_(grad)

@@ -1,53 +1,45 @@
 """Ops along dimensions: all other dimensions lie side by side."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
-from harmony.engines.tape.axis_rules.op import Claims, Mark, Op, State
-from harmony.engines.tape.axis_rules.places import at
-from harmony.engines.tape.graph import signed
-
-
-def along_dims(*names: str) -> Callable[[Op], Claims]:
-    """Ops that act along some dimensions, keep the number of axes, and treat all others side by side."""
-
-    def rule(op: Op) -> Claims:
-        acted = set().union(*(op.dims(name, len(op.shape)) for name in names))
-        state = Mark.MIXED if op.place.axis in acted else op.place
-        return [None if shape is None else state for shape in op.inputs]
-
-    return rule
+from harmony.engines.tape.axis_rules.op import Op
+from harmony.engines.tape.layout import Mark, State, on_axis
 
 
-def reduced(op: Op) -> Claims:
+def _outside(op: Op, dims: Container[int], otherwise: Mark = Mark.UNKNOWN) -> State:
+    """The same place where the op acts along other dimensions alone."""
+    axis = op.place.axis
+    untouched = axis not in dims and len(op.input) == len(op.shape) and op.input[axis] == op.shape[axis]
+    return op.place if untouched else otherwise
+
+
+def along(op: Op) -> State:
+    """Sums, orders and maps along one dimension, which mix all that lies along it."""
+    return _outside(op, op.dims(len(op.shape)), Mark.MIXED)
+
+
+def reordered(op: Op) -> State:
+    """``flip``, ``roll``."""
+    return _outside(op, op.dims(len(op.shape), "dims"), Mark.MIXED)
+
+
+def gathered(op: Op) -> State:
+    """``gather``, ``sort``, ``topk``, ``scatter_add`` and the like, along other axes than that of the samples."""
+    return _outside(op, op.dims(len(op.shape)))
+
+
+def over_last(n: int) -> Callable[[Op], State]:
+    """Ops on the last n axes: pooling, resampling, factorisations."""
+    return lambda op: _outside(op, range(len(op.shape) - n, len(op.shape)))
+
+
+def reduced(op: Op) -> State:
     """Sums, means, maxima: dimensions that are gone, or of length 1."""
-    shape = op.input
-    dims = op.dims("dim", len(shape))
-    kept = list(range(len(shape))) if len(shape) == len(op.shape) else [a for a in range(len(shape)) if a not in dims]
+    ndim = len(op.input)
+    dims = op.dims(ndim)
+    kept = [axis for axis in range(ndim) if ndim == len(op.shape) or axis not in dims]
     axis = kept[op.place.axis]
-    return [op.place if axis == op.place.axis else at(op.place, axis)] if axis not in dims else [Mark.UNKNOWN]
-
-
-def over_last(n: int) -> Callable[[Op], Claims]:
-    """Ops on the last n axes: pooling, resampling, factorisations. All axes before lie side by side."""
-
-    def rule(op: Op) -> Claims:
-        axis, claims = op.place.axis, list[State | None]()
-        for shape in op.inputs:
-            if shape is None:
-                claims.append(None)
-            elif axis < len(op.shape) - n and len(shape) == len(op.shape) and shape[axis] == op.shape[axis]:
-                claims.append(op.place)
-            else:
-                claims.append(Mark.UNKNOWN)
-        return claims
-
-    return rule
-
-
-def windows(op: Op) -> Claims:
-    """``unfold``: windows along one dimension, in a new last axis."""
-    dim, axis = signed(op.option("dimension")) % (len(op.shape) - 1), op.place.axis
-    return [Mark.UNKNOWN if axis in (dim, len(op.shape) - 1) else op.place]
+    return Mark.UNKNOWN if axis in dims else on_axis(op.place, axis)
 
 
 _REDUCED = (
@@ -70,10 +62,9 @@ _OVER_LAST = {
     4: "GridSampler3D",
 }
 RULES = {
-    "Flip": along_dims("dims"),
-    "Roll": along_dims("dims"),
-    "Unfold": windows,
+    **dict.fromkeys(["Flip", "Roll"], reordered),
+    **dict.fromkeys(["Gather", "ScatterAdd", "Scatter", "ScatterReduce", "Sort", "Topk"], gathered),
     **dict.fromkeys(_REDUCED.split(), reduced),
-    **dict.fromkeys(_ALONG.split(), along_dims("dim")),
+    **dict.fromkeys(_ALONG.split(), along),
     **{name: over_last(n) for n, names in _OVER_LAST.items() for name in names.split()},
 }

@@ -1,150 +1,113 @@
 """Rows that are picked, or written, by index tensors."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from harmony.engines.tape.axis_rules.op import Claims, Mark, Op, State
-from harmony.engines.tape.axis_rules.places import SEVERAL, aligned, at, place_of_entries
-from harmony.engines.tape.graph import signed
-from harmony.engines.tape.layout import NOBODY, Place, row_ids
-
-
-def gathered(op: Op) -> Claims:
-    """``gather``, ``sort``, ``topk``, ``scatter_add`` and the like, along other axes than that of the samples."""
-    dim, axis = signed(op.option("dim")) % max(len(op.shape), 1), op.place.axis
-    claims: list[State | None] = []
-    for shape in op.inputs:
-        if shape is None:
-            claims.append(None)
-        elif dim != axis and len(shape) == len(op.shape) and shape[axis] == op.shape[axis]:
-            claims.append(op.place)
-        else:
-            claims.append(Mark.UNKNOWN)
-    return claims
+from harmony.engines.tape.axis_rules.op import Op
+from harmony.engines.tape.layout import NOBODY, SEVERAL, Mark, Place, State, aligned, on_axis, state_of_entries
 
 
 class Index(NamedTuple):
-    """Index tensors of a tensor with n axes.
+    """Index tensors of a tensor, on the host; masks are the indices they stand for."""
 
-    Attributes:
-        tensors: One for each axis that is indexed; masks as the indices they stand for.
-        dims: These axes.
-        block: The shape the index tensors broadcast to, which takes the place of the axes.
-        first: Where it stands in the result.
-        rest: The other axes.
-    """
+    tensors: list[Tensor]  # one for each axis that is indexed
+    dims: list[int]  # these axes
+    first: int  # where the block of axes begins that takes their place
+    rest: list[int]  # the other axes
 
-    tensors: list[Tensor]
-    dims: list[int]
-    block: torch.Size
-    first: int
-    rest: list[int]
-
-    @classmethod
-    def of(cls, op: Op, ndim: int) -> "Index":
-        """The index tensors that autograd has saved with an op."""
-        expanded: list[Tensor | None] = []
-        for index in op.option("indices"):
-            masked = index is not None and index.dtype in (torch.bool, torch.uint8)
-            expanded += list(index.nonzero(as_tuple=True)) if masked else [index]
-        dims = [d for d, index in enumerate(expanded) if index is not None]
-        tensors = torch.broadcast_tensors(*(index for index in expanded if index is not None))  # type: ignore[no-untyped-call]
-        together = dims == list(range(dims[0], dims[-1] + 1))
-        rest = [d for d in range(ndim) if d not in dims]
-        return cls(list(tensors), dims, tensors[0].shape, dims[0] if together else 0, rest)
-
-    def outer_axis(self, axis: int) -> int:
-        """The axis of the indexed tensor that an axis of the result, outside of the block, stands for."""
-        return self.rest[axis - (len(self.block) if axis >= self.first else 0)]
+    @property
+    def block(self) -> torch.Size:
+        """The shape that the index tensors broadcast to."""
+        return self.tensors[0].shape
 
 
-def indexed(op: Op) -> Claims:
+def index_of(op: Op, ndim: int) -> Index:
+    """The index tensors that autograd has saved with an op on a tensor with n axes."""
+    expanded: list[Tensor | None] = []
+    for index in op.option("indices"):
+        masked = index is not None and index.dtype in (torch.bool, torch.uint8)
+        expanded += list(index.nonzero(as_tuple=True)) if masked else [index]
+    dims = [d for d, index in enumerate(expanded) if index is not None]
+    tensors = torch.broadcast_tensors(*(index.cpu() for index in expanded if index is not None))  # type: ignore[no-untyped-call]
+    together = dims == list(range(dims[0], dims[-1] + 1))
+    return Index(list(tensors), dims, dims[0] if together else 0, [d for d in range(ndim) if d not in dims])
+
+
+def indexed(op: Op) -> State | None:
     """``x[indices]``: rows picked by index tensors, or by masks."""
-    shape, axis = op.input, op.place.axis
-    index = Index.of(op, len(shape))
-    within = axis - index.first
-    if not 0 <= within < len(index.block):
-        return [at(op.place, index.outer_axis(axis))]
-    device = index.tensors[0].device
-    ids = row_ids(op.place, op.shape[axis], op.size).to(device)
-    ids = ids.view([-1 if n == within else 1 for n in range(len(index.block))]).expand(index.block)
-    sizes = [shape[d] for d in index.dims]
-    places = torch.zeros(index.block, dtype=torch.int64, device=device)
+    index = index_of(op, len(op.input))
+    within, ndim = op.place.axis - index.first, len(index.block)
+    if not 0 <= within < ndim:
+        return on_axis(op.place, index.rest[op.place.axis - (ndim if within >= 0 else 0)])
+    ids = op.ids.view([-1 if n == within else 1 for n in range(ndim)]).expand(index.block)
+    sizes = [op.input[d] for d in index.dims]
+    entries = torch.zeros(index.block, dtype=torch.int64, device="cpu")
     for tensor, n in zip(index.tensors, sizes, strict=True):
-        places = places * n + tensor % n
-    entries = _owners(places.reshape(-1), ids.reshape(-1), math.prod(sizes)).view(sizes)
-    return [_of_table(place_of_entries(entries, op.size), index.dims)]
+        entries = entries * n + tensor % n
+    owners = _owners(entries.reshape(-1), ids.reshape(-1), math.prod(sizes)).view(sizes)
+    return _on_axes(_state_of_table(owners, op.size), index.dims)
 
 
-def _of_table(state: State | None, dims: Sequence[int]) -> State | None:
-    """A table of which several samples read one entry is shared by all."""
-    if isinstance(state, Place):
-        return at(state, dims[state.axis])
-    return Mark.COMMON if state is Mark.MIXED else state
+def index_selected(op: Op) -> State | None:
+    """``index_select``."""
+    dim = op.dim(len(op.input))
+    if dim != op.place.axis:
+        return op.place
+    owners = _owners(op.option("index").cpu(), op.ids, op.input[dim])
+    return _on_axes(_state_of_table(owners, op.size), [dim])
 
 
-def _owners(places: Tensor, ids: Tensor, entries: int) -> Tensor:
-    """Number of the sample (entries,) that reaches each entry, given where each row (n,) goes and whose it is."""
-    places, ids = places[ids >= 0], ids[ids >= 0]
-    lowest = ids.new_full((entries,), torch.iinfo(ids.dtype).max).scatter_reduce(0, places, ids, "amin")
-    highest = ids.new_full((entries,), NOBODY).scatter_reduce(0, places, ids, "amax")
+def _owners(entries: Tensor, ids: Tensor, size: int) -> Tensor:
+    """The sample (size,) that reaches each entry, given the entry that each row (n,) goes to and whose row it is."""
+    entries, ids = entries[ids >= 0], ids[ids >= 0]
+    lowest = ids.new_full((size,), torch.iinfo(ids.dtype).max).scatter_reduce(0, entries, ids, "amin")
+    highest = ids.new_full((size,), NOBODY).scatter_reduce(0, entries, ids, "amax")
     return torch.where(highest == NOBODY, NOBODY, torch.where(lowest == highest, highest, SEVERAL))
 
 
-def index_selected(op: Op) -> Claims:
-    """``index_select``."""
-    shape = op.input
-    dim = signed(op.option("dim")) % len(shape)
-    if dim != op.place.axis:
-        return [op.place]
-    index: Tensor = op.option("index")
-    ids = row_ids(op.place, op.shape[dim], op.size).to(index.device)
-    return [_of_table(place_of_entries(_owners(index, ids, shape[dim]), op.size), [dim])]
+def _state_of_table(owners: Tensor, size: int) -> State | None:
+    """A table of which several samples read one entry is common to all."""
+    state = state_of_entries(owners, size)
+    return Mark.COMMON if state is Mark.MIXED else state
 
 
-def index_put(op: Op) -> Claims:
+def _on_axes(state: State | None, axes: list[int]) -> State | None:
+    """The state of some axes of a tensor as that of the whole."""
+    return on_axis(state, axes[state.axis]) if isinstance(state, Place) else state
+
+
+def index_put(op: Op) -> State | None:
     """``x[indices] = values``: other rows keep their place, the values belong to whose rows they are written to."""
-    values, axis = op.inputs[1], op.place.axis
-    own = None if op.inputs[0] is None else op.place
-    if values is None:
-        return [own, None]
-    index = Index.of(op, len(op.shape))
-    first, block = index.first, index.block
-    before, after = index.rest[:first], index.rest[first:]
-    written = [*(op.shape[d] for d in before), *block, *(op.shape[d] for d in after)]
-    state: State | None
+    if op.slot == 0:
+        return op.place
+    index, axis = index_of(op, len(op.shape)), op.place.axis
+    first, ndim = index.first, len(index.block)
+    written = [op.shape[d] for d in index.rest]
+    written[first:first] = index.block
     if axis in index.rest:
         number = index.rest.index(axis)
-        state = at(op.place, number + (len(block) if number >= first else 0))
+        state: State | None = on_axis(op.place, number + (ndim if number >= first else 0))
     else:
-        ids = row_ids(op.place, op.shape[axis], op.size).to(index.tensors[0].device)
-        state = place_of_entries(ids[index.tensors[index.dims.index(axis)]], op.size)
-        state = at(state, first + state.axis) if isinstance(state, Place) else state
-    return [own, aligned(state, written, values) if isinstance(state, Place) else state]
+        ids = op.ids[index.tensors[index.dims.index(axis)]]
+        state = _on_axes(state_of_entries(ids, op.size), list(range(first, first + ndim)))
+    return aligned(state, written, op.input) if isinstance(state, Place) else state
 
 
-def index_added(op: Op) -> Claims:
+def index_added(op: Op) -> State | None:
     """``index_add``, ``index_copy``: rows added to, or written over, those that an index tensor names."""
-    dim, axis = signed(op.option("dim")) % len(op.shape), op.place.axis
-    own, source = (None if shape is None else op.place for shape in op.inputs)
-    if source is None or dim != axis:
-        return [own, source]
-    index: Tensor = op.option("index")
-    ids = row_ids(op.place, op.shape[dim], op.size).to(index.device)
-    state = place_of_entries(ids[index.reshape(-1)], op.size)
-    return [own, at(state, dim) if isinstance(state, Place) else state]
+    dim = op.dim(len(op.shape))
+    if op.slot == 0 or dim != op.place.axis:
+        return op.place
+    ids = op.ids[op.option("index").cpu().reshape(-1)]
+    return _on_axes(state_of_entries(ids, op.size), [dim])
 
 
 RULES = {
     "Index": indexed,
     "IndexSelect": index_selected,
-    **dict.fromkeys(["Gather", "ScatterAdd", "Scatter", "ScatterReduce", "Sort", "Topk"], gathered),
     **dict.fromkeys(["IndexAdd", "IndexCopy", "IndexReduce"], index_added),
     **dict.fromkeys(["IndexPut", "IndexPutImpl"], index_put),
 }
-BY_DATA = {"Index", "IndexAdd", "IndexCopy", "IndexPut", "IndexPutImpl", "IndexReduce", "IndexSelect"}
-"""Ops whose rule reads index tensors: what it tells holds for one batch."""

@@ -1,96 +1,68 @@
 """Products and normalisations: what has weights."""
 
-from harmony.engines.tape.axis_rules.op import Claims, Mark, Op, State
-from harmony.engines.tape.axis_rules.places import aligned, at
+from harmony.engines.tape import autograd_fields as fields
+from harmony.engines.tape.axis_rules.op import Op
+from harmony.engines.tape.layout import Mark, State, aligned, on_axis
 
 
-def product(op: Op, first: int = 0) -> Claims:
-    """``mm``, ``bmm``, and their sums with a tensor, which then comes first."""
+def product(op: Op, first: int = 0) -> State:
+    """``mm`` and ``bmm``: factors from slot ``first`` on."""
     axis, batched = op.place.axis, len(op.shape) - 2
-    if axis < batched:
-        factors: list[State] = [op.place, op.place]
-    elif axis == batched:
-        factors = [op.place, Mark.COMMON]
-    else:
-        factors = [Mark.COMMON, op.place]
-    claims: list[State | None] = []
-    for slot, shape in enumerate(op.inputs):
-        if shape is None:
-            claims.append(None)
-        else:
-            claims.append(aligned(op.place, op.shape, shape) if slot < first else factors[slot - first])
-    return claims
+    if axis < batched or axis - batched == op.slot - first:
+        return op.place
+    return Mark.COMMON
 
 
-def sum_and_product(op: Op) -> Claims:
+def sum_and_product(op: Op) -> State:
     """``addmm``, ``baddbmm``."""
-    return product(op, first=1)
+    return aligned(op.place, op.shape, op.input) if op.slot == 0 else product(op, first=1)
 
 
-def matrix_vector(op: Op) -> Claims:
+def matrix_vector(op: Op) -> State:
     """``mv``."""
-    claims: list[State] = [op.place, Mark.COMMON]
-    return [None if shape is None else claim for shape, claim in zip(op.inputs, claims, strict=True)]
+    return op.place if op.slot == 0 else Mark.COMMON
 
 
-def linear(op: Op) -> Claims:
+def linear(op: Op) -> State:
     """``linear`` as one op, for inputs of any rank."""
-    claims: list[State] = [op.place, Mark.COMMON, Mark.COMMON]
-    if op.place.axis == len(op.shape) - 1:
-        return [Mark.UNKNOWN] * len(op.inputs)
-    return [None if shape is None else claim for shape, claim in zip(op.inputs, claims, strict=False)]
+    return Mark.UNKNOWN if op.place.axis == len(op.shape) - 1 else matrix_vector(op)
 
 
-def convolution(op: Op) -> Claims:
-    """Samples on the first axis; channels are what a convolution mixes."""
-    if op.place.axis != 0:
-        return [Mark.UNKNOWN] * len(op.inputs)
-    return [None if shape is None else op.place if slot == 0 else Mark.COMMON for slot, shape in enumerate(op.inputs)]
+def over_channels(op: Op) -> State:
+    """Convolutions and group norms: samples on the first axis; channels are what they mix."""
+    return Mark.UNKNOWN if op.place.axis != 0 else matrix_vector(op)
 
 
-def attention(op: Op) -> Claims:
+def attention(op: Op) -> State:
     """Scaled dot products (b, heads, queries, features) of queries, keys, values; perhaps a bias on the scores."""
-    if op.place.axis > len(op.shape) - 3:
-        return [Mark.UNKNOWN] * len(op.inputs)
-    claims: list[State | None] = []
-    for slot, shape in enumerate(op.inputs):
-        if shape is None:
-            claims.append(None)
-        elif slot < 3 and shape[op.place.axis] != op.shape[op.place.axis]:  # fewer heads of keys and values
-            claims.append(Mark.UNKNOWN)
-        else:
-            claims.append(aligned(op.place, op.shape, shape))
-    return claims
+    axis = op.place.axis
+    if axis > len(op.shape) - 3 or (op.slot < 3 and op.input[axis] != op.shape[axis]):  # fewer heads of keys and values
+        return Mark.UNKNOWN
+    return aligned(op.place, op.shape, op.input)
 
 
-def layer_norm(op: Op) -> Claims:
+def layer_norm(op: Op) -> State:
     """Over the last axes, as many as the scale has."""
     scale = next((shape for shape in op.inputs[1:] if shape is not None), op.shape[-1:])
-    normalised = op.place.axis >= len(op.shape) - len(scale)
-    if hasattr(op.node, "_saved_normalized_shape"):
-        normalised = op.place.axis >= len(op.shape) - len(op.option("normalized_shape"))
-    own: State = Mark.MIXED if normalised else op.place
-    return [None if shape is None else own if slot == 0 else Mark.COMMON for slot, shape in enumerate(op.inputs)]
+    normalized = len(fields.saved_or_none(op.node, "normalized_shape") or scale)
+    if op.slot > 0:
+        return Mark.COMMON
+    return Mark.MIXED if op.place.axis >= len(op.shape) - normalized else op.place
 
 
-def group_norm(op: Op) -> Claims:
-    """Samples on the first axis."""
-    own: State = op.place if op.place.axis == 0 else Mark.UNKNOWN
-    return [None if shape is None else own if slot == 0 else Mark.COMMON for slot, shape in enumerate(op.inputs)]
-
-
-def batch_norm(op: Op) -> Claims:
+def batch_norm(op: Op) -> State:
     """By running statistics, or by those of each channel where the samples are among the channels (instance norm)."""
     among_channels = op.place.axis == 1
     if op.option("training") and not among_channels:
-        return [None if shape is None else Mark.MIXED for shape in op.inputs]
-    scale = at(op.place, 0) if among_channels else Mark.COMMON
-    return [None if shape is None else op.place if slot == 0 else scale for slot, shape in enumerate(op.inputs)]
+        return Mark.MIXED
+    if op.slot == 0:
+        return op.place
+    return on_axis(op.place, 0) if among_channels else Mark.COMMON
 
 
-def table(op: Op) -> Claims:
+def table(op: Op) -> State:
     """``embedding``."""
-    return [None if shape is None else Mark.COMMON for shape in op.inputs]
+    return Mark.COMMON
 
 
 _ATTENTION = "CudnnAttention EfficientAttention FlashAttention FlashAttentionForCpu FusedAttentionOverrideable"
@@ -98,13 +70,13 @@ RULES = {
     "Addmm": sum_and_product,
     "Baddbmm": sum_and_product,
     "Bmm": product,
-    "Convolution": convolution,
+    "Convolution": over_channels,
     "Embedding": table,
     "FusedRmsNorm": layer_norm,
     "Linear": linear,
     "Mm": product,
     "Mv": matrix_vector,
-    "NativeGroupNorm": group_norm,
+    "NativeGroupNorm": over_channels,
     "NativeLayerNorm": layer_norm,
     **dict.fromkeys(["CudnnBatchNorm", "MiopenBatchNorm", "NativeBatchNorm"], batch_norm),
     **{f"ScaledDotProduct{kind}": attention for kind in _ATTENTION.split()},

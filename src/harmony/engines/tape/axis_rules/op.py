@@ -1,49 +1,26 @@
-"""One output of one op of the graph, as the rules for the sample axis see it."""
+"""One output and one input of an op of the graph, as the rules for the sample axis see them."""
 
-import enum
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import Node
 
-from harmony.engines.tape.graph import signed
-from harmony.engines.tape.layout import Place
-
-
-class Mark(enum.Enum):
-    """What can be said of a tensor besides a place for its samples."""
-
-    COMMON = "the gradients of all samples reach all of it"
-    MIXED = "the gradients of several samples meet in it"
-    UNKNOWN = "no rule tells"
-
-
-State = Place | Mark
-"""Where the samples lie in a tensor, as far as one of its uses tells."""
-
-Claims = Sequence[State | None]
-"""For each differentiable input of an op, what the op tells of it; None where no gradient passes."""
+from harmony.engines.tape import autograd_fields as fields
+from harmony.engines.tape.layout import Place, row_ids
 
 
 class Op(NamedTuple):
-    """An op, where the samples lie in one of its outputs, and the shapes around it.
-
-    Attributes:
-        node: The backward node.
-        number: Which output.
-        place: Where the samples lie in it.
-        outputs: Shapes of all outputs.
-        inputs: Shapes of the inputs; None for those without a gradient.
-        size: B.
-    """
+    """An op, where the samples lie in one of its outputs, and one of its inputs that has a gradient."""
 
     node: Node
-    number: int
-    place: Place
-    outputs: Sequence[torch.Size]
-    inputs: Sequence[torch.Size | None]
-    size: int
+    number: int  # of the output
+    place: Place  # of the samples in the output
+    outputs: Sequence[torch.Size]  # shapes of all outputs
+    inputs: Sequence[torch.Size | None]  # shapes of all inputs; None for those without a gradient
+    size: int  # B
+    slot: int  # number of the input
 
     @property
     def shape(self) -> torch.Size:
@@ -52,17 +29,26 @@ class Op(NamedTuple):
 
     @property
     def input(self) -> torch.Size:
-        """Shape of the first input."""
-        shape = self.inputs[0]
+        """Shape of the input."""
+        shape = self.inputs[self.slot]
         assert shape is not None
         return shape
 
+    @property
+    def ids(self) -> Tensor:
+        """The sample (rows,) that each row along the sample axis of the output belongs to."""
+        return row_ids(self.place, self.shape[self.place.axis], self.size)
+
     def option(self, name: str) -> Any:
         """An option that autograd has saved with the op."""
-        return getattr(self.node, f"_saved_{name}")
+        return fields.saved(self.node, name)
 
-    def dims(self, name: str, ndim: int) -> set[int]:
-        """Dimensions among the options of the op, counted from the front; all of them where none is named."""
+    def dim(self, ndim: int, name: str = "dim") -> int:
+        """A dimension among the options, counted from the front."""
+        return fields.dim(self.node, name, ndim)
+
+    def dims(self, ndim: int, name: str = "dim") -> list[int]:
+        """Dimensions among the options, counted from the front; all of them where none is named."""
         value = self.option(name)
         dims = (value,) if isinstance(value, int) else tuple(value or ())
-        return {signed(d) % max(ndim, 1) for d in dims} or set(range(ndim))
+        return [fields.signed(d) % max(ndim, 1) for d in dims] or list(range(ndim))

@@ -1,9 +1,17 @@
-"""The ops whose per-sample gradients are known in closed form, one file a family. What is not here is ``OpaqueUse``."""
+"""The ops whose per-sample gradients have a closed form, one file a family. What is not here is an ``OpaqueUse``."""
+
+from collections.abc import Callable
 
 from harmony.engines.tape.grad_rules import convolution, matmul, normalization, pointwise, table
 from harmony.engines.tape.param_use import BroadcastUse, MatmulUse, Site
 
-RULES = {**matmul.RULES, **convolution.RULES, **normalization.RULES, **pointwise.RULES, **table.RULES}
+RULES: dict[str, Callable[[Site], MatmulUse | BroadcastUse | None]] = {
+    **matmul.RULES,
+    **convolution.RULES,
+    **normalization.RULES,
+    **pointwise.RULES,
+    **table.RULES,
+}
 """Name of a backward node -> function of a site that gives a use, or None where it does not fit."""
 
 
@@ -15,9 +23,9 @@ def closed_form(site: Site) -> MatmulUse | BroadcastUse | None:
 
 
 def _is_broadcast(use: BroadcastUse) -> bool:
-    """Whether all samples get the whole of the shared tensor: none of them has rows of its own."""
-    site, shape = use.site, use.site.shape if use.spread is None else use.spread
-    axis = site.layout.axis - (len(site.output) - len(shape))
-    if axis < 0 or shape[axis] == 1:
+    """Whether all samples get the whole of the common tensor: none of them has rows of its own."""
+    layout = use.site.layout
+    axis = layout.axis - (len(use.site.output) - len(use.target))
+    if axis < 0 or use.target[axis] == 1:
         return True
-    return use.total is not None and site.layout.contiguous and site.layout.rows % shape[axis] == 0
+    return use.total is not None and layout.contiguous and layout.rows % use.target[axis] == 0

@@ -4,61 +4,57 @@ import torch
 from torch import Tensor
 
 from harmony.engines.precision import accumulating
-from harmony.engines.tape.layout import SampleBlock, grouped, split
 from harmony.engines.tape.param_use import BroadcastUse, Site
+from harmony.engines.tape.sample_block import SampleBlock, grouped, split
 
 
 def layer_norm(site: Site) -> BroadcastUse | None:
     """Scale and shift over the last axes."""
-    node = site.node
     if site.slot == 2:
         return BroadcastUse(site)
     if site.slot != 1 or site.layout.axis >= len(site.output) - len(site.shape):
         return None
-    x, mean, rstd = node._saved_input, node._saved_result1, node._saved_result2  # type: ignore[attr-defined]
+    saved = [site.saved(name) for name in ("input", "result1", "result2")]
 
-    def normalized(part: SampleBlock) -> Tensor:
-        x_part, mean_part, rstd_part = (accumulating(grouped(t, site.layout, part)) for t in (x, mean, rstd))
-        return (x_part - mean_part) * rstd_part
+    def normalized(block: SampleBlock) -> Tensor:
+        x, mean, rstd = (accumulating(grouped(tensor, site.layout, block)) for tensor in saved)
+        return (x - mean) * rstd
 
     return BroadcastUse(site, normalized)
 
 
 def group_norm(site: Site) -> BroadcastUse | None:
     """Scale and shift of the channels, axis 1, each normalised with its group."""
-    node = site.node
-    if site.layout.axis != 0:
+    if site.layout.axis != 0 or site.slot == 0:
         return None
-    spread = _channels(site)
-    if site.slot == 2:
-        return BroadcastUse(site, spread=spread)
-    x, mean, rstd = node._saved_input, node._saved_result1, node._saved_result2  # type: ignore[attr-defined]
-    groups = node._saved_group  # type: ignore[attr-defined]
+    saved = [site.saved(name) for name in ("input", "result1", "result2")]
+    groups = site.saved("group")
 
-    def normalized(part: SampleBlock) -> Tensor:
-        x_part, mean_part, rstd_part = (accumulating(grouped(t, site.layout, part)) for t in (x, mean, rstd))
-        by_group = split(x_part, 3, (groups, -1)).flatten(4)  # (g, size, n, groups, channels / groups * space)
-        return ((by_group - mean_part[..., None]) * rstd_part[..., None]).view(x_part.shape)
+    def normalized(block: SampleBlock) -> Tensor:
+        x, mean, rstd = (accumulating(grouped(tensor, site.layout, block)) for tensor in saved)
+        by_group = split(x, 3, (groups, -1)).flatten(4)  # (g, size, n, groups, channels / groups * space)
+        return ((by_group - mean[..., None]) * rstd[..., None]).view(x.shape)
 
-    return BroadcastUse(site, spread=spread, factor=normalized)
+    return BroadcastUse(site, normalized if site.slot == 1 else None, spread=over_channels(site))
 
 
 def batch_norm(site: Site) -> BroadcastUse | None:
     """Scale and shift of the channels, axis 1, by running statistics."""
-    node = site.node
-    if site.layout.axis != 0 or node._saved_training:  # type: ignore[attr-defined]
+    if site.layout.axis != 0 or site.slot == 0 or site.saved("training"):
         return None
-    spread = _channels(site)
-    if site.slot == 2:
-        return BroadcastUse(site, spread=spread)
-    x, eps = node._saved_input, node._saved_eps  # type: ignore[attr-defined]
-    over_channels = [-1, *[1] * (x.ndim - 2)]
-    mean = node._saved_running_mean.view(over_channels)  # type: ignore[attr-defined]
-    rstd = torch.rsqrt(node._saved_running_var.view(over_channels) + eps)  # type: ignore[attr-defined]
-    return BroadcastUse(site, spread=spread, factor=lambda part: (grouped(x, site.layout, part) - mean) * rstd)
+    shape = over_channels(site)
+    x: Tensor = site.saved("input")
+    mean = site.saved("running_mean").view(shape)
+    rstd = torch.rsqrt(site.saved("running_var").view(shape) + site.saved("eps"))
+
+    def normalized(block: SampleBlock) -> Tensor:
+        centred: Tensor = grouped(x, site.layout, block) - mean
+        return centred * rstd
+
+    return BroadcastUse(site, normalized if site.slot == 1 else None, spread=shape)
 
 
-def _channels(site: Site) -> torch.Size:
+def over_channels(site: Site) -> torch.Size:
     """Shape (c, 1, ...) by which a vector over channels broadcasts against (b, c, *space)."""
     return torch.Size((*site.shape, *[1] * (len(site.output) - 2)))
 

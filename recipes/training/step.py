@@ -172,7 +172,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 def extras_of(config: Config, objective: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
     """What the curriculum sees of the embeddings."""
-    if not (config.has_curriculum and config.curriculum.rule == "triangle"):
+    if not (config.has_curriculum and config.curriculum.rule == "cross_check"):
         return None
     return lambda embeddings: {"sides": objective.sides(embeddings)}
 
@@ -181,5 +181,5 @@ def _idle(transform: harmony.Transform, state: Any) -> Any:
     """The harmonizer's state after a batch of no clips."""
     gram = torch.zeros(0, 2, 2)
     none = torch.zeros(0, dtype=torch.int64)
-    extras = {"terms": gram[:, 0], "toward": gram[:, 0], "ids": none, "sides": torch.zeros(0, 3, 0)}
+    extras = {"terms": gram[:, 0], "batch_products": gram[:, 0], "ids": none, "sides": torch.zeros(0, 3, 0)}
     return transform.update({"the rest": gram} if transform.layerwise else gram, state, **extras)[1]

@@ -34,7 +34,7 @@ PyTree = Any
 Extras = Callable[[PyTree], Mapping[str, Tensor]]
 UNSET: Any = object()
 """No process group was named, not even none."""
-RESERVED = {"gram", "state", "terms", "ids", "toward", "k", "l", "losses"}
+RESERVED = {"gram", "state", "terms", "ids", "batch_products", "k", "l", "losses"}
 
 
 @loadable
@@ -275,7 +275,7 @@ def _extras(extras: Extras | None, aux: Aux, ids: Tensor | None) -> dict[str, An
         raise ValueError(f"ids must be of shape ({size},), one for each sample; got {tuple(ids.shape)}.")
     found: dict[str, Any] = {"terms": aux.terms, "ids": ids}
     if aux.toward is not None:
-        found["toward"] = aux.toward
+        found["batch_products"] = aux.toward
     if extras is not None:
         with torch.no_grad():
             more = dict(extras(aux.embeddings))

@@ -85,7 +85,12 @@ def weights_of(config: Config, mixture: str) -> Tensor:
     seen = slice(SIZE if config.curriculum.score == "batch_agreement" else count)
     net, objective = networks()
     sides = objective.sides(net(**inputs_of(mixture)))[seen][:, :, seen]
-    extras = {"terms": found.terms[seen], "toward": toward[seen], "ids": torch.arange(SIZE)[seen], "sides": sides}
+    extras = {
+        "terms": found.terms[seen],
+        "batch_products": toward[seen],
+        "ids": torch.arange(SIZE)[seen],
+        "sides": sides,
+    }
     transform = harmonizer(config)
     state = transform.init()
     for _ in range(STEPS):
@@ -139,7 +144,7 @@ PAIRS = [  # those that the configuration does not refuse
     for rule in RULES
     for score in SCORES
     if rule.endswith("quantile") or score not in ("small_loss", "gradient_norm")
-    if rule != "triangle" or score == "agreement"
+    if rule != "cross_check" or score == "agreement"
 ]
 
 

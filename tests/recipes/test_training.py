@@ -18,8 +18,8 @@ from recipes.trimodal.harmonizer import (
     compares_with_gamma,
     described,
     gamma_schedule,
+    gram_options,
     harmonizer,
-    parameters_of_gram,
 )
 
 
@@ -140,7 +140,7 @@ def test_gamma_follows_the_configuration(kind, middle, end):
 @pytest.mark.parametrize("score", ["agreement", "batch_agreement", "small_loss", "norm_ratio", "gradient_norm"])
 def test_every_rule_on_every_score(rule, score):
     gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, -0.1], [-0.1, 4.0]], [[1.0, 0.5], [0.5, 2.0]]])
-    extras = {"terms": torch.rand(3, 2), "toward": torch.rand(3, 2), "ids": torch.arange(3)}
+    extras = {"terms": torch.rand(3, 2), "batch_products": torch.rand(3, 2), "ids": torch.arange(3)}
     config = Config(curriculum=CurriculumConfig(rule=rule, score=score, history=0.5, renormalize=True))
     transform = harmonizer(config)
     weights, state = transform.update(gram, _idle(transform, transform.init()), **extras)
@@ -173,7 +173,7 @@ def test_every_method_takes_a_step_of_a_model(method, layers):
         return x * p["backbone.norm"]
 
     step = harmony.harmonized_grad(
-        encode, lambda f: {"a": f[:, 0], "b": f[:, 1] - f[:, 0]}, transform, wrt=parameters_of_gram(config)
+        encode, lambda f: {"a": f[:, 0], "b": f[:, 1] - f[:, 0]}, transform, **gram_options(config)
     )
     grads, _, info = step(parameters, torch.rand(5, 2), _idle(transform, transform.init()))
     assert all(g.isfinite().all() for g in grads.values())

@@ -118,7 +118,7 @@ def resolve_shared(
         ValueError: No parameter is reached by every loss that reaches any.
     """
     if call.shared_only:
-        reached = _reached(call, run, per_loss)
+        reached = _reached(run, per_loss, [True] * len(call.names))  # whatever has a label
         flags = iter(split.any([flag for loss in reached for flag in loss]))
         reached = [[next(flags) for _ in loss] for loss in reached]
         counted = [loss for loss in reached if any(loss)]  # a loss without a gradient takes no part
@@ -136,7 +136,7 @@ def resolve_shared(
     if len(losses) < 2 or key in _COMPARED:
         return
     _COMPARED.add(key)
-    reached = _reached(call, run, per_loss)
+    reached = _reached(run, per_loss, call.selected)
     apart = [
         f"{losses[k]!r} and {losses[l]!r}"
         for k in range(len(losses))
@@ -155,18 +155,21 @@ def resolve_shared(
 def _keep_labels(call: EncoderCall, selected: Sequence[bool]) -> None:
     """Keep the labels of the selected parameters alone, numbered anew."""
     kept = sorted({number for number, s in zip(call.label, selected, strict=True) if s and number >= 0})
+    if not kept:
+        shared = ", ".join(name for name, s in zip(call.names, selected, strict=True) if s)
+        raise ValueError(f"labels gives a label to none of the parameters that every loss reaches: {shared}.")
     numbers = {number: n for n, number in enumerate(kept)}
     call.label[:] = [numbers.get(number, -1) if s else -1 for number, s in zip(call.label, selected, strict=True)]
     call.labels[:] = [call.labels[number] for number in kept] if call.labels else []
 
 
-def _reached(call: EncoderCall, run: EncodedBatch | Run, per_loss: Sequence[Cotangent]) -> list[list[bool]]:
-    """For each loss, which parameters of the Gram it reaches."""
+def _reached(run: EncodedBatch | Run, per_loss: Sequence[Cotangent], selected: Sequence[bool]) -> list[list[bool]]:
+    """For each loss, which of the selected parameters it reaches."""
     by_leaf = run.reaches()
     result = []
     for cotangent in per_loss:
         leaves = [reach for reach, c in zip(by_leaf, cotangent, strict=True) if c is not None]
-        result.append([s and any(leaf[p] for leaf in leaves) for p, s in enumerate(call.selected)])
+        result.append([s and any(leaf[p] for leaf in leaves) for p, s in enumerate(selected)])
     return result
 
 

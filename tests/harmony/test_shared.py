@@ -62,6 +62,39 @@ def test_the_gram_is_that_of_the_shared_parameters(options):
     torch.testing.assert_close(info.gram, expected)
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_labels_of_parameters_that_are_not_shared_vanish(options):
+    attribution, group_size = options.get("attribution", "activation"), options.get("group_size", 1)
+    truth = oracle.per_sample_gradients(*CASE, attribution=attribution)
+    label_of = {"audio": "stem", "text": "text", "video": "stem", "adapter": "deep"}  # none for the trunk
+    result = harmony.gram_vjp(*CASE, wrt="shared", labels=label_of.get, **keywords(**options))
+    assert set(result.gram) == {"stem", "deep"}
+    for label, name in (("stem", "video"), ("deep", "adapter")):
+        torch.testing.assert_close(result.gram[label], oracle.gram_blocks({name: truth[name]}, group_size))
+
+    if attribution == "anchor":
+        truth = oracle.per_sample_gradients(*CASE, attribution="loss")
+    weights = {label: torch.rand(gram.shape[:2], dtype=torch.float64) for label, gram in result.gram.items()}
+    weight_of = {"video": weights["stem"], "adapter": weights["deep"]}
+    mean = (weights["stem"] + weights["deep"]) / 2
+    update = result.pullback(weights)
+    for name, grads in truth.items():
+        rows = weight_of.get(name, mean).repeat_interleave(group_size, 0)[: len(grads)]
+        torch.testing.assert_close(update[name], torch.einsum("bk,bk...->...", rows, grads))
+
+    harmonizer = harmony.chain(harmony.layerwise(harmony.realign.pcgrad))
+    step = harmony.harmonized_grad(encode, losses, harmonizer, wrt="shared", labels=label_of.get, **keywords(**options))
+    _, _, info = step(PARAMS, BATCH, harmonizer.init())
+    torch.testing.assert_close(info.gram_of, result.gram)
+    torch.testing.assert_close(info.gram, result.gram["stem"] + result.gram["deep"])
+
+
+def test_shared_parameters_without_a_label_are_an_error():
+    only_sound = lambda name: "sound" if name == "audio" else None  # noqa: E731
+    with pytest.raises(ValueError, match=r"none of the parameters that every loss reaches: video, trunk, adapter\."):
+        harmony.gram_vjp(*CASE, wrt="shared", labels=only_sound)
+
+
 def test_frozen_parameters_do_not_dilute_it():
     module = nn.ModuleDict({"base": nn.Linear(4, 4), "adapter": nn.Linear(4, 4), "head": nn.Linear(4, 2)}).double()
     module["base"].requires_grad_(False)
@@ -79,6 +112,9 @@ def test_plan_and_check_take_it_too():
     rows = {row.name: row.choice for row in harmony.plan(*CASE, wrt="shared").rows}
     assert rows["audio"] == rows["text"] == "update only" and rows["trunk"] != "update only"
     harmony.check(*CASE, wrt="shared")
+    rows = {row.name: row.choice for row in harmony.plan(*CASE, wrt="shared", labels=lambda name: name).rows}
+    assert rows["audio"] == rows["text"] == "update only" and rows["trunk"] != "update only"
+    harmony.check(*CASE, wrt="shared", labels=lambda name: name)
 
 
 def apart(p, batch):

@@ -101,7 +101,7 @@ def test_a_run_goes_on_from_a_file_as_if_there_had_been_none(package, name):
         g = torch.randn(6, 2, 3, generator=generator, dtype=torch.float64)
         extras = {
             "terms": torch.rand(6, 2, generator=generator),
-            "toward": torch.randn(6, 2, generator=generator),
+            "batch_products": torch.randn(6, 2, generator=generator),
             "similarity": torch.rand(6, generator=generator),
             "sides": torch.rand(6, 3, 6, generator=generator),
             "ids": torch.randint(0, 9, (6,), generator=generator),

@@ -213,7 +213,7 @@ def extras(gram, generator):
     b, k = gram.shape[:2]
     return {
         "terms": torch.rand(b, k, generator=generator),
-        "toward": torch.randn(b, k, generator=generator),
+        "batch_products": torch.randn(b, k, generator=generator),
         "similarity": torch.rand(b, generator=generator),
         "ids": torch.randint(0, 40, (b,), generator=generator),
     }
@@ -282,7 +282,7 @@ def test_samplewise_rules_do_the_same_part_by_part(name):
     for gram, more in random_grams(3, 10):
         whole, _ = rule.update(gram, rule.init(), **more)
         parts = [
-            rule.update(gram[part], rule.init(), **{n: x[part] for n, x in more.items() if n != "toward"})[0]
+            rule.update(gram[part], rule.init(), **{n: x[part] for n, x in more.items() if n != "batch_products"})[0]
             for part in (slice(0, 3), slice(3, 10))
             if "batch_agreement" not in name
         ]

@@ -91,7 +91,7 @@ def test_no_number_is_read_and_nothing_is_copied(name, k):
     else:
         extras = {
             "terms": torch.empty(B, k, device="meta"),
-            "toward": torch.empty(B, k, device="meta"),
+            "batch_products": torch.empty(B, k, device="meta"),
             "similarity": torch.empty(B, device="meta"),
             "ids": torch.empty(B, device="meta", dtype=torch.int64),
         }
@@ -109,7 +109,12 @@ def test_no_number_is_read_and_nothing_is_copied(name, k):
 def test_cuda_gives_the_numbers_of_the_cpu(name, k):
     g = torch.randn(64, k, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     g[::7, 0] = 0
-    extras = {"terms": g[:, :, 0].abs(), "toward": g[:, :, 1], "similarity": g[:, 0, 2], "ids": torch.arange(64) % 9}
+    extras = {
+        "terms": g[:, :, 0].abs(),
+        "batch_products": g[:, :, 1],
+        "similarity": g[:, 0, 2],
+        "ids": torch.arange(64) % 9,
+    }
     found = {}
     for device in ("cpu", "cuda"):
         gram, own = (g @ g.mT).to(device), {n: x.to(device) for n, x in extras.items()}

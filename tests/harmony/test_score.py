@@ -52,19 +52,19 @@ def test_scores_of_the_gram_are_those_of_its_gradients(seed):
 @given(seeds)
 def test_batch_agreement_is_the_cosine_with_the_others(seed):
     g, gram = gradients(seed)
-    toward = torch.einsum("bkd,d->bk", g, g.sum((0, 1)))
+    products = torch.einsum("bkd,d->bk", g, g.sum((0, 1)))
     expected = []
     for row in g:
         rest = g.sum((0, 1)) - row.sum(0)
         defined = sum(bool(x.any()) for x in row) >= 2
         expected.append(float(torch.cosine_similarity(row.sum(0), rest, dim=0)) if defined else float("nan"))
-    assert_equal(values(score.batch_agreement, gram, toward=toward), expected)
+    assert_equal(values(score.batch_agreement, gram, batch_products=products), expected)
 
 
 def test_a_sample_alone_agrees_with_nobody():
     g, gram = gradients(3, size=1)
-    toward = torch.einsum("bkd,d->bk", g, g.sum((0, 1)))
-    found = values(score.batch_agreement, gram, toward=toward)
+    products = torch.einsum("bkd,d->bk", g, g.sum((0, 1)))
+    found = values(score.batch_agreement, gram, batch_products=products)
     assert found.isnan().all() or found.item() == 0
 
 
@@ -147,7 +147,7 @@ def test_what_is_missing_is_said_with_its_remedy():
     gram = torch.eye(2).expand(4, 2, 2)
     for wrong, message in (
         (lambda: values(score.small_loss, gram), r"small_loss needs terms \(4, 2\): call the step with"),
-        (lambda: values(score.batch_agreement, gram), "call the step with toward_batch=True"),
+        (lambda: values(score.batch_agreement, gram), "call the step with batch_products=True"),
         (lambda: values(score.similarity, gram), "call the step with extras=lambda embeddings"),
         (lambda: values(score.ema(score.agreement), gram), r"ema needs ids \(4,\)"),
         (

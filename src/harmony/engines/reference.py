@@ -62,11 +62,12 @@ def run_vmap(call: EncoderCall) -> Run:
 def run_loop(call: EncoderCall) -> Run:
     """Run the encoder sample by sample in a Python loop: slow, and exact for whatever autograd can differentiate."""
     runs = [run_plain(call.select(slice(b, b + 1))) for b in range(call.size)]
+    selected = call.selected  # wrt="shared" narrows it when the losses are known
 
     def rows(cotangent: Cotangent) -> list[Tensor]:
         pulled = [run.pull(narrow(cotangent, slice(b, b + 1))) for b, run in enumerate(runs)]
         stacks = [torch.stack(grads) for grads in zip(*pulled, strict=True)]
-        return [g if s else g.sum(0) for g, s in zip(stacks, call.selected, strict=True)]
+        return [g if s else g.sum(0) for g, s in zip(stacks, selected, strict=True)]
 
     leaves = join([run.leaves for run in runs])
     return _run_by_rows(leaves, runs[0].spec, runs[0].tracked, rows, lambda: union(run.reaches() for run in runs), call)

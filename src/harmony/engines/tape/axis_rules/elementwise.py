@@ -1,26 +1,23 @@
 """Ops that broadcast, and ops that copy."""
 
-from harmony.engines.tape.axes.op import Claims, Mark, Op
-from harmony.engines.tape.axes.places import aligned, at
-from harmony.engines.tape.layout import place_of, row_ids
+from harmony.engines.tape.axis_rules.op import Op
+from harmony.engines.tape.layout import Mark, State, aligned, on_axis, place_of_rows
 
 
-def broadcast(op: Op) -> Claims:
-    """Every input is aligned with the output from the last axis on."""
-    return [None if shape is None else aligned(op.place, op.shape, shape) for shape in op.inputs]
+def broadcast(op: Op) -> State:
+    """The input is aligned with the output from the last axis on."""
+    return aligned(op.place, op.shape, op.input)
 
 
-def copies(op: Op) -> Claims:
+def copies(op: Op) -> State | None:
     """``repeat``: tiles side by side, along any axis."""
-    shape = op.input
-    place, output = op.place, op.shape
-    axis = place.axis - (len(output) - len(shape))
+    axis = op.place.axis - (len(op.shape) - len(op.input))
     if axis < 0:
-        return [Mark.SHARED]
-    if output[place.axis] == shape[axis]:
-        return [at(place, axis)]
-    tiles = row_ids(place, output[place.axis], op.size).view(-1, shape[axis])
-    return [place_of(axis, tiles[0], op.size) if bool((tiles == tiles[0]).all()) else Mark.SHARED]
+        return Mark.COMMON
+    if op.shape[op.place.axis] == op.input[axis]:
+        return on_axis(op.place, axis)
+    tiles = op.ids.view(-1, op.input[axis])
+    return place_of_rows(axis, tiles[0], op.size) if bool((tiles == tiles[0]).all()) else Mark.COMMON
 
 
 _NAMES = (

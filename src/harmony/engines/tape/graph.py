@@ -10,6 +10,8 @@ from torch.autograd.graph import GradientEdge, Node
 from harmony.engines.paths import Paths, collect
 from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape.errors import UnsupportedError
+from harmony.engines.tape.layout import Place
+from harmony.engines.tape.site import Site
 
 Output = tuple[int, int]
 """An output of an op: the index of its node in the graph, and which of the op's outputs."""
@@ -34,6 +36,16 @@ class Graph(NamedTuple):
     def sources(self, node: int) -> list[Output]:
         """The outputs that an op's inputs come from, as far as they have a gradient."""
         return [source for source in self.inputs[node] if source is not None]
+
+    def sites(self, node: int, places: Mapping[int, Place], size: int) -> list[Site]:
+        """All pairs of an output, at whose place the samples are known to lie, and an input of an op."""
+        inputs = [None if source is None else self.shape(source) for source in self.inputs[node]]
+        return [
+            Site(self.nodes[node], number, place, self.shapes[node], inputs, size, slot)
+            for slot, shape in enumerate(inputs)
+            if shape is not None
+            for number, place in places.items()
+        ]
 
     def behind(self, nodes: Iterable[int]) -> list[int]:
         """Some nodes, and all that they depend on: the nearest first."""

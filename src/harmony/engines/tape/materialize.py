@@ -98,13 +98,10 @@ class Materializer:
         """Gradients (g, *shape) of a common tensor under each loss that reaches it, over all its uses."""
         sums: dict[int, Tensor] = {}
         for use, outputs in tensor.uses:
-            reached = [k for k, loss in enumerate(self.grads) if any(output in loss for output in outputs)]
-            prepared = use.prepare(block) if reached else None
-            for k in reached:
-                grads = [self.grads[k].get(output) for output in outputs]
-                grad = use.gradient(prepared, grads, block)  # type: ignore[arg-type]
-                if grad.is_complex() and not tensor.dtype.is_complex:
-                    grad = grad.real
+            grads = {k: [loss.get(o) for o in outputs] for k, loss in enumerate(self.grads)}
+            reached = {k: loss for k, loss in grads.items() if any(grad is not None for grad in loss)}
+            for k, grad in use.gradients(reached, block).items() if reached else ():
+                grad = grad.real if grad.is_complex() and not tensor.dtype.is_complex else grad
                 sums[k] = sums[k] + grad if k in sums else grad
         return sums
 

@@ -1,7 +1,7 @@
 """Tensors made of parameters, the ops that use them, and the way from their gradients to those of the parameters."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from torch.autograd.graph import GradientEdge, Node
 from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape.errors import UnsupportedError
 from harmony.engines.tape.grad_rules import closed_form
-from harmony.engines.tape.graph import Graph, Output
-from harmony.engines.tape.param_use import OpaqueUse, ParamUse, Site, batched_vjp
+from harmony.engines.tape.graph import Graph, Output, base_name
+from harmony.engines.tape.param_use import OpaqueUse, ParamUse, batched_vjp
 from harmony.engines.tape.sample_axis import SampleAxis
 
 Move = Callable[[Tensor], Tensor]
@@ -68,8 +68,9 @@ def _uses(
     outputs = {n: places.layouts[node, n] for n in range(len(graph.shapes[node])) if (node, n) in places.layouts}
     first = min(outputs)
     uses: list[tuple[ParamUse, list[Output]]] = []
-    for slot in slots:
-        site = Site(graph.nodes[node], slot, outputs[first], graph.shape((node, first)), graph.shape(source))
+    for site in graph.sites(node, {first: outputs[first]}, places.size):
+        if site.slot not in slots:
+            continue
         use = closed_form(site) if list(outputs) == [0] else None
         if use is None:
             besides = [s[0] for n, s in enumerate(graph.inputs[node]) if s is not None and n not in slots]
@@ -86,56 +87,40 @@ def _uses(
 def _rearrangement(graph: Graph, source: Output) -> tuple[list[Move] | None, bool, bool]:
     """Of a tensor that is one parameter, rearranged: the maps back, whether it is flat, and whether transposed."""
     moves: list[Move] = []
-    kinds: list[Any] = []
+    names: list[str] = []
     node = source[0]
     if fields.is_complex(graph.nodes[node], source[1]):  # a real parameter gets the real part: autograd takes it
         return None, False, False
     while fields.leaf(graph.nodes[node]) is None:
-        kind, parents = _MOVES.get(graph.names[node]), graph.inputs[node]
-        if kind is None or len(parents) != 1 or parents[0] is None:
+        name, inputs = base_name(graph.names[node]), graph.inputs[node]
+        if name not in _REARRANGEMENTS or len(inputs) != 1 or inputs[0] is None:
             return None, False, False
-        shape = graph.shape(parents[0])
-        if kind is not _flip or len(shape) == 2:  # else it moves nothing
-            moves.append(kind(graph.nodes[node], shape))
-            kinds.append(kind)
-        node = parents[0][0]
-    permuted = _unpermute in kinds or _untranspose in kinds
-    reshaped = _reshape in kinds
-    odd = kinds.count(_flip) % 2 == 1
+        shape = graph.shape(inputs[0])
+        if name != "T" or len(shape) == 2:  # else it moves nothing
+            moves.append(_move_back(name, graph.nodes[node], shape))
+            names.append(name)
+        node = inputs[0][0]
+    permuted = not {"Transpose", "Permute"}.isdisjoint(names)
+    reshaped = not {"T", "Transpose", "Permute", *_COPIES}.issuperset(names)
+    odd = names.count("T") % 2 == 1
     # Reshapes keep the order of the entries, transposes of matrices cancel in pairs; mixed, they are neither.
-    flat = not permuted and (_flip not in kinds or not (odd or reshaped))
+    flat = not permuted and ("T" not in names or not (odd or reshaped))
     return moves, flat, odd and not permuted and not reshaped
 
 
-def _unpermute(node: Node, shape: torch.Size) -> Move:
-    dims = [fields.signed(d) % len(shape) for d in fields.saved(node, "dims")]
-    inverse = [0, *(1 + dims.index(axis) for axis in range(len(shape)))]
-    return lambda x: x.permute(inverse)
+_COPIES = {"ToCopy", "Clone", "Alias"}
+_REARRANGEMENTS = {"T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"} | _COPIES
 
 
-def _untranspose(node: Node, shape: torch.Size) -> Move:
-    first, second = (1 + fields.dim(node, name, len(shape)) for name in ("dim0", "dim1"))
-    return lambda x: x.transpose(first, second)
-
-
-def _reshape(node: Node, shape: torch.Size) -> Move:
+def _move_back(name: str, node: Node, shape: torch.Size) -> Move:
+    """A map from gradients (g, ...) of a rearranged tensor to those (g, *shape) of the tensor before."""
+    if name == "T":
+        return lambda x: x.mT
+    if name == "Transpose":
+        first, second = (1 + fields.dim(node, dim, len(shape)) for dim in ("dim0", "dim1"))
+        return lambda x: x.transpose(first, second)
+    if name == "Permute":
+        dims = [fields.signed(d) % len(shape) for d in fields.saved(node, "dims")]
+        inverse = [0, *(1 + dims.index(axis) for axis in range(len(shape)))]
+        return lambda x: x.permute(inverse)
     return lambda x: x.reshape(len(x), *shape)
-
-
-def _flip(node: Node, shape: torch.Size) -> Move:
-    return lambda x: x.mT
-
-
-def _same(node: Node, shape: torch.Size) -> Move:
-    return lambda x: x
-
-
-_RESHAPES = "View UnsafeView ReshapeAlias Unsqueeze Squeeze"
-_MOVES: dict[str, Callable[[Node, torch.Size], Move]] = {
-    **{f"{name}Backward0": _same for name in ("ToCopy", "Clone", "Alias")},
-    "TBackward0": _flip,
-    "TransposeBackward0": _untranspose,
-    "PermuteBackward0": _unpermute,
-    **{f"{name}Backward0": _reshape for name in _RESHAPES.split()},
-    "SqueezeBackward1": _reshape,
-}

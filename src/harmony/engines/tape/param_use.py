@@ -4,47 +4,28 @@ Shapes: ``g`` groups, ``n`` matrix products side by side (1, or the groups of a 
 samples (tokens, pixels), ``i`` input features, ``o`` output features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge
 
 from harmony.engines.eager import eagerly
 from harmony.engines.precision import accumulating
 from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape.graph import Output
 from harmony.engines.tape.layout import Place
-from harmony.engines.tape.sample_block import SampleBlock, grouped, only
+from harmony.engines.tape.sample_block import SampleBlock, only
+from harmony.engines.tape.site import Site
 
 Grads = list[dict[Output, Tensor]]
 """For each loss, the gradients of the outputs it reaches."""
 
-OutputGrads = Sequence[Any]
-"""Gradients of the outputs of an op that pass any on, over the whole batch; None where a loss sends nothing."""
-
-
-class Site(NamedTuple):
-    """One input of one op, fed by a common tensor."""
-
-    node: Node
-    slot: int  # number of the input
-    layout: Place  # of the samples in the (first) output
-    output: torch.Size  # shape of that output
-    shape: torch.Size  # of the common tensor
-
-    def saved(self, name: str) -> Any:
-        """What autograd has saved with the op."""
-        return fields.saved(self.node, name)
-
-    def grouped(self, x: Tensor, block: SampleBlock) -> Tensor:
-        """Groups first, of a tensor that broadcasts against the output: (g, size, *one sample)."""
-        if x.shape != self.output:
-            x = x.expand(self.output)
-        return grouped(x, self.layout, block)
+OutputGrads = Mapping[int, Sequence[Any]]
+"""For each loss that reaches an op, the gradients of its outputs that pass any on; None where the loss sends none."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +46,20 @@ class MatmulUse:
         n, t, i, o = self.sizes
         return 2.0 * n * t * o * (1 if self.table else i)
 
-    def prepare(self, block: SampleBlock) -> Tensor:
-        """What all losses need: the left factor."""
-        return self.left(block) if self.table else accumulating(self.left(block))
-
-    def gradient(self, left: Tensor, grads: OutputGrads, block: SampleBlock) -> Tensor:
-        """Gradients (g, *shape) of the common tensor, given what was prepared."""
-        right = accumulating(self.right(grads[0], block))
+    def gradients(self, grads: OutputGrads, block: SampleBlock) -> dict[int, Tensor]:
+        """For each loss, gradients (g, *shape) of the common tensor."""
         _, _, i, o = self.sizes
-        if self.table:
-            rows = left.reshape(block.groups, -1) + i * torch.arange(block.groups, device=left.device)[:, None]
-            total = right.new_zeros(block.groups * i, o).index_add_(0, rows.flatten(), right.reshape(-1, o))
-        else:
-            total = right.mT @ left if self.out_first else left.mT @ right
-        return total.reshape(block.groups, *self.site.shape)
+        left, totals = self.left(block), {}
+        for k, (grad,) in grads.items():
+            right = accumulating(self.right(grad, block))
+            if self.table:
+                rows = left.reshape(block.groups, -1) + i * torch.arange(block.groups, device=left.device)[:, None]
+                total = right.new_zeros(block.groups * i, o).index_add_(0, rows.flatten(), right.reshape(-1, o))
+            else:
+                left = accumulating(left)
+                total = right.mT @ left if self.out_first else left.mT @ right
+            totals[k] = total.reshape(block.groups, *self.site.input)
+        return totals
 
 
 @dataclass(frozen=True)
@@ -94,31 +75,31 @@ class BroadcastUse:
     @property
     def target(self) -> torch.Size:
         """The shape that gradients are summed to."""
-        return self.site.shape if self.spread is None else self.spread
+        return self.site.input if self.spread is None else self.spread
 
     @property
     def is_bias(self) -> bool:
         """Whether a vector is added along the last axis: its gradient is a product with ones."""
         plain = self.factor is None and self.scale == 1 and self.total is None and self.spread is None
-        shape, output = self.site.shape, self.site.output
-        return plain and shape == output[-1:] and self.site.layout.axis < len(output) - 1
+        shape, output = self.site.input, self.site.output
+        return plain and shape == output[-1:] and self.site.place.axis < len(output) - 1
 
     @cached_property
     def flops(self) -> float:
         """Floating-point operations for one sample and one loss."""
-        output, layout = self.site.output, self.site.layout
-        return 2.0 * output.numel() / output[layout.axis] * layout.rows
+        output, place = self.site.output, self.site.place
+        return 2.0 * output.numel() / output[place.axis] * place.rows
 
-    def prepare(self, block: SampleBlock) -> Tensor | None:
-        """What all losses need: the factor."""
-        return None if self.factor is None else accumulating(self.factor(block))
-
-    def gradient(self, factor: Tensor | None, grads: OutputGrads, block: SampleBlock) -> Tensor:
-        """Gradients (g, *shape) of the common tensor, given what was prepared."""
-        x = accumulating(self.site.grouped(grads[0], block))
-        x = x if factor is None else x * factor
-        x = (self.total or sum_to)(x, self.target)
-        return (x if self.scale == 1 else x * self.scale).reshape(block.groups, *self.site.shape)
+    def gradients(self, grads: OutputGrads, block: SampleBlock) -> dict[int, Tensor]:
+        """For each loss, gradients (g, *shape) of the common tensor."""
+        factor = None if self.factor is None else accumulating(self.factor(block))
+        totals = {}
+        for k, (grad,) in grads.items():
+            x = accumulating(self.site.grouped(grad, block))
+            x = x if factor is None else x * factor
+            x = (self.total or sum_to)(x, self.target)
+            totals[k] = (x if self.scale == 1 else x * self.scale).reshape(block.groups, *self.site.input)
+        return totals
 
 
 @dataclass(frozen=True)
@@ -131,19 +112,18 @@ class OpaqueUse:
 
     flops = 0.0  # not known
 
-    def prepare(self, block: SampleBlock) -> None:
-        """Nothing."""
-
-    def gradient(self, _: None, grads: OutputGrads, block: SampleBlock) -> Tensor:
-        """Gradients (g, *shape) of the common tensor."""
-        sent = [(n, place, g) for (n, place), g in zip(self.outputs.items(), grads, strict=True) if g is not None]
-        masked = [torch.stack([only(g, place, group) for group in block.cut(1)]) for _, place, g in sent]
-        (rows,) = batched_vjp([GradientEdge(self.site.node, n) for n, _, _ in sent], [self.source], masked)
-        return accumulating(rows)
+    def gradients(self, grads: OutputGrads, block: SampleBlock) -> dict[int, Tensor]:
+        """For each loss, gradients (g, *shape) of the common tensor."""
+        totals = {}
+        for k, loss in grads.items():
+            sent = [(n, place, g) for (n, place), g in zip(self.outputs.items(), loss, strict=True) if g is not None]
+            masked = [torch.stack([only(g, place, group) for group in block.cut(1)]) for _, place, g in sent]
+            edges = [GradientEdge(self.site.node, n) for n, _, _ in sent]
+            totals[k] = accumulating(batched_vjp(edges, [self.source], masked)[0])
+        return totals
 
 
 ParamUse = MatmulUse | BroadcastUse | OpaqueUse
-"""All have ``prepare(block)``, for all losses, and ``gradient(prepared, grads, block)``, for each of them."""
 
 
 def sum_to(x: Tensor, shape: torch.Size) -> Tensor:

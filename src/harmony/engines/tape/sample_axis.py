@@ -18,7 +18,7 @@ from torch import Tensor
 from harmony.engines.eager import eagerly
 from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape import experiment
-from harmony.engines.tape.axis_rules import BY_DATA, MOVES_BY_SHAPE, RULES, Op
+from harmony.engines.tape.axis_rules import BY_DATA, MOVES_BY_SHAPE, RULES
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.tape.graph import Graph, Output, base_name
 from harmony.engines.tape.layout import NOBODY, Layout, Mark, Place, RowMap, State, place_of_rows, row_ids
@@ -27,6 +27,7 @@ from harmony.engines.tape.layout import NOBODY, Layout, Mark, Place, RowMap, Sta
 class SampleAxis(NamedTuple):
     """Where the samples lie in a graph."""
 
+    size: int  # B
     common: list[bool]  # for each node, whether its outputs are the same for all samples
     layouts: dict[Output, Place]  # of the outputs of the ops that use something common
     fed: list[int]  # common nodes into which tensors without a gradient come: constants, unless they are of the batch
@@ -142,21 +143,14 @@ class _Derivation:
     def _claims(self, node: int, outputs: Mapping[int, State]) -> list[tuple[int, State | None]]:
         """What an op tells of its inputs, given the states of its outputs: numbers of inputs, and their states."""
         places = {number: state for number, state in outputs.items() if isinstance(state, Place)}
-        slots = range(len(self.graph.inputs[node]))
         if len(places) < len(outputs):  # where some outputs are common and others are not, samples are mixed
-            return [(slot, Mark.MIXED if places else Mark.COMMON) for slot in slots]
+            return [(slot, Mark.MIXED if places else Mark.COMMON) for slot in range(len(self.graph.inputs[node]))]
         name = base_name(self.graph.names[node])
         if name in RULES:
             self.by_data |= name in BY_DATA
-            op, shapes = self.graph.nodes[node], self.graph.shapes[node]
-            inputs = [None if source is None else self.graph.shape(source) for source in self.graph.inputs[node]]
+            sites = self.graph.sites(node, places, self.size)
             with contextlib.suppress(AttributeError):  # this torch keeps other options with the op than the rule knows
-                claims = [
-                    (slot, RULES[name](Op(op, number, place, shapes, inputs, self.size, slot)))
-                    for slot in slots
-                    if inputs[slot] is not None
-                    for number, place in places.items()
-                ]
+                claims = [(site.slot, RULES[name](site)) for site in sites]
                 if all(claim is not Mark.UNKNOWN for _, claim in claims):
                     return claims
         self.by_data |= name not in MOVES_BY_SHAPE
@@ -221,7 +215,7 @@ class _Derivation:
         }
         layouts = {o: state for o, state in states.items() if o[0] in users and isinstance(state, Place)}
         fed = [node for (node, _), state in states.items() if state is Mark.COMMON and self._is_fed(node)]
-        result = SampleAxis(common, layouts, fed)
+        result = SampleAxis(self.size, common, layouts, fed)
         lone = {node for (node, _), place in layouts.items() if isinstance(place, RowMap) and place.lone}
         users_of = Counter(self.graph.inputs[node][slot] for node, slot in result.uses(self.graph) if node in lone)
         if users_of and max(users_of.values()) >= self.size:

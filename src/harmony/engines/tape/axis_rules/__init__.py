@@ -7,19 +7,13 @@ so that they hold for every batch. What has no rule here is found by experiment.
 
 from collections.abc import Callable
 
-from harmony.engines.tape.axis_rules import dims, elementwise, indices, layers, views
-from harmony.engines.tape.axis_rules.op import Op
+from harmony.engines.tape.axis_rules import dims, indices, layers, views
 from harmony.engines.tape.layout import State
+from harmony.engines.tape.site import Site
 
-__all__ = ["BY_DATA", "MOVES_BY_SHAPE", "RULES", "Op"]
+__all__ = ["BY_DATA", "MOVES_BY_SHAPE", "RULES"]
 
-RULES: dict[str, Callable[[Op], State | None]] = {
-    **elementwise.RULES,
-    **views.RULES,
-    **dims.RULES,
-    **layers.RULES,
-    **indices.RULES,
-}
+RULES: dict[str, Callable[[Site], State | None]] = {**dims.RULES, **views.RULES, **layers.RULES, **indices.RULES}
 """Name of a backward node, without ``Backward`` and its number -> rule."""
 
 BY_DATA = indices.RULES.keys()

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harmony.engines.tape.axis_rules.op import Op
 from harmony.engines.tape.layout import NOBODY, SEVERAL, Mark, Place, State, aligned, on_axis, state_of_entries
+from harmony.engines.tape.site import Site
 
 
 class Index(NamedTuple):
@@ -24,10 +24,10 @@ class Index(NamedTuple):
         return self.tensors[0].shape
 
 
-def index_of(op: Op, ndim: int) -> Index:
+def index_of(site: Site, ndim: int) -> Index:
     """The index tensors that autograd has saved with an op on a tensor with n axes."""
     expanded: list[Tensor | None] = []
-    for index in op.option("indices"):
+    for index in site.saved("indices"):
         masked = index is not None and index.dtype in (torch.bool, torch.uint8)
         expanded += list(index.nonzero(as_tuple=True)) if masked else [index]
     dims = [d for d, index in enumerate(expanded) if index is not None]
@@ -36,28 +36,28 @@ def index_of(op: Op, ndim: int) -> Index:
     return Index(list(tensors), dims, dims[0] if together else 0, [d for d in range(ndim) if d not in dims])
 
 
-def indexed(op: Op) -> State | None:
+def indexed(site: Site) -> State | None:
     """``x[indices]``: rows picked by index tensors, or by masks."""
-    index = index_of(op, len(op.input))
-    within, ndim = op.place.axis - index.first, len(index.block)
+    index = index_of(site, len(site.input))
+    within, ndim = site.place.axis - index.first, len(index.block)
     if not 0 <= within < ndim:
-        return on_axis(op.place, index.rest[op.place.axis - (ndim if within >= 0 else 0)])
-    ids = op.ids.view([-1 if n == within else 1 for n in range(ndim)]).expand(index.block)
-    sizes = [op.input[d] for d in index.dims]
+        return on_axis(site.place, index.rest[site.place.axis - (ndim if within >= 0 else 0)])
+    ids = site.ids.view([-1 if n == within else 1 for n in range(ndim)]).expand(index.block)
+    sizes = [site.input[d] for d in index.dims]
     entries = torch.zeros(index.block, dtype=torch.int64, device="cpu")
     for tensor, n in zip(index.tensors, sizes, strict=True):
         entries = entries * n + tensor % n
     owners = _owners(entries.reshape(-1), ids.reshape(-1), math.prod(sizes)).view(sizes)
-    return _on_axes(_state_of_table(owners, op.size), index.dims)
+    return _on_axes(_state_of_table(owners, site.size), index.dims)
 
 
-def index_selected(op: Op) -> State | None:
+def index_selected(site: Site) -> State | None:
     """``index_select``."""
-    dim = op.dim(len(op.input))
-    if dim != op.place.axis:
-        return op.place
-    owners = _owners(op.option("index").cpu(), op.ids, op.input[dim])
-    return _on_axes(_state_of_table(owners, op.size), [dim])
+    dim = site.dim(len(site.input))
+    if dim != site.place.axis:
+        return site.place
+    owners = _owners(site.saved("index").cpu(), site.ids, site.input[dim])
+    return _on_axes(_state_of_table(owners, site.size), [dim])
 
 
 def _owners(entries: Tensor, ids: Tensor, size: int) -> Tensor:
@@ -79,30 +79,30 @@ def _on_axes(state: State | None, axes: list[int]) -> State | None:
     return on_axis(state, axes[state.axis]) if isinstance(state, Place) else state
 
 
-def index_put(op: Op) -> State | None:
+def index_put(site: Site) -> State | None:
     """``x[indices] = values``: other rows keep their place, the values belong to whose rows they are written to."""
-    if op.slot == 0:
-        return op.place
-    index, axis = index_of(op, len(op.shape)), op.place.axis
+    if site.slot == 0:
+        return site.place
+    index, axis = index_of(site, len(site.output)), site.place.axis
     first, ndim = index.first, len(index.block)
-    written = [op.shape[d] for d in index.rest]
+    written = [site.output[d] for d in index.rest]
     written[first:first] = index.block
     if axis in index.rest:
         number = index.rest.index(axis)
-        state: State | None = on_axis(op.place, number + (ndim if number >= first else 0))
+        state: State | None = on_axis(site.place, number + (ndim if number >= first else 0))
     else:
-        ids = op.ids[index.tensors[index.dims.index(axis)]]
-        state = _on_axes(state_of_entries(ids, op.size), list(range(first, first + ndim)))
-    return aligned(state, written, op.input) if isinstance(state, Place) else state
+        ids = site.ids[index.tensors[index.dims.index(axis)]]
+        state = _on_axes(state_of_entries(ids, site.size), list(range(first, first + ndim)))
+    return aligned(state, written, site.input) if isinstance(state, Place) else state
 
 
-def index_added(op: Op) -> State | None:
+def index_added(site: Site) -> State | None:
     """``index_add``, ``index_copy``: rows added to, or written over, those that an index tensor names."""
-    dim = op.dim(len(op.shape))
-    if op.slot == 0 or dim != op.place.axis:
-        return op.place
-    ids = op.ids[op.option("index").cpu().reshape(-1)]
-    return _on_axes(state_of_entries(ids, op.size), [dim])
+    dim = site.dim(len(site.output))
+    if site.slot == 0 or dim != site.place.axis:
+        return site.place
+    ids = site.ids[site.saved("index").cpu().reshape(-1)]
+    return _on_axes(state_of_entries(ids, site.size), [dim])
 
 
 RULES = {

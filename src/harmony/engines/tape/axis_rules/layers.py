@@ -1,77 +1,76 @@
 """Products and normalisations: what has weights."""
 
+from collections.abc import Callable
+
 from harmony.engines.tape import autograd_fields as fields
-from harmony.engines.tape.axis_rules.op import Op
 from harmony.engines.tape.layout import Mark, State, aligned, on_axis
+from harmony.engines.tape.site import Site
 
 
-def product(op: Op, first: int = 0) -> State:
+def product(site: Site, first: int = 0) -> State:
     """``mm`` and ``bmm``: factors from slot ``first`` on."""
-    axis, batched = op.place.axis, len(op.shape) - 2
-    if axis < batched or axis - batched == op.slot - first:
-        return op.place
+    axis, batched = site.place.axis, len(site.output) - 2
+    if axis < batched or axis - batched == site.slot - first:
+        return site.place
     return Mark.COMMON
 
 
-def sum_and_product(op: Op) -> State:
+def sum_and_product(site: Site) -> State:
     """``addmm``, ``baddbmm``."""
-    return aligned(op.place, op.shape, op.input) if op.slot == 0 else product(op, first=1)
+    return aligned(site.place, site.output, site.input) if site.slot == 0 else product(site, first=1)
 
 
-def matrix_vector(op: Op) -> State:
+def matrix_vector(site: Site) -> State:
     """``mv``."""
-    return op.place if op.slot == 0 else Mark.COMMON
+    return site.place if site.slot == 0 else Mark.COMMON
 
 
-def linear(op: Op) -> State:
+def linear(site: Site) -> State:
     """``linear`` as one op, for inputs of any rank."""
-    return Mark.UNKNOWN if op.place.axis == len(op.shape) - 1 else matrix_vector(op)
+    return Mark.UNKNOWN if site.place.axis == len(site.output) - 1 else matrix_vector(site)
 
 
-def over_channels(op: Op) -> State:
+def over_channels(site: Site) -> State:
     """Convolutions and group norms: samples on the first axis; channels are what they mix."""
-    return Mark.UNKNOWN if op.place.axis != 0 else matrix_vector(op)
+    return Mark.UNKNOWN if site.place.axis != 0 else matrix_vector(site)
 
 
-def attention(op: Op) -> State:
+def attention(site: Site) -> State:
     """Scaled dot products (b, heads, queries, features) of queries, keys, values; perhaps a bias on the scores."""
-    axis = op.place.axis
-    if axis > len(op.shape) - 3 or (op.slot < 3 and op.input[axis] != op.shape[axis]):  # fewer heads of keys and values
+    axis = site.place.axis
+    if axis > len(site.output) - 3 or (
+        site.slot < 3 and site.input[axis] != site.output[axis]
+    ):  # fewer heads of keys and values
         return Mark.UNKNOWN
-    return aligned(op.place, op.shape, op.input)
+    return aligned(site.place, site.output, site.input)
 
 
-def layer_norm(op: Op) -> State:
+def layer_norm(site: Site) -> State:
     """Over the last axes, as many as the scale has."""
-    scale = next((shape for shape in op.inputs[1:] if shape is not None), op.shape[-1:])
-    normalized = len(fields.saved_or_none(op.node, "normalized_shape") or scale)
-    if op.slot > 0:
+    scale = next((shape for shape in site.inputs[1:] if shape is not None), site.output[-1:])
+    normalized = len(fields.saved_or_none(site.node, "normalized_shape") or scale)
+    if site.slot > 0:
         return Mark.COMMON
-    return Mark.MIXED if op.place.axis >= len(op.shape) - normalized else op.place
+    return Mark.MIXED if site.place.axis >= len(site.output) - normalized else site.place
 
 
-def batch_norm(op: Op) -> State:
+def batch_norm(site: Site) -> State:
     """By running statistics, or by those of each channel where the samples are among the channels (instance norm)."""
-    among_channels = op.place.axis == 1
-    if op.option("training") and not among_channels:
+    among_channels = site.place.axis == 1
+    if site.saved("training") and not among_channels:
         return Mark.MIXED
-    if op.slot == 0:
-        return op.place
-    return on_axis(op.place, 0) if among_channels else Mark.COMMON
-
-
-def table(op: Op) -> State:
-    """``embedding``."""
-    return Mark.COMMON
+    if site.slot == 0:
+        return site.place
+    return on_axis(site.place, 0) if among_channels else Mark.COMMON
 
 
 _ATTENTION = "CudnnAttention EfficientAttention FlashAttention FlashAttentionForCpu FusedAttentionOverrideable"
-RULES = {
+RULES: dict[str, Callable[[Site], State]] = {
     "Addmm": sum_and_product,
     "Baddbmm": sum_and_product,
     "Bmm": product,
     "Convolution": over_channels,
-    "Embedding": table,
+    "Embedding": lambda site: Mark.COMMON,
     "FusedRmsNorm": layer_norm,
     "Linear": linear,
     "Mm": product,

@@ -1,35 +1,28 @@
 """Ops that show the same entries in another shape or order of axes, parts of a tensor, and tensors put together."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from harmony.engines.tape import autograd_fields as fields
-from harmony.engines.tape.axis_rules.op import Op
-from harmony.engines.tape.layout import (
-    NOBODY,
-    Layout,
-    Mark,
-    RowMap,
-    State,
-    on_axis,
-    place_of_rows,
-    state_of_entries,
-)
+from harmony.engines.tape.layout import NOBODY, Layout, Mark, RowMap, State, on_axis, place_of_rows, state_of_entries
+from harmony.engines.tape.site import Site
+
+Rule = Callable[[Site], State | None]
 
 
-def reshaped(op: Op) -> State | None:
+def reshaped(site: Site) -> State | None:
     """A view keeps the order of all entries."""
-    place = op.place
+    place = site.place
     if isinstance(place, RowMap):
-        return _reshaped_rows(place, op.shape, op.input)
-    before = math.prod(op.shape[: place.axis]) * place.outer
-    after = math.prod(op.shape[place.axis + 1 :]) * place.inner
-    for axis, entries in enumerate(op.input):
-        outer, rest_before = divmod(before, math.prod(op.input[:axis]))
-        inner, rest_after = divmod(after, math.prod(op.input[axis + 1 :]))
-        if not rest_before and not rest_after and outer * op.size * inner == entries:
+        return _reshaped_rows(place, site.output, site.input)
+    before = math.prod(site.output[: place.axis]) * place.outer
+    after = math.prod(site.output[place.axis + 1 :]) * place.inner
+    for axis, entries in enumerate(site.input):
+        outer, rest_before = divmod(before, math.prod(site.input[:axis]))
+        inner, rest_after = divmod(after, math.prod(site.input[axis + 1 :]))
+        if not rest_before and not rest_after and outer * site.size * inner == entries:
             return Layout(axis, outer, inner)
     return Mark.UNKNOWN
 
@@ -42,77 +35,62 @@ def _reshaped_rows(place: RowMap, output: Sequence[int], shape: Sequence[int]) -
     return state_of_entries(entries.reshape(shape), place.size)
 
 
-def permuted(op: Op) -> State:
-    """``permute``."""
-    return on_axis(op.place, op.dims(len(op.shape), "dims")[op.place.axis])
-
-
-def transposed(op: Op) -> State:
+def transposed(site: Site) -> State:
     """``transpose``."""
-    dims = [op.dim(len(op.shape), name) for name in ("dim0", "dim1")]
-    axis = op.place.axis
-    return on_axis(op.place, dims[1 - dims.index(axis)] if axis in dims else axis)
+    dims = [site.dim(len(site.output), name) for name in ("dim0", "dim1")]
+    axis = site.place.axis
+    return on_axis(site.place, dims[1 - dims.index(axis)] if axis in dims else axis)
 
 
-def flipped(op: Op) -> State:
-    """``t``."""
-    return on_axis(op.place, len(op.shape) - 1 - op.place.axis)
-
-
-def same_axis(op: Op) -> State:
-    """``view_as_real``, ``view_as_complex``: another axis at the end, or none."""
-    return op.place
-
-
-def part(op: Op) -> State | None:
+def part(site: Site) -> State | None:
     """``slice``, ``select``, ``split``, ``unbind``: a part of the input along a dimension."""
-    dim = op.dim(len(op.input))
-    removed = len(op.shape) < len(op.input)
-    axis = op.place.axis + (removed and op.place.axis >= dim)
+    dim = site.dim(len(site.input))
+    removed = len(site.output) < len(site.input)
+    axis = site.place.axis + (removed and site.place.axis >= dim)
     if removed or axis != dim:
-        return on_axis(op.place, axis)
-    ids = torch.full((op.input[dim],), NOBODY, device="cpu")
-    ids[_rows_of_part(op, dim)] = op.ids
-    return place_of_rows(dim, ids, op.size)
+        return on_axis(site.place, axis)
+    ids = torch.full((site.input[dim],), NOBODY, device="cpu")
+    ids[_rows_of_part(site, dim)] = site.ids
+    return place_of_rows(dim, ids, site.size)
 
 
-def _rows_of_part(op: Op, dim: int) -> slice:
-    if "Slice" in op.node.name():
-        return slice(fields.signed(op.option("start")), fields.signed(op.option("end")), op.option("step"))
-    start = sum(shape[dim] for shape in op.outputs[: op.number])
-    return slice(start, start + op.shape[dim])
+def _rows_of_part(site: Site, dim: int) -> slice:
+    if "Slice" in site.node.name():
+        return slice(fields.signed(site.saved("start")), fields.signed(site.saved("end")), site.saved("step"))
+    start = sum(shape[dim] for shape in site.outputs[: site.number])
+    return slice(start, start + site.output[dim])
 
 
-def concatenated(op: Op) -> State | None:
+def concatenated(site: Site) -> State | None:
     """``cat``."""
-    dim = op.dim(len(op.shape))
-    if dim != op.place.axis:
-        return op.place
-    lengths = [0 if shape is None else shape[dim] for shape in op.inputs]
-    if op.inputs.count(None) > 1:  # their lengths are not known
+    dim = site.dim(len(site.output))
+    if dim != site.place.axis:
+        return site.place
+    lengths = [0 if shape is None else shape[dim] for shape in site.inputs]
+    if site.inputs.count(None) > 1:  # their lengths are not known
         return Mark.UNKNOWN
-    if None in op.inputs:
-        lengths[op.inputs.index(None)] = op.shape[dim] - sum(lengths)
-    start = sum(lengths[: op.slot])
-    return place_of_rows(dim, op.ids[start : start + lengths[op.slot]], op.size)
+    if None in site.inputs:
+        lengths[site.inputs.index(None)] = site.output[dim] - sum(lengths)
+    start = sum(lengths[: site.slot])
+    return place_of_rows(dim, site.ids[start : start + lengths[site.slot]], site.size)
 
 
-def stacked(op: Op) -> State:
+def stacked(site: Site) -> State:
     """``stack``."""
-    dim, axis = op.dim(len(op.shape)), op.place.axis
+    dim, axis = site.dim(len(site.output)), site.place.axis
     if dim != axis:
-        return on_axis(op.place, axis - (axis > dim))
-    return RowMap(0, op.ids[op.slot].expand(op.input[0]), op.size) if op.input else Mark.UNKNOWN
+        return on_axis(site.place, axis - (axis > dim))
+    return RowMap(0, site.ids[site.slot].expand(site.input[0]), site.size) if site.input else Mark.UNKNOWN
 
 
 _PARTS = "Slice Select Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Unbind"
-RULES = {
+RULES: dict[str, Rule] = {
     "Cat": concatenated,
-    "Permute": permuted,
+    "Permute": lambda site: on_axis(site.place, site.dims(len(site.output), "dims")[site.place.axis]),
     "Stack": stacked,
-    "T": flipped,
+    "T": lambda site: on_axis(site.place, len(site.output) - 1 - site.place.axis),
     "Transpose": transposed,
-    **dict.fromkeys(["ViewAsComplex", "ViewAsReal"], same_axis),
+    **dict.fromkeys(["ViewAsComplex", "ViewAsReal"], lambda site: site.place),
     **dict.fromkeys(["View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"], reshaped),
     **dict.fromkeys(_PARTS.split(), part),
 }

@@ -1,17 +1,12 @@
-"""The ops whose per-sample gradients have a closed form, one file a family. What is not here is an ``OpaqueUse``."""
+"""The ops whose per-sample gradients have a closed form, by kind of use. What is not here is an ``OpaqueUse``."""
 
 from collections.abc import Callable
 
-from harmony.engines.tape.grad_rules import convolution, matmul, normalization, pointwise, table
-from harmony.engines.tape.param_use import BroadcastUse, MatmulUse, Site
+from harmony.engines.tape.grad_rules import broadcasts, products
+from harmony.engines.tape.param_use import BroadcastUse, MatmulUse
+from harmony.engines.tape.site import Site
 
-RULES: dict[str, Callable[[Site], MatmulUse | BroadcastUse | None]] = {
-    **matmul.RULES,
-    **convolution.RULES,
-    **normalization.RULES,
-    **pointwise.RULES,
-    **table.RULES,
-}
+RULES: dict[str, Callable[[Site], MatmulUse | BroadcastUse | None]] = {**products.RULES, **broadcasts.RULES}
 """Name of a backward node -> function of a site that gives a use, or None where it does not fit."""
 
 
@@ -24,8 +19,8 @@ def closed_form(site: Site) -> MatmulUse | BroadcastUse | None:
 
 def _is_broadcast(use: BroadcastUse) -> bool:
     """Whether all samples get the whole of the common tensor: none of them has rows of its own."""
-    layout = use.site.layout
-    axis = layout.axis - (len(use.site.output) - len(use.target))
+    place = use.site.place
+    axis = place.axis - (len(use.site.output) - len(use.target))
     if axis < 0 or use.target[axis] == 1:
         return True
-    return use.total is not None and layout.contiguous and layout.rows % use.target[axis] == 0
+    return use.total is not None and place.contiguous and place.rows % use.target[axis] == 0

@@ -4,8 +4,9 @@ from harmony import curriculum, distributed, losses, realign, schedule, score, s
 from harmony.cosines import agreement, cosine, defined
 from harmony.diagnostics import Check, Plan, check, plan
 from harmony.gram import Aux, gram_vjp
+from harmony.members import samplewise
 from harmony.step import Info, backward, harmonized_grad
-from harmony.transform import Transform, chain, layerwise, samplewise
+from harmony.transform import Transform, chain, layerwise
 
 __version__ = "0.1.0"
 

@@ -10,9 +10,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from harmony.members import factory, refuse_factory
+from harmony.ranges import check_range
+
 Schedule = Callable[[Tensor], Tensor]
 
 
+@factory("schedule")
 def constant(value: float) -> Schedule:
     """The same value at every step.
 
@@ -30,8 +34,9 @@ def constant(value: float) -> Schedule:
     return lambda step: torch.full_like(step, value, dtype=torch.float64)
 
 
+@factory("schedule")
 def linear(start: float, end: float, steps: int) -> Schedule:
-    """From ``start`` to ``end`` in a straight line over ``steps`` steps, then ``end``.
+    """From ``start`` to ``end`` in a straight line, then ``end``.
 
     Args:
         start: Value at step 0.
@@ -47,12 +52,12 @@ def linear(start: float, end: float, steps: int) -> Schedule:
         >>> [round(float(gamma(torch.tensor(t))), 2) for t in (0, 50, 100, 200)]
         [-0.3, -0.15, 0.0, 0.0]
     """
-    progress = _progress(steps)
-    return lambda step: torch.lerp(*_ends(step, start, end), progress(step))
+    return _curve(start, end, steps, lambda share: share)
 
 
+@factory("schedule")
 def cosine(start: float, end: float, steps: int) -> Schedule:
-    """From ``start`` to ``end`` along half a period of a cosine over ``steps`` steps, then ``end``.
+    """From ``start`` to ``end`` along half a period of a cosine, then ``end``.
 
     Args:
         start: Value at step 0.
@@ -68,14 +73,12 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
         >>> [round(float(value(torch.tensor(t))), 3) for t in (0, 25, 50, 100)]
         [1.0, 0.854, 0.5, 0.0]
     """
-    progress = _progress(steps)
-    return lambda step: torch.lerp(*_ends(step, start, end), 0.5 - 0.5 * torch.cos(math.pi * progress(step)))
+    return _curve(start, end, steps, lambda share: 0.5 - 0.5 * torch.cos(math.pi * share))
 
 
+@factory("schedule")
 def quarter_cosine(start: float, end: float, steps: int) -> Schedule:
-    """From ``start`` to ``end`` along a quarter of a period of a cosine over ``steps`` steps, then ``end``.
-
-    Falls slowly at first and fastest at the end: the learning rate of VATT.
+    """From ``start`` to ``end`` along a quarter of a period of a cosine, then ``end``: slow at first, fast at the end.
 
     Args:
         start: Value at step 0.
@@ -92,14 +95,14 @@ def quarter_cosine(start: float, end: float, steps: int) -> Schedule:
         ['1.00e-04', '8.54e-05', '5.00e-05']
 
     References:
-        Akbari et al., VATT, 2021 (arXiv:2104.11178), section 4.2.
+        The learning rate of VATT: Akbari et al., 2021 (arXiv:2104.11178), section 4.2.
     """
-    progress = _progress(steps)
-    return lambda step: torch.lerp(*_ends(step, start, end), 1 - torch.cos(0.5 * math.pi * progress(step)))
+    return _curve(start, end, steps, lambda share: 1 - torch.cos(0.5 * math.pi * share))
 
 
+@factory("schedule")
 def polynomial(start: float, end: float, steps: int, power: float = 2.0) -> Schedule:
-    """From ``start`` to ``end`` as a power of the share of the way, over ``steps`` steps, then ``end``.
+    """From ``start`` to ``end`` as a power of the share of the way, then ``end``.
 
     Args:
         start: Value at step 0.
@@ -110,21 +113,17 @@ def polynomial(start: float, end: float, steps: int, power: float = 2.0) -> Sche
     Returns:
         The schedule.
 
-    Raises:
-        ValueError: A way of no length, or a power that is not positive.
-
     Examples:
         >>> import torch, harmony
         >>> value = harmony.schedule.polynomial(0.0, 1.0, steps=100, power=2.0)
         >>> [round(float(value(torch.tensor(t))), 2) for t in (0, 50, 100)]
         [0.0, 0.25, 1.0]
     """
-    if not power > 0:
-        raise ValueError(f"power must be positive; got {power}.")
-    progress = _progress(steps)
-    return lambda step: torch.lerp(*_ends(step, start, end), progress(step) ** power)
+    check_range("power", power, above=0)
+    return _curve(start, end, steps, lambda share: share**power)
 
 
+@factory("schedule")
 def step(values: Mapping[int, float]) -> Schedule:
     """Values that hold from a step on until the next.
 
@@ -134,26 +133,24 @@ def step(values: Mapping[int, float]) -> Schedule:
     Returns:
         The schedule.
 
-    Raises:
-        ValueError: No value at step 0, or a negative step.
-
     Examples:
         >>> import torch, harmony
         >>> gamma = harmony.schedule.step({0: -0.3, 100: 0.0})
         >>> [round(float(gamma(torch.tensor(t))), 2) for t in (0, 99, 100, 500)]
         [-0.3, -0.3, 0.0, 0.0]
     """
-    points = _points(values)
+    (_, first), *points = _points(values)
 
-    def value(step: Tensor) -> Tensor:
-        found = torch.full_like(step, points[0][1], dtype=torch.float64)
-        for start, y in points[1:]:
-            found = torch.where(step >= start, y, found)
-        return found
+    def schedule(step: Tensor) -> Tensor:
+        value = torch.full_like(step, first, dtype=torch.float64)
+        for start, y in points:
+            value = torch.where(step >= start, y, value)
+        return value
 
-    return value
+    return schedule
 
 
+@factory("schedule")
 def piecewise(values: Mapping[int, float]) -> Schedule:
     """Straight lines from point to point, and the last value after them.
 
@@ -163,9 +160,6 @@ def piecewise(values: Mapping[int, float]) -> Schedule:
     Returns:
         The schedule.
 
-    Raises:
-        ValueError: No value at step 0, or a negative step.
-
     Examples:
         >>> import torch, harmony
         >>> share = harmony.schedule.piecewise({0: 1.0, 100: 1.0, 200: 0.5})
@@ -173,22 +167,23 @@ def piecewise(values: Mapping[int, float]) -> Schedule:
         [1.0, 1.0, 0.75, 0.5]
     """
     points = _points(values)
+    lines = [(start, linear(a, b, end - start)) for (start, a), (end, b) in itertools.pairwise(points)]
 
-    def value(step: Tensor) -> Tensor:
-        found = torch.full_like(step, points[0][1], dtype=torch.float64)
-        for (start, a), (end, b) in itertools.pairwise(points):
-            line = torch.lerp(*_ends(step, a, b), ((step - start) / (end - start)).clamp(0, 1).double())
-            found = torch.where(step >= start, line, found)
-        return found
+    def schedule(step: Tensor) -> Tensor:
+        value = torch.full_like(step, points[0][1], dtype=torch.float64)
+        for start, line in lines:
+            value = torch.where(step >= start, line(step - start), value)
+        return value
 
-    return value
+    return schedule
 
 
+@factory("schedule")
 def warmup(schedule: Schedule, steps: int) -> Schedule:
-    """Rise linearly from 0 to the first value of ``schedule`` over ``steps`` steps, then follow it from its start.
+    """Rise linearly from 0 to the first value of ``schedule``, then follow it from its start.
 
     Args:
-        schedule: What comes after the warm-up.
+        schedule: The schedule after the warm-up.
         steps: Length of the warm-up; 0 for none.
 
     Returns:
@@ -200,8 +195,7 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
         >>> [round(float(rate(torch.tensor(t))), 2) for t in (0, 5, 10, 20)]
         [0.0, 0.1, 0.2, 0.2]
     """
-    if steps < 0:
-        raise ValueError(f"warm-up needs steps >= 0; got {steps}.")
+    check_range("steps", steps, at_least=0)
     if steps == 0:
         return schedule
     return lambda step: schedule((step - steps).clamp(min=0)) * (step / steps).clamp(max=1)
@@ -221,7 +215,19 @@ def as_schedule(value: float | Schedule) -> Schedule:
         >>> harmony.schedule.as_schedule(0.1)(torch.tensor(7))
         tensor(0.1000, dtype=torch.float64)
     """
+    refuse_factory(value)
     return value if callable(value) else constant(value)
+
+
+def _curve(start: float, end: float, steps: int, shape: Callable[[Tensor], Tensor]) -> Schedule:
+    """From ``start`` to ``end``; ``shape`` maps the share of the steps to the share of the way."""
+    check_range("steps", steps, at_least=1)
+
+    def schedule(step: Tensor) -> Tensor:
+        share = (step / steps).clamp(0, 1).double()
+        return torch.lerp(torch.full_like(share, start), torch.full_like(share, end), shape(share))
+
+    return schedule
 
 
 def _points(values: Mapping[int, float]) -> list[tuple[int, float]]:
@@ -230,13 +236,3 @@ def _points(values: Mapping[int, float]) -> list[tuple[int, float]]:
     if not points or points[0][0] != 0:
         raise ValueError(f"the points of a schedule start at step 0; got {dict(values)}.")
     return points
-
-
-def _progress(steps: int) -> Schedule:
-    if steps < 1:
-        raise ValueError(f"a schedule needs steps >= 1; got {steps}.")
-    return lambda step: (step / steps).clamp(0, 1).double()
-
-
-def _ends(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
-    return torch.full_like(step, start, dtype=torch.float64), torch.full_like(step, end, dtype=torch.float64)

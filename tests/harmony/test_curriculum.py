@@ -215,6 +215,7 @@ def extras(gram, generator):
         "terms": torch.rand(b, k, generator=generator),
         "batch_products": torch.randn(b, k, generator=generator),
         "similarity": torch.rand(b, generator=generator),
+        "triplet": torch.randn(b, 3, 5, generator=generator),
         "ids": torch.randint(0, 40, (b,), generator=generator),
     }
 
@@ -230,6 +231,7 @@ RULES = {
             "batch_agreement": score.batch_agreement,
             "small_loss": partial(score.small_loss, losses=[1]),
             "similarity": score.similarity,
+            "triangle_area": score.triangle_area,
             "ema": score.ema(score.agreement, 0.5, capacity=64),
             "a combination": score.combined(score.standardized(score.agreement), score.ranked(score.small_loss)),
         }.items()
@@ -295,7 +297,7 @@ def test_what_is_samplewise():
     samplewise = {name for name, rule in RULES.items() if rule.samplewise}
     assert samplewise == {
         "threshold", "soft_threshold", "agreement_weight", "threshold of norm_ratio", "threshold of gradient_norm",
-        "threshold of small_loss", "threshold of similarity",
+        "threshold of small_loss", "threshold of similarity", "threshold of triangle_area",
     }  # fmt: skip
     assert not curriculum.threshold(0.0, score=lambda gram, **extras: gram[:, 0, 0]).samplewise  # nobody said it was
 
@@ -373,20 +375,20 @@ def test_schedules(make, expected):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: schedule.linear(0, 1, steps=0), "steps >= 1; got 0"),
-        (lambda: schedule.polynomial(0, 1, 5, power=0), "power must be positive; got 0"),
+        (lambda: schedule.linear(0, 1, steps=0), "steps must be at least 1; got 0"),
+        (lambda: schedule.polynomial(0, 1, 5, power=0), "power must be above 0; got 0"),
         (lambda: schedule.step({1: 0.0}), "start at step 0; got {1: 0.0}"),
         (lambda: schedule.piecewise({}), "start at step 0; got {}"),
-        (lambda: schedule.warmup(schedule.constant(1.0), -1), "steps >= 0; got -1"),
-        (lambda: curriculum.soft_threshold(0.0, 0.0), "temperature must be positive; got 0.0"),
-        (lambda: curriculum.quantile(1.5), "share is between 0 and 1; got 1.5"),
+        (lambda: schedule.warmup(schedule.constant(1.0), -1), "steps must be at least 0; got -1"),
+        (lambda: curriculum.soft_threshold(0.0, 0.0), "temperature must be above 0; got 0.0"),
+        (lambda: curriculum.quantile(1.5), "share must be at least 0 and at most 1; got 1.5"),
         (lambda: curriculum.running_quantile(0.5, decay=1.0), "decay must be at least 0 and below 1; got 1.0"),
         (lambda: curriculum.top_k(-1), "k must be at least 0; got -1"),
         (lambda: curriculum.agreement_weight(-1.0), "power must be at least 0; got -1.0"),
-        (lambda: curriculum.hysteresis(0.2, 0.1), "high must be at least low; got 0.1 and 0.2"),
+        (lambda: curriculum.hysteresis(0.2, 0.1), "high must be at least 0.2; got 0.1"),
         (lambda: curriculum.renormalized(curriculum.top_k(1), limit=0.5), "limit must be at least 1; got 0.5"),
         (lambda: curriculum.hysteresis(0.1, 0.2, capacity=0), None),
-        (lambda: curriculum.hysteresis(0.1, 0.2).update(gram_of([0.1]), None), r"hysteresis needs ids \(1,\)"),
+        (lambda: factors(curriculum.hysteresis(0.1, 0.2), [0.1]), r"hysteresis needs ids \(1,\)"),
     ],
 )
 def test_wrong_numbers_are_refused_where_they_are_given(wrong, message):
@@ -423,7 +425,7 @@ def test_chain_obeys_identity_and_associativity(values):
 def test_chain_says_what_is_wrong():
     gram = gram_of([0.1])
     with pytest.raises(TypeError, match="must be called first"):
-        harmony.chain(harmony.curriculum.threshold).update(gram, ((),))
+        harmony.chain(lambda gram: harmony.curriculum.threshold()).update(gram, ((),))
     with pytest.raises(TypeError, match="a Transform or a function"):
         harmony.chain(0.3)
     with pytest.raises(ValueError, match=r"\(B, K, K\); got \(2, 2\)"):

@@ -80,14 +80,14 @@ def weights_of(config: Config, mixture: str) -> Tensor:
     elif config.gram.wrt:
         grads = {name: g for name, g in grads.items() if re.search(config.gram.wrt, name)}
     flat = torch.cat([g.flatten(2) for g in grads.values()], 2)
-    gram, toward = flat @ flat.mT, flat @ flat.sum((0, 1))
+    gram, products = flat @ flat.mT, flat @ flat.sum((0, 1))
     # That one score compares with the gradient of the whole batch, in which clips without text have their part.
     seen = slice(SIZE if config.curriculum.score == "batch_agreement" else count)
     net, objective = networks()
     sides = objective.sides(net(**inputs_of(mixture)))[seen][:, :, seen]
     extras = {
         "terms": found.terms[seen],
-        "batch_products": toward[seen],
+        "batch_products": products[seen],
         "ids": torch.arange(SIZE)[seen],
         "sides": sides,
     }

@@ -39,11 +39,11 @@ def block_function(function: Callable[Parameters, Tensor]) -> Callable[Parameter
     name = getattr(function, "__name__", type(function).__name__)
     module = str(getattr(function, "__module__", ""))
     path = f"{module.rpartition('.')[0]}.{name}" if module.startswith("harmony.") else name
-    first = next(iter(inspect.signature(function).parameters), None)
+    first = next(iter(inspect.signature(function).parameters), "")
 
     @wraps(function)
     def checked(*args: Parameters.args, **options: Parameters.kwargs) -> Tensor:
-        if not isinstance(args[0] if args else options.get(str(first)), Tensor):
+        if not isinstance(args[0] if args else options.get(first), Tensor):
             fixed = ", ".join(f"{option}={value!r}" for option, value in options.items())
             raise TypeError(
                 f"{name} is a function of Gram blocks: use it bare, or fix options by "
@@ -51,8 +51,6 @@ def block_function(function: Callable[Parameters, Tensor]) -> Callable[Parameter
             )
         return function(*args, **options)
 
-    # Doctest passes over functions that are defined in another module, as `checked` is.
-    getattr(function, "__globals__", {}).setdefault("__test__", {})[name] = function
     return checked
 
 

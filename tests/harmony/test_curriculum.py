@@ -130,7 +130,7 @@ def test_the_order_of_the_batch_does_not_matter(values, data):
 
 
 def test_a_share_follows_its_schedule():
-    transform = curriculum.quantile(schedule.step({0: 1.0, 2: 0.5}))
+    transform = curriculum.quantile(schedule.piecewise({0: 1.0, 2: 0.5}, interpolate=False))
     state, counts = transform.init(), []
     for _ in range(4):
         factor, state = factors(transform, [0.1, 0.2, 0.3, 0.4], state)
@@ -344,13 +344,19 @@ def test_gamma_follows_its_schedule():
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: schedule.constant(0.4), lambda t: 0.4),
+        (lambda: schedule.as_schedule(0.4), lambda t: 0.4),
         (lambda: schedule.linear(1.0, 3.0, 8), lambda t: 1 + 2 * min(t / 8, 1)),
         (lambda: schedule.cosine(1.0, 3.0, 8), lambda t: 2 - math.cos(math.pi * min(t / 8, 1))),
-        (lambda: schedule.quarter_cosine(1.0, 0.5, 8), lambda t: 0.5 + 0.5 * math.cos(math.pi / 2 * min(t / 8, 1))),
+        (
+            lambda: schedule.cosine(1.0, 0.5, 8, period=0.25),
+            lambda t: 0.5 + 0.5 * math.cos(math.pi / 2 * min(t / 8, 1)),
+        ),
         (lambda: schedule.polynomial(1.0, 3.0, 8, power=3.0), lambda t: 1 + 2 * min(t / 8, 1) ** 3),
-        (lambda: schedule.step({5: 2.0, 0: 1.0, 9: -1.0}), lambda t: 1.0 if t < 5 else 2.0 if t < 9 else -1.0),
-        (lambda: schedule.step({0: 3.0}), lambda t: 3.0),
+        (
+            lambda: schedule.piecewise({5: 2.0, 0: 1.0, 9: -1.0}, interpolate=False),
+            lambda t: 1.0 if t < 5 else 2.0 if t < 9 else -1.0,
+        ),
+        (lambda: schedule.piecewise({0: 3.0}, interpolate=False), lambda t: 3.0),
         (
             lambda: schedule.piecewise({4: 2.0, 0: 1.0, 8: 0.0}),
             lambda t: 1 + t / 4 if t < 4 else 2 - 2 * (min(t, 8) - 4) / 4,
@@ -359,7 +365,7 @@ def test_gamma_follows_its_schedule():
             lambda: schedule.warmup(schedule.linear(2.0, 0.0, 4), 4),
             lambda t: t / 2 if t < 4 else 2 - (min(t, 8) - 4) / 2,
         ),
-        (lambda: schedule.warmup(schedule.constant(1.0), 0), lambda t: 1.0),
+        (lambda: schedule.warmup(1.0, 0), lambda t: 1.0),
     ],
 )
 def test_schedules(make, expected):
@@ -376,10 +382,11 @@ def test_schedules(make, expected):
     ("wrong", "message"),
     [
         (lambda: schedule.linear(0, 1, steps=0), "steps must be at least 1; got 0"),
+        (lambda: schedule.cosine(0, 1, 5, period=0.75), "period must be above 0 and at most 0.5; got 0.75"),
         (lambda: schedule.polynomial(0, 1, 5, power=0), "power must be above 0; got 0"),
-        (lambda: schedule.step({1: 0.0}), "start at step 0; got {1: 0.0}"),
+        (lambda: schedule.piecewise({1: 0.0}, interpolate=False), "start at step 0; got {1: 0.0}"),
         (lambda: schedule.piecewise({}), "start at step 0; got {}"),
-        (lambda: schedule.warmup(schedule.constant(1.0), -1), "steps must be at least 0; got -1"),
+        (lambda: schedule.warmup(1.0, -1), "steps must be at least 0; got -1"),
         (lambda: curriculum.soft_threshold(0.0, 0.0), "temperature must be above 0; got 0.0"),
         (lambda: curriculum.quantile(1.5), "share must be at least 0 and at most 1; got 1.5"),
         (lambda: curriculum.running_quantile(0.5, decay=1.0), "decay must be at least 0 and below 1; got 1.0"),

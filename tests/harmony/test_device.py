@@ -50,7 +50,7 @@ TRANSFORMS = {
     "gradvac": realign.gradvac(),
     "gradvac, target": realign.gradvac(schedule.linear(0.0, 0.5, 10)),
     "threshold": curriculum.threshold(schedule.linear(-0.3, 0.0, 10)),
-    "soft_threshold": curriculum.soft_threshold(0.0, schedule.step({0: 0.2, 5: 0.1})),
+    "soft_threshold": curriculum.soft_threshold(0.0, schedule.piecewise({0: 0.2, 5: 0.1}, interpolate=False)),
     "agreement_weight": curriculum.agreement_weight(2.0),
     "quantile": curriculum.quantile(schedule.piecewise({0: 1.0, 10: 0.5})),
     "running_quantile": curriculum.running_quantile(0.5),

@@ -96,16 +96,17 @@ def test_check_of_a_module_finds_a_wrong_rule_and_mixed_samples(monkeypatch):
         harmony.check(module, x, heads, forward=forward)
 
 
+@pytest.mark.parametrize("update", ["kept", "tape", "backward"])
 @pytest.mark.parametrize("call", [harmony.plan, harmony.check])
-def test_gradients_and_hooks_are_left_alone(call):
+def test_gradients_and_hooks_are_left_alone(call, update):
     module, heads, x = modules()
     parameters, calls = [*module.parameters(), *heads.parameters()], []
     for p in parameters:
-        p.register_hook(lambda grad: calls.append(grad.shape))
-    call(module, x, heads, forward=forward)
+        p.register_hook(lambda grad: (calls.append(grad.shape), grad / 2)[1])
+    call(module, x, heads, forward=forward, engine=harmony.Engine(update=update))
     assert not calls and all(p.grad is None for p in parameters)
     sum(term.mean() for term in heads(forward(module, x)).values()).backward()
-    assert len(calls) == len(parameters)
+    assert len(calls) == len(parameters)  # the hooks are back
 
 
 def test_a_module_without_trainable_parameters_is_refused():

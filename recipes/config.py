@@ -74,14 +74,14 @@ class GammaConfig:
 class CurriculumConfig:
     """Which clips to learn from: a rule of `harmony.curriculum` on a score of `harmony.score`."""
 
-    rule: Literal["threshold", "soft_threshold", "quantile", "running_quantile", "agreement_weight", "triangle"] = (
-        "threshold"  # triangle has a score of its own
+    rule: Literal["threshold", "soft_threshold", "quantile", "running_quantile", "agreement_weight", "cross_check"] = (
+        "threshold"  # cross_check has a score of its own
     )
     score: Literal["agreement", "batch_agreement", "small_loss", "norm_ratio", "gradient_norm"] = "agreement"
     share: float = 0.7  # of the clips that the quantile rules keep
     temperature: float = 0.1  # of soft_threshold
     history: float = 0.0  # weight of a clip's own past in its score
-    warmup: int = 0  # steps over which triangle comes to drop what it would
+    warmup: int = 0  # steps over which cross_check comes to drop what it would
     renormalize: bool = False  # make up for the clips that are dropped
 
 
@@ -407,7 +407,7 @@ def unfinished_schedules(config: Config) -> list[str]:
         and rising
         and (gamma.steps or 0) > steps,
         f"curriculum.warmup={rule.warmup}: the run ends before the rule drops what it would": config.has_curriculum
-        and rule.rule == "triangle"
+        and rule.rule == "cross_check"
         and rule.warmup > steps,
     }
     return [f"longer than train.steps={steps}: {line}" for line, holds in lines.items() if holds]
@@ -432,10 +432,10 @@ def _harmonizer_problems(config: Config) -> list[tuple[bool, str]]:
             rule.score == "small_loss" or rule.history > 0
         )
         and gram.group_size > 1,
-        "curriculum.rule=triangle has a score of its own: leave curriculum.score and curriculum.history as they are": (
-            rule.rule == "triangle" and (rule.score != "agreement" or rule.history > 0)
+        "curriculum.rule=cross_check has a score of its own: leave curriculum.score and curriculum.history alone": (
+            rule.rule == "cross_check" and (rule.score != "agreement" or rule.history > 0)
         ),
-        "curriculum.rule=triangle judges single clips: it needs gram.group_size=1": rule.rule == "triangle"
+        "curriculum.rule=cross_check judges single clips: it needs gram.group_size=1": rule.rule == "cross_check"
         and gram.group_size > 1,
     }
     method = config.realign.method

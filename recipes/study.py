@@ -1,7 +1,7 @@
 """Study what harmonization buys: rules against noise whose truth is known, paired over seeds.
 
 python -m recipes.study --config recipes/configs/study.yaml                          run what is missing, then report
-python -m recipes.study --config recipes/configs/study.yaml --row center/triangle/0  run one row again, and compare
+python -m recipes.study --config recipes/configs/study.yaml --row center/cross_check/0  run one row again, and compare
 
 Each run is a line of runs.csv and some of curves.csv, written as it finishes: stop at any time, and start again.
 """

@@ -68,6 +68,20 @@ def test_concepts_quote_the_definition_word_for_word() -> None:
     assert formulas and textwrap.indent(formulas["quote"], "    ") in str(harmony.definition.__doc__)
 
 
+def test_the_architecture_names_files_that_exist() -> None:
+    docs = ROOT / "docs"
+    page = (docs / "architecture.md").read_text(encoding="utf-8")
+    picture = re.findall(
+        r'class="file"[^>]*>(.*?)<', (docs / "images" / "architecture.svg").read_text(encoding="utf-8")
+    )
+    codes = re.findall(r"`([^`\n]+)`", page) + picture
+    named = {name for code in codes for name in re.findall(r"[\w/]+(?:\.py|/)(?!\w)", code)}
+    paths = [path for top in ("src", "tests", "recipes") for path in (ROOT / top).rglob("*")]
+    known = {f"/{path.relative_to(ROOT).as_posix()}{'/' * path.is_dir()}" for path in paths}
+    assert len(named) > 30
+    assert not [name for name in named if not any(path.endswith(f"/{name}") for path in known)]
+
+
 def test_the_pages_that_teach_have_code() -> None:
     pages = {page.relative_to(ROOT).as_posix() for page in runnable_pages()}
     assert pages >= {"docs/index.md", "docs/concepts.md", "docs/tutorials/multitask.md"}

@@ -108,7 +108,7 @@ def _of(transform: harmony.Transform) -> Weigh:
 
 
 OWN: dict[str, Callable[[], Weigh]] = {
-    "sum": lambda: harmony.realign.sum,
+    "summed": lambda: harmony.realign.summed,
     "mean": lambda: harmony.realign.mean,
     "normalized": lambda: harmony.realign.normalized,
     "random": lambda: _of(harmony.realign.random()),
@@ -148,7 +148,7 @@ def _vaccine(torchjd: ModuleType, case: Case) -> Callable[[Tensor], Tensor]:
 
 ANY_ORDER = "draws its order"
 PEERS: dict[str, Peer] = {
-    "sum": Peer(lambda torchjd, case: torchjd.SumWeighting()),
+    "summed": Peer(lambda torchjd, case: torchjd.SumWeighting()),
     "mean": Peer(lambda torchjd, case: torchjd.MeanWeighting()),
     "random": Peer(lambda torchjd, case: torchjd.RandomWeighting(), exact="never", why="random"),
     "pcgrad": Peer(lambda torchjd, case: torchjd.PCGradWeighting(), exact="two", why=ANY_ORDER),

@@ -91,7 +91,7 @@ def _gradvac(gram: Tensor) -> Tensor:
 # random and pcgrad_random are left out: what they give is another picture at every step (for two losses the second is
 # pcgrad).
 METHODS = {
-    "sum": Method("sum", harmony.realign.sum),
+    "summed": Method("summed", harmony.realign.summed),
     "mean": Method("mean", harmony.realign.mean),
     "normalized": Method("normalized", harmony.realign.normalized, own_scale=True),
     "pcgrad": Method("pcgrad", harmony.realign.pcgrad),

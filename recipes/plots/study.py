@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 
 DPI = 150
 COLOURS = {
-    "baseline": "#777777", "oracle": "#222222", "triangle": "#c4420b", "small loss half": "#1668b0",
+    "baseline": "#777777", "oracle": "#222222", "cross_check": "#c4420b", "small loss half": "#1668b0",
     "mixture": "#3b9157", "realign + curriculum": "#8a4fb0", "realign": "#b07ad0", "curriculum": "#d0a52c",
 }  # fmt: skip
 
@@ -77,7 +77,7 @@ def kinds(study: StudyConfig, runs: Lines) -> Figure:
     cells = [
         name
         for name, cell in study.cells.items()
-        if cell.share and {"baseline", "oracle", "triangle"} <= set(rules_there(runs, name, cell.rules))
+        if cell.share and {"baseline", "oracle", "cross_check"} <= set(rules_there(runs, name, cell.rules))
     ]
     names = [rule for rule in study.cells["clean"].rules if rule not in ("baseline", "oracle")]
     figure = Figure(figsize=(8.5, 4), layout="constrained")

@@ -107,9 +107,9 @@ def fit_mixture(context: Context) -> harmony.Transform:
     return mixture(context.clips, epoch, max(round(WARMUP * context.steps), epoch))
 
 
-def of_third_side(share: float | None = None) -> Make:
-    """The triangle, with as long a warm-up as everybody."""
-    return lambda context: curriculum.triangle(
+def cross_checked(share: float | None = None) -> Make:
+    """The cross_check, with as long a warm-up as everybody."""
+    return lambda context: curriculum.cross_check(
         round(WARMUP * context.steps), None if share is None else warm(context, share)
     )
 
@@ -151,6 +151,6 @@ RULES: dict[str, Rule] = {
     "rince": Rule(always(), robust=True),
     "similarity half": Rule(keep_half(score.similarity), extras=similarity),
     # ours
-    "triangle": Rule(of_third_side(), extras=sides),
-    "triangle half": Rule(of_third_side(SHARE), extras=sides),
+    "cross_check": Rule(cross_checked(), extras=sides),
+    "cross_check half": Rule(cross_checked(SHARE), extras=sides),
 }

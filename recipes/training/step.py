@@ -176,7 +176,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 def extras_of(config: Config, objective: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
     """What the curriculum sees of the embeddings."""
-    if not (config.has_curriculum and config.curriculum.rule == "triangle"):
+    if not (config.has_curriculum and config.curriculum.rule == "cross_check"):
         return None
     return lambda embeddings: {"sides": objective.sides(embeddings)}
 

@@ -52,7 +52,7 @@ def curriculum(config: Config) -> harmony.Transform:
         "quantile": lambda: harmony.curriculum.quantile(options.share, score=score),
         "running_quantile": lambda: harmony.curriculum.running_quantile(options.share, score=score),
         "agreement_weight": lambda: harmony.curriculum.agreement_weight(score=score),
-        "triangle": lambda: harmony.curriculum.triangle(options.warmup),
+        "cross_check": lambda: harmony.curriculum.cross_check(options.warmup),
     }[options.rule]()
     return harmony.curriculum.renormalized(rule) if options.renormalize else rule
 
@@ -72,12 +72,12 @@ def described(config: Config) -> str:
             "quantile": f", share {options.share:g}",
             "running_quantile": f", share {options.share:g}",
             "agreement_weight": "",
-            "triangle": f", warm-up {options.warmup}",
+            "cross_check": f", warm-up {options.warmup}",
         }.get(options.rule, f", gamma {gamma.start:g}")
         if options.rule.endswith("threshold") and gamma.schedule != "constant":
             number += f" to {gamma.end:g}, {gamma.schedule}"
         past = f" (history {options.history:g})" if options.history else ""
-        of = "the third side" if options.rule == "triangle" else f"{options.score}{past}"
+        of = "the third side" if options.rule == "cross_check" else f"{options.score}{past}"
         parts.append(f"{options.rule} of {of}{number}{', renormalized' * options.renormalize}")
     if config.has_realignment:
         parts.append(config.realign.method + (f" by {config.realign.layers}" if config.realign.layers else ""))

@@ -66,7 +66,7 @@ class Objective(nn.Module):
     def sides(self, embeddings: dict[str, Tensor]) -> Tensor:
         """Similarities (B, 3, B) of video with audio, video with text, audio with text.
 
-        They are what `harmony.curriculum.triangle` looks at.
+        They are what `harmony.curriculum.cross_check` looks at.
         Audio reaches the space of text by the way of video, through the head that no loss has trained for it. Of a
         clip's narrations the one that fits best counts. Running statistics stay as they are.
         """

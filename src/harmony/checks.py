@@ -14,10 +14,9 @@ from harmony.engines.precision import inner_products
 from harmony.engines.random import replay, snapshot
 from harmony.engines.reference import run_vmap
 from harmony.engines.run import Cotangent, Run, narrow_all
-from harmony.engines.tape.fill import Storage
-from harmony.engines.tape.graph import dtypes
-from harmony.engines.tape.trace import Run as TapeRun
-from harmony.engines.tape.trace import record, trace_of
+from harmony.engines.tape.autograd_fields import dtypes
+from harmony.engines.tape.engine import Recorded, record, trace_of
+from harmony.engines.tape.materialize import ScratchBuffer
 from harmony.parameters import Wrt
 from harmony.plans import Labels, PyTree, activation_cotangents, as_call
 
@@ -83,7 +82,7 @@ def check(
     with as_call(arguments, forward, loss_params, wrt, labels, group_size) as (call, losses, loss_params):
         before = snapshot(call.params)
         recorded = record(call)
-        run = trace_of(recorded, call, engine, Storage())
+        run = trace_of(recorded, call, engine, ScratchBuffer())
         tolerance = ROUNDING[_lowest_dtype(recorded)]
         random = not before.equal(snapshot(call.params))
         embeddings = _compare_embeddings(call, run.tracked, tolerance)
@@ -142,7 +141,7 @@ def _compare_embeddings(call: EncoderCall, tracked: Sequence[bool], tolerance: f
 class _Comparison(NamedTuple):
     """Compares what the tape makes of a recorded run with gradients that are known."""
 
-    recorded: TapeRun
+    recorded: Recorded
     engine: Engine
     per_loss: Sequence[Cotangent]
     tolerance: float
@@ -175,7 +174,7 @@ class _Comparison(NamedTuple):
         return Check(max(gram_errors + total_errors), max(update_errors), None, "", call.names[worst])
 
     def _gradients(self, call: EncoderCall) -> Any:
-        return trace_of(self.recorded, call, self.engine, Storage()).per_sample(self.per_loss, False)
+        return trace_of(self.recorded, call, self.engine, ScratchBuffer()).per_sample(self.per_loss, False)
 
 
 def _spread(size: int) -> Tensor:
@@ -196,7 +195,7 @@ def _pull_groups(run: Run, per_loss: Sequence[Cotangent], groups: Iterable[Tenso
     return [[torch.stack(column) for column in zip(*rows, strict=True)] for rows in grads]
 
 
-def _lowest_dtype(recorded: TapeRun) -> torch.dtype:
+def _lowest_dtype(recorded: Recorded) -> torch.dtype:
     """The least precise dtype at work."""
     kinds = {kind for node in recorded.graph.nodes for kind in dtypes(node)} & ROUNDING.keys()
     return max(kinds, key=ROUNDING.__getitem__)

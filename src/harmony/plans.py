@@ -14,11 +14,11 @@ from harmony.engines.fallback import run_reference
 from harmony.engines.options import Engine
 from harmony.engines.reference import run_vmap
 from harmony.engines.run import Cotangent, Run, narrow_all
+from harmony.engines.tape.engine import plan as plan_pieces
+from harmony.engines.tape.engine import reached_by, record
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.plan import Piece
-from harmony.engines.tape.trace import plan as plan_pieces
-from harmony.engines.tape.trace import reached_by, record
-from harmony.engines.tape.use import Isolated
+from harmony.engines.tape.param_use import OpaqueUse
+from harmony.engines.tape.plan import ParamBlock
 from harmony.loss_stage import LossStage
 from harmony.modules import suspended_hooks
 from harmony.parameters import Wrt, flatten_call, resolve_shared
@@ -175,14 +175,14 @@ def activation_cotangents(run: Run | EncodedBatch, call: EncoderCall, losses: An
     return per_loss
 
 
-def _row(number: int, name: str, call: EncoderCall, piece: Piece | None) -> Row:
+def _row(number: int, name: str, call: EncoderCall, piece: ParamBlock | None) -> Row:
     shape = tuple(call.params[number].shape)
-    uses = [] if piece is None else [u for t in piece.targets if number in t.params for u, _ in t.uses]
+    uses = [] if piece is None else [u for t in piece.tensors if number in t.params for u, _ in t.uses]
     if piece is None or not uses:
         return Row(name, shape, "", "unused" if call.selected[number] else "update only", 0.0, 0.0)
     ops = Counter(use.site.node.name().rpartition("::")[2].replace("Backward", " ").split()[0] for use in uses)
     choice: str = piece.choice if piece.counted else "update only"
-    choice = "isolated" if any(isinstance(use, Isolated) for use in uses) else choice
+    choice = "isolated" if any(isinstance(use, OpaqueUse) for use in uses) else choice
     place = piece.params.index(number)
     listed = ", ".join(f"{op} {count}" for op, count in ops.items())
     return Row(name, shape, listed, choice, piece.flops[place], piece.bytes[place])

@@ -48,7 +48,7 @@ class Transform(NamedTuple):
     Attributes:
         init: ``init() -> state``.
         update: ``update(gram, state, **extras) -> (weights, state)``. Extras that rules may use: ``terms`` (B, K), the
-            loss terms, ``ids`` (B,), the samples' ids, ``toward`` (B, K), inner products with the batch's gradient, and
+            loss terms, ``ids`` (B,), the samples' ids, ``batch_products`` (B, K), inner products with the batch's gradient, and
             what a step adds of its own; a transform ignores what it does not need.
         samplewise: Whether a sample's weights depend on its own block, its own extras and the state alone, and the
             next state on none of them. Then the gradient can be made part by part, which is faster and takes less

@@ -26,7 +26,17 @@ LONGEST = 60
 ENGINES_USE = {"definition", "engines", "modules", "warn"}
 """What the engines import of harmony: nothing that knows of realignment, of curricula, or of a step."""
 
-TAPE_INTERFACE = {"errors", "fill", "graph", "plan", "sample_axis", "trace", "use", "verify"}
+TAPE_INTERFACE = {
+    "autograd_fields",
+    "engine",
+    "errors",
+    "graph",
+    "materialize",
+    "param_use",
+    "plan",
+    "sample_axis",
+    "verify",
+}
 """The files of engines/tape that the rest of harmony imports; the others are its own."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -20,7 +20,7 @@ def state_classes():
     """Every class of the library whose name says that it is a state, and those that steps return."""
     names = [m.name for m in pkgutil.walk_packages(harmony.__path__, "harmony.") if ".engines" not in m.name]
     classes = {v for n in names for v in vars(importlib.import_module(n)).values() if isinstance(v, type)}
-    others = {"Memory", "Level", "Moments", "Histogram", "Info"}
+    others = {"History", "Level", "Moments", "Histogram", "Info"}
     own = [c for c in classes if c.__module__.startswith("harmony")]
     return sorted((c for c in own if c.__name__.endswith("State") or c.__name__ in others), key=lambda c: c.__name__)
 
@@ -114,7 +114,7 @@ def test_a_run_goes_on_from_a_file_as_if_there_had_been_none(package, name):
 
 
 def test_chains_and_labels_load_too():
-    transform = harmony.layerwise(harmony.chain(curriculum.triangle(), realign.gradvac(), realign.random()))
+    transform = harmony.layerwise(harmony.chain(curriculum.cross_check(), realign.gradvac(), realign.random()))
     gram = {label: torch.eye(2).expand(3, 2, 2) for label in "ab"}
     extras = {"terms": torch.rand(3, 2), "sides": torch.rand(3, 3, 3)}
     _, state = transform.update(gram, transform.init(), **extras)

@@ -60,7 +60,7 @@ TRANSFORMS = {
     "chain": harmony.chain(curriculum.threshold(0.0), realign.pcgrad),
 }
 SCORES = {
-    "cosine": score.cosine,
+    "pair_cosine": score.pair_cosine,
     "norm_ratio": score.norm_ratio,
     "gradient_norm": score.gradient_norm,
     "batch_agreement": score.batch_agreement,

@@ -6,9 +6,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import harmony
-from harmony.engines.tape import rules
-from harmony.engines.tape.recording import Recording
-from harmony.engines.tape.use import Reduced, sum_to
+from harmony.engines.tape import grad_rules
+from harmony.engines.tape.param_use import BroadcastUse, sum_to
+from harmony.engines.tape.per_sample import PerSampleGradients
 from tests import zoo
 from tests.harmony.options import keywords
 
@@ -147,8 +147,8 @@ def doubled(rule):
 
     def wrong(site):
         use = rule(site)
-        if isinstance(use, Reduced):
-            return Reduced(use.site, use.factor, 2 * use.scale, use.spread, use.total)
+        if isinstance(use, BroadcastUse):
+            return BroadcastUse(use.site, use.factor, 2 * use.scale, use.spread, use.total)
         return type(use)(**{**vars(use), "right": lambda grad, part: 2 * use.right(grad, part)})
 
     return wrong
@@ -159,7 +159,7 @@ def test_check_finds_a_wrong_rule_and_names_the_parameter(op, monkeypatch):
     name, parameter = RULES[op]
     case = zoo.CASES[name]()
     harmony.check(*case, engine=harmony.Engine(update="tape"))
-    monkeypatch.setitem(rules.RULES, op, doubled(rules.RULES[op]))
+    monkeypatch.setitem(grad_rules.RULES, op, doubled(grad_rules.RULES[op]))
     for update in ("tape", "kept", "backward"):
         with pytest.raises(ValueError, match=rf"the tape differs from vmap .*parameter '({parameter})'"):
             harmony.check(*case, engine=harmony.Engine(update=update))
@@ -171,7 +171,7 @@ def test_check_finds_a_wrong_rule_of_a_parameter_with_tiny_gradients(monkeypatch
     case = zoo.Case(lambda p, x: (x @ p["w"]) * 1e3 + 1e-6 * p["tiny"], zoo.supervised, params, zoo.randn(zoo.B, 4))
     result = harmony.check(*case)
     assert max(result.gram, result.update) < 1e-9
-    monkeypatch.setitem(rules.RULES, "AddBackward0", doubled(rules.RULES["AddBackward0"]))
+    monkeypatch.setitem(grad_rules.RULES, "AddBackward0", doubled(grad_rules.RULES["AddBackward0"]))
     for update in ("tape", "kept", "backward"):
         with pytest.raises(ValueError, match="worst: parameter 'tiny'"):
             harmony.check(*case, engine=harmony.Engine(update=update))
@@ -180,11 +180,11 @@ def test_check_finds_a_wrong_rule_of_a_parameter_with_tiny_gradients(monkeypatch
 def test_check_looks_beyond_the_first_two_samples(monkeypatch):
     """A rule that is wrong for the last sample alone."""
     case = zoo.CASES["mlp"]()
-    original = rules.RULES["AddmmBackward0"]
+    original = grad_rules.RULES["AddmmBackward0"]
 
     def wrong(site):
         use = original(site)
-        if isinstance(use, Reduced):
+        if isinstance(use, BroadcastUse):
             return use
 
         def right(grad, part):
@@ -195,7 +195,7 @@ def test_check_looks_beyond_the_first_two_samples(monkeypatch):
         return type(use)(**{**vars(use), "right": right})
 
     harmony.check(*case)
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", wrong)
+    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", wrong)
     with pytest.raises(ValueError, match="the tape differs"):
         harmony.check(*case)
 
@@ -291,17 +291,17 @@ def test_check_finds_an_error_in_the_gram_of_one_sample_with_tiny_gradients(monk
     losses = lambda f: {k: t * torch.tensor([1, 1, 1, 1, 1e-6]).double() for k, t in zoo.supervised(f).items()}  # noqa: E731
     arguments = (case.encode, losses, case.params, batch)
     harmony.check(*arguments)
-    original = rules.RULES["AddmmBackward0"]
+    original = grad_rules.RULES["AddmmBackward0"]
 
     def wrong(site):
         use = original(site)
         factor = torch.ones(len(batch), 1, dtype=torch.float64)
         factor[-1] = 2
-        if isinstance(use, Reduced):
+        if isinstance(use, BroadcastUse):
             return use
         return type(use)(**{**vars(use), "right": lambda grad, part: use.right(grad * factor, part)})
 
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", wrong)
+    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", wrong)
     with pytest.raises(ValueError, match="the tape differs"):
         harmony.check(*arguments)
 
@@ -312,7 +312,7 @@ def test_check_of_groups(group_size, monkeypatch):
     case = zoo.CASES["transformer_train"]()
     result = harmony.check(*case, group_size=group_size)
     assert max(result.gram, result.update) < 1e-9
-    original = rules.RULES["NativeLayerNormBackward0"]
+    original = grad_rules.RULES["NativeLayerNormBackward0"]
 
     def wrong(site):
         use = original(site)
@@ -320,7 +320,7 @@ def test_check_of_groups(group_size, monkeypatch):
             return use
         return type(use)(**{**vars(use), "total": lambda x, shape: sum_to(x[:, :1], shape)})
 
-    monkeypatch.setitem(rules.RULES, "NativeLayerNormBackward0", wrong)
+    monkeypatch.setitem(grad_rules.RULES, "NativeLayerNormBackward0", wrong)
     harmony.check(*case)
     with pytest.raises(ValueError, match="the tape differs"):
         harmony.check(*case, group_size=group_size)
@@ -332,14 +332,14 @@ def test_check_sees_a_parameter_whose_gradient_alone_is_no_number(value, paramet
     """The largest of some errors must not depend on where among them NaN stands."""
     case = zoo.CASES["mlp"]()
     names = list(case.params)
-    original = Recording.combine
+    original = PerSampleGradients.combine
 
     def spoiled(self, weights):
         grads = original(self, weights)
         grads[parameter] = grads[parameter] * value
         return grads
 
-    monkeypatch.setattr(Recording, "combine", spoiled)
+    monkeypatch.setattr(PerSampleGradients, "combine", spoiled)
     with pytest.raises(ValueError, match=f"by .* and inf in the update .*parameter '{names[parameter]}'"):
         harmony.check(*case)
 
@@ -347,7 +347,7 @@ def test_check_sees_a_parameter_whose_gradient_alone_is_no_number(value, paramet
 def test_check_of_a_random_encoder_finds_a_wrong_rule(monkeypatch):
     net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
     case = zoo.from_module(net, zoo.randn(zoo.B, 4))
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", doubled(rules.RULES["AddmmBackward0"]))
+    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", doubled(grad_rules.RULES["AddmmBackward0"]))
     with pytest.raises(ValueError, match=r"differs from backward passes.*parameter '\d\.(weight|bias)'"):
         harmony.check(*case)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import harmony
-from harmony.engines.tape import verify
+from harmony.engines.tape import autograd_fields, verify
 from tests import zoo
 
 
@@ -145,7 +145,7 @@ def verified(monkeypatch):
     """Numbers of the calls at which a backward pass was verified."""
     calls = []
     original = verify.verify
-    monkeypatch.setattr("harmony.engines.tape.trace.verify", lambda *args: (calls.append(1), original(*args))[1])
+    monkeypatch.setattr("harmony.engines.tape.engine.verify", lambda *args: (calls.append(1), original(*args))[1])
     monkeypatch.setattr(verify, "_CALLS", type(verify._CALLS)())
     return calls
 
@@ -216,3 +216,42 @@ def test_weak_mixing_is_seen_in_half_precision(case, dtype):
             else:
                 with pytest.raises(ValueError, match="mixes the samples"):
                     harmony.gram_vjp(encode, losses, params, x)
+
+
+# A torch that keeps its graph in another way
+
+
+@pytest.fixture
+def another_torch(monkeypatch):
+    x = torch.ones(2, requires_grad=True)
+    monkeypatch.setattr(autograd_fields, "_tiny_graph", lambda: {"MulBackward0": (x * x, {"partner": torch.Tensor})})
+    autograd_fields.missing_fields.cache_clear()
+    yield
+    autograd_fields.missing_fields.cache_clear()
+
+
+def plain(p, x):
+    return (x @ p["w"]).tanh() @ p["v"]
+
+
+def test_this_torch_keeps_its_graph_as_expected():
+    assert autograd_fields.missing_fields() == ()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_torch_with_another_graph_falls_back_and_warns_once(another_torch, chunk_size):
+    batch = zoo.randn(6, 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, gram, pullback = harmony.gram_vjp(plain, losses, PARAMS, batch, chunk_size=chunk_size)
+        update = pullback(torch.ones(6, 2))
+    assert [w for w in caught if "keeps its autograd graph in another way" in str(w.message)] == caught[:1] == caught
+    _, expected, pull_expected = harmony.gram_vjp(plain, losses, PARAMS, batch, method="vmap")
+    torch.testing.assert_close(gram, expected)
+    torch.testing.assert_close(update, pull_expected(torch.ones(6, 2)))
+
+
+def test_a_torch_with_another_graph_is_an_error_where_the_tape_was_asked_for(another_torch):
+    message = rf"torch {torch.__version__.split('+')[0]}.*another way.*MulBackward0\._saved_partner"
+    with pytest.raises(NotImplementedError, match=message):
+        harmony.gram_vjp(plain, losses, PARAMS, zoo.randn(6, 4), method="tape")

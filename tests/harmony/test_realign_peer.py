@@ -45,7 +45,7 @@ def projector():
 @LOSSES
 def test_sum_and_mean(k):
     g = samples(k)
-    assert torch.equal(each(peer.SumWeighting(), g), realign.sum(gram(g)))
+    assert torch.equal(each(peer.SumWeighting(), g), realign.summed(gram(g)))
     torch.testing.assert_close(each(peer.MeanWeighting(), g), realign.mean(gram(g)))
 
 

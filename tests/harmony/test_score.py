@@ -46,7 +46,7 @@ def test_scores_of_the_gram_are_those_of_its_gradients(seed):
     assert_equal(values(score.agreement, gram), least)
     assert_equal(values(score.norm_ratio, gram), ratio)
     assert_equal(values(score.gradient_norm, gram), norm)
-    assert_equal(values(partial(score.cosine, k=1, l=2), gram), pair)
+    assert_equal(values(partial(score.pair_cosine, k=1, l=2), gram), pair)
 
 
 @given(seeds)

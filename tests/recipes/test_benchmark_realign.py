@@ -64,13 +64,17 @@ def test_everybody_on_the_same_blocks_in_every_round_and_the_order_rotates(fake,
         seen.append((name, gram.clone()))
         return torch.ones(gram.shape[:2])
 
-    for name in ("sum", "mean", "normalized"):
+    for name in ("summed", "mean", "normalized"):
         monkeypatch.setitem(realign.OWN, name, lambda name=name: partial(recorder, name=name))
     monkeypatch.setattr(realign, "PEERS", {})
     ticks = []
-    results = realign.race(Case(6, 2), ["sum", "mean", "normalized"], 3, 2, 60, advance=lambda: ticks.append(1))
+    results = realign.race(Case(6, 2), ["summed", "mean", "normalized"], 3, 2, 60, advance=lambda: ticks.append(1))
     rounds = [[name for name, _ in seen[-9:][i : i + 3]] for i in (0, 3, 6)]
-    assert rounds == [["sum", "mean", "normalized"], ["mean", "normalized", "sum"], ["normalized", "sum", "mean"]]
+    assert rounds == [
+        ["summed", "mean", "normalized"],
+        ["mean", "normalized", "summed"],
+        ["normalized", "summed", "mean"],
+    ]
     assert all(torch.equal(gram, Case(6, 2).draw()[1]) for _, gram in seen)
     assert len(ticks) == 4
     assert [r.skipped for r in results] == ["", "has none"] * 3
@@ -148,7 +152,7 @@ def test_cells():
 
 def test_a_quick_suite_from_end_to_end(tmp_path, capsys):
     arguments = "--suite realign --quick --batch 12 --losses 2 3 --repeats 2 --samples 3 --full 4"
-    names = ["sum", "normalized", "pcgrad", "dualproj", "imtl_g"]
+    names = ["summed", "normalized", "pcgrad", "dualproj", "imtl_g"]
     assert main([*arguments.split(), "--out", str(tmp_path), "--methods", *names]) == 0
     out = capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir()} == {"realign.csv", "realign.md"}

@@ -170,7 +170,7 @@ def gram_of_training(config, modules, inputs):
     """The Gram blocks of a plain step, from the same random numbers."""
     with torch.random.fork_rng():
         info, _ = harmony.backward(
-            modules["model"], inputs, modules["objective"], harmony.realign.sum,
+            modules["model"], inputs, modules["objective"], harmony.realign.summed,
             wrt=lambda name: name.startswith("backbone."), attribution=config.gram.attribution,
             engine=harmony.Engine(chunk_size=config.gram.chunk_size),
         )  # fmt: skip

@@ -79,7 +79,7 @@ def test_panels_are_what_they_say():
 
 @pytest.mark.parametrize("panel", PANELS)
 def test_the_edges_of_the_cone_are_orthogonal_to_the_gradients_and_it_conflicts_with_neither(panel):
-    axes = realign.draw("sum").axes[PANELS.index(panel)]
+    axes = realign.draw("summed").axes[PANELS.index(panel)]
     [cone] = axes.patches
     origin, *edges = torch.from_numpy(cone.get_xy()[:3]).unbind(0)
     products = torch.stack(edges) @ panel.gradients.T

@@ -144,7 +144,7 @@ PAIRS = [  # those that the configuration does not refuse
     for rule in RULES
     for score in SCORES
     if rule.endswith("quantile") or score not in ("small_loss", "gradient_norm")
-    if rule != "triangle" or score == "agreement"
+    if rule != "cross_check" or score == "agreement"
 ]
 
 

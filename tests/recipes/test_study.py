@@ -133,8 +133,8 @@ STUDY = {
         }
     },
     "cells": {
-        "center": {"world": "features", "rules": ["baseline", "oracle", "triangle"]},
-        "clean": {"world": "features", "share": 0.0, "rules": ["baseline", "oracle", "triangle"]},
+        "center": {"world": "features", "rules": ["baseline", "oracle", "cross_check"]},
+        "clean": {"world": "features", "share": 0.0, "rules": ["baseline", "oracle", "cross_check"]},
     },
 }
 
@@ -168,9 +168,9 @@ def test_a_study_goes_on_where_it_stopped_and_its_rows_can_be_run_again(tmp_path
     assert lines[:6] == half and len({table.row_of(line) for line in lines}) == len(lines) == 12
     assert len(table.read(tmp_path / table.CURVES)) == 24
     tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
-    assert "## clean" in tables and "| triangle |" in tables and "nan" not in tables
+    assert "## clean" in tables and "| cross_check |" in tables and "nan" not in tables
 
-    assert study.main([*command, "--row", "center/triangle/1"]) == 0
+    assert study.main([*command, "--row", "center/cross_check/1"]) == 0
     assert "the same numbers" in capsys.readouterr().out
     for line in lines:
         line["text R@10"] = "0.123"
@@ -178,7 +178,7 @@ def test_a_study_goes_on_where_it_stopped_and_its_rows_can_be_run_again(tmp_path
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
-    assert study.main([*command, "--row", "center/triangle/1"]) == 1
+    assert study.main([*command, "--row", "center/cross_check/1"]) == 1
     assert "text R@10: 0.123 in the table" in capsys.readouterr().out
 
 

@@ -22,9 +22,9 @@ from harmony.engines.precision import inner_products
 from harmony.engines.random import restore, snapshot
 from harmony.engines.reference import as_one_group, run_loop, run_plain
 from harmony.engines.run import Cotangent, Reach, Run, Weigh, by_label, narrow, narrow_all, pull_mixed, union
+from harmony.engines.tape.engine import trace_tape
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.fill import Storage
-from harmony.engines.tape.trace import trace_tape
+from harmony.engines.tape.materialize import ScratchBuffer
 
 Combine = Callable[[Tensor], list[Tensor]]
 """Weights (B, L, K) -> the weighted sum of the per-sample gradients, a tensor for each parameter."""
@@ -227,7 +227,7 @@ def _first_run(call: EncoderCall, engine: Engine, per_sample: bool) -> tuple[Run
             warn_of_loop(why_no_vmap)
         return run, Runner(reference)
     random, versions = snapshot(call.params), call.versions()
-    runner = Runner(functools.partial(_run_tape, engine=engine, storage=Storage()), ordinary=True)
+    runner = Runner(functools.partial(_run_tape, engine=engine, scratch=ScratchBuffer()), ordinary=True)
     try:
         return runner.run(call), runner
     except (UnsupportedError, MixedSamplesError) as error:
@@ -239,11 +239,11 @@ def _first_run(call: EncoderCall, engine: Engine, per_sample: bool) -> tuple[Run
             return fall_back(call, error, engine.verify)
 
 
-def _run_tape(call: EncoderCall, engine: Engine, storage: Storage) -> Run:
+def _run_tape(call: EncoderCall, engine: Engine, scratch: ScratchBuffer) -> Run:
     """A run on the tape; where one group takes all the samples, ordinary backward passes are all there is to do."""
     if call.size <= call.group_size:
         return as_one_group(run_plain(call) if call.together else run_apart(call, engine.verify), call)
-    return trace_tape(call, engine, storage)
+    return trace_tape(call, engine, scratch)
 
 
 def _shifted(weigh: Weigh, first: int, gram: Tensor, groups: range) -> Tensor:

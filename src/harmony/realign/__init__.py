@@ -9,7 +9,7 @@ All arithmetic is done on cosines and relative norms in float64: weights are fin
 """
 
 from harmony.realign.balance import fairgrad, imtl_g, nash_mtl
-from harmony.realign.constant import mean, normalized, random, sum
+from harmony.realign.constant import mean, normalized, random, summed
 from harmony.realign.descent import cagrad, mgda
 from harmony.realign.dual_cone import dualproj, upgrad
 from harmony.realign.projection import gradvac, pcgrad, pcgrad_random
@@ -30,6 +30,6 @@ __all__ = [
     "pcgrad",
     "pcgrad_random",
     "random",
-    "sum",
+    "summed",
     "upgrad",
 ]

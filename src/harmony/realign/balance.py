@@ -104,7 +104,7 @@ def fairgrad(gram: Tensor, alpha: float = 2.0) -> Tensor:
     """
     if not alpha >= 0.1:
         raise ValueError(
-            f"alpha must be at least 0.1; got {alpha}. Towards 0 this is the ordinary gradient: realign.sum."
+            f"alpha must be at least 0.1; got {alpha}. Towards 0 this is the ordinary gradient: realign.summed."
         )
     blocks = unit_blocks(gram)
     target = blocks.norm.clamp(min=1e-30) ** (1 / alpha - 1)

@@ -12,7 +12,7 @@ from harmony.transform import StepState, Transform, first_step, samplewise
 
 
 @samplewise
-def sum(gram: Tensor) -> Tensor:
+def summed(gram: Tensor) -> Tensor:
     """Leave all gradients as they are: the ordinary gradient of the summed losses.
 
     Args:
@@ -23,7 +23,7 @@ def sum(gram: Tensor) -> Tensor:
 
     Examples:
         >>> import torch, harmony
-        >>> harmony.realign.sum(torch.eye(2)[None])
+        >>> harmony.realign.summed(torch.eye(2)[None])
         tensor([[1., 1.]])
     """
     check_blocks(gram)
@@ -45,7 +45,7 @@ def mean(gram: Tensor) -> Tensor:
         >>> harmony.realign.mean(torch.eye(2)[None])
         tensor([[0.5000, 0.5000]])
     """
-    return sum(gram) / gram.shape[-1]
+    return summed(gram) / gram.shape[-1]
 
 
 @samplewise

@@ -6,7 +6,7 @@ fewer than two nonzero gradients. A score with a memory is a pair of ``init`` an
 """
 
 from harmony.score.base import AnyScore, Score, as_score
-from harmony.score.blocks import agreement, cosine, gradient_norm, norm_ratio
+from harmony.score.blocks import agreement, gradient_norm, norm_ratio, pair_cosine
 from harmony.score.combine import combined, ema, least, negative, ranked, standardized
 from harmony.score.observed import batch_agreement, similarity, small_loss
 
@@ -17,12 +17,12 @@ __all__ = [
     "as_score",
     "batch_agreement",
     "combined",
-    "cosine",
     "ema",
     "gradient_norm",
     "least",
     "negative",
     "norm_ratio",
+    "pair_cosine",
     "ranked",
     "similarity",
     "small_loss",

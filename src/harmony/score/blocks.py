@@ -34,7 +34,7 @@ def agreement(gram: Tensor, **extras: Any) -> Tensor:
 
 
 @samplewise
-def cosine(gram: Tensor, k: int = 0, l: int = 1, **extras: Any) -> Tensor:
+def pair_cosine(gram: Tensor, k: int = 0, l: int = 1, **extras: Any) -> Tensor:
     """The cosine of one pair of gradients.
 
     Args:
@@ -49,7 +49,7 @@ def cosine(gram: Tensor, k: int = 0, l: int = 1, **extras: Any) -> Tensor:
     Examples:
         >>> import torch, harmony
         >>> from functools import partial
-        >>> of_last_two = partial(harmony.score.cosine, k=1, l=2)
+        >>> of_last_two = partial(harmony.score.pair_cosine, k=1, l=2)
         >>> of_last_two(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 4.0, 3.0], [0.0, 3.0, 9.0]]]))
         tensor([0.5000])
     """

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from harmony.checkpoint import loadable
-from harmony.extras import needed
-from harmony.memory import Memory, memory, recall, remember
+from harmony.extras import require_extra
+from harmony.history import History, empty_history, recall, remember
 from harmony.score.base import AnyScore, Score, as_score
 from harmony.transform import State
 
@@ -142,13 +142,13 @@ class EmaState(NamedTuple):
     """State of a moving average: that of the score under it, and what is remembered of each sample."""
 
     score: State
-    memory: Memory
+    memory: History
 
 
 def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
     """The moving average of a score over a sample's own history, by its id: one noisy step decides nothing.
 
-    Memory is bounded: ``capacity`` places, of which each sample has one by the hash of its id. Where two samples share
+    History is bounded: ``capacity`` places, of which each sample has one by the hash of its id. Where two samples share
     one, the latest is remembered, and the other starts anew. Choose a few times the number of samples.
 
     Args:
@@ -176,11 +176,11 @@ def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
     inner = as_score(score)
 
     def init() -> EmaState:
-        return EmaState(inner.init(), memory(capacity))
+        return EmaState(inner.init(), empty_history(capacity))
 
     @torch.no_grad()
     def update(gram: Tensor, state: EmaState, *, ids: Tensor | None = None, **extras: Any) -> tuple[Tensor, EmaState]:
-        ids = needed("ema", "ids", ids, gram.shape[:1], "ids=")
+        ids = require_extra("ema", "ids", ids, gram.shape[:1], "ids=")
         values, after = inner.update(gram, state.score, ids=ids, **extras)
         past, known = recall(state.memory, ids)
         values = torch.where(known, torch.lerp(values, past.to(values.dtype), decay), values)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harmony.extras import needed
+from harmony.extras import require_extra
 from harmony.score.base import where_defined
 from harmony.transform import samplewise
 
@@ -16,15 +16,15 @@ def batch_agreement(gram: Tensor, *, batch_products: Tensor | None = None, **ext
 
     Args:
         gram: Gram blocks (B, K, K).
-        toward: Inner products (B, K) with the gradient of the whole batch: what a step provides that was told
-            ``toward_batch=True``. The sample's own share in it is taken out here.
+        batch_products: Inner products (B, K) with the gradient of the whole batch: what a step provides that was told
+            ``batch_products=True``. The sample's own share in it is taken out here.
         **extras: Not used.
 
     Returns:
         Cosines (B,) in [-1, 1]; 0 where the rest of the batch has no gradient.
 
     Raises:
-        ValueError: No ``toward``, or one of another shape.
+        ValueError: No ``batch_products``, or one of another shape.
 
     Examples:
         >>> import torch, harmony
@@ -32,11 +32,13 @@ def batch_agreement(gram: Tensor, *, batch_products: Tensor | None = None, **ext
         >>> harmony.score.batch_agreement(gram, batch_products=torch.tensor([[0.5, 0.5], [0.5, 0.5], [-0.5, -0.5]]))
         tensor([ 0.,  0., -1.])
     """
-    toward = needed("batch_agreement", "batch_products", batch_products, gram.shape[:2], "batch_products=True")
+    batch_products = require_extra(
+        "batch_agreement", "batch_products", batch_products, gram.shape[:2], "batch_products=True"
+    )
     own = gram.sum((1, 2))
-    whole = toward.sum()  # <g, g>, the batch's gradient with itself
-    product = toward.sum(1) - own
-    rest = (whole - 2 * toward.sum(1) + own).clamp(min=0)
+    whole = batch_products.sum()  # <g, g>, the batch's gradient with itself
+    product = batch_products.sum(1) - own
+    rest = (whole - 2 * batch_products.sum(1) + own).clamp(min=0)
     rest = torch.where(rest > torch.finfo(gram.dtype).eps * whole.abs(), rest, 0)  # what is left of rounding
     norm = own.clamp(min=0).sqrt() * rest.sqrt()
     return where_defined(torch.where(norm > 0, product / torch.where(norm > 0, norm, 1), 0).clamp(-1, 1), gram)
@@ -68,7 +70,7 @@ def small_loss(
     References:
         Han et al., Co-teaching, 2018 (arXiv:1804.06872).
     """
-    terms = needed("small_loss", "terms", terms, gram.shape[:2], "harmonized_grad or backward")
+    terms = require_extra("small_loss", "terms", terms, gram.shape[:2], "harmonized_grad or backward")
     chosen = terms if losses is None else terms[:, list(losses)]
     return where_defined(-chosen.sum(1), gram, pair=False)
 
@@ -95,4 +97,4 @@ def similarity(gram: Tensor, *, similarity: Tensor | None = None, **extras: Any)
         tensor([0.3000])
     """
     extra = 'extras=lambda embeddings: {"similarity": ...}'
-    return where_defined(needed("similarity", "similarity", similarity, gram.shape[:1], extra), gram, pair=False)
+    return where_defined(require_extra("similarity", "similarity", similarity, gram.shape[:1], extra), gram, pair=False)

@@ -110,7 +110,7 @@ def from_start(transform: Transform):
 
 
 STATELESS = {
-    "sum": realign.sum,
+    "summed": realign.summed,
     "mean": realign.mean,
     "normalized": realign.normalized,
     "pcgrad": realign.pcgrad,

@@ -28,7 +28,7 @@ from tests.harmony.realign.gradients import (
 )
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-KEEP_AGREEING = ["sum", "pcgrad", "pcgrad, mean", "upgrad", "dualproj", "gradvac", "pcgrad_random"]
+KEEP_AGREEING = ["summed", "pcgrad", "pcgrad, mean", "upgrad", "dualproj", "gradvac", "pcgrad_random"]
 LONG = [("imtl_g", 3), ("config", 3), ("aligned_mtl", 3), ("cagrad", 3)]  # to compile
 WITH_PREFERENCE = {
     "upgrad": realign.upgrad,
@@ -169,7 +169,7 @@ def test_samples_without_any_gradient(name):
 
 LINES = {
     # what the update of (g, g) and of (g, -2 g) is, as a multiple of g
-    "sum": (2, -1),
+    "summed": (2, -1),
     "mean": (1, -0.5),
     "pcgrad": (2, 0),
     "pcgrad, mean": (2, 0),

@@ -1,11 +1,11 @@
-"""The bounded memory of single samples, against a dictionary."""
+"""The bounded history of single samples, against a dictionary."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harmony.memory import memory, recall, remember
+from harmony.history import empty_history, recall, remember
 
 ids = st.integers(-(2**62), 2**62) | st.integers(0, 9)
 batches = st.lists(st.lists(st.tuples(ids, st.floats(-5, 5, width=32), st.booleans()), max_size=8), max_size=6)
@@ -21,7 +21,7 @@ def columns(batch):
 
 @given(batches)
 def test_it_remembers_the_last_row_of_each_id(batches):
-    table, expected = memory(100_003), {}
+    table, expected = empty_history(100_003), {}
     for batch in batches:
         table = remember(table, *columns(batch))
         expected |= {i: v for i, v, m in batch if m}
@@ -34,7 +34,7 @@ def test_it_remembers_the_last_row_of_each_id(batches):
 
 @given(batches, st.integers(1, 4))
 def test_in_little_room_it_forgets_but_never_confuses(batches, capacity):
-    table, expected = memory(capacity), {}
+    table, expected = empty_history(capacity), {}
     for batch in batches:
         before = table
         table = remember(table, *columns(batch))
@@ -52,7 +52,7 @@ def test_in_little_room_it_forgets_but_never_confuses(batches, capacity):
 
 
 def test_ids_are_integers_of_any_width():
-    table = remember(memory(8), torch.tensor([3], dtype=torch.int32), torch.tensor([2.0]), torch.tensor([True]))
+    table = remember(empty_history(8), torch.tensor([3], dtype=torch.int32), torch.tensor([2.0]), torch.tensor([True]))
     values, known = recall(table, torch.tensor([3], dtype=torch.uint8))
     assert known.all() and values.tolist() == [2]
     with pytest.raises(TypeError, match=r"ids must be integers; got torch\.float32"):
@@ -60,6 +60,6 @@ def test_ids_are_integers_of_any_width():
 
 
 def test_the_old_memory_is_not_changed():
-    old = memory(4)
+    old = empty_history(4)
     remember(old, torch.tensor([1]), torch.tensor([2.0]), torch.tensor([True]))
     assert not recall(old, torch.tensor([1]))[1].any()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from harmony.curriculum.rule import RuleState, as_weights
-from harmony.extras import needed
-from harmony.memory import Memory, memory, recall, remember
+from harmony.extras import require_extra
+from harmony.history import History, empty_history, recall, remember
 from harmony.schedule import Schedule, as_schedule
 from harmony.score import AnyScore, agreement, as_score
 from harmony.transform import Transform
@@ -49,13 +49,13 @@ def hysteresis(
     inner = as_score(score)
 
     def init() -> RuleState:
-        return RuleState(torch.zeros((), dtype=torch.int64, device="cpu"), inner.init(), memory(capacity))
+        return RuleState(torch.zeros((), dtype=torch.int64, device="cpu"), inner.init(), empty_history(capacity))
 
     @torch.no_grad()
     def update(gram: Tensor, state: RuleState, *, ids: Tensor | None = None, **extras: Any) -> tuple[Tensor, RuleState]:
-        ids = needed("hysteresis", "ids", ids, gram.shape[:1], "ids=")
+        ids = require_extra("hysteresis", "ids", ids, gram.shape[:1], "ids=")
         values, after = inner.update(gram, state.score, ids=ids, **extras)
-        own: Memory = state.own
+        own: History = state.own
         was_kept, known = recall(own, ids)
         dropped = known & (was_kept == 0)
         step = state.step

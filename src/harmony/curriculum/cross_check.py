@@ -7,14 +7,14 @@ from torch import Tensor
 
 from harmony.checkpoint import loadable
 from harmony.cosines import defined
-from harmony.curriculum.shares import place
-from harmony.extras import needed
+from harmony.curriculum.ranking import place
+from harmony.extras import require_extra
 from harmony.schedule import Schedule, as_schedule
 from harmony.transform import Transform
 
 
 @loadable
-class TriangleState(NamedTuple):
+class CrossCheckState(NamedTuple):
     """Running estimates, 0-d or (3,): updates so far, decayed share of ranks below one half, decayed weight."""
 
     step: Tensor
@@ -22,12 +22,12 @@ class TriangleState(NamedTuple):
     weight: Tensor
 
 
-def triangle(
+def cross_check(
     warmup: int = 0, share: float | Schedule | None = None, floor: float = 0.2, decay: float = 0.98
 ) -> Transform:
     """Drop the pairs of modalities that seem to be misaligned, each loss's own, as many as there seem to be.
 
-    Of three modalities, two pairs have a loss: video and audio, video and text, say. The third side of this triangle,
+    Of three modalities, two pairs have a loss: video and audio, video and text, say. The third side of this cross_check,
     audio and text, has none, so that a wrong text which the losses have learnt by heart still does not fit its sound.
 
     Which: within a batch, each pair is scored by its own loss and by the similarity of the third side, standardised and
@@ -53,7 +53,7 @@ def triangle(
 
     Examples:
         >>> import torch, harmony
-        >>> rule = harmony.curriculum.triangle(share=0.5)
+        >>> rule = harmony.curriculum.cross_check(share=0.5)
         >>> aligned = torch.eye(4)  # every clip fits itself alone ...
         >>> third = aligned.clone()
         >>> third[:2] = third[[1, 0]]  # ... but for two, the text of which fits the sound of the other
@@ -72,18 +72,18 @@ def triangle(
         raise ValueError(f"a share is between 0 and 1; got {share}.")
     given = None if share is None else as_schedule(share)
 
-    def init() -> TriangleState:
-        return TriangleState(torch.zeros((), dtype=torch.int64, device="cpu"), torch.zeros(3), torch.zeros(()))
+    def init() -> CrossCheckState:
+        return CrossCheckState(torch.zeros((), dtype=torch.int64, device="cpu"), torch.zeros(3), torch.zeros(()))
 
     @torch.no_grad()
     def update(
-        gram: Tensor, state: TriangleState, *, terms: Tensor | None = None, sides: Tensor | None = None, **extras: Any
-    ) -> tuple[Tensor, TriangleState]:
+        gram: Tensor, state: CrossCheckState, *, terms: Tensor | None = None, sides: Tensor | None = None, **extras: Any
+    ) -> tuple[Tensor, CrossCheckState]:
         b = len(gram)
         if gram.shape[1] != 2:
-            raise ValueError(f"triangle is for two losses; got Gram blocks of {gram.shape[1]}.")
-        terms = needed("triangle", "terms", terms, (b, 2), "harmonized_grad or backward")
-        sides = needed("triangle", "sides", sides, (b, 3, b), 'extras=lambda embeddings: {"sides": ...}')
+            raise ValueError(f"cross_check is for two losses; got Gram blocks of {gram.shape[1]}.")
+        terms = require_extra("cross_check", "terms", terms, (b, 2), "harmonized_grad or backward")
+        sides = require_extra("cross_check", "sides", sides, (b, 3, b), 'extras=lambda embeddings: {"sides": ...}')
         there = defined(gram)
         after = _counted(state, side_ranks(sides, there), there, decay)
         shares = _shares(after, floor) if given is None else given(state.step).to(sides).expand(2)
@@ -101,7 +101,7 @@ def side_ranks(sides: Tensor, there: Tensor) -> Tensor:
     """Where each sample's own pairs stand among those of the batch.
 
     Args:
-        sides: Similarities (B, S, B), see [triangle][harmony.curriculum.triangle].
+        sides: Similarities (B, S, B), see [cross_check][harmony.curriculum.cross_check].
         there: Mask (B,) of the samples that are compared.
 
     Returns:
@@ -117,19 +117,19 @@ def side_ranks(sides: Tensor, there: Tensor) -> Tensor:
     return 0.5 + won / (4 * others.sum(1).clamp(min=1)[:, None])
 
 
-def _counted(state: TriangleState, ranks: Tensor, there: Tensor, decay: float) -> TriangleState:
+def _counted(state: CrossCheckState, ranks: Tensor, there: Tensor, decay: float) -> CrossCheckState:
     """The state after a batch; one of fewer than two samples compares nothing, and counts for nothing."""
     number = there.sum()
     below = torch.where(there[:, None], (ranks < 0.5).to(ranks), 0).sum(0) / number.clamp(min=1)
     past = 1 - (1 - decay) * (number > 1).to(ranks)
-    return TriangleState(
+    return CrossCheckState(
         state.step + 1,
         past * state.below.to(ranks) + (1 - past) * below,
         past * state.weight.to(ranks) + (1 - past),
     )
 
 
-def _shares(state: TriangleState, floor: float) -> Tensor:
+def _shares(state: CrossCheckState, floor: float) -> Tensor:
     """The share of pairs to keep of each loss, (2,)."""
     aligned = (1 - 2 * state.below / torch.where(state.weight > 0, state.weight, 1)).clamp(0, 1)
     lacking = 1 - aligned[:2] + 0.02  # equal blame where neither lacks anything

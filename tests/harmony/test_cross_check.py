@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harmony
-from harmony.curriculum.third_side import side_ranks
+from harmony.curriculum.cross_check import side_ranks
 
 B = 16
 
@@ -51,7 +51,7 @@ def test_order_in_the_batch_does_not_matter(seed, order):
     order = torch.tensor(order)
     given_ = extras(seed, torch.arange(B) < B // 2)
     moved = {"terms": given_["terms"][order], "sides": given_["sides"][order][:, :, order]}
-    rule = harmony.curriculum.triangle(share=0.5)
+    rule = harmony.curriculum.cross_check(share=0.5)
     weights, _ = rule.update(blocks(), rule.init(), **given_)
     again, _ = rule.update(blocks(), rule.init(), **moved)
     torch.testing.assert_close(again, weights[order])
@@ -59,14 +59,14 @@ def test_order_in_the_batch_does_not_matter(seed, order):
 
 @given(st.integers(0, 10_000), st.floats(0, 1))
 def test_a_given_share_is_kept_of_each_loss(seed, share):
-    rule = harmony.curriculum.triangle(share=share)
+    rule = harmony.curriculum.cross_check(share=share)
     weights, _ = rule.update(blocks(), rule.init(), **extras(seed, torch.zeros(B, dtype=torch.bool)))
     assert weights.sum(0).tolist() == [int(share * B + 0.5)] * 2 or abs(share * B % 1 - 0.5) < 1e-5
 
 
 def after(steps: int, wrong: float, **keywords) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights over many batches of which a share has wrong texts, after the estimates have settled, and which."""
-    rule = harmony.curriculum.triangle(**keywords)
+    rule = harmony.curriculum.cross_check(**keywords)
     state, kept, truth = rule.init(), [], []
     for step in range(steps):
         bad = torch.randperm(B, generator=torch.Generator().manual_seed(step)) < wrong * B
@@ -90,7 +90,7 @@ def test_nothing_is_dropped_where_nothing_is_wrong():
 
 
 def test_a_model_that_knows_nothing_keeps_the_floor_of_both_sides_together():
-    rule = harmony.curriculum.triangle(floor=0.3)
+    rule = harmony.curriculum.cross_check(floor=0.3)
     state, kept = rule.init(), []
     for seed in range(300):
         weights, state = rule.update(blocks(), state, **extras(seed, torch.zeros(B, dtype=torch.bool), signal=0.0))
@@ -100,7 +100,7 @@ def test_a_model_that_knows_nothing_keeps_the_floor_of_both_sides_together():
 
 
 def test_the_warm_up_drops_nothing_at_first():
-    rule = harmony.curriculum.triangle(warmup=10, share=0.0)
+    rule = harmony.curriculum.cross_check(warmup=10, share=0.0)
     state, given_ = rule.init(), extras(0, torch.zeros(B, dtype=torch.bool))
     kept = []
     for _ in range(11):
@@ -113,7 +113,7 @@ def test_the_warm_up_drops_nothing_at_first():
 def test_a_sample_without_an_agreement_is_kept_and_changes_nothing_for_the_others(seed, missing):
     given_, gram = extras(seed, torch.arange(B) < B // 2), blocks().clone()
     gram[missing, 1, 1] = 0
-    rule = harmony.curriculum.triangle(share=0.5)
+    rule = harmony.curriculum.cross_check(share=0.5)
     weights, _ = rule.update(gram, rule.init(), **given_)
     rest = torch.arange(B) != missing
     alone = {"terms": given_["terms"][rest], "sides": given_["sides"][rest][:, :, rest]}
@@ -125,11 +125,11 @@ def test_a_sample_without_an_agreement_is_kept_and_changes_nothing_for_the_other
 @pytest.mark.parametrize("keywords", [{"warmup": -1}, {"floor": 0.0}, {"decay": 1.0}, {"share": 1.5}])
 def test_numbers_out_of_range_are_refused(keywords):
     with pytest.raises(ValueError):
-        harmony.curriculum.triangle(**keywords)
+        harmony.curriculum.cross_check(**keywords)
 
 
 def test_what_is_missing_is_named():
-    rule = harmony.curriculum.triangle()
+    rule = harmony.curriculum.cross_check()
     with pytest.raises(ValueError, match="sides"):
         rule.update(blocks(), rule.init(), terms=torch.zeros(B, 2))
     with pytest.raises(ValueError, match="two losses"):

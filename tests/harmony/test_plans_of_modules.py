@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 import harmony
-from harmony.engines.tape import rules
+from harmony.engines.tape import grad_rules
 from tests import zoo
 from tests.harmony.options import keywords
 from tests.harmony.test_diagnostics import doubled
@@ -91,7 +91,7 @@ def test_check_of_a_module_finds_a_wrong_rule_and_mixed_samples(monkeypatch):
     mixing = nn.Sequential(nn.Linear(4, 3), zoo.Apply(lambda h: h - h.mean(0).detach())).double()
     with pytest.raises(ValueError, match="mixes the samples"):
         harmony.check(mixing, x, heads, forward=forward)
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", doubled(rules.RULES["AddmmBackward0"]))
+    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", doubled(grad_rules.RULES["AddmmBackward0"]))
     with pytest.raises(ValueError, match=r"the tape differs from vmap .*parameter '\d\.(weight|bias)'"):
         harmony.check(module, x, heads, forward=forward)
 

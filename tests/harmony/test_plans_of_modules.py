@@ -114,3 +114,16 @@ def test_a_module_without_trainable_parameters_is_refused():
     for call in (harmony.plan, harmony.check):
         with pytest.raises(ValueError, match="no parameter that requires a gradient"):
             call(module.requires_grad_(False), x, heads, forward=forward)
+
+
+@pytest.mark.parametrize("call", [harmony.plan, harmony.check])
+def test_arguments_that_are_neither_functions_nor_a_module_are_refused(call):
+    module, heads, x = modules()
+    functions, loss_params = as_functions(module, heads, x)
+    for arguments, kinds in (((), "none"), ((module, x), "Sequential, Tensor"), (functions[:2], "function, function")):
+        with pytest.raises(TypeError, match=f"or module, batch, losses; got {kinds}"):
+            call(*arguments)
+    with pytest.raises(TypeError, match="loss_params is for functions"):
+        call(module, x, heads, forward=forward, loss_params=loss_params)
+    with pytest.raises(TypeError, match="forward is for a module"):
+        call(*functions, forward=forward, loss_params=loss_params)

@@ -12,11 +12,9 @@ from harmony.engines.fallback import ROUNDING, run_reference, together_and_alone
 from harmony.engines.options import Engine
 from harmony.engines.precision import inner_products
 from harmony.engines.random import replay, snapshot
-from harmony.engines.reference import run_vmap
+from harmony.engines.reference import MaterializedGradients, run_vmap
 from harmony.engines.run import Cotangent, Run, narrow_all
-from harmony.engines.tape.autograd_fields import dtypes
-from harmony.engines.tape.engine import Recorded, record, trace_of
-from harmony.engines.tape.materialize import ScratchBuffer
+from harmony.engines.tape.engine import Recorded, ScratchBuffer, record
 from harmony.parameters import Wrt
 from harmony.plans import Labels, PyTree, activation_cotangents, as_call
 
@@ -82,8 +80,8 @@ def check(
     with as_call(arguments, forward, loss_params, wrt, labels, group_size) as (call, losses, loss_params):
         before = snapshot(call.params)
         recorded = record(call)
-        run = trace_of(recorded, call, engine, ScratchBuffer())
-        tolerance = ROUNDING[_lowest_dtype(recorded)]
+        run = recorded.run(call, engine, ScratchBuffer())
+        tolerance = max(ROUNDING.get(kind, 0.0) for kind in recorded.dtypes)  # of the least precise at work
         random = not before.equal(snapshot(call.params))
         embeddings = _compare_embeddings(call, run.tracked, tolerance)
         per_loss = activation_cotangents(run, call, losses, loss_params)
@@ -114,9 +112,9 @@ def _reference_gradients(
     """Name of the reference, and the gradients by all parameters of a few samples that it encodes by themselves."""
     few = call._replace(label=[0] * len(call.names), labels=[]).select(samples)
     run, engine, _ = run_reference(few)
-    [sums] = run.per_sample(narrow_all(per_loss, samples), False).sums(1)
-    grads = [[g.reshape(len(samples), *p.shape) for g, p in zip(k, call.params, strict=True)] for k in sums]
-    return "vmap" if engine is run_vmap else "a loop over samples", grads
+    gradients = run.per_sample(narrow_all(per_loss, samples), False)
+    assert isinstance(gradients, MaterializedGradients)
+    return "vmap" if engine is run_vmap else "a loop over samples", gradients.grads
 
 
 def _compare_embeddings(call: EncoderCall, tracked: Sequence[bool], tolerance: float) -> float | None:
@@ -174,7 +172,7 @@ class _Comparison(NamedTuple):
         return Check(max(gram_errors + total_errors), max(update_errors), None, "", call.names[worst])
 
     def _gradients(self, call: EncoderCall) -> Any:
-        return trace_of(self.recorded, call, self.engine, ScratchBuffer()).per_sample(self.per_loss, False)
+        return self.recorded.run(call, self.engine, ScratchBuffer()).per_sample(self.per_loss, False)
 
 
 def _spread(size: int) -> Tensor:
@@ -193,9 +191,3 @@ def _pull_groups(run: Run, per_loss: Sequence[Cotangent], groups: Iterable[Tenso
                     mask[samples] = c[samples]
             rows.append(run.pull(masks))
     return [[torch.stack(column) for column in zip(*rows, strict=True)] for rows in grads]
-
-
-def _lowest_dtype(recorded: Recorded) -> torch.dtype:
-    """The least precise dtype at work."""
-    kinds = {kind for node in recorded.graph.nodes for kind in dtypes(node)} & ROUNDING.keys()
-    return max(kinds, key=ROUNDING.__getitem__)

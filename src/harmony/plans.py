@@ -1,7 +1,6 @@
 """What the engine does with an encoder, and why."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,15 +9,13 @@ from torch import Tensor, nn
 from harmony.distributed.batch_split import alone
 from harmony.engines.call import EncoderCall
 from harmony.engines.chunked import EncodedBatch
+from harmony.engines.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.fallback import run_reference
 from harmony.engines.options import Engine
 from harmony.engines.reference import run_vmap
 from harmony.engines.run import Cotangent, Run, narrow_all
-from harmony.engines.tape.engine import plan as plan_pieces
-from harmony.engines.tape.engine import reached_by, record
-from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.param_use import OpaqueUse
-from harmony.engines.tape.plan import ParamBlock
+from harmony.engines.tape.engine import record
+from harmony.engines.tape.explain import Row, explain
 from harmony.loss_stage import LossStage
 from harmony.modules import suspended_hooks
 from harmony.parameters import Wrt, flatten_call, resolve_shared
@@ -27,28 +24,6 @@ from harmony.step import as_functions
 PyTree = Any
 Losses = Callable[..., Mapping[str, Tensor]]
 Labels = Callable[[str], str | None]
-
-
-class Row(NamedTuple):
-    """What is done for one parameter.
-
-    Attributes:
-        name: The parameter.
-        shape: Its shape.
-        ops: The ops that use it, or something made of it, and how often.
-        choice: ``"instantiate"``, its per-sample gradients are computed; ``"ghost"``, only their products are;
-            ``"isolated"``, an op has no closed form and runs its own backward once a sample; ``"update only"``, it is
-            not part of the Gram; ``"unused"``.
-        flops: Estimated floating-point operations for the Gram, for one group of samples.
-        bytes_moved: Estimated memory traffic, likewise.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    ops: str
-    choice: str
-    flops: float
-    bytes_moved: float
 
 
 class Plan(NamedTuple):
@@ -128,15 +103,14 @@ def plan(
         per_loss = narrow_all(activation_cotangents(encoded, call, losses, loss_params), first)
         call = call.select(first)
         try:
-            run = record(call)
+            recorded = record(call)
         except (UnsupportedError, MixedSamplesError) as error:
             if engine.method == "tape" or isinstance(error, MixedSamplesError):
                 raise
             method = "vmap" if run_reference(call)[1] is run_vmap else "loop"
             return Plan(method, f"the tape cannot record this encoder: {error}", "backward", [])
-        update, pieces = plan_pieces(run, call, engine, reached_by(run, per_loss), fused=True)
-    piece_of = {p: piece for piece in pieces for p in piece.params}
-    rows = [_row(p, name, call, piece_of.get(p)) for p, name in enumerate(call.names)]
+        update, blocks = recorded.plan(call, engine, per_loss, fused=True)
+    rows = explain(call, blocks)
     isolated = ", ".join(row.name for row in rows if row.choice == "isolated")
     reason = f"no closed form for what uses {isolated}" if isolated else "a closed form for every use of a parameter"
     return Plan("tape", f"the autograd graph has {reason}", update, rows)
@@ -182,16 +156,3 @@ def activation_cotangents(run: Run | EncodedBatch, call: EncoderCall, losses: An
     per_loss = stage.activation()
     resolve_shared(call, run, list(stage.terms), per_loss, alone(call.size))
     return per_loss
-
-
-def _row(number: int, name: str, call: EncoderCall, piece: ParamBlock | None) -> Row:
-    shape = tuple(call.params[number].shape)
-    uses = [] if piece is None else [u for t in piece.tensors if number in t.params for u, _ in t.uses]
-    if piece is None or not uses:
-        return Row(name, shape, "", "unused" if call.selected[number] else "update only", 0.0, 0.0)
-    ops = Counter(use.site.node.name().rpartition("::")[2].replace("Backward", " ").split()[0] for use in uses)
-    choice: str = piece.choice if piece.counted else "update only"
-    choice = "isolated" if any(isinstance(use, OpaqueUse) for use in uses) else choice
-    place = piece.params.index(number)
-    listed = ", ".join(f"{op} {count}" for op, count in ops.items())
-    return Row(name, shape, listed, choice, piece.flops[place], piece.bytes[place])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import harmony
+from harmony.engines import verification
 from harmony.engines.tape import autograd_fields, verify
 from tests import zoo
 
@@ -146,7 +147,7 @@ def verified(monkeypatch):
     calls = []
     original = verify.verify
     monkeypatch.setattr("harmony.engines.tape.engine.verify", lambda *args: (calls.append(1), original(*args))[1])
-    monkeypatch.setattr(verify, "_CALLS", type(verify._CALLS)())
+    monkeypatch.setattr(verification, "_CALLS", type(verification._CALLS)())
     return calls
 
 
@@ -243,15 +244,15 @@ def test_a_torch_with_another_graph_falls_back_and_warns_once(another_torch, chu
     batch = zoo.randn(6, 4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _, gram, pullback = harmony.gram_vjp(plain, losses, PARAMS, batch, chunk_size=chunk_size)
-        update = pullback(torch.ones(6, 2))
+        result = harmony.gram_vjp(plain, losses, PARAMS, batch, engine=harmony.Engine(chunk_size=chunk_size))
+        update = result.pullback(torch.ones(6, 2))
     assert [w for w in caught if "keeps its autograd graph in another way" in str(w.message)] == caught[:1] == caught
-    _, expected, pull_expected = harmony.gram_vjp(plain, losses, PARAMS, batch, method="vmap")
-    torch.testing.assert_close(gram, expected)
-    torch.testing.assert_close(update, pull_expected(torch.ones(6, 2)))
+    expected = harmony.gram_vjp(plain, losses, PARAMS, batch, engine=harmony.Engine(method="vmap"))
+    torch.testing.assert_close(result.gram, expected.gram)
+    torch.testing.assert_close(update, expected.pullback(torch.ones(6, 2)))
 
 
 def test_a_torch_with_another_graph_is_an_error_where_the_tape_was_asked_for(another_torch):
     message = rf"torch {torch.__version__.split('+')[0]}.*another way.*MulBackward0\._saved_partner"
     with pytest.raises(NotImplementedError, match=message):
-        harmony.gram_vjp(plain, losses, PARAMS, zoo.randn(6, 4), method="tape")
+        harmony.gram_vjp(plain, losses, PARAMS, zoo.randn(6, 4), engine=harmony.Engine(method="tape"))

@@ -136,7 +136,7 @@ def test_labels_and_yes_or_no_are_not_mixed_and_need_parameters():
 
 def test_layerwise_says_what_it_needs():
     layerwise = harmony.layerwise(harmony.realign.pcgrad)
-    with pytest.raises(TypeError, match="let wrt return labels"):
+    with pytest.raises(TypeError, match="call the step with labels="):
         layerwise.update(torch.eye(2)[None], layerwise.init())
     with pytest.raises(TypeError, match="layerwise already"):
         harmony.layerwise(harmony.chain(layerwise))
@@ -244,7 +244,9 @@ def test_batch_agreement_is_the_cosine_with_the_other_samples():
     grads = oracle.per_sample_gradients(*case, attribution="activation")
     g = torch.cat([x.sum(1).flatten(1) for x in grads.values()], 1)
     expected = torch.stack([torch.cosine_similarity(g[b], g.sum(0) - g[b], dim=0) for b in range(zoo.B)])
-    torch.testing.assert_close(harmony.score.batch_agreement(info.gram, **seen), expected)
+    torch.testing.assert_close(
+        harmony.score.batch_agreement(info.gram, batch_products=seen["batch_products"]), expected
+    )
 
 
 @pytest.mark.parametrize("attribution", ["loss", "anchor"])

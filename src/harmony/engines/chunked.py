@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harmony.engines.call import EncoderCall
+from harmony.engines.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.fallback import (
     Runner,
     fall_back,
@@ -22,9 +23,7 @@ from harmony.engines.precision import inner_products
 from harmony.engines.random import restore, snapshot
 from harmony.engines.reference import as_one_group, run_loop, run_plain
 from harmony.engines.run import Cotangent, Reach, Run, Weigh, by_label, narrow, narrow_all, pull_mixed, union
-from harmony.engines.tape.engine import trace_tape
-from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.materialize import ScratchBuffer
+from harmony.engines.tape.engine import ScratchBuffer, run_tape
 
 Combine = Callable[[Tensor], list[Tensor]]
 """Weights (B, L, K) -> the weighted sum of the per-sample gradients, a tensor for each parameter."""
@@ -168,13 +167,13 @@ class EncodedBatch:
         if len(block) == 1:
             gradients = self._run(block[0]).per_sample(narrow_all(cotangents, block[0]), False)
             return gradients.gram(self.call.group_size)
-        total: list[list[list[Tensor]]] = []
+        totals: list[list[Tensor]] = [[]] * len(cotangents)
         for chunk in reversed(block):
-            gradients = self._run(chunk).per_sample(narrow_all(cotangents, chunk), False)
-            sums = gradients.sums(chunk.stop - chunk.start)
-            del gradients
-            total = [list(map(_add, x, y)) for x, y in zip(total, sums, strict=True)] if total else sums
-        return torch.stack([inner_products(losses) for losses in total], 1)
+            run = self._run(chunk)
+            totals = [_add(t, run.pull(narrow(c, chunk))) for t, c in zip(totals, cotangents, strict=True)]
+            del run
+        rows = by_label([[g[None] for g in total] for total in totals], self.call.label)
+        return torch.stack([inner_products(losses) for losses in rows], 1)
 
     def _run(self, chunk: slice) -> Run:
         """The run of one chunk: the graph that is there (so walk the chunks from the last), or the same run again."""
@@ -227,7 +226,7 @@ def _first_run(call: EncoderCall, engine: Engine, per_sample: bool) -> tuple[Run
             warn_of_loop(why_no_vmap)
         return run, Runner(reference)
     random, versions = snapshot(call.params), call.versions()
-    runner = Runner(functools.partial(_run_tape, engine=engine, scratch=ScratchBuffer()), ordinary=True)
+    runner = Runner(functools.partial(_run_groups, engine=engine, scratch=ScratchBuffer()), ordinary=True)
     try:
         return runner.run(call), runner
     except (UnsupportedError, MixedSamplesError) as error:
@@ -239,11 +238,11 @@ def _first_run(call: EncoderCall, engine: Engine, per_sample: bool) -> tuple[Run
             return fall_back(call, error, engine.verify)
 
 
-def _run_tape(call: EncoderCall, engine: Engine, scratch: ScratchBuffer) -> Run:
+def _run_groups(call: EncoderCall, engine: Engine, scratch: ScratchBuffer) -> Run:
     """A run on the tape; where one group takes all the samples, ordinary backward passes are all there is to do."""
     if call.size <= call.group_size:
         return as_one_group(run_plain(call) if call.together else run_apart(call, engine.verify), call)
-    return trace_tape(call, engine, scratch)
+    return run_tape(call, engine, scratch)
 
 
 def _shifted(weigh: Weigh, first: int, gram: Tensor, groups: range) -> Tensor:

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from harmony.engines.call import EncoderCall, State
+from harmony.engines.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.forward import ForwardPass, embed, join
 from harmony.engines.modes import FullPrecision, NoDropout
 from harmony.engines.options import Verify
 from harmony.engines.random import RandomState, replay, restore, snapshot
 from harmony.engines.reference import run_loop, run_plain, run_vmap
 from harmony.engines.run import Run
-from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.graph import walk
-from harmony.engines.tape.sample_axis import sample_axis
-from harmony.engines.tape.verify import due
+from harmony.engines.tape.engine import require_apart
+from harmony.engines.verification import due
 from harmony.warn import warn
 
 Error = MixedSamplesError | UnsupportedError
@@ -125,12 +124,9 @@ def require_pair_apart(call: EncoderCall, verify: Verify) -> None:
 
 def _require_apart(result: ForwardPass, call: EncoderCall, state: State, verify: Verify) -> None:
     """Raise unless the graph keeps samples apart, or their embeddings are the same when each is encoded alone."""
-    graph = None
     try:
-        graph = walk(result.outputs)
-        sample_axis(graph, result.outputs, call.batch, call.size, dict(zip(result.params, call.names, strict=True)))
+        require_apart(result, call)
     except (MixedSamplesError, UnsupportedError) as error:
-        error.signature = call.size, None if graph is None else graph.signature()
         with call.replaying(state):
             before = snapshot(call.params)
             alone, _, _ = run_reference(call, error)

@@ -49,20 +49,26 @@ class ForwardPass(NamedTuple):
         """Which parameters each output reaches."""
         return reach(self.outputs, self.params)
 
-    @eagerly()
     def pull(self, cotangent: Cotangent) -> list[Tensor]:
         """One ordinary backward pass: a gradient for each parameter."""
-        pairs = [(o, c.to(o.dtype)) for o, c in zip(self.outputs, cotangent, strict=True) if c is not None]
-        if not pairs:
-            return [torch.zeros_like(p) for p in self.params]
-        outputs, grads = zip(*pairs, strict=True)
-        with full_precision(self.params[0].device.type):  # the backward pass follows the forward pass, not autocast
-            return list(torch.autograd.grad(outputs, self.params, grads, retain_graph=True, materialize_grads=True))
+        grads = pull_back(self.outputs, cotangent, self.params)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, grads, strict=True)]
 
     def require_paths(self, behind: Paths, call: EncoderCall) -> None:
         """Raise a ValueError where parameters are used behind autograd's back; ``behind`` is what the graph holds."""
         refuse = None if call.module is None else call.module.require_own  # functions may close over parameters
         require_paths(behind, self.params, call.names, self.hidden, refuse)
+
+
+@eagerly()
+def pull_back(outputs: Sequence[Tensor], cotangent: Cotangent, inputs: Sequence[Any]) -> list[Tensor | None]:
+    """One backward pass from outputs to tensors, or edges, behind them; None where no gradient arrives."""
+    sent = [(output, c.to(output.dtype)) for output, c in zip(outputs, cotangent, strict=True) if c is not None]
+    if not sent or not inputs:
+        return [None] * len(inputs)
+    roots, grads = zip(*sent, strict=True)
+    with full_precision(roots[0].device.type):  # the backward pass follows the forward pass, not autocast
+        return list(torch.autograd.grad(roots, inputs, grads, retain_graph=True, allow_unused=True))
 
 
 def forward(call: EncoderCall) -> ForwardPass:

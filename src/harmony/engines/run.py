@@ -29,9 +29,6 @@ class PerSample(Protocol):
     def gram(self, group_size: int) -> Tensor:
         """Gram blocks (groups, L, K, K)."""
 
-    def sums(self, group_size: int) -> list[list[list[Tensor]]]:
-        """Gradients summed over each group: for each label, K lists of tensors (groups, ...)."""
-
     def products(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
         """Inner products (groups, L, K) with one gradient, which has a tensor for each parameter."""
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
+from harmony.engines.errors import UnsupportedError
 from harmony.engines.precision import full_precision
-from harmony.engines.tape.errors import UnsupportedError
 
 
 def leaf(node: Node) -> Tensor | None:

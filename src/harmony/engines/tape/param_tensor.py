@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from harmony.engines.errors import UnsupportedError
 from harmony.engines.tape import autograd_fields as fields
-from harmony.engines.tape.errors import UnsupportedError
 from harmony.engines.tape.grad_rules import closed_form
 from harmony.engines.tape.graph import Graph, Output, base_name
 from harmony.engines.tape.param_use import OpaqueUse, ParamUse, batched_vjp

@@ -84,10 +84,6 @@ class PerSampleGradients:
             self._add_kept(totals, buffers, weights[block.samples][:: block.size])
         return self._finish(totals, weights)
 
-    def sums(self, group_size: int) -> list[list[list[Tensor]]]:
-        """Gradients of whole groups are those of ordinary backward passes, which need no tape."""
-        raise AssertionError("a group that is larger than a chunk takes ordinary backward passes")
-
     @torch.no_grad()
     def products(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
         """Inner products (groups, L, K) with one gradient, given for every parameter."""

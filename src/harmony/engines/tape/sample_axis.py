@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from harmony.engines.eager import eagerly
+from harmony.engines.errors import MixedSamplesError, UnsupportedError
+from harmony.engines.forward import pull_back
 from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape import experiment
 from harmony.engines.tape.axis_rules import BY_DATA, MOVES_BY_SHAPE, RULES
-from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.graph import Graph, Output, base_name, pull_back
+from harmony.engines.tape.graph import Graph, Output, base_name
 from harmony.engines.tape.layout import NOBODY, Layout, Mark, Place, RowMap, State, place_of_rows, row_ids
 
 

@@ -1,39 +1,20 @@
 """A safety net below the rules: a backward pass from a random half of the samples must leave the other half alone."""
 
-import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from harmony.engines.eager import eagerly
-from harmony.engines.options import Verify
+from harmony.engines.errors import LeakedGradientError
+from harmony.engines.forward import pull_back
 from harmony.engines.run import Cotangent
-from harmony.engines.tape.errors import LeakedGradientError
-from harmony.engines.tape.graph import Graph, Output, pull_back
+from harmony.engines.tape.graph import Graph, Output
 from harmony.engines.tape.layout import Place
 from harmony.engines.tape.param_tensor import ParamTensor
 from harmony.engines.tape.sample_block import spread
 
-_CALLS: Counter[Any] = Counter()
-_REMEMBERED = 4096
-_LOCK = threading.Lock()
 _GENERATOR = torch.Generator().manual_seed(0)
-
-
-def due(signature: Any, verify: Verify) -> bool:
-    """Whether to verify now: with ``"auto"`` at the calls 1, 2, 4, 8, ... with the same graph."""
-    if verify != "auto":
-        return verify == "always"
-    key = hash(signature)
-    with _LOCK:
-        if len(_CALLS) > _REMEMBERED:
-            _CALLS.clear()
-        _CALLS[key] += 1
-        calls = _CALLS[key]
-    return calls & (calls - 1) == 0
 
 
 @eagerly()

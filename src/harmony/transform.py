@@ -1,7 +1,7 @@
 """Transforms of Gram blocks into weights, and their composition. The caller holds the state, a plain tree."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,14 +11,8 @@ from harmony.cosines import check_blocks
 from harmony.members import is_samplewise, refuse_factory
 
 State = Any
-
-
-class Update(Protocol):
-    """``update(gram, state, **extras) -> (weights, state)``."""
-
-    def __call__(self, gram: Any, state: State, **extras: Any) -> tuple[Any, State]:
-        """Weights (B, K) of Gram blocks (B, K, K), and the next state; for each label in layerwise transforms."""
-        ...
+Update = Callable[..., tuple[Any, State]]
+"""``update(gram, state, **extras) -> (weights, state)``."""
 
 
 class Transform(NamedTuple):
@@ -67,13 +61,7 @@ class StepState(NamedTuple):
 def counting(
     update: Callable[..., tuple[Tensor, State]], memory: Callable[[], State] = tuple, *, samplewise: bool = False
 ) -> Transform:
-    """A transform that counts its updates, of ``update(gram, step, memory, **extras) -> (weights, memory)``.
-
-    Examples:
-        >>> halving = counting(lambda gram, step, memory: (torch.full(gram.shape[:2], 0.5) ** step, memory))
-        >>> halving.update(torch.eye(2)[None], halving.init())
-        (tensor([[1., 1.]]), StepState(step=tensor(1), memory=()))
-    """
+    """A transform that counts its updates, of ``update(gram, step, memory, **extras) -> (weights, memory)``."""
 
     def init() -> StepState:
         return StepState(torch.zeros((), dtype=torch.int64, device="cpu"), memory())
@@ -97,9 +85,6 @@ def chain(*members: Member) -> Transform:
 
     Returns:
         One transform; its state is the tuple of the members' states.
-
-    Raises:
-        TypeError: A factory that was not called; in ``update``, a member that gives no (B, K) tensor.
 
     Examples:
         >>> import torch, harmony
@@ -145,9 +130,6 @@ def layerwise(member: Member) -> Transform:
 
     Returns:
         A transform from {label: Gram blocks (B, K, K)} to {label: weights (B, K)}.
-
-    Raises:
-        TypeError: A layerwise member; in ``update``, Gram blocks without labels.
 
     Examples:
         >>> import torch, harmony

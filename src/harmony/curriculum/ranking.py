@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range
 from harmony.curriculum.rule import RunningMean, remembering_rule, rule
 from harmony.members import factory
 from harmony.numerics.batch import places
-from harmony.ranges import check_range
 from harmony.schedule import Schedule, as_schedule
 from harmony.score import AnyScore, agreement
 from harmony.transform import Transform

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range
 from harmony.cosines import defined
 from harmony.members import factory
-from harmony.ranges import check_range
 from harmony.transform import Member, State, Transform, chain
 
 

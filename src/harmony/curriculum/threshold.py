@@ -1,11 +1,14 @@
 """Curricula that compare a score with a number."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from harmony.curriculum.rule import rule
+from harmony.arguments import check_range, require_extra
+from harmony.curriculum.rule import remembering_rule, rule
+from harmony.history import History, empty_history, recall, remember
 from harmony.members import factory
-from harmony.ranges import check_range
 from harmony.schedule import Schedule, as_schedule
 from harmony.score import AnyScore, agreement
 from harmony.transform import Transform
@@ -16,7 +19,8 @@ def threshold(gamma: float | Schedule = 0.0, score: AnyScore = agreement) -> Tra
     """Keep the samples whose score is above ``gamma``; drop the others.
 
     The comparison is strict: at gamma = 0, orthogonal gradients are dropped. The gradient is not rescaled for the
-    dropped samples; see [renormalized][harmony.curriculum.renormalized].
+    dropped samples; see [renormalized][harmony.curriculum.renormalized]. Wu et al., 2022 (arXiv:2211.02077):
+    gradient-based curriculum learning.
 
     Args:
         gamma: A number (for the agreement a cosine in [-1, 1]), or a schedule. The paper raises it during training.
@@ -33,9 +37,6 @@ def threshold(gamma: float | Schedule = 0.0, score: AnyScore = agreement) -> Tra
         >>> weights
         tensor([[0., 0.],
                 [1., 1.]])
-
-    References:
-        Wu et al., 2022 (arXiv:2211.02077): gradient-based curriculum learning.
     """
     schedule = as_schedule(gamma)
     return rule(score, lambda values, step: values > schedule(step), samplewise=True)
@@ -94,3 +95,47 @@ def agreement_weight(power: float = 1.0, score: AnyScore = agreement) -> Transfo
     """
     check_range("power", power, at_least=0)
     return rule(score, lambda values, step: ((1 + values) / 2).clamp(0, 1) ** power, samplewise=True)
+
+
+@factory("transform")
+def hysteresis(
+    low: float | Schedule, high: float | Schedule, score: AnyScore = agreement, capacity: int = 2**20
+) -> Transform:
+    """Drop a sample whose score falls to ``low``, and take it back only when it rises above ``high``.
+
+    With one threshold, a sample near it would come and go at every step; here it stays as it is between the two.
+
+    Args:
+        low: The score that kept and new samples must exceed; a number or a schedule.
+        high: The score that dropped samples must exceed; at least ``low``.
+        score: The score of the samples.
+        capacity: Samples that are remembered; see [ema][harmony.score.ema]. A forgotten one counts as new.
+
+    Returns:
+        A transform with weights 0 or 1. It needs ``ids`` (B,), integers, from a step with ``ids=``. Not samplewise.
+
+    Examples:
+        >>> import torch, harmony
+        >>> curriculum = harmony.curriculum.hysteresis(-0.2, 0.2, capacity=16)
+        >>> state, ids, kept = curriculum.init(), torch.tensor([3]), []
+        >>> for cosine in (0.1, -0.3, 0.1, 0.3, 0.1):
+        ...     gram = torch.tensor([[[1.0, cosine], [cosine, 1.0]]])
+        ...     weights, state = curriculum.update(gram, state, ids=ids)
+        ...     kept.append(int(weights[0, 0]))
+        >>> kept
+        [1, 0, 0, 1, 1]
+    """
+    if isinstance(low, int | float):
+        check_range("high", high, at_least=low)
+    lower, upper = as_schedule(low), as_schedule(high)
+
+    def decide(
+        values: Tensor, step: Tensor, history: History, *, ids: Tensor | None = None, **extras: Any
+    ) -> tuple[Tensor, History]:
+        ids = require_extra("hysteresis", "ids", ids, values.shape, "ids=")
+        was_kept, known = recall(history, ids)
+        dropped = known & (was_kept == 0)
+        kept = values > torch.where(dropped, upper(step), lower(step))
+        return kept, remember(history, ids, kept.float(), ~values.isnan())
+
+    return remembering_rule(score, decide, lambda: empty_history(capacity))

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range, require_extra
 from harmony.checkpoint import loadable
-from harmony.extras import require_extra
 from harmony.history import History, empty_history, recall, remember
 from harmony.members import factory
 from harmony.numerics.batch import standardize
-from harmony.ranges import check_range
 from harmony.score.base import AnyScore, Score, as_score
 from harmony.transform import State
 

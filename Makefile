@@ -6,7 +6,10 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup pretrain figures test test-slow test-peers test-models test-browser lint format docs wheel clean
+LOWEST := .venv-lowest
+LOWEST_TORCH := $(shell sed -nE 's/^dependencies = \["torch>=([0-9.]+)"\]$$/\1/p' pyproject.toml)
+
+.PHONY: help setup pretrain figures test test-slow test-lowest test-peers test-models test-browser lint format docs wheel clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -37,6 +40,19 @@ test: $(STAMP)  ## all fast tests; ARGS="-k name" narrows them
 
 test-slow: $(STAMP)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+# What pyproject.toml promises, in an environment of its own. torch brings its own needs, so that constraints.txt counts for the
+# rest alone. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets the small build for CPUs.
+test-lowest: $(LOWEST)/.installed  ## the library's fast tests on the lowest torch that it promises, in .venv-lowest
+	@$(LOWEST)/bin/python -m pytest -n 2 -m "not slow" src/harmony tests/harmony --ignore tests/harmony/third_party $(ARGS)
+
+$(LOWEST)/.installed: pyproject.toml constraints.txt
+	@echo "test-lowest: torch $(LOWEST_TORCH) in $(LOWEST) (a large download the first time)"
+	@$(PYTHON) -m venv $(LOWEST)
+	@grep -vE '^(torch|setuptools)==' constraints.txt > $(LOWEST)/constraints.txt
+	@$(LOWEST)/bin/python -m pip --disable-pip-version-check install -qq --constraint $(LOWEST)/constraints.txt \
+	'torch==$(LOWEST_TORCH).*' numpy --editable '.[test]'
+	@touch $@
 
 test-peers: $(STAMP)  ## the realignments against those of TorchJD, which it installs with its solvers
 	@$(PIP) --editable '.[benchmark]'
@@ -78,6 +94,6 @@ wheel: $(STAMP)  ## build the wheel into dist/ and check that it holds harmony a
 	assert 'harmony/py.typed' in names, f'{wheel} lacks harmony/py.typed'; \
 	print('wheel:', wheel, len(names), 'files')"
 
-clean:  ## remove .venv, builds and caches; runs/ and corpora/ stay
-	rm -rf $(VENV) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove .venv and .venv-lowest, builds and caches; runs/ and corpora/ stay
+	rm -rf $(VENV) $(LOWEST) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,11 +1,9 @@
-"""The documentation holds: python blocks run, commands name keys that exist, public docstrings are complete."""
+"""The documentation holds: python blocks run, commands name keys that exist; for docstrings see test_api.py."""
 
 import doctest
-import inspect
 import re
 import shlex
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,15 +19,6 @@ PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 BLOCK = re.compile(r"^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^ *```(?:bash|sh)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 DOCTEST_OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-MODULES = [
-    harmony.realign,
-    harmony.curriculum,
-    harmony.score,
-    harmony.schedule,
-    harmony.losses,
-    harmony.stats,
-    harmony.distributed,
-]
 
 
 class Block(NamedTuple):
@@ -71,6 +60,26 @@ def test_page_runs(page: Path) -> None:
         namespace: dict[str, Any] = {"__name__": "__main__"}
         for block in blocks(page.read_text(encoding="utf-8")):
             run(block, page, namespace)
+
+
+def test_concepts_quote_the_definition_word_for_word() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    formulas = re.search(r"^```text\n(?P<quote>f_b .*?)^```", page[page.index("## Three attributions") :], re.M | re.S)
+    assert formulas and textwrap.indent(formulas["quote"], "    ") in str(harmony.definition.__doc__)
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    docs = ROOT / "docs"
+    page = (docs / "architecture.md").read_text(encoding="utf-8")
+    picture = re.findall(
+        r'class="file"[^>]*>(.*?)<', (docs / "images" / "architecture.svg").read_text(encoding="utf-8")
+    )
+    codes = re.findall(r"`([^`\n]+)`", page) + picture
+    named = {name for code in codes for name in re.findall(r"[\w/]+(?:\.py|/)(?!\w)", code)}
+    paths = [path for top in ("src", "tests", "recipes") for path in (ROOT / top).rglob("*")]
+    known = {f"/{path.relative_to(ROOT).as_posix()}{'/' * path.is_dir()}" for path in paths}
+    assert len(named) > 30
+    assert not [name for name in named if not any(path.endswith(f"/{name}") for path in known)]
 
 
 def test_the_pages_that_teach_have_code() -> None:
@@ -144,49 +153,3 @@ def test_configurations_on_the_pages_are_valid(tmp_path: Path) -> None:
         file = tmp_path / f"{number}.yaml"
         file.write_text(text, encoding="utf-8")
         config.load(file)
-
-
-def public_symbols() -> Iterator[tuple[str, Any]]:
-    """Names and objects of the public functions and classes, the top level's first."""
-    for name in harmony.__all__:
-        if not isinstance(getattr(harmony, name), ModuleType):
-            yield f"harmony.{name}", getattr(harmony, name)
-    for module in MODULES:
-        for name, value in vars(module).items():
-            home = str(getattr(value, "__module__", ""))
-            own = home == module.__name__ or home.startswith(f"{module.__name__}.")  # a package gathers its files
-            if own and not name.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
-                yield f"{module.__name__}.{name}", value
-
-
-SYMBOLS = dict(public_symbols())
-
-
-@pytest.mark.parametrize("name", SYMBOLS)
-def test_docstring_is_complete(name: str) -> None:
-    symbol = SYMBOLS[name]
-    doc = inspect.getdoc(symbol) or ""
-    assert doc.partition("\n")[0].endswith("."), "no summary: one sentence on the first line, with its full stop"
-    missing = [section for section in required_sections(symbol) if not re.search(rf"^{section}:$", doc, re.MULTILINE)]
-    assert not missing, f"docstring without {', '.join(missing)}"
-
-
-def required_sections(symbol: Any) -> list[str]:
-    """A function explains what it takes and gives, and shows itself in use.
-
-    A class may leave the example to the function that returns it if it is a record, that is, a named tuple.
-    """
-    if inspect.isclass(symbol):
-        return [] if issubclass(symbol, tuple) else ["Examples"]
-    signature = inspect.signature(symbol)
-    return [
-        *(["Args"] if signature.parameters else []),
-        *(["Returns"] if signature.return_annotation not in (None, signature.empty) else []),
-        "Examples",
-    ]
-
-
-def test_every_public_symbol_is_on_the_api_page() -> None:
-    directives = set(re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
-    missing = [name for name in SYMBOLS if name not in directives and name.rpartition(".")[0] not in directives]
-    assert not missing, f"docs/api.md lacks {', '.join(missing)}"

@@ -2,17 +2,19 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import harmony
+from harmony import Engine
 from harmony.engines import random
 from recipes.benchmarks.workloads import Batch, Workload
 
 Weigh = Callable[[Tensor], Tensor]  # Gram blocks (B, K, K) -> weights (B, K)
+ENGINE, TAPE = Engine(), Engine("tape")
 
 
 class Outcome(NamedTuple):
@@ -127,12 +129,13 @@ def _collect(model: nn.Module, objective: nn.Module) -> Outcome:
 
 
 # ------------------------------------------------------------------------------------------------------------ Harmony
-def harmonized(**keywords: Any) -> Callable[[Workload, Weigh], Step]:
-    """`harmony.harmonized_grad` with these options; ``chunk_size=None`` stands for the workload's chunk."""
+def harmonized(engine: Engine = ENGINE, chunked: bool = False, **keywords: Any) -> Callable[[Workload, Weigh], Step]:
+    """`harmony.harmonized_grad` with this engine and these keywords; ``chunked`` by the workload's chunk."""
 
     def make(workload: Workload, weigh: Weigh) -> Step:
         harmonizer = harmony.chain(weigh)
-        grad = harmony.harmonized_grad(workload.encode, workload.losses, harmonizer, **_options(workload, keywords))
+        options = _options(workload, engine, chunked, keywords)
+        grad = harmony.harmonized_grad(workload.encode, workload.losses, harmonizer, **options)
 
         def step(batch: Batch) -> Outcome:
             (grads, loss_grads), _, info = grad(
@@ -145,30 +148,28 @@ def harmonized(**keywords: Any) -> Callable[[Workload, Weigh], Step]:
     return make
 
 
-def pulled_back(**keywords: Any) -> Callable[[Workload, Weigh], Step]:
+def pulled_back(engine: Engine) -> Callable[[Workload, Weigh], Step]:
     """`harmony.gram_vjp`, weights, pullback: three calls, as one who writes a rule of his own makes them."""
 
     def make(workload: Workload, weigh: Weigh) -> Step:
-        options = _options(workload, keywords)
+        options = _options(workload, engine, False, {})
 
         def step(batch: Batch) -> Outcome:
-            _, gram, pullback = harmony.gram_vjp(
+            result = harmony.gram_vjp(
                 workload.encode, workload.losses, workload.params, batch, loss_params=workload.loss_params, **options
             )
-            return Outcome(*pullback(weigh(gram)), gram)
+            return Outcome(*result.pullback(weigh(result.gram)), result.gram)
 
         return step
 
     return make
 
 
-def _options(workload: Workload, keywords: dict[str, Any]) -> dict[str, Any]:
-    options = dict(keywords)
-    if "chunk_size" in options:
-        options["chunk_size"] = _chunk(workload, options["chunk_size"])
-    if options.get("space") != "features":
-        options["wrt"] = workload.wrt
-    return options
+def _options(workload: Workload, engine: Engine, chunked: bool, keywords: dict[str, Any]) -> dict[str, Any]:
+    if chunked or engine.chunk_size is not None:
+        engine = replace(engine, chunk_size=_chunk(workload, engine.chunk_size))
+    wrt = None if keywords.get("space") == "features" else workload.wrt
+    return {"wrt": wrt, "engine": engine, **keywords}
 
 
 # -------------------------------------------------------------------------------------------------------------- peers
@@ -208,23 +209,23 @@ CONTESTANTS: dict[str, Contestant] = {
     for contestant in [
         Contestant(PLAIN, plain),
         Contestant(CACHED, cached),
-        Contestant(FUSED, harmonized(method="tape"), "activation"),
-        Contestant("tape, update=tape", pulled_back(method="tape", update="tape"), "activation"),
-        Contestant("tape, update=kept", pulled_back(method="tape", update="kept"), "activation"),
-        Contestant("tape, update=backward", pulled_back(method="tape", update="backward"), "activation"),
-        Contestant("tape, verify=always", harmonized(method="tape", verify="always"), "activation"),
-        Contestant(CHUNKED, harmonized(method="tape", chunk_size=None), "activation"),
-        Contestant("tape, anchor", harmonized(method="tape", attribution="anchor"), "anchor"),
+        Contestant(FUSED, harmonized(TAPE), "activation"),
+        Contestant("tape, update=tape", pulled_back(Engine("tape", update="tape")), "activation"),
+        Contestant("tape, update=kept", pulled_back(Engine("tape", update="kept")), "activation"),
+        Contestant("tape, update=backward", pulled_back(Engine("tape", update="backward")), "activation"),
+        Contestant("tape, verify=always", harmonized(Engine("tape", verify="always")), "activation"),
+        Contestant(CHUNKED, harmonized(TAPE, chunked=True), "activation"),
+        Contestant("tape, anchor", harmonized(TAPE, attribution="anchor"), "anchor"),
         *(
             Contestant(f"features, {attribution}", harmonized(space="features", attribution=attribution))
             for attribution in ("activation", "anchor", "loss")
         ),
-        Contestant("vmap", harmonized(method="vmap"), "activation"),
+        Contestant("vmap", harmonized(Engine("vmap")), "activation"),
         *(
-            Contestant(f"vmap, chunks of {size}", harmonized(method="vmap", chunk_size=size), "activation")
+            Contestant(f"vmap, chunks of {size}", harmonized(Engine("vmap", chunk_size=size)), "activation")
             for size in VMAP_CHUNKS
         ),
-        Contestant("loop", harmonized(method="loop"), "activation"),
+        Contestant("loop", harmonized(Engine("loop")), "activation"),
         Contestant(TORCHJD, torchjd, "activation"),
     ]
 }

@@ -193,10 +193,16 @@ class Checker:
             workload = self.workload
             workload.model.eval()
             try:
-                _, self.grams[attribution], _ = harmony.gram_vjp(
-                    workload.encode, workload.losses, workload.params, self.batch, method="vmap", wrt=workload.wrt,
-                    attribution=attribution, loss_params=workload.loss_params, chunk_size=CHECKED_ON // 3,
-                )  # fmt: skip
+                self.grams[attribution] = harmony.gram_vjp(
+                    workload.encode,
+                    workload.losses,
+                    workload.params,
+                    self.batch,
+                    wrt=workload.wrt,
+                    attribution=attribution,
+                    loss_params=workload.loss_params,
+                    engine=harmony.Engine("vmap", chunk_size=CHECKED_ON // 3),
+                ).gram
             except Exception as error:  # whatever a model makes of vmap
                 log.warning("the Gram blocks (%s) are not checked: %s", attribution, reason(error))
                 self.grams[attribution] = None

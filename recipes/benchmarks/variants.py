@@ -152,7 +152,7 @@ def blocks(modules: nn.ModuleDict, inputs: dict[str, Tensor], variant: Variant, 
     prefix = {None: "", "backbone": "backbone.", "last layer": last_layer}[variant.wrt]
     model.eval()
     try:
-        _, gram, _ = harmony.gram_vjp(
+        return harmony.gram_vjp(
             lambda p, batch: functional_call(model, p, kwargs=batch),
             lambda embeddings: functional_call(objective, buffers, (embeddings,)),
             params,
@@ -160,10 +160,9 @@ def blocks(modules: nn.ModuleDict, inputs: dict[str, Tensor], variant: Variant, 
             attribution=variant.attribution,  # type: ignore[arg-type]
             space=variant.space,  # type: ignore[arg-type]
             wrt=(lambda name: name.startswith(prefix)) if prefix else None,
-        )
+        ).gram
     finally:
         model.train()
-    return gram
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

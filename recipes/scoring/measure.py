@@ -54,16 +54,22 @@ def measure(modules: nn.ModuleDict, clips: Sequence[Clip], reading: Reading) -> 
     inputs = model_inputs(collate(clips), next(modules.parameters()).device)
     chosen = re.compile(reading.wrt or "")
     params = {name: p.detach() for name, p in model.named_parameters() if chosen.search(name)}
-    _, gram, _, aux = harmony.gram_vjp(
-        lambda params, batch: functional_call(model, params, (), batch), objective, params, inputs,
-        attribution=reading.attribution, space=reading.space, chunk_size=reading.chunk_size, has_aux=True,
-    )  # fmt: skip
+    result = harmony.gram_vjp(
+        lambda params, batch: functional_call(model, params, (), batch),
+        objective,
+        params,
+        inputs,
+        attribution=reading.attribution,
+        space=reading.space,
+        engine=harmony.Engine(chunk_size=reading.chunk_size),
+    )
+    gram = result.gram
     takes_part = torch.stack([inputs["audio_valid"], inputs["text_valid"].any(1)], 1)
     norms = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt() * len(clips)
     cosine = torch.where(takes_part.all(1), harmony.agreement(gram), torch.nan)
-    similarities = similarity(objective.project(aux.embeddings))
+    similarities = similarity(objective.project(result.embeddings))
     columns = [cosine]
-    for figure in (norms, aux.terms, similarities):
+    for figure in (norms, result.terms, similarities):
         columns += torch.where(takes_part, figure, torch.nan).unbind(1)
     return {name: column.float().cpu().numpy() for name, column in zip(FIGURES, columns, strict=True)}
 

@@ -60,9 +60,9 @@ FEATURES = {"space": "features"}  # at the video's representation, which both lo
 ANCHOR = {"space": "features", "attribution": "anchor"}
 
 
-def of_layer(name: str) -> str | None:
+def layer_of(name: str) -> str:
     """The layer of the shared transformer that a parameter is in."""
-    return ".".join(name.split(".")[:3]) if in_backbone(name) else None
+    return ".".join(name.split(".")[:3])
 
 
 def warm(context: Context, share: float) -> schedule.Schedule:
@@ -135,7 +135,7 @@ RULES: dict[str, Rule] = {
     "curriculum": Rule(paper(), PARAMETERS),
     "realign + curriculum": Rule(paper(realign.pcgrad), PARAMETERS),
     "realign, groups of 8": Rule(always(realign.pcgrad), {**PARAMETERS, "group_size": 8}),
-    "realign, layerwise": Rule(always(harmony.layerwise(realign.pcgrad)), {"wrt": of_layer}),
+    "realign, layerwise": Rule(always(harmony.layerwise(realign.pcgrad)), {**PARAMETERS, "labels": layer_of}),
     "cosine half, anchor features": Rule(keep_half(score.agreement), ANCHOR),
     # other methods, at the video's representation
     "mgda": Rule(always(realign.mgda), FEATURES),

@@ -15,7 +15,7 @@ from recipes.training.dynamics import TRAINING, Cosines
 from recipes.training.precision import LossScale, forward_in
 from recipes.training.processes import ALONE, Processes, clip_gradients
 from recipes.trimodal.build import model_inputs
-from recipes.trimodal.harmonizer import parameters_of_gram
+from recipes.trimodal.harmonizer import gram_options
 from recipes.trimodal.probes import probe
 
 
@@ -115,14 +115,18 @@ def train_step(
         measured, info = {}, None
     else:
         info, state = harmony.backward(
-            model, inputs, objective, transform, state,
-            forward=encode, ids=batch["index"].to(device), extras=extras_of(config, objective),
-            attribution=config.gram.attribution, space=config.gram.space,
-            wrt=parameters_of_gram(config),
-            toward_batch=config.has_curriculum and config.curriculum.score == "batch_agreement",
-            group_size=config.gram.group_size, chunk_size=config.gram.chunk_size, process_group=processes.group,
+            model,
+            inputs,
+            objective,
+            transform,
+            state,
+            forward=encode,
+            ids=batch["index"].to(device),
+            extras=extras_of(config, objective),
+            process_group=processes.group,
             loss_scale=scale,
-        )  # fmt: skip
+            **gram_options(config),
+        )
         losses, terms = info.values, dict(zip(info.values, info.terms.unbind(1), strict=True))
         measured = {
             "agreement": info.agreement.nanmean(),

@@ -94,17 +94,35 @@ def gamma_schedule(gamma: GammaConfig, steps: int) -> harmony.schedule.Schedule:
     }[gamma.schedule]()
 
 
-def parameters_of_gram(config: Config) -> Callable[[str], bool | str | None] | None:
-    """Which parameters agreement is measured over, and in which layer each is; see `gram.wrt` and `realign.layers`."""
-    if config.gram.space == "features":
-        return None
-    chosen = re.compile(config.gram.wrt or "")
-    if config.realign.layers is None or not config.has_realignment:
-        return lambda name: bool(chosen.search(name))
-    layers = re.compile(config.realign.layers)
+def gram_options(config: Config) -> dict[str, Any]:
+    """Keywords of `harmony.backward`: how `gram` reads gradients, and the layers of `realign.layers`."""
+    gram, in_space = config.gram, {}
+    if gram.space == "parameters":
+        in_space["wrt"] = _matches(gram.wrt or "")
+        if config.realign.layers is not None and config.has_realignment:
+            in_space["labels"] = _layers(config.realign.layers)
+    return {
+        "attribution": gram.attribution,
+        "space": gram.space,
+        "group_size": gram.group_size,
+        "batch_products": config.has_curriculum and config.curriculum.score == "batch_agreement",
+        "engine": harmony.Engine(chunk_size=gram.chunk_size),
+        **in_space,
+    }
 
-    def layer(name: str) -> str | None:
-        found = layers.search(name)
-        return None if not chosen.search(name) else found.group() if found else "the rest"
+
+def _matches(pattern: str) -> Callable[[str], bool]:
+    """Whether a regular expression matches a parameter's name."""
+    compiled = re.compile(pattern)
+    return lambda name: compiled.search(name) is not None
+
+
+def _layers(pattern: str) -> Callable[[str], str]:
+    """The layer of a parameter: what a regular expression matches in its name."""
+    compiled = re.compile(pattern)
+
+    def layer(name: str) -> str:
+        match = compiled.search(name)
+        return "the rest" if match is None else match.group()
 
     return layer

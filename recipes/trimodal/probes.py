@@ -1,6 +1,7 @@
 """Where in the backbone, and along which path, two losses agree: measurements beside training that leave it alone."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ def gram_of_parts(
     config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
 ) -> dict[str, Tensor]:
     """Gram blocks (groups, 2, 2) of the losses va, vt over the parts of the backbone: {"layer group": block}."""
-    return _gram(config, modules, inputs, _losses, part_of, process_group)
+    blocks: dict[str, Tensor] = _gram(config, modules, inputs, _losses, {"labels": part_of}, process_group)
+    return blocks
 
 
 def gram_of_paths(
@@ -70,7 +72,7 @@ def gram_of_paths(
 
     The losses are `PATHS`. The gradients of the two paths of a loss add up to the gradient of the loss.
     """
-    backbone = lambda name: name.startswith("backbone.")  # noqa: E731
+    backbone = {"wrt": lambda name: name.startswith("backbone.")}
     gram: Tensor = _gram(config, modules, inputs, _losses_by_path, backbone, process_group)
     return gram
 
@@ -102,20 +104,30 @@ def summed(parts: dict[str, Tensor], which: int) -> dict[str, Tensor]:
 
 
 def _gram(
-    config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], losses: Any, wrt: harmony.gram.Wrt,
+    config: Config,
+    modules: nn.ModuleDict,
+    inputs: dict[str, Tensor],
+    losses: Any,
+    selection: dict[str, Callable[[str], Any]],
     process_group: Any,
-) -> Any:  # fmt: skip
+) -> Any:
+    """Gram blocks over a selection of parameters, the keywords ``wrt`` and ``labels`` of `harmony.gram_vjp`."""
     model, objective = modules["model"], modules["objective"]
     params, heads = ({n: p.detach() for n, p in m.named_parameters() if p.requires_grad} for m in (model, objective))
     device = next(iter(inputs.values())).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        _, gram, _ = harmony.gram_vjp(
+        return harmony.gram_vjp(
             lambda params, batch: functional_call(model, params, (), batch),
             lambda heads, embeddings: losses(_pure(objective, heads), embeddings),
-            params, inputs, loss_params=heads, wrt=wrt, attribution=config.gram.attribution,
-            group_size=config.gram.group_size, chunk_size=config.gram.chunk_size, process_group=process_group,
-        )  # fmt: skip
-    return gram
+            params,
+            inputs,
+            loss_params=heads,
+            attribution=config.gram.attribution,
+            group_size=config.gram.group_size,
+            process_group=process_group,
+            engine=harmony.Engine(chunk_size=config.gram.chunk_size),
+            **selection,
+        ).gram
 
 
 def _pure(objective: nn.Module, heads: dict[str, Tensor]) -> Any:

@@ -1,18 +1,21 @@
 """Harmony: per-sample gradients of several losses, realigned and filtered where they conflict."""
 
 from harmony import curriculum, distributed, losses, realign, schedule, score, stats
+from harmony.checks import Check, check
 from harmony.cosines import agreement, cosine, defined
-from harmony.diagnostics import Check, Plan, check, plan
-from harmony.gram import Aux, gram_vjp
+from harmony.engines.options import Engine
+from harmony.gram import GramVJP, gram_vjp
 from harmony.members import samplewise
-from harmony.step import Info, backward, harmonized_grad
+from harmony.plans import Plan, plan
+from harmony.step import Info, backward, harmonized_grad, measure
 from harmony.transform import Transform, chain, layerwise
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Aux",
     "Check",
+    "Engine",
+    "GramVJP",
     "Info",
     "Plan",
     "Transform",
@@ -28,6 +31,7 @@ __all__ = [
     "harmonized_grad",
     "layerwise",
     "losses",
+    "measure",
     "plan",
     "realign",
     "samplewise",

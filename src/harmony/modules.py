@@ -9,18 +9,27 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from harmony.distributed.sharded import unwrapped, without_hooks
+from harmony.distributed.sharded import unwrapped, without_fsdp_hooks
 from harmony.warn import warn
 
 Params = Mapping[str, Tensor]
 
 
-class OwnParameters:
-    """A pure function ``f(params, x)`` made of a module, which runs on the module's own parameters.
+class Buffer(NamedTuple):
+    """A copy of a module's buffer, and the version of the buffer that was copied."""
 
-    Given these very parameters, the module is called as it is: what it does with them beside its forward pass (layers
-    that run themselves again in the backward pass, adjoint methods) finds the parameters that are differentiated. Given
-    others, they take the place of its own while it runs.
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    version: int
+    value: Tensor
+
+
+class ModuleFunction:
+    """A pure function ``f(params, x)`` made of a module.
+
+    Given the module's own parameters, it calls the module as it is: layers that run themselves again in the backward
+    pass then find the parameters that are differentiated. Given others, they take the place of its own while it runs.
     """
 
     def __init__(self, module: nn.Module, call: Callable[[Any], Any], where: str, remedy: str) -> None:
@@ -29,7 +38,7 @@ class OwnParameters:
         Args:
             module: Owns the parameters.
             call: Runs it on its input.
-            where: Name for it in errors.
+            where: Its name in errors.
             remedy: What to do with a parameter that it uses and does not own.
         """
         self.module = module
@@ -42,7 +51,7 @@ class OwnParameters:
         """Run the module with some parameters."""
         if all(params[name] is p for name, p in self.params.items()):
             return self.call(x)
-        with _NoStrayParameters(self), without_hooks(self.module), substituted(self.module, self.params, params):
+        with _NoStrayParameters(self), without_fsdp_hooks(self.module), _substituted(self.module, self.params, params):
             return self.call(x)
 
     def owns(self, params: Iterable[Tensor]) -> bool:
@@ -56,21 +65,21 @@ class OwnParameters:
             f"{self.remedy}, or freeze it with requires_grad_(False)."
         )
 
-    def buffers(self, before: Sequence["Buffer"] = ()) -> list["Buffer"]:
+    def buffers(self, before: Sequence[Buffer] = ()) -> list[Buffer]:
         """The values of all buffers, copied where they have changed since ``before``."""
         known = {(id(b.tensor), b.version): b.value for b in before}
         result = []
-        for m in self.module.modules():
-            for name, b in m._buffers.items():
-                if b is not None:
-                    version = 0 if b.is_inference() else b._version
-                    value = known.get((id(b), version))
-                    result.append(Buffer(m, name, b, version, b.clone() if value is None else value))
+        for module in self.module.modules():
+            for name, tensor in module._buffers.items():
+                if tensor is not None:
+                    version = 0 if tensor.is_inference() else tensor._version
+                    value = known.get((id(tensor), version))
+                    result.append(Buffer(module, name, tensor, version, tensor.clone() if value is None else value))
         return result
 
     @contextlib.contextmanager
-    def replaying(self, buffers: Sequence["Buffer"]) -> Iterator[None]:
-        """Inside, the buffers have values of before; outside, what happened to them is forgotten."""
+    def replaying(self, buffers: Sequence[Buffer]) -> Iterator[None]:
+        """Inside, the buffers have earlier values; outside, what happened to them is forgotten."""
         current = [(b, b.module._buffers[b.name]) for b in buffers]
         for b in buffers:
             b.module._buffers[b.name] = b.value.clone()
@@ -81,82 +90,52 @@ class OwnParameters:
                 b.module._buffers[b.name] = tensor
 
 
-class Buffer(NamedTuple):
-    """A buffer of a module at some time.
-
-    Attributes:
-        module: Its owner.
-        name: Its name there.
-        tensor: The buffer itself.
-        version: How often it had been written to.
-        value: A copy.
-    """
-
-    module: nn.Module
-    name: str
-    tensor: Tensor
-    version: int
-    value: Tensor
-
-
-def owner(module: nn.Module) -> tuple[nn.Module, Any]:
-    """The module behind compilation and data parallelism, and the processes that it is wrapped or sharded for.
-
-    Warns where the module, or a part of it, is compiled.
-    """
+def unwrap(module: nn.Module) -> tuple[nn.Module, Any]:
+    """The module behind compilation and data parallelism, and the processes that it is wrapped or sharded for."""
     if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in module.modules()):
         warn(
-            "the module is compiled: harmonized steps run it eagerly, since the graph of compiled code can be gone "
-            "through but once. Passes without harmony stay compiled."
+            "the module is compiled: harmonized steps run it eagerly, since the graph of compiled code can be walked "
+            "only once. Passes without harmony stay compiled."
         )
-    inner, processes = unwrapped(_original(module))
-    return _original(inner), processes
-
-
-def _original(module: nn.Module) -> nn.Module:
-    """The module that ``torch.compile`` was given."""
-    return getattr(module, "_orig_mod", module)
+    inner, processes = unwrapped(getattr(module, "_orig_mod", module))
+    return getattr(inner, "_orig_mod", inner), processes
 
 
 @contextlib.contextmanager
-def substituted(module: nn.Module, own: Params, params: Params) -> Iterator[None]:
+def _substituted(module: nn.Module, own: Params, params: Params) -> Iterator[None]:
     """Inside, other tensors stand in the places of a module's parameters, wherever it uses them."""
-    new = {id(p): params[name] for name, p in own.items()}
-    places = [
-        (m, name, p)
-        for m in module.modules()  # each once, however often it is registered
-        for name, p in m._parameters.items()
-        if id(p) in new
-    ]
+    names = {id(p): name for name, p in own.items()}
+    slots = [(m, slot, p) for m in module.modules() for slot, p in m._parameters.items() if id(p) in names]
     recurrent = [(m, m._flat_weights) for m in module.modules() if isinstance(m, nn.RNNBase)]
     try:
-        for m, name, p in places:
-            m._parameters[name] = new[id(p)]  # type: ignore[assignment]
+        for m, slot, p in slots:
+            m._parameters[slot] = params[names[id(p)]]  # type: ignore[assignment]
         for m, _ in recurrent:
             m._flat_weights = [getattr(m, name, None) for name in m._flat_weights_names]
         yield
     finally:
-        for m, name, p in places:
-            m._parameters[name] = p
+        for m, slot, p in slots:
+            m._parameters[slot] = p
         for m, weights in recurrent:
             m._flat_weights = weights
 
 
 @contextlib.contextmanager
-def hooks_aside(params: Params) -> Iterator[None]:
-    """Inside, hooks on parameters do not see the engine's backward passes; see ``accumulate``."""
-    kept = [(hooks, dict(hooks)) for p in params.values() if (hooks := p._backward_hooks)]
-    for hooks, _ in kept:
+def suspended_hooks(*functions: ModuleFunction) -> Iterator[None]:
+    """Inside, hooks on parameters do not see the engine's backward passes; ``accumulate`` calls them once."""
+    params = [p for function in functions for p in function.params.values()]
+    suspended = [(hooks, dict(hooks)) for p in params if (hooks := p._backward_hooks)]
+    for hooks, _ in suspended:
         hooks.clear()
     try:
         yield
     finally:
-        for hooks, before in kept:
-            hooks.update(before)
+        for hooks, saved in suspended:
+            hooks.update(saved)
 
 
 def accumulate(params: Params, grads: Params) -> None:
-    """Add gradients to ``.grad`` as an ordinary backward pass does, hooks included, each called once."""
+    """Add gradients to ``.grad`` as an ordinary backward pass does, hooks included."""
     with torch.no_grad():
         for name, p in params.items():
             grad = grads[name].detach()
@@ -174,11 +153,10 @@ def accumulate(params: Params, grads: Params) -> None:
 class _NoStrayParameters(TorchFunctionMode):
     """Refuse trainable parameters that a function uses and does not own, where no graph would show them.
 
-    Inside, its own parameters have been replaced by plain tensors: whatever is still a trainable ``nn.Parameter`` was
-    closed over.
+    Its own parameters are plain tensors inside: whatever is still a trainable ``nn.Parameter`` was closed over.
     """
 
-    def __init__(self, function: OwnParameters) -> None:
+    def __init__(self, function: ModuleFunction) -> None:
         super().__init__()
         self.function = function
 

@@ -1,6 +1,5 @@
 """The whole step in one call: gradients realigned and filtered sample by sample, for pure functions or modules."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,29 +7,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harmony import cotangents
 from harmony.checkpoint import loadable
 from harmony.cosines import agreement, defined
-from harmony.distributed.shares import shares
-from harmony.engines.chunks import Options, narrow_all
-from harmony.gram import (
-    Aux,
-    Blocks,
-    added_up,
-    check_options,
-    flatten,
-    gram_vjp,
-    loss_update,
-    named,
-    observed,
-    run,
-    stacked,
-)
-from harmony.modules import OwnParameters, accumulate, hooks_aside, owner
-from harmony.reached import choose_params
+from harmony.definition import Attribution
+from harmony.engines.options import Engine
+from harmony.evaluation import Blocks, Evaluation, Options, PyTree, Space
+from harmony.modules import ModuleFunction, accumulate, suspended_hooks, unwrap
+from harmony.parameters import Wrt
 from harmony.transform import Member, State, Transform, apply, chain, whole_gram
 
-PyTree = Any
 Extras = Callable[[PyTree], Mapping[str, Tensor]]
 UNSET: Any = object()
 """No process group was named, not even none."""
@@ -41,20 +26,19 @@ RESERVED = {"gram", "state", "terms", "ids", "batch_products", "k", "l", "losses
 class Info(NamedTuple):
     """What a harmonized step saw and did; everything is detached, on the device, and of the whole batch.
 
+    A loss that is not finite makes the gradient not finite, as in ordinary training: look before the optimizer step.
+
     Attributes:
         values: {name: mean loss}.
         terms: Loss terms (B, K).
-        gram: Gram blocks (groups, K, K), before realignment; over all labels where ``wrt`` gives labels.
-        agreement: Agreement (groups,), before realignment; 0 where it is not defined.
+        gram: Gram blocks (groups, K, K), before realignment; with ``labels``, summed over them.
+        agreement: Agreement (groups,), before realignment; NaN where it is not defined.
         defined: Mask (groups,) of the samples, or groups, that have an agreement.
-        weights: Weights (groups, K); their mean over the labels, if there are any.
-        kept: Number of groups (samples, where the group size is 1) with a weight that is not zero. Where it is 0 the
-            gradient is zero: take no optimizer step.
-
+        weights: Weights (groups, K); with ``labels``, their mean.
+        kept: Number of groups with a weight that is not zero. Where it is 0 the gradient is zero: take no optimizer
+            step.
         gram_of: {label: Gram blocks (groups, K, K)}; empty without labels.
         weights_of: {label: weights (groups, K)}; empty without labels.
-
-    A loss that is not finite makes the gradient not finite, as in ordinary training: look before the optimizer step.
     """
 
     values: dict[str, Tensor]
@@ -74,21 +58,28 @@ def harmonized_grad(
     harmonizer: Member,
     *,
     extras: Extras | None = None,
-    **keywords: Any,
+    wrt: Wrt | None = None,
+    labels: Callable[[str], str | None] | None = None,
+    feature_leaves: Callable[[str], bool] | None = None,
+    attribution: Attribution = "activation",
+    space: Space = "parameters",
+    group_size: int = 1,
+    batch_products: bool = False,
+    process_group: Any = None,
+    loss_scale: Tensor | None = None,
+    engine: Engine = Engine(),  # noqa: B008
 ) -> Callable[..., tuple[PyTree, State, Info]]:
     """Compose Gram blocks, weights and pullback into one gradient function.
 
     Where the harmonizer is samplewise (most of ``realign``, ``curriculum.threshold`` and chains of them), Gram, weights
-    and update are made part by part: per-sample gradients serve both and are gone before the next part, and with
-    ``chunk_size`` each chunk is encoded twice, not three times.
+    and update are made part by part, which takes less time and memory.
 
     Args:
-        encode: As in [gram_vjp][harmony.gram_vjp].
+        encode: As in [gram_vjp][harmony.gram_vjp], like all keywords that are not named here.
         losses: As in [gram_vjp][harmony.gram_vjp].
         harmonizer: A transform, see [chain][harmony.chain], or a function ``gram -> weights``.
         extras: ``extras(embeddings) -> {name: (B, ...)}``, evaluated without a graph: what the harmonizer may use
             beside the Gram, such as the similarity that [score.similarity][harmony.score.similarity] asks for.
-        **keywords: Options of [gram_vjp][harmony.gram_vjp] (``wrt``, ``chunk_size``, ``attribution``, ...).
 
     Returns:
         ``step(params, batch, state, *, ids=None, loss_params=None) -> (grads, state, info)``; with ``loss_params``,
@@ -106,27 +97,15 @@ def harmonized_grad(
         (tensor([-0.5000,  1.5000]), tensor([-0.7071]))
     """
     transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
-    for name in keywords.keys() & {"has_aux", "loss_params"}:
-        raise TypeError(f"{name} is no option of harmonized_grad: the step returns info, and takes loss_params.")
-    for name in keywords.keys() - inspect.signature(gram_vjp).parameters.keys():
-        raise TypeError(f"{name} is no option of gram_vjp.")
-
-    exact = {"attribution": "activation", "space": "parameters"}
-    fusible = transform.samplewise and all(keywords.get(name, value) == value for name, value in exact.items())
-    fusible = fusible and not keywords.get("toward_batch")
+    options = Options(
+        wrt, labels, feature_leaves, attribution, space, group_size, batch_products, process_group, loss_scale, engine
+    )
 
     def step(
         params: PyTree, batch: PyTree, state: State, *, ids: Tensor | None = None, loss_params: PyTree | None = None
     ) -> tuple[PyTree, State, Info]:
-        arguments = (encode, losses, params, batch)
-        if fusible:
-            return _fused(arguments, transform, state, ids, loss_params, extras, keywords)
-        values, gram, pullback, aux = gram_vjp(*arguments, loss_params=loss_params, has_aux=True, **keywords)
-        if ids is not None:
-            ids = shares(len(ids), keywords.get("process_group")).gather(ids)
-        more = _extras(extras, aux, ids)
-        weights, state = apply(transform, gram, state, more)
-        return pullback(weights), state, _info(values, aux.terms, gram, weights)
+        evaluation = Evaluation(encode, losses, params, batch, loss_params, options)
+        return _harmonize(evaluation, transform, state, ids, extras)
 
     return step
 
@@ -141,67 +120,125 @@ def backward(
     forward: Callable[[nn.Module, Any], PyTree] | None = None,
     ids: Tensor | None = None,
     extras: Extras | None = None,
+    wrt: Wrt | None = None,
+    labels: Callable[[str], str | None] | None = None,
+    feature_leaves: Callable[[str], bool] | None = None,
+    attribution: Attribution = "activation",
+    space: Space = "parameters",
+    group_size: int = 1,
+    batch_products: bool = False,
     process_group: Any = UNSET,
-    **keywords: Any,
+    loss_scale: Tensor | None = None,
+    engine: Engine = Engine(),  # noqa: B008
 ) -> tuple[Info, State]:
     """In an ordinary training loop, stand in for the forward pass, the losses and ``loss.backward()``.
 
-    Adds the harmonized gradient to ``.grad`` of the module's trainable parameters, and of the losses' where ``losses``
-    is a module with parameters of its own (heads, a learnable temperature). Parameters that no loss reaches get zeros.
-    Hooks on parameters are called once, with this gradient.
+    Adds the harmonized gradient to ``.grad`` of the trainable parameters, zeros where no loss reaches; hooks on
+    parameters are called once. The other keywords are those of [gram_vjp][harmony.gram_vjp].
 
     Args:
-        module: The encoder. Frozen parameters stay frozen; the others are named as in ``named_parameters()``. Inside
-            ``DistributedDataParallel``, or sharded by ``fully_shard``, its processes share the batch, see
-            ``process_group`` of [gram_vjp][harmony.gram_vjp]: every ``.grad`` is that of the whole batch.
+        module: The encoder. Inside ``DistributedDataParallel``, or sharded by ``fully_shard``, its processes share the
+            batch.
         batch: Tree whose tensors have leading axis B.
-        losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function or a module.
+        losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function, or a module with parameters.
         harmonizer: A transform, see [chain][harmony.chain], or a function ``gram -> weights``.
         state: Its state; None for a fresh one.
-        forward: ``forward(module, batch) -> embeddings``. Default: ``module(**batch)`` for a dictionary,
-            ``module(*batch)`` for a tuple or list, else ``module(batch)``.
+        forward: ``forward(module, batch) -> embeddings``; default ``module(**batch)``, ``module(*batch)`` or
+            ``module(batch)``, as the batch is packed.
         ids: Ids (B,) of the samples, for rules that remember samples.
         extras: As in [harmonized_grad][harmony.harmonized_grad].
-        process_group: As in [gram_vjp][harmony.gram_vjp]; default, the processes that the module is wrapped for. Where
-            several processes are at work and it is wrapped for none, say which share the batch, or None.
-        **keywords: Options of [gram_vjp][harmony.gram_vjp].
+        process_group: Default, the processes that the module is wrapped for; else name them, or None.
 
     Returns:
         ``info, state``: an [Info][harmony.Info] and the next state.
 
     Raises:
-        ValueError: See [gram_vjp][harmony.gram_vjp]; a module without trainable parameters; a trainable parameter
-            that ``forward`` or ``losses`` uses and that is in neither module; several processes, and none named.
+        ValueError: A trainable parameter that is in neither module; several processes, and none named.
 
     Examples:
         >>> import torch, harmony
         >>> module = torch.nn.Linear(3, 2, bias=False)
-        >>> harmonizer = harmony.chain(harmony.realign.pcgrad)
         >>> losses = lambda f: {"left": f[:, 0] ** 2, "right": f[:, 1] ** 2}
-        >>> info, state = harmony.backward(module, torch.ones(4, 3), losses, harmonizer)
+        >>> info, state = harmony.backward(module, torch.ones(4, 3), losses, harmony.realign.pcgrad)
         >>> module.weight.grad.shape, int(info.kept)
         (torch.Size([2, 3]), 4)
     """
-    module, wrapped_for = owner(module)
-    keywords["process_group"] = _processes(wrapped_for, process_group)
-    call = forward or call_module
-    encode = OwnParameters(
-        module, lambda batch: call(module, batch), "forward", "make the module that owns it a submodule of the encoder"
-    )
-    if not encode.params:
-        raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient.")
-    own_losses = OwnParameters(losses if isinstance(losses, nn.Module) else nn.Module(), losses, "losses", _AS_LOSSES)
+    encoder, objective, process_group = as_functions(module, losses, forward, process_group)
     transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
-    step = harmonized_grad(encode, own_losses, transform, extras=extras, **keywords)
+    options = Options(
+        wrt, labels, feature_leaves, attribution, space, group_size, batch_products, process_group, loss_scale, engine
+    )
     state = transform.init() if state is None else state
-    with hooks_aside(encode.params), hooks_aside(own_losses.params):
-        (grads, loss_grads), state, info = step(encode.params, batch, state, ids=ids, loss_params=own_losses.params)
-    accumulate(own_losses.params, loss_grads)
-    accumulate(encode.params, grads)
+    with suspended_hooks(encoder, objective):
+        evaluation = Evaluation(encoder, objective, encoder.params, batch, objective.params, options)
+        (grads, loss_grads), state, info = _harmonize(evaluation, transform, state, ids, extras)
+    accumulate(objective.params, loss_grads)
+    accumulate(encoder.params, grads)
     return info, state
 
 
-_AS_LOSSES = "pass the module that owns it as `losses`"
+def measure(
+    module: nn.Module,
+    batch: PyTree,
+    losses: Callable[..., Mapping[str, Tensor]],
+    *,
+    forward: Callable[[nn.Module, Any], PyTree] | None = None,
+    wrt: Wrt | None = None,
+    labels: Callable[[str], str | None] | None = None,
+    feature_leaves: Callable[[str], bool] | None = None,
+    attribution: Attribution = "activation",
+    space: Space = "parameters",
+    group_size: int = 1,
+    process_group: Any = UNSET,
+    loss_scale: Tensor | None = None,
+    engine: Engine = Engine(),  # noqa: B008
+) -> Info:
+    """Measure the agreement of the losses on a batch, and train nothing: a [backward][harmony.backward] without update.
+
+    Args:
+        module: As in [backward][harmony.backward], like all other arguments. No ``.grad`` changes.
+        batch: Tree whose tensors have leading axis B.
+        losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function or a module.
+        forward: ``forward(module, batch) -> embeddings``.
+
+    Returns:
+        An [Info][harmony.Info]; its weights are ones.
+
+    Examples:
+        >>> import torch, harmony
+        >>> module = torch.nn.Linear(3, 2, bias=False)
+        >>> torch.nn.init.ones_(module.weight)
+        Parameter containing:
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]], requires_grad=True)
+        >>> losses = lambda f: {"up": f.sum(1), "down": -f[:, 0]}
+        >>> harmony.measure(module, torch.ones(2, 3), losses).agreement
+        tensor([-0.7071, -0.7071])
+    """
+    encoder, objective, process_group = as_functions(module, losses, forward, process_group)
+    options = Options(
+        wrt, labels, feature_leaves, attribution, space, group_size, False, process_group, loss_scale, engine
+    )
+    with suspended_hooks(encoder, objective):
+        evaluation = Evaluation(encoder, objective, encoder.params, batch, objective.params, options)
+        gram = evaluation.gram()
+    return _info(evaluation, gram, torch.ones_like(gram[..., 0]))
+
+
+def as_functions(
+    module: nn.Module, losses: Any, forward: Callable[[nn.Module, Any], PyTree] | None, process_group: Any = None
+) -> tuple[ModuleFunction, ModuleFunction, Any]:
+    """A module and its losses as pure functions of their parameters, and the processes that share the batch."""
+    module, wrapped_for = unwrap(module)
+    call = forward or call_module
+    encoder = ModuleFunction(
+        module, lambda batch: call(module, batch), "forward", "make the module that owns it a submodule of the encoder"
+    )
+    if not encoder.params:
+        raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient.")
+    owns = losses if isinstance(losses, nn.Module) else nn.Module()
+    objective = ModuleFunction(owns, losses, "losses", "pass the module that owns it as `losses`")
+    return encoder, objective, _processes(wrapped_for, process_group)
 
 
 def _processes(wrapped_for: Any, given: Any) -> Any:
@@ -227,74 +264,67 @@ def call_module(module: nn.Module, batch: PyTree) -> PyTree:
     return module(batch)
 
 
-def _fused(
-    arguments: tuple[Any, Any, PyTree, PyTree], transform: Transform, state: State, ids: Tensor | None,
-    loss_params: PyTree | None, extras: Extras | None, keywords: dict[str, Any],
-) -> tuple[PyTree, State, Info]:  # fmt: skip
-    """Gram blocks, weights and update of an exact activation-wise step with a samplewise transform, part by part."""
-    encode, losses, params, batch = arguments
-    options = Options(**{k: v for k, v in keywords.items() if k in Options._fields})
-    check_options(options, **{k: keywords[k] for k in ("attribution", "space") if k in keywords})
-    process_group = keywords.get("process_group")
-    inputs = flatten(encode, params, batch, keywords.get("wrt"), process_group)
-    shared = shares(inputs.size, process_group)
-    encoded, stage = run(inputs, losses, loss_params, options, shared, keywords.get("loss_scale"), per_sample=True)
-    per_loss = cotangents.activation(stage)
-    choose_params(inputs, encoded, list(stage.terms), per_loss, shared)
-    values, aux = observed(stage)
-    more = _extras(extras, aux, ids if ids is None else shared.gather(ids))
-    rows: dict[int, Tensor] = {}
-    after = state
+def _harmonize(
+    evaluation: Evaluation, transform: Transform, state: State, ids: Tensor | None, extras: Extras | None
+) -> tuple[Any, State, Info]:
+    """The update by the weights that a transform makes of the Gram blocks; the next state; what was seen."""
+    options = evaluation.options
+    separable = options.per_sample and options.attribution == "activation" and not options.batch_products
+    if not (separable and transform.samplewise):
+        gram = evaluation.gram()
+        products = evaluation.named(evaluation.batch_products()) if options.batch_products else None
+        known = _gather_extras(evaluation, ids, extras, products)
+        weights, state = apply(transform, evaluation.named(gram), state, known)
+        return evaluation.pullback(weights), state, _info(evaluation, gram, evaluation.stack(weights))
+    known = _gather_extras(evaluation, ids, extras, None)
+    states = [state]
 
-    def weigh(gram: Tensor, groups: range) -> Tensor:
-        nonlocal after
-        gram = stage.unscaled(gram)
-        part = slice(groups.start * options.group_size, groups.stop * options.group_size)
-        own = {name: x if x is None else x[shared.own][part] for name, x in more.items()}
-        weights, after = apply(transform, named(gram, inputs.labels), state, own)
-        rows[groups.start] = stacked(weights, inputs.labels, gram)
-        return rows[groups.start]
+    def weigh(gram: Tensor, samples: slice) -> Tensor:
+        rows = {name: x if x is None else x[samples] for name, x in known.items()}
+        weights, after = apply(transform, evaluation.named(gram), state, rows)
+        states[:] = [after]  # the same for every block: a samplewise transform looks at no sample for it
+        return evaluation.stack(weights, len(gram))
 
-    gram, grads = encoded.fused(narrow_all(per_loss, shared.own), weigh)
-    grads = added_up(shared, grads, params)
-    groups = shared.groups(options.group_size)
-    gram, weights = (
-        groups.gather(stage.unscaled(gram)),
-        groups.gather(torch.cat([rows[start] for start in sorted(rows)])),
-    )
-    if loss_params is not None:
-        of_samples = weights.mean(1)[shared.members(options.group_size, weights.device)]
-        grads = grads, loss_update(shared, stage, of_samples)
-    return grads, after, _info(values, aux.terms, named(gram, inputs.labels), named(weights, inputs.labels))
+    gram, weights, grads = evaluation.fused(weigh)
+    return grads, states[0], _info(evaluation, gram, weights)
 
 
-def _extras(extras: Extras | None, aux: Aux, ids: Tensor | None) -> dict[str, Any]:
+def _gather_extras(evaluation: Evaluation, ids: Tensor | None, extras: Extras | None, products: Any) -> dict[str, Any]:
     """What the harmonizer may use beside the Gram, of the whole batch."""
-    size = len(aux.terms)
-    if ids is not None and ids.shape != (size,):
-        raise ValueError(f"ids must be of shape ({size},), one for each sample; got {tuple(ids.shape)}.")
-    found: dict[str, Any] = {"terms": aux.terms, "ids": ids}
-    if aux.toward is not None:
-        found["batch_products"] = aux.toward
-    if extras is not None:
-        with torch.no_grad():
-            more = dict(extras(aux.embeddings))
-        for name, value in more.items():
-            if name in RESERVED:
-                raise ValueError(f"extras must not be called {name!r}: that name is taken.")
-            if not isinstance(value, Tensor) or value.shape[:1] != (size,):
-                got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-                raise ValueError(f"extra {name!r} must be a tensor with one row for each of {size} samples; got {got}.")
-        found |= more
-    return found
+    size = len(evaluation.terms)
+    if ids is not None:
+        ids = evaluation.split.gather(ids)
+        if ids.shape != (size,):
+            raise ValueError(f"ids must be of shape ({size},), one for each sample; got {tuple(ids.shape)}.")
+    known: dict[str, Any] = {"terms": evaluation.terms, "ids": ids}
+    if products is not None:
+        known["batch_products"] = products
+    if extras is None:
+        return known
+    with torch.no_grad():
+        more = dict(extras(evaluation.embeddings))
+    for name, value in more.items():
+        if name in RESERVED:
+            raise ValueError(f"extras must not be called {name!r}: that name is taken.")
+        if not isinstance(value, Tensor) or value.shape[:1] != (size,):
+            got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+            raise ValueError(f"extra {name!r} must be a tensor with one row for each of {size} samples; got {got}.")
+    return known | more
 
 
-def _info(values: dict[str, Tensor], terms: Tensor, gram: Blocks, weights: Blocks) -> Info:
-    whole = whole_gram(gram)
-    gram_of = dict(gram) if isinstance(gram, Mapping) else {}
-    if isinstance(weights, Mapping):
-        weights_of, mean = dict(weights), torch.stack(list(weights.values())).mean(0)
-    else:
-        weights_of, mean = dict.fromkeys(gram_of, weights), weights
-    kept = torch.stack([(w != 0).any(1) for w in (weights_of.values() if weights_of else [mean])]).any(0).sum()
-    return Info(values, terms, whole, agreement(whole), defined(whole), mean, kept, gram_of, weights_of)
+def _info(evaluation: Evaluation, gram: Tensor, weights: Tensor) -> Info:
+    """What was seen and done, of Gram blocks (groups, L, K, K) and weights (groups, L, K)."""
+    blocks: Blocks = evaluation.named(gram)
+    total = whole_gram(blocks)
+    labelled = isinstance(blocks, Mapping)
+    return Info(
+        values=evaluation.values,
+        terms=evaluation.terms,
+        gram=total,
+        agreement=agreement(total),
+        defined=defined(total),
+        weights=weights.mean(1) if labelled else weights[:, 0],
+        kept=(weights != 0).flatten(1).any(1).sum(),
+        gram_of=dict(blocks) if labelled else {},
+        weights_of=evaluation.named(weights) if labelled else {},
+    )

@@ -10,6 +10,7 @@ from torch import nn
 import harmony
 from tests import zoo
 from tests.harmony import oracle
+from tests.harmony.options import keywords
 
 B = 6
 
@@ -71,7 +72,7 @@ def batch_gradients(case):
 @pytest.mark.parametrize("name", MIXES)
 def test_mixing_is_refused_in_chunks(name, options):
     with pytest.raises(ValueError, match="mixes the samples") as caught:
-        harmony.gram_vjp(*mixing(name), **options)
+        harmony.gram_vjp(*mixing(name), **keywords(**options))
     assert "group_size=B" in str(caught.value) and "without chunks" in str(caught.value)
 
 
@@ -79,14 +80,14 @@ def test_mixing_is_refused_in_chunks(name, options):
 @pytest.mark.parametrize("name", MIXES)
 def test_mixing_is_allowed_where_no_sample_is_taken_alone(name, options):
     case = mixing(name)
-    _, gram, pullback, aux = harmony.gram_vjp(*case, has_aux=True, **options)
+    result = harmony.gram_vjp(*case, **keywords(**options))
     grads = batch_gradients(case)
-    update = pullback(torch.tensor([[0.5, 2.0, 1.0]], dtype=torch.float64).expand(len(gram), -1))
+    update = result.pullback(torch.tensor([[0.5, 2.0, 1.0]], dtype=torch.float64).expand(len(result.gram), -1))
     expected = {n: torch.einsum("k,k...->...", torch.tensor([0.5, 2.0, 1.0]).double(), g) for n, g in grads.items()}
     assert oracle.error_per_parameter(update, expected) < 1e-9
-    torch.testing.assert_close(aux.embeddings, case.encode(case.params, case.batch))
+    torch.testing.assert_close(result.embeddings, case.encode(case.params, case.batch))
     if options.get("group_size", 1) >= B:
-        assert oracle.relative_error(gram, oracle.gram_blocks({n: g[None] for n, g in grads.items()})) < 1e-9
+        assert oracle.relative_error(result.gram, oracle.gram_blocks({n: g[None] for n, g in grads.items()})) < 1e-9
 
 
 def branch(x, w, v):
@@ -115,11 +116,11 @@ def test_what_keeps_samples_apart_is_not_refused_in_chunks(encode, options):
     case = zoo.raw(encode, zoo.randn(B, 4, 4), w=zoo.randn(4, 5), v=zoo.randn(5, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, gram, pullback = harmony.gram_vjp(*case, **options)
-        whole = harmony.gram_vjp(*case, **options | {"chunk_size": None, "method": "loop"})
-    weights = torch.rand(gram.shape[:2], dtype=gram.dtype)
-    assert oracle.relative_error(gram, whole[1]) < 1e-9
-    assert oracle.error_per_parameter(pullback(weights), whole[2](weights)) < 1e-9
+        result = harmony.gram_vjp(*case, **keywords(**options))
+        whole = harmony.gram_vjp(*case, **keywords(**options | {"chunk_size": None, "method": "loop"}))
+    weights = torch.rand(result.gram.shape[:2], dtype=result.gram.dtype)
+    assert oracle.relative_error(result.gram, whole.gram) < 1e-9
+    assert oracle.error_per_parameter(result.pullback(weights), whole.pullback(weights)) < 1e-9
 
 
 @pytest.mark.parametrize("options", [o for o in CHUNKED if o.get("method") != "vmap"], ids=str)
@@ -127,10 +128,10 @@ def test_random_numbers_in_chunks_go_on_as_if_nothing_had_been_looked_at(options
     """The seen pass draws the masks: the encoder is linear, so that they can be read off the embeddings."""
     dropout, x = nn.Dropout(0.5), torch.rand(B, 4, dtype=torch.float64) + 1
     case = zoo.Case(lambda p, x: dropout(x * p["w"]), lambda f: {"all": f.sum(1)}, {"w": torch.ones(4).double()}, x)
-    _, gram, pullback, aux = harmony.gram_vjp(*case, has_aux=True, **options)
-    grads = pullback(torch.ones(len(gram), 1, dtype=torch.float64))
-    torch.testing.assert_close(grads["w"], aux.embeddings.sum(0) / B)
-    assert 0 < (aux.embeddings == 0).sum() < aux.embeddings.numel()
+    result = harmony.gram_vjp(*case, **keywords(**options))
+    grads = result.pullback(torch.ones(len(result.gram), 1, dtype=torch.float64))
+    torch.testing.assert_close(grads["w"], result.embeddings.sum(0) / B)
+    assert 0 < (result.embeddings == 0).sum() < result.embeddings.numel()
 
 
 @pytest.mark.parametrize("call", [
@@ -142,7 +143,7 @@ def test_words_counted_over_the_batch(call):
     case = zoo.raw(lambda i, w: call(i, w).flatten(1)[:, :3].tanh(), torch.randint(4, (B, 3)), w=zoo.randn(4, 5))
     for options in ({}, {"method": "loop"}, {"method": "vmap"}, {"space": "features", "chunk_size": 3}):
         with pytest.raises(ValueError, match=r"scale_grad_by_freq=True.*group_size=B"):
-            harmony.gram_vjp(*case, **options)
-    pullback = harmony.gram_vjp(*case, group_size=B)[2]
+            harmony.gram_vjp(*case, **keywords(**options))
+    pullback = harmony.gram_vjp(*case, group_size=B).pullback
     update = pullback(torch.ones(1, 3, dtype=torch.float64))
     assert oracle.error_per_parameter(update, {n: g.sum(0) for n, g in batch_gradients(case).items()}) < 1e-12

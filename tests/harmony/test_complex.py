@@ -6,6 +6,7 @@ import torch
 import harmony
 from tests import zoo
 from tests.harmony import oracle
+from tests.harmony.options import keywords
 from tests.harmony.test_tape import truth_of
 
 COMPLEX = [name for name in zoo.CASES if name.startswith("complex")]
@@ -36,25 +37,25 @@ def test_gram_of_complex_features(attribution, chunk_size):
     case = zoo.CASES["complex_embeddings"]()
     rows = feature_gradients(case, attribution)
     options = {"space": "features", "attribution": attribution, "chunk_size": chunk_size}
-    gram = harmony.gram_vjp(*case, **options)[1]
+    gram = harmony.gram_vjp(*case, **keywords(**options)).gram
     assert oracle.relative_error(gram, rows @ rows.mT) < 1e-12
 
 
-def test_complex_features_toward_the_batch():
+def test_products_of_complex_features_with_the_batch():
     case = zoo.CASES["complex_embeddings"]()
     rows = feature_gradients(case, "activation")
-    toward = harmony.gram_vjp(*case, space="features", toward_batch=True, has_aux=True)[3].toward
-    assert oracle.relative_error(toward, rows @ rows.sum((0, 1))) < 1e-12
+    products = harmony.gram_vjp(*case, space="features", batch_products=True).batch_products
+    assert oracle.relative_error(products, rows @ rows.sum((0, 1))) < 1e-12
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"memory": 1}, {"method": "vmap"}])
 @pytest.mark.parametrize("name", COMPLEX)
-def test_real_parameters_toward_the_batch(name, options):
+def test_products_of_real_parameters_with_the_batch(name, options):
     case = zoo.CASES[name]()
     truth = truth_of(case)
     expected = sum(g.flatten(2) @ g.flatten(2).sum((0, 1)) for g in truth.values())
-    toward = harmony.gram_vjp(*case, toward_batch=True, has_aux=True, **options)[3].toward
-    assert oracle.relative_error(toward, expected) < 1e-9
+    products = harmony.gram_vjp(*case, batch_products=True, **keywords(**options)).batch_products
+    assert oracle.relative_error(products, expected) < 1e-9
 
 
 def test_complex_parameters_are_refused():

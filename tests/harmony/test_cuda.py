@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 import harmony
 from tests import zoo
 from tests.harmony import oracle
+from tests.harmony.options import keywords
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,12 +44,12 @@ def cast(case, dtype):
 
 def assert_exact(case, truth, tolerance, **options):
     """Gram blocks by parameter, and the update, against gradients {name: (B, K, ...)}."""
-    _, grams, pullback = harmony.gram_vjp(*case, wrt=lambda name: name, **options)
-    assert all(gram.is_cuda for gram in grams.values())
-    assert oracle.error_per_block(grams, {n: oracle.gram_blocks({n: g}) for n, g in truth.items()}) < tolerance
-    weights = torch.rand(next(iter(grams.values())).shape[:2], dtype=torch.float64) + 0.5
+    result = harmony.gram_vjp(*case, labels=lambda name: name, **keywords(**options))
+    assert all(gram.is_cuda for gram in result.gram.values())
+    assert oracle.error_per_block(result.gram, {n: oracle.gram_blocks({n: g}) for n, g in truth.items()}) < tolerance
+    weights = torch.rand(next(iter(result.gram.values())).shape[:2], dtype=torch.float64) + 0.5
     expected = {n: torch.einsum("bk,bk...->...", weights, g.double()) for n, g in truth.items()}
-    assert oracle.error_per_parameter(pullback(weights), expected) < tolerance
+    assert oracle.error_per_parameter(result.pullback(weights), expected) < tolerance
 
 
 @pytest.mark.parametrize("name", zoo.CASES)
@@ -123,10 +124,10 @@ def test_autocast(update, dtype):
     truth = oracle.per_sample_gradients(*case, attribution="activation")
     with torch.autocast("cuda", dtype), warnings.catch_warnings():
         warnings.simplefilter("error")  # no fallback
-        _, gram, pullback = harmony.gram_vjp(*case, update=update)
-        grads = pullback(torch.ones(gram.shape[:2]))
-    assert gram.dtype == torch.float32 and {g.dtype for g in grads.values()} == {torch.float32}
-    assert oracle.relative_error(gram, oracle.gram_blocks(truth)) < 0.1
+        result = harmony.gram_vjp(*case, engine=harmony.Engine(update=update))
+        grads = result.pullback(torch.ones(result.gram.shape[:2]))
+    assert result.gram.dtype == torch.float32 and {g.dtype for g in grads.values()} == {torch.float32}
+    assert oracle.relative_error(result.gram, oracle.gram_blocks(truth)) < 0.1
     assert oracle.error_per_parameter(grads, {n: g.sum((0, 1)) for n, g in truth.items()}) < 0.1
 
 
@@ -137,7 +138,7 @@ def test_a_step_waits_for_nothing(options):
     params = {n: p.detach() for n, p in encoder.named_parameters()}
     encode = lambda p, x: zoo.over_tokens(torch.func.functional_call(encoder, p, (x,)))  # noqa: E731
     harmonizer = harmony.chain(harmony.curriculum.threshold(-0.3), harmony.realign.pcgrad)
-    step = harmony.harmonized_grad(encode, zoo.supervised, harmonizer, verify="never", **options)
+    step = harmony.harmonized_grad(encode, zoo.supervised, harmonizer, **keywords(verify="never", **options))
     state = harmonizer.init()
     for _ in range(2):
         _, state, _ = step(params, torch.randn(6, 7, 16), state)

@@ -6,10 +6,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import harmony
-from harmony.engines.tape import rules
-from harmony.engines.tape.recording import Recording
-from harmony.engines.tape.use import Reduced, sum_to
+from harmony.engines.tape import grad_rules
+from harmony.engines.tape.param_use import BroadcastUse, sum_to
+from harmony.engines.tape.per_sample import PerSampleGradients
 from tests import zoo
+from tests.harmony.options import keywords
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ ISOLATED = {"bilinear", "embedding_bag", "maximum", "lerp", "generalised_mean", 
 
 
 def rows_of(case, **options):
-    return {row.name: row for row in harmony.plan(*case, **options).rows}
+    return {row.name: row for row in harmony.plan(*case, **keywords(**options)).rows}
 
 
 def test_a_plan_lists_every_parameter_once_with_its_shape_and_prints():
@@ -34,7 +35,7 @@ def test_a_plan_lists_every_parameter_once_with_its_shape_and_prints():
     assert plan.engine == "tape" and "closed form for every use" in plan.reason
     assert [row.name for row in plan.rows] == list(case.params)
     assert all(row.shape == tuple(case.params[row.name].shape) for row in plan.rows)
-    assert all(row.choice in CLOSED and row.flops > 0 and row.bytes > 0 for row in plan.rows)
+    assert all(row.choice in CLOSED and row.flops > 0 and row.bytes_moved > 0 for row in plan.rows)
     first, second, header, *table = str(plan).splitlines()
     assert first == f"engine tape: {plan.reason}" and second == f"update {plan.update}"
     assert header.split() == ["parameter", "shape", "ops", "choice", "MFLOP", "MB"]
@@ -44,7 +45,7 @@ def test_a_plan_lists_every_parameter_once_with_its_shape_and_prints():
 @pytest.mark.filterwarnings("ignore:.*has no closed form:UserWarning")
 @pytest.mark.parametrize("name", zoo.CASES)
 def test_nothing_in_the_zoo_is_isolated_but_what_is_known(name):
-    choices = {row.choice for row in harmony.plan(*zoo.CASES[name](), method="tape").rows}
+    choices = {row.choice for row in harmony.plan(*zoo.CASES[name](), engine=harmony.Engine(method="tape")).rows}
     assert ("isolated" in choices) == (name in ISOLATED)
 
 
@@ -76,13 +77,13 @@ def test_what_is_not_in_the_gram_is_update_only_and_what_is_not_used_says_so():
 
 @pytest.mark.parametrize("update", ["kept", "tape", "backward"])
 def test_the_update_that_is_asked_for_is_planned(update):
-    assert harmony.plan(*zoo.mlp(), update=update).update == update
+    assert harmony.plan(*zoo.mlp(), engine=harmony.Engine(update=update)).update == update
 
 
 def test_little_memory_or_a_small_part_of_the_parameters_change_the_update():
     case = zoo.transformer_train()
     assert harmony.plan(*case).update == "kept"
-    assert harmony.plan(*case, memory=1).update == "tape"
+    assert harmony.plan(*case, engine=harmony.Engine(memory=1)).update == "tape"
     assert harmony.plan(*case, wrt=lambda name: name.startswith("encoder.layers.1.linear2")).update == "backward"
 
 
@@ -93,21 +94,21 @@ def test_other_engines_are_planned_with_a_reason():
 
     loop = zoo.Case(looped, zoo.supervised, {"w": zoo.randn(4, 3)}, zoo.randn(zoo.B, 4))
     for method in ("vmap", "loop"):
-        plan = harmony.plan(*zoo.mlp(), method=method)
+        plan = harmony.plan(*zoo.mlp(), engine=harmony.Engine(method=method))
         assert (plan.engine, plan.reason, plan.rows) == (method, "it was asked for", [])
     plan = harmony.plan(*loop)
     assert (
         plan.engine == "vmap" and "Python loop over the samples" in plan.reason and str(plan).startswith("engine vmap")
     )
     with pytest.raises(NotImplementedError, match="Python loop over the samples"):
-        harmony.plan(*loop, method="tape")
+        harmony.plan(*loop, engine=harmony.Engine(method="tape"))
     isolated = harmony.plan(*zoo.CASES["bilinear"]())
     assert isolated.engine == "tape" and "no closed form for what uses weight" in isolated.reason
 
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match="update must be one of"):
-        harmony.plan(*zoo.mlp(), update="fast")
+        harmony.plan(*zoo.mlp(), engine=harmony.Engine(update="fast"))
     with pytest.raises(ValueError, match="wrt selects none"):
         harmony.plan(*zoo.mlp(), wrt=lambda name: False)
 
@@ -125,7 +126,7 @@ SAMPLES = [
 def test_check_passes_on_the_zoo(name):
     case = zoo.CASES[name]()
     for options in ({}, {"update": "backward"}, {"update": "tape", "memory": 1}):
-        found = harmony.check(*case, **options)
+        found = harmony.check(*case, **keywords(**options))
         assert found.reference in ("vmap", "a loop over samples")
         assert max(found.gram, found.update, found.embeddings) < 1e-9
     single = pytree.tree_map(lambda x: x.float() if x.is_floating_point() else x, (case.params, case.batch))
@@ -146,8 +147,8 @@ def doubled(rule):
 
     def wrong(site):
         use = rule(site)
-        if isinstance(use, Reduced):
-            return Reduced(use.site, use.factor, 2 * use.scale, use.spread, use.total)
+        if isinstance(use, BroadcastUse):
+            return BroadcastUse(use.site, use.factor, 2 * use.scale, use.spread, use.total)
         return type(use)(**{**vars(use), "right": lambda grad, part: 2 * use.right(grad, part)})
 
     return wrong
@@ -157,11 +158,11 @@ def doubled(rule):
 def test_check_finds_a_wrong_rule_and_names_the_parameter(op, monkeypatch):
     name, parameter = RULES[op]
     case = zoo.CASES[name]()
-    harmony.check(*case, update="tape")
-    monkeypatch.setitem(rules.RULES, op, doubled(rules.RULES[op]))
+    harmony.check(*case, engine=harmony.Engine(update="tape"))
+    monkeypatch.setitem(grad_rules.RULES, op, doubled(grad_rules.RULES[op]))
     for update in ("tape", "kept", "backward"):
         with pytest.raises(ValueError, match=rf"the tape differs from vmap .*parameter '({parameter})'"):
-            harmony.check(*case, update=update)
+            harmony.check(*case, engine=harmony.Engine(update=update))
 
 
 def test_check_finds_a_wrong_rule_of_a_parameter_with_tiny_gradients(monkeypatch):
@@ -170,20 +171,20 @@ def test_check_finds_a_wrong_rule_of_a_parameter_with_tiny_gradients(monkeypatch
     case = zoo.Case(lambda p, x: (x @ p["w"]) * 1e3 + 1e-6 * p["tiny"], zoo.supervised, params, zoo.randn(zoo.B, 4))
     result = harmony.check(*case)
     assert max(result.gram, result.update) < 1e-9
-    monkeypatch.setitem(rules.RULES, "AddBackward0", doubled(rules.RULES["AddBackward0"]))
+    monkeypatch.setitem(grad_rules.RULES, "AddBackward0", doubled(grad_rules.RULES["AddBackward0"]))
     for update in ("tape", "kept", "backward"):
         with pytest.raises(ValueError, match="worst: parameter 'tiny'"):
-            harmony.check(*case, update=update)
+            harmony.check(*case, engine=harmony.Engine(update=update))
 
 
 def test_check_looks_beyond_the_first_two_samples(monkeypatch):
     """A rule that is wrong for the last sample alone."""
     case = zoo.CASES["mlp"]()
-    original = rules.RULES["AddmmBackward0"]
+    original = grad_rules.RULES["AddmmBackward0"]
 
     def wrong(site):
         use = original(site)
-        if isinstance(use, Reduced):
+        if isinstance(use, BroadcastUse):
             return use
 
         def right(grad, part):
@@ -194,7 +195,7 @@ def test_check_looks_beyond_the_first_two_samples(monkeypatch):
         return type(use)(**{**vars(use), "right": right})
 
     harmony.check(*case)
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", wrong)
+    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", wrong)
     with pytest.raises(ValueError, match="the tape differs"):
         harmony.check(*case)
 
@@ -239,7 +240,7 @@ def test_check_of_an_encoder_that_draws_random_numbers():
     layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, batch_first=True).double().train()
     case = zoo.from_module(nn.Sequential(layer, zoo.Apply(zoo.over_tokens)), zoo.randn(zoo.B, 6, 8))
     for update in ("kept", "tape", "backward"):
-        found = harmony.check(*case, update=update)
+        found = harmony.check(*case, engine=harmony.Engine(update=update))
         assert found.reference == "backward passes through the same graph"
         assert max(found.gram, found.update, found.embeddings) < 1e-9
 
@@ -290,17 +291,17 @@ def test_check_finds_an_error_in_the_gram_of_one_sample_with_tiny_gradients(monk
     losses = lambda f: {k: t * torch.tensor([1, 1, 1, 1, 1e-6]).double() for k, t in zoo.supervised(f).items()}  # noqa: E731
     arguments = (case.encode, losses, case.params, batch)
     harmony.check(*arguments)
-    original = rules.RULES["AddmmBackward0"]
+    original = grad_rules.RULES["AddmmBackward0"]
 
     def wrong(site):
         use = original(site)
         factor = torch.ones(len(batch), 1, dtype=torch.float64)
         factor[-1] = 2
-        if isinstance(use, Reduced):
+        if isinstance(use, BroadcastUse):
             return use
         return type(use)(**{**vars(use), "right": lambda grad, part: use.right(grad * factor, part)})
 
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", wrong)
+    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", wrong)
     with pytest.raises(ValueError, match="the tape differs"):
         harmony.check(*arguments)
 
@@ -311,7 +312,7 @@ def test_check_of_groups(group_size, monkeypatch):
     case = zoo.CASES["transformer_train"]()
     result = harmony.check(*case, group_size=group_size)
     assert max(result.gram, result.update) < 1e-9
-    original = rules.RULES["NativeLayerNormBackward0"]
+    original = grad_rules.RULES["NativeLayerNormBackward0"]
 
     def wrong(site):
         use = original(site)
@@ -319,7 +320,7 @@ def test_check_of_groups(group_size, monkeypatch):
             return use
         return type(use)(**{**vars(use), "total": lambda x, shape: sum_to(x[:, :1], shape)})
 
-    monkeypatch.setitem(rules.RULES, "NativeLayerNormBackward0", wrong)
+    monkeypatch.setitem(grad_rules.RULES, "NativeLayerNormBackward0", wrong)
     harmony.check(*case)
     with pytest.raises(ValueError, match="the tape differs"):
         harmony.check(*case, group_size=group_size)
@@ -331,14 +332,14 @@ def test_check_sees_a_parameter_whose_gradient_alone_is_no_number(value, paramet
     """The largest of some errors must not depend on where among them NaN stands."""
     case = zoo.CASES["mlp"]()
     names = list(case.params)
-    original = Recording.combine
+    original = PerSampleGradients.combine
 
     def spoiled(self, weights):
         grads = original(self, weights)
         grads[parameter] = grads[parameter] * value
         return grads
 
-    monkeypatch.setattr(Recording, "combine", spoiled)
+    monkeypatch.setattr(PerSampleGradients, "combine", spoiled)
     with pytest.raises(ValueError, match=f"by .* and inf in the update .*parameter '{names[parameter]}'"):
         harmony.check(*case)
 
@@ -346,7 +347,7 @@ def test_check_sees_a_parameter_whose_gradient_alone_is_no_number(value, paramet
 def test_check_of_a_random_encoder_finds_a_wrong_rule(monkeypatch):
     net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
     case = zoo.from_module(net, zoo.randn(zoo.B, 4))
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", doubled(rules.RULES["AddmmBackward0"]))
+    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", doubled(grad_rules.RULES["AddmmBackward0"]))
     with pytest.raises(ValueError, match=r"differs from backward passes.*parameter '\d\.(weight|bias)'"):
         harmony.check(*case)
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 import harmony
 from harmony import curriculum, realign, score
 from tests import processes
+from tests.harmony.options import keywords
 
 SIZE = 12
 BACKBONE = lambda name: name.startswith("backbone")  # noqa: E731
@@ -103,7 +104,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "pcgrad, shared": (lambda: harmony.chain(realign.pcgrad), {"wrt": "shared"}),
     "pcgrad, vmap": (lambda: harmony.chain(realign.pcgrad), {"method": "vmap"}),
     "layerwise": (
-        lambda: harmony.chain(curriculum.threshold(-0.2), harmony.layerwise(realign.pcgrad)), {"wrt": BY_LAYER},
+        lambda: harmony.chain(curriculum.threshold(-0.2), harmony.layerwise(realign.pcgrad)),
+        {"wrt": None, "labels": BY_LAYER},
     ),
     "quantile": (lambda: harmony.chain(curriculum.quantile(0.5), realign.pcgrad), {}),
     "top_k": (lambda: harmony.chain(curriculum.top_k(5)), {}),
@@ -111,7 +113,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "renormalized": (lambda: harmony.chain(curriculum.renormalized(curriculum.threshold(0.0)), realign.pcgrad), {}),
     "small loss": (lambda: harmony.chain(curriculum.quantile(0.5, score=score.small_loss)), {}),
     "batch agreement": (
-        lambda: harmony.chain(curriculum.quantile(0.5, score=score.batch_agreement)), {"toward_batch": True},
+        lambda: harmony.chain(curriculum.quantile(0.5, score=score.batch_agreement)), {"batch_products": True},
     ),
     "ranks": (
         lambda: harmony.chain(curriculum.quantile(0.5, score.least(score.ranked(score.agreement), STANDARDIZED))), {},
@@ -137,8 +139,9 @@ def steps(make: Any, options: dict[str, Any], sizes: list[int] | None) -> Any:
     step = harmony.harmonized_grad(
         lambda p, b: torch.func.functional_call(encoder, p, (), b),
         lambda p, f: torch.func.functional_call(heads, (p, buffers), (f,)),
-        harmonizer, **options,
-    )  # fmt: skip
+        harmonizer,
+        **keywords(**options),
+    )
     state, found = harmonizer.init(), []
     for number in range(3):
         rows, ids = batch(number), torch.arange(SIZE) + 5 * number
@@ -227,7 +230,9 @@ def wrapped_errors(sizes: list[int]) -> dict[str, float]:
                 else:
                     chunks = {"chunk_size": 2} if "chunks" in mode else {}
                     mine = {"process_group": None} if kind == "alone" else {}
-                    info, _ = harmony.backward(wrapped, rows, heads, harmonizer, wrt=BACKBONE, **chunks, **mine)
+                    info, _ = harmony.backward(
+                        wrapped, rows, heads, harmonizer, wrt=BACKBONE, **keywords(**chunks, **mine)
+                    )
                     assert len(info.agreement) == SIZE
             found[f"{kind}, {mode}"] = [gradients(wrapped), gradients(heads), dict(heads.named_buffers())]
             if kind == "FSDP2" and mode == "harmonized":  # its hooks are back: the plain pass goes on with the shards
@@ -264,9 +269,9 @@ def shared_with_experts() -> tuple[Tensor, Tensor]:
         return {name: f[name].sin().sum(1) for name in f}
 
     mine = {"wrt": "shared", "process_group": dist.group.WORLD}
-    own = harmony.gram_vjp(encode, losses, params, share(x, [3, 3]), **mine)[1]
+    own = harmony.gram_vjp(encode, losses, params, share(x, [3, 3]), **keywords(**mine)).gram
     both = lambda name: name in ("stem", "expert")  # noqa: E731
-    return own, harmony.gram_vjp(encode, losses, params, x, wrt=both)[1]
+    return own, harmony.gram_vjp(encode, losses, params, x, wrt=both).gram
 
 
 def test_shared_is_what_the_samples_of_all_processes_share():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import harmony
-from harmony.engines.tape import verify
+from harmony.engines.tape import autograd_fields, verify
 from tests import zoo
 
 
@@ -55,17 +55,19 @@ def test_a_fallback_that_encodes_something_else_is_an_error(name, dropout):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_fallback_that_encodes_the_same_is_used(dropout, chunk_size):
     with pytest.warns(UserWarning, match="tape engine cannot record"):
-        values, gram, _ = harmony.gram_vjp(
-            looped(dropout=dropout), losses, PARAMS, zoo.randn(6, 4), chunk_size=chunk_size
+        result = harmony.gram_vjp(
+            looped(dropout=dropout), losses, PARAMS, zoo.randn(6, 4), engine=harmony.Engine(chunk_size=chunk_size)
         )
-    assert gram.isfinite().all() and all(value.isfinite() for value in values.values())
+    assert result.gram.isfinite().all() and all(value.isfinite() for value in result.values.values())
 
 
 @pytest.mark.parametrize("verify", ["auto", "always", "never"])
 def test_embeddings_are_compared_however_seldom_backward_passes_are_verified(verify):
     with warnings.catch_warnings(), pytest.raises(ValueError, match="mixes the samples"):
         warnings.simplefilter("ignore")
-        harmony.gram_vjp(looped(MIXES["centred"]), losses, PARAMS, zoo.randn(6, 4), verify=verify)
+        harmony.gram_vjp(
+            looped(MIXES["centred"]), losses, PARAMS, zoo.randn(6, 4), engine=harmony.Engine(verify=verify)
+        )
 
 
 DROPPING = {
@@ -89,7 +91,7 @@ def test_dropout_inside_of_layers_is_no_reason_to_refuse_a_fallback(name):
     params = {name: p.detach() for name, p in layer.named_parameters()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        gram = harmony.gram_vjp(encode, losses, params, zoo.randn(5, 3, 4))[1]
+        gram = harmony.gram_vjp(encode, losses, params, zoo.randn(5, 3, 4)).gram
     assert gram.isfinite().all()
 
 
@@ -104,8 +106,8 @@ def test_nested_tensors_are_left_to_others(layout):
     x = zoo.randn(5, 6, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        gram = harmony.gram_vjp(encode, losses, PARAMS, x)[1]
-    expected = harmony.gram_vjp(lambda p, x: (x @ p["w"]).mean(1) @ p["v"], losses, PARAMS, x)[1]
+        gram = harmony.gram_vjp(encode, losses, PARAMS, x).gram
+    expected = harmony.gram_vjp(lambda p, x: (x @ p["w"]).mean(1) @ p["v"], losses, PARAMS, x).gram
     torch.testing.assert_close(gram, expected)
 
 
@@ -119,7 +121,7 @@ def test_samples_of_a_later_chunk_are_compared_too():
     x[3, 0] = 7
     with warnings.catch_warnings(), pytest.raises(ValueError, match="mixes the samples"):
         warnings.simplefilter("ignore")
-        harmony.gram_vjp(encode, losses, PARAMS, x, chunk_size=3)
+        harmony.gram_vjp(encode, losses, PARAMS, x, engine=harmony.Engine(chunk_size=3))
 
 
 def test_other_random_numbers_than_dropout_cannot_be_compared():
@@ -129,7 +131,9 @@ def test_other_random_numbers_than_dropout_cannot_be_compared():
     with warnings.catch_warnings(), pytest.raises(NotImplementedError, match='method="loop" takes each sample alone'):
         warnings.simplefilter("ignore")
         harmony.gram_vjp(encode, losses, {"w": PARAMS["w"]}, zoo.randn(5, 4))
-    gram = harmony.gram_vjp(encode, losses, {"w": PARAMS["w"]}, zoo.randn(5, 4), method="loop")[1]
+    gram = harmony.gram_vjp(
+        encode, losses, {"w": PARAMS["w"]}, zoo.randn(5, 4), engine=harmony.Engine(method="loop")
+    ).gram
     assert gram.isfinite().all()
 
 
@@ -141,7 +145,7 @@ def verified(monkeypatch):
     """Numbers of the calls at which a backward pass was verified."""
     calls = []
     original = verify.verify
-    monkeypatch.setattr("harmony.engines.tape.trace.verify", lambda *args: (calls.append(1), original(*args))[1])
+    monkeypatch.setattr("harmony.engines.tape.engine.verify", lambda *args: (calls.append(1), original(*args))[1])
     monkeypatch.setattr(verify, "_CALLS", type(verify._CALLS)())
     return calls
 
@@ -153,7 +157,7 @@ def test_backward_passes_are_verified_ever_more_seldom(verified, mode, expected)
     case, steps = zoo.mlp(), []
     for step in range(1, 18):
         verified.clear()
-        harmony.gram_vjp(*case, verify=mode)
+        harmony.gram_vjp(*case, engine=harmony.Engine(verify=mode))
         steps += [step] * len(verified)
     assert steps == expected
 
@@ -169,10 +173,10 @@ def test_verification_sees_no_mixing_in_numbers_that_are_not_finite():
     x = zoo.randn(6, 4)
     x[1, 2], x[3, 0] = torch.nan, torch.inf
     case = zoo.raw(lambda x, w, v: (x @ w).tanh() @ v, x, w=zoo.randn(4, 3), v=zoo.randn(3, 2))
-    _, gram, pullback = harmony.gram_vjp(*case, verify="always")
-    finite = gram.isfinite().all(dim=(1, 2))
+    result = harmony.gram_vjp(*case, engine=harmony.Engine(verify="always"))
+    finite = result.gram.isfinite().all(dim=(1, 2))
     assert finite[[0, 2, 4, 5]].all() and not finite[1]
-    assert not pullback(torch.ones(6, gram.shape[1], dtype=gram.dtype))["w"].isfinite().all()
+    assert not result.pullback(torch.ones(6, result.gram.shape[1], dtype=result.gram.dtype))["w"].isfinite().all()
 
 
 def test_weights_that_are_not_finite_are_not_reported_as_mixing():
@@ -180,7 +184,7 @@ def test_weights_that_are_not_finite_are_not_reported_as_mixing():
         w = zoo.randn(4, 3)
         w[0, 0] = value
         case = zoo.raw(lambda x, w, v: (x @ w).sin() @ v, zoo.randn(6, 4), w=w, v=zoo.randn(3, 2))
-        gram = harmony.gram_vjp(*case, verify="always")[1]
+        gram = harmony.gram_vjp(*case, engine=harmony.Engine(verify="always")).gram
         assert not gram.isfinite().any() and not harmony.defined(gram).any()
 
 
@@ -208,7 +212,46 @@ def test_weak_mixing_is_seen_in_half_precision(case, dtype):
         with warnings.catch_warnings(), torch.autocast("cpu", dtype, enabled=case == "around"):
             warnings.simplefilter("ignore")
             if mix is None:
-                assert harmony.gram_vjp(encode, losses, params, x)[1].isfinite().all()
+                assert harmony.gram_vjp(encode, losses, params, x).gram.isfinite().all()
             else:
                 with pytest.raises(ValueError, match="mixes the samples"):
                     harmony.gram_vjp(encode, losses, params, x)
+
+
+# A torch that keeps its graph in another way
+
+
+@pytest.fixture
+def another_torch(monkeypatch):
+    x = torch.ones(2, requires_grad=True)
+    monkeypatch.setattr(autograd_fields, "_tiny_graph", lambda: {"MulBackward0": (x * x, {"partner": torch.Tensor})})
+    autograd_fields.missing_fields.cache_clear()
+    yield
+    autograd_fields.missing_fields.cache_clear()
+
+
+def plain(p, x):
+    return (x @ p["w"]).tanh() @ p["v"]
+
+
+def test_this_torch_keeps_its_graph_as_expected():
+    assert autograd_fields.missing_fields() == ()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_torch_with_another_graph_falls_back_and_warns_once(another_torch, chunk_size):
+    batch = zoo.randn(6, 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, gram, pullback = harmony.gram_vjp(plain, losses, PARAMS, batch, chunk_size=chunk_size)
+        update = pullback(torch.ones(6, 2))
+    assert [w for w in caught if "keeps its autograd graph in another way" in str(w.message)] == caught[:1] == caught
+    _, expected, pull_expected = harmony.gram_vjp(plain, losses, PARAMS, batch, method="vmap")
+    torch.testing.assert_close(gram, expected)
+    torch.testing.assert_close(update, pull_expected(torch.ones(6, 2)))
+
+
+def test_a_torch_with_another_graph_is_an_error_where_the_tape_was_asked_for(another_torch):
+    message = rf"torch {torch.__version__.split('+')[0]}.*another way.*MulBackward0\._saved_partner"
+    with pytest.raises(NotImplementedError, match=message):
+        harmony.gram_vjp(plain, losses, PARAMS, zoo.randn(6, 4), method="tape")

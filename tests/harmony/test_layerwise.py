@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import harmony
 from tests import zoo
 from tests.harmony import oracle
+from tests.harmony.options import keywords
 
 TOLERANCE = 1e-10
 METHODS = ("tape", "vmap", "loop")
@@ -42,18 +43,18 @@ def test_every_label_has_the_gram_and_the_update_of_its_parameters(attribution, 
     options = {"attribution": attribution, "group_size": group_size, "chunk_size": chunk_size, "method": method}
     if attribution == "activation":
         options["update"] = update
-    _, gram, pullback = harmony.gram_vjp(*case, wrt=by_module, **options)
-    assert set(gram) == {"backbone.0", "backbone.1", "tokens"}
-    for label, blocks in gram.items():
+    result = harmony.gram_vjp(*case, labels=by_module, **keywords(**options))
+    assert set(result.gram) == {"backbone.0", "backbone.1", "tokens"}
+    for label, blocks in result.gram.items():
         expected = oracle.gram_blocks(labelled(grads, label), group_size)
         assert oracle.relative_error(blocks, expected) < TOLERANCE
     whole = oracle.gram_blocks({n: g for n, g in grads.items() if by_module(n)}, group_size)
-    assert oracle.relative_error(sum(gram.values()), whole) < TOLERANCE
+    assert oracle.relative_error(sum(result.gram.values()), whole) < TOLERANCE
 
-    weights = {label: torch.rand(blocks.shape[:2], dtype=torch.float64) for label, blocks in gram.items()}
+    weights = {label: torch.rand(blocks.shape[:2], dtype=torch.float64) for label, blocks in result.gram.items()}
     if attribution == "anchor":
         grads = oracle.per_sample_gradients(*case, attribution="loss")
-    updated = pullback(weights)
+    updated = result.pullback(weights)
     for name, g in grads.items():
         own = weights.get(by_module(name), sum(weights.values()) / len(weights))
         per_sample = own.repeat_interleave(group_size, 0)[: zoo.B]
@@ -70,7 +71,12 @@ def test_a_step_drops_whole_samples_and_projects_label_by_label(method, chunk_si
         harmony.curriculum.threshold(-0.2), harmony.layerwise(harmony.realign.pcgrad), harmony.realign.mean
     )
     step = harmony.harmonized_grad(
-        case.encode, case.losses, harmonizer, wrt=by_module, method=method, chunk_size=chunk_size, group_size=group_size
+        case.encode,
+        case.losses,
+        harmonizer,
+        labels=by_module,
+        group_size=group_size,
+        engine=harmony.Engine(method=method, chunk_size=chunk_size),
     )
     state = harmonizer.init()
     updated, state, info = step(case.params, case.batch, state)
@@ -99,27 +105,33 @@ def test_a_label_for_every_layer_costs_no_exactness_on_any_architecture():
     for name in ("tied_weights", "convnet", "transformer_eval", "raw_parameters"):
         case = zoo.CASES[name]()
         grads = oracle.per_sample_gradients(*case, attribution="activation")
-        _, gram, pullback = harmony.gram_vjp(*case, wrt=lambda n: n)
-        weights = {label: torch.rand(blocks.shape[:2], dtype=torch.float64) for label, blocks in gram.items()}
-        updated = pullback(weights)
+        result = harmony.gram_vjp(*case, labels=lambda n: n)
+        weights = {label: torch.rand(blocks.shape[:2], dtype=torch.float64) for label, blocks in result.gram.items()}
+        updated = result.pullback(weights)
         for n, g in grads.items():
-            torch.testing.assert_close(gram[n], oracle.gram_blocks({n: g}), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(result.gram[n], oracle.gram_blocks({n: g}), rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(updated[n], torch.einsum("bk,bk...->...", weights[n], g), rtol=1e-9, atol=1e-12)
 
 
 def test_labels_and_yes_or_no_are_not_mixed_and_need_parameters():
     case = zoo.shared_backbone()
-    with pytest.raises(TypeError, match="a label or None for every parameter"):
-        harmony.gram_vjp(*case, wrt=lambda name: "scale" if name == "scale" else True)
-    with pytest.raises(ValueError, match='need space="parameters"'):
-        harmony.gram_vjp(*case, wrt=by_module, space="features")
-    with pytest.raises(ValueError, match="selects none of the parameters"):
+    with pytest.raises(TypeError, match="a string, or None for no Gram, for every parameter"):
+        harmony.gram_vjp(*case, labels=lambda name: "scale" if name == "scale" else True)
+    with pytest.raises(TypeError, match=r"got a string\. Labels of Grams go into labels="):
+        harmony.gram_vjp(*case, wrt=by_module)
+    with pytest.raises(ValueError, match="wrt and labels choose parameters"):
+        harmony.gram_vjp(*case, labels=by_module, space="features")
+    with pytest.raises(ValueError, match='feature_leaves needs space="features"'):
+        harmony.gram_vjp(*case, feature_leaves=lambda name: True)
+    with pytest.raises(ValueError, match="wrt selects none of the parameters"):
         harmony.gram_vjp(*case, wrt=lambda name: None)
-    _, _, pullback = harmony.gram_vjp(*case, wrt=by_module)
+    with pytest.raises(ValueError, match="labels gives a label to none of the parameters"):
+        harmony.gram_vjp(*case, labels=lambda name: None)
+    result = harmony.gram_vjp(*case, labels=by_module)
     with pytest.raises(ValueError, match=r"weights are of the labels \['tokens'\]"):
-        pullback({"tokens": torch.ones(zoo.B, 2)})
+        result.pullback({"tokens": torch.ones(zoo.B, 2)})
     with pytest.raises(ValueError, match=r"weights of shape \(5, 2\)"):
-        pullback(torch.ones(zoo.B, 3))
+        result.pullback(torch.ones(zoo.B, 3))
 
 
 def test_layerwise_says_what_it_needs():
@@ -161,7 +173,7 @@ def test_chain_obeys_its_laws_on_labels():
     assert torch.equal(run(harmony.chain(b)), b.update(sum(grams.values()), b.init())[0])
 
 
-# ----------------------------------------------------------------------------------------------------- toward the batch
+# ----------------------------------------------------------------------------------------- products with the batch
 @settings(max_examples=25)
 @given(
     group_size=st.integers(1, zoo.B + 1),
@@ -180,23 +192,27 @@ def test_inner_products_with_the_batch_gradient(group_size, chunk_size, method, 
             of_n = torch.einsum("bkp,p->bk", g[n].flatten(2), g[n].sum((0, 1)).flatten())
             of_n = torch.stack([part.sum(0) for part in of_n.split(group_size)])
             expected[by_module(n)] = expected.get(by_module(n), 0) + of_n
-    _, _, _, aux = harmony.gram_vjp(
+    result = harmony.gram_vjp(
         *case,
-        group_size=group_size, chunk_size=chunk_size, method=method, update=update, memory=memory,
-        wrt=by_module if labels else lambda n: by_module(n) is not None, toward_batch=True, has_aux=True,
-    )  # fmt: skip
-    torch.testing.assert_close(aux.toward, expected if labels else sum(expected.values()), rtol=1e-9, atol=1e-12)
+        wrt=None if labels else lambda n: by_module(n) is not None,
+        labels=by_module if labels else None,
+        group_size=group_size,
+        batch_products=True,
+        engine=harmony.Engine(method=method, update=update, memory=memory, chunk_size=chunk_size),
+    )
+    expected = expected if labels else sum(expected.values())
+    torch.testing.assert_close(result.batch_products, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_inner_products_with_the_batch_gradient_at_the_features():
     case = zoo.shared_backbone()
-    _, gram, _, aux = harmony.gram_vjp(*case, space="features", toward_batch=True, has_aux=True, group_size=2)
+    result = harmony.gram_vjp(*case, space="features", batch_products=True, group_size=2)
     f = {n: x.detach().requires_grad_() for n, x in case.encode(case.params, case.batch).items()}
     terms = case.losses(f)
     rows = torch.stack([torch.autograd.grad(t.mean(), f["video"], retain_graph=True)[0] for t in terms.values()], 1)
     expected = torch.einsum("bkd,d->bk", rows, rows.sum((0, 1)))
-    torch.testing.assert_close(aux.toward, torch.stack([part.sum(0) for part in expected.split(2)]))
-    assert gram.shape == (3, 2, 2)
+    torch.testing.assert_close(result.batch_products, torch.stack([part.sum(0) for part in expected.split(2)]))
+    assert result.gram.shape == (3, 2, 2)
 
 
 def test_every_label_is_judged_by_its_own_share_of_the_batch():
@@ -204,7 +220,7 @@ def test_every_label_is_judged_by_its_own_share_of_the_batch():
     grads = oracle.per_sample_gradients(*case, attribution="activation")
     rule = harmony.curriculum.agreement_weight(score=harmony.score.batch_agreement)
     step = harmony.harmonized_grad(
-        case.encode, case.losses, harmony.chain(harmony.layerwise(rule), rule), wrt=by_module, toward_batch=True
+        case.encode, case.losses, harmony.chain(harmony.layerwise(rule), rule), labels=by_module, batch_products=True
     )
     _, _, info = step(case.params, case.batch, ({}, rule.init()))
 
@@ -223,7 +239,7 @@ def test_batch_agreement_is_the_cosine_with_the_other_samples():
     harmonizer = harmony.Transform(
         lambda: (), lambda gram, state, **extras: (seen.update(extras) or torch.ones(5, 2), ())
     )
-    step = harmony.harmonized_grad(case.encode, case.losses, harmonizer, toward_batch=True)
+    step = harmony.harmonized_grad(case.encode, case.losses, harmonizer, batch_products=True)
     _, _, info = step(case.params, case.batch, ())
     grads = oracle.per_sample_gradients(*case, attribution="activation")
     g = torch.cat([x.sum(1).flatten(1) for x in grads.values()], 1)
@@ -231,16 +247,16 @@ def test_batch_agreement_is_the_cosine_with_the_other_samples():
     torch.testing.assert_close(harmony.score.batch_agreement(info.gram, **seen), expected)
 
 
-@pytest.mark.parametrize("options", [{"attribution": "loss"}, {"attribution": "anchor"}, {"has_aux": False}])
-def test_inner_products_that_would_mean_nothing_or_be_lost_are_refused(options):
-    with pytest.raises(ValueError, match='toward_batch needs attribution="activation", and has_aux=True'):
-        harmony.gram_vjp(*zoo.shared_backbone(), toward_batch=True, **({"has_aux": True} | options))
+@pytest.mark.parametrize("attribution", ["loss", "anchor"])
+def test_inner_products_that_would_mean_nothing_are_refused(attribution):
+    with pytest.raises(ValueError, match='batch_products needs attribution="activation"'):
+        harmony.gram_vjp(*zoo.shared_backbone(), batch_products=True, attribution=attribution)
 
 
 def test_check_and_plan_take_labels():
     case = zoo.shared_backbone()
-    assert harmony.check(*case, wrt=by_module).gram < 1e-9
-    assert {row.name for row in harmony.plan(*case, wrt=by_module).rows} == set(case.params)
+    assert harmony.check(*case, labels=by_module).gram < 1e-9
+    assert {row.name for row in harmony.plan(*case, labels=by_module).rows} == set(case.params)
 
 
 def test_extras_of_the_embeddings_reach_the_harmonizer_in_parts():
@@ -257,7 +273,7 @@ def test_extras_of_the_embeddings_reach_the_harmonizer_in_parts():
     expected = (values > values.median() + 1e-6).double()
     assert 0 < expected.sum() < zoo.B
     for options in ({}, {"chunk_size": 2}, {"attribution": "anchor"}):
-        step = harmony.harmonized_grad(case.encode, case.losses, harmonizer, extras=similar, **options)
+        step = harmony.harmonized_grad(case.encode, case.losses, harmonizer, extras=similar, **keywords(**options))
         _, _, info = step(case.params, case.batch, harmonizer.init())
         torch.testing.assert_close(info.weights[:, 0], expected)
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import harmony
 from tests import zoo
+from tests.harmony.options import keywords
 
 SCALE = torch.tensor(2.0**16)
 
@@ -26,20 +27,20 @@ def seeded():
         {"attribution": "anchor"},
         {"space": "features"},
         {"space": "features", "attribution": "loss"},
-        {"toward_batch": True},
-        {"space": "features", "toward_batch": True},
+        {"batch_products": True},
+        {"space": "features", "batch_products": True},
     ],
     ids=str,
 )
 def test_the_gram_is_unscaled_and_gradients_are_scaled(options):
     case = zoo.shared_backbone()
-    values, gram, pullback, aux = harmony.gram_vjp(*case, has_aux=True, **options)
-    scaled = harmony.gram_vjp(*case, has_aux=True, loss_scale=SCALE, **options)
-    torch.testing.assert_close(scaled[:2], (values, gram), rtol=1e-10, atol=0)
-    torch.testing.assert_close(scaled[3][::2], aux[::2], rtol=1e-10, atol=0)  # terms and toward
-    weights = torch.rand(gram.shape[:2], dtype=gram.dtype)
-    expected = {name: grad * SCALE for name, grad in pullback(weights).items()}
-    torch.testing.assert_close(scaled[2](weights), expected, rtol=1e-10, atol=1e-8)
+    result = harmony.gram_vjp(*case, **keywords(**options))
+    scaled = harmony.gram_vjp(*case, loss_scale=SCALE, **keywords(**options))
+    for name in ("values", "terms", "gram", "batch_products"):
+        torch.testing.assert_close(getattr(scaled, name), getattr(result, name), rtol=1e-10, atol=0)
+    weights = torch.rand(result.gram.shape[:2], dtype=result.gram.dtype)
+    expected = {name: grad * SCALE for name, grad in result.pullback(weights).items()}
+    torch.testing.assert_close(scaled.pullback(weights), expected, rtol=1e-10, atol=1e-8)
 
 
 @pytest.mark.parametrize("samplewise", [True, False])
@@ -51,7 +52,7 @@ def test_a_scaled_step_has_the_weights_of_a_step_and_scaled_gradients_of_heads_t
     encoder.zero_grad(), heads.zero_grad()
     found = []
     for options in ({}, {"loss_scale": SCALE}):
-        info, _ = harmony.backward(encoder, x, heads, harmonizer, **options)
+        info, _ = harmony.backward(encoder, x, heads, harmonizer, **keywords(**options))
         found.append((info, [p.grad.clone() for m in (encoder, heads) for p in m.parameters()]))
         encoder.zero_grad(), heads.zero_grad()
     (info, grads), (scaled, scaled_grads) = found
@@ -69,7 +70,7 @@ def test_gradients_that_vanish_in_float16_are_there_under_a_scale():
             return module(x)
 
     grams = [
-        harmony.backward(encoder, x, small, harmony.realign.pcgrad, **options)[0].gram
+        harmony.backward(encoder, x, small, harmony.realign.pcgrad, **keywords(**options))[0].gram
         for options in ({}, {"forward": half}, {"forward": half, "loss_scale": SCALE})
     ]
     exact, lost, scaled = grams

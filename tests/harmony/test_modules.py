@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import harmony
 from tests import zoo
+from tests.harmony.options import keywords
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def assert_plain(module, x, tolerance=1e-10, **options):
     expected = plain(module, x)
     for _ in range(3):
         module.zero_grad()
-        harmony.backward(module, x, losses, harmony.chain(), **options)
+        harmony.backward(module, x, losses, harmony.chain(), **keywords(**options))
         for name, p in module.named_parameters():
             scale = expected[name].abs().max() if name in expected else 1
             assert (p.grad - expected.get(name, 0)).abs().max() <= tolerance * scale, name
@@ -142,7 +143,7 @@ def test_parameters_without_a_path_are_no_zero_gradient(module, options):
     before = [p.grad for p in module.parameters()]
     with warnings.catch_warnings(), pytest.raises(ValueError, match=r"'inner\.\d\.(weight|bias)' inside of"):
         warnings.simplefilter("ignore")
-        harmony.backward(module, torch.randn(5, 4), losses, harmony.chain(), **options)
+        harmony.backward(module, torch.randn(5, 4), losses, harmony.chain(), **keywords(**options))
     assert [p.grad for p in module.parameters()] == before
 
 
@@ -184,7 +185,7 @@ def test_tensors_kept_from_an_earlier_call_are_found():
     harmony.gram_vjp(encode, losses, params, zoo.randn(5, 4))
     for method in ("tape", "loop"):
         with pytest.raises(ValueError, match="kept from an earlier call"):
-            harmony.gram_vjp(encode, losses, params, zoo.randn(5, 4), method=method)
+            harmony.gram_vjp(encode, losses, params, zoo.randn(5, 4), engine=harmony.Engine(method=method))
 
 
 def test_inputs_that_ask_for_a_gradient_are_inputs():
@@ -220,7 +221,9 @@ def test_a_hook_on_a_view_of_a_parameter_is_not_passed_by(view):
         return x @ w
 
     with pytest.raises(ValueError, match="a hook changes the gradient on the way"):
-        harmony.backward(module, torch.randn(5, 4), losses, harmony.chain(), forward=forward, verify="always")
+        harmony.backward(
+            module, torch.randn(5, 4), losses, harmony.chain(), forward=forward, engine=harmony.Engine(verify="always")
+        )
 
 
 def test_sparse_bags_of_words():
@@ -259,11 +262,11 @@ def test_losses_that_read_what_forward_left_behind_are_refused(options):
     module = Balanced()
     objective = lambda f: losses(f) | {"balance": module.aux}  # noqa: E731
     with pytest.raises(ValueError, match=r"losses uses a trainable parameter|got \(1,\)"):
-        harmony.backward(module, torch.randn(5, 4), objective, harmony.chain(), **options)
+        harmony.backward(module, torch.randn(5, 4), objective, harmony.chain(), **keywords(**options))
     params = {name: p.detach() for name, p in module.named_parameters()}
     encode = lambda p, x: torch.func.functional_call(module, p, (x,))  # noqa: E731
     with pytest.raises(ValueError, match=r"losses uses a trainable tensor|got \(1,\)"):
-        harmony.gram_vjp(encode, objective, params, torch.randn(5, 4), **options)
+        harmony.gram_vjp(encode, objective, params, torch.randn(5, 4), **keywords(**options))
 
 
 def test_the_remedy_works():
@@ -285,10 +288,12 @@ def test_stray_parameters_are_found_wherever_they_are(join, method):
     module, stray = nn.Linear(4, 3), nn.Parameter(torch.randn(3))
     with pytest.raises(ValueError, match="forward uses a trainable parameter of shape"):
         forward = lambda m, x: join(m(x), stray)  # noqa: E731
-        harmony.backward(module, torch.randn(5, 4), losses, harmony.chain(), forward=forward, method=method)
+        harmony.backward(
+            module, torch.randn(5, 4), losses, harmony.chain(), forward=forward, engine=harmony.Engine(method=method)
+        )
     with pytest.raises(ValueError, match="losses uses a trainable parameter of shape"):
         objective = lambda f: losses(join(f, stray))  # noqa: E731
-        harmony.backward(module, torch.randn(5, 4), objective, harmony.chain(), method=method)
+        harmony.backward(module, torch.randn(5, 4), objective, harmony.chain(), engine=harmony.Engine(method=method))
 
 
 # Hooks
@@ -366,7 +371,7 @@ def test_buffers_are_the_same_when_a_chunk_is_encoded_again(in_place, space):
     sum(term.mean() for term in losses(torch.cat(values)).values()).backward()
     expected = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
-    harmony.backward(module, x, losses, harmony.chain(), chunk_size=2, space=space)
+    harmony.backward(module, x, losses, harmony.chain(), space=space, engine=harmony.Engine(chunk_size=2))
     torch.testing.assert_close([p.grad for p in module.parameters()], expected)
     torch.testing.assert_close(module.scale, scale)
 
@@ -379,11 +384,11 @@ def centred_in_place(p, x):
 def test_a_batch_that_is_written_to_is_not_encoded_again():
     params = {"w": zoo.randn(4, 3)}
     x = zoo.randn(6, 4)
-    gram = harmony.gram_vjp(centred_in_place, losses, params, x.clone())[1]
-    expected = harmony.gram_vjp(lambda p, x: (x - 1) @ p["w"], losses, params, x)[1]
+    gram = harmony.gram_vjp(centred_in_place, losses, params, x.clone()).gram
+    expected = harmony.gram_vjp(lambda p, x: (x - 1) @ p["w"], losses, params, x).gram
     torch.testing.assert_close(gram, expected)
     with pytest.raises(ValueError, match=r"encode writes into batch"):
-        harmony.gram_vjp(centred_in_place, losses, params, x.clone(), chunk_size=2)
+        harmony.gram_vjp(centred_in_place, losses, params, x.clone(), engine=harmony.Engine(chunk_size=2))
     looped = lambda p, b: torch.stack([row @ p["w"] for row in b["x"].sub_(1)])  # noqa: E731
     with pytest.raises(ValueError, match=r"encode writes into batch\['x'\]"):
         harmony.gram_vjp(looped, losses, params, {"x": x.clone()})
@@ -409,14 +414,14 @@ def test_one_sample_with_channels_last_behind_batch_norm(options):
     x = zoo.randn(3, 3, 6, 6).contiguous(memory_format=torch.channels_last)
     params = {name: p.detach() for name, p in module.named_parameters()}
     encode = lambda p, x: torch.func.functional_call(module, p, (x,))  # noqa: E731
-    expected = harmony.gram_vjp(encode, losses, params, x, method="tape")
+    expected = harmony.gram_vjp(encode, losses, params, x, engine=harmony.Engine(method="tape"))
     weights = torch.rand(3, 2, dtype=torch.float64)
-    _, gram, pullback = harmony.gram_vjp(encode, losses, params, x, **options)
-    torch.testing.assert_close(gram, expected[1])
-    torch.testing.assert_close(pullback(weights), expected[2](weights))
+    result = harmony.gram_vjp(encode, losses, params, x, **keywords(**options))
+    torch.testing.assert_close(result.gram, expected.gram)
+    torch.testing.assert_close(result.pullback(weights), expected.pullback(weights))
     alone = harmony.gram_vjp(encode, losses, params, x[:1])
     pair = harmony.gram_vjp(encode, losses, params, x[[0, 0]])
-    torch.testing.assert_close(alone[1][0], 4 * pair[1][0])  # the mean over two halves each
+    torch.testing.assert_close(alone.gram[0], 4 * pair.gram[0])  # the mean over two halves each
 
 
 # Processes
@@ -453,7 +458,7 @@ def test_batch_statistics_are_allowed_where_no_sample_is_taken_alone(options):
     statistics = module.norm.running_mean.clone()
     module.norm.reset_running_stats()
     module.zero_grad()
-    info, _ = harmony.backward(module, x, losses, harmony.chain(), **options)
+    info, _ = harmony.backward(module, x, losses, harmony.chain(), **keywords(**options))
     torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
     torch.testing.assert_close(module.norm.running_mean, statistics)
     assert int(module.norm.num_batches_tracked) == 1
@@ -473,7 +478,7 @@ def test_batch_statistics_are_allowed_where_no_sample_is_taken_alone(options):
 ])  # fmt: skip
 def test_batch_statistics_are_refused_elsewhere_with_the_ways_out(options):
     with pytest.raises(ValueError, match=r"'norm'.*in training mode.*eval mode.*LayerNorm.*group_size=B.*features"):
-        harmony.backward(Normalised(), torch.randn(6, 4), losses, harmony.chain(), **options)
+        harmony.backward(Normalised(), torch.randn(6, 4), losses, harmony.chain(), **keywords(**options))
 
 
 def test_words_counted_over_the_batch_follow_the_same_rule():
@@ -513,7 +518,7 @@ def test_compiled_modules_are_run_eagerly_on_every_call(method):
         with pytest.warns(UserWarning, match="The module is compiled"):
             for _ in range(3):
                 module.zero_grad()
-                harmony.backward(called, x, losses, harmony.chain(), method=method)
+                harmony.backward(called, x, losses, harmony.chain(), engine=harmony.Engine(method=method))
                 torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
         plain(called, x)  # compiled passes still work
 
@@ -523,7 +528,7 @@ def test_compiled_functions_are_run_eagerly():
     params, x = {"w": zoo.randn(4, 3), "v": zoo.randn(3, 3)}, zoo.randn(5, 4)
     layer(x, params["w"].requires_grad_()).sum().backward()
     grams = [
-        harmony.gram_vjp(lambda p, x, f=f: f(x, p["w"]) @ p["v"], losses, params, x)[1]
+        harmony.gram_vjp(lambda p, x, f=f: f(x, p["w"]) @ p["v"], losses, params, x).gram
         for f in (layer, layer, lambda x, w: (x @ w).tanh())
     ]
     torch.testing.assert_close(grams[0], grams[2])
@@ -571,7 +576,7 @@ def test_compiled_parts_that_run_again_in_the_backward_pass_are_run_eagerly_ther
         expected = plain(module, x)
     for _ in range(3):
         module.zero_grad()
-        harmony.backward(module, x, losses, harmony.chain(), **options)
+        harmony.backward(module, x, losses, harmony.chain(), **keywords(**options))
         torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 import harmony
 from tests import zoo
 from tests.harmony import oracle
+from tests.harmony.options import keywords
 
 B = 5
 SPOILED = 2
@@ -79,11 +80,11 @@ ENCODERS = {
 
 
 def call(case, **options):
-    """``gram_vjp`` with an update by equal weights."""
+    """``gram_vjp``, and its update by equal weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _, gram, pullback, aux = harmony.gram_vjp(*case, has_aux=True, **options)
-        return gram, pullback(torch.ones(gram.shape[:2], dtype=gram.dtype)), aux
+        result = harmony.gram_vjp(*case, **keywords(**options))
+        return result, result.pullback(torch.ones(result.gram.shape[:2], dtype=result.gram.dtype))
 
 
 def assert_same(got, expected):
@@ -106,10 +107,10 @@ def test_one_input_that_is_no_number(name, options, value):
     if options.get("attribution") == "loss":  # every gradient has a part in every sample's encoder: 0 times NaN
         call(case, **options)
         return
-    gram, update, _ = call(case, **options)
-    expected = call(case, **options | {"method": "loop", "chunk_size": None})
-    assert_same(gram, expected[0])
-    for n, g in expected[1].items():
+    result, update = call(case, **options)
+    expected, expected_update = call(case, **options | {"method": "loop", "chunk_size": None})
+    assert_same(result.gram, expected.gram)
+    for n, g in expected_update.items():
         assert torch.equal(update[n].isfinite(), g.isfinite()), n
 
 
@@ -122,22 +123,22 @@ def test_a_weight_that_is_no_number(name, options, value):
     spoiled = case.params[first].clone()
     spoiled.view(-1)[0] = value
     case = case._replace(params=case.params | {first: spoiled})
-    gram, _, aux = call(case, **options)
+    result, _ = call(case, **options)
     plain = case.encode(case.params, case.batch)
-    assert torch.equal(aux.embeddings.isfinite(), plain.isfinite())
+    assert torch.equal(result.embeddings.isfinite(), plain.isfinite())
     if plain.isnan().all():
-        assert not gram.isfinite().any()
-        assert not harmony.defined(gram).any()
+        assert not result.gram.isfinite().any()
+        assert not harmony.defined(result.gram).any()
 
 
 @pytest.mark.parametrize("options", PATHS, ids=str)
 def test_a_loss_that_is_no_number(options):
     """One term is the root of a negative number, the other is fine."""
     case = ENCODERS["linear"]()._replace(losses=lambda f: {"root": (f[:, 0] - 9).sqrt(), "norm": f.pow(2).sum(1)})
-    gram, update, aux = call(case, **options)
-    assert aux.terms[:, 0].isnan().all() and aux.terms[:, 1].isfinite().all()
-    assert not gram[:, 0, 0].isfinite().any() and gram[:, 1, 1].isfinite().all()
-    assert not harmony.defined(gram).any()
+    result, update = call(case, **options)
+    assert result.terms[:, 0].isnan().all() and result.terms[:, 1].isfinite().all()
+    assert not result.gram[:, 0, 0].isfinite().any() and result.gram[:, 1, 1].isfinite().all()
+    assert not harmony.defined(result.gram).any()
     assert all(not g.isfinite().all() for g in update.values())
 
 
@@ -147,7 +148,7 @@ def test_a_step_on_a_spoiled_sample(options, value):
     """It is not defined, its agreement 0; those of the others are what they are without it."""
     case = ENCODERS["linear"]()
     harmonizer = harmony.chain(harmony.realign.pcgrad)
-    step = harmony.harmonized_grad(case.encode, case.losses, harmonizer, **options)
+    step = harmony.harmonized_grad(case.encode, case.losses, harmonizer, **keywords(**options))
     clean = step(case.params, case.batch, harmonizer.init())[2]
     spoiled = case.batch.clone()
     spoiled[SPOILED] = value

@@ -11,6 +11,7 @@ from torch import nn
 import harmony
 from tests import zoo
 from tests.harmony import oracle
+from tests.harmony.options import keywords
 
 EXACT = 1e-9
 
@@ -31,15 +32,15 @@ def outcome(case, **options):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values, gram, pullback = harmony.gram_vjp(*case, **options)
-            grams = harmony.gram_vjp(*case, **options, wrt=lambda name: name)[1]
+            result = harmony.gram_vjp(*case, **keywords(**options))
+            grams = harmony.gram_vjp(*case, labels=lambda name: name, **keywords(**options)).gram
     except (ValueError, NotImplementedError):
         return "refused"
     for name, terms in plain_terms(case).items():
-        torch.testing.assert_close(values[name], terms.mean().detach())
-    weights = torch.rand(gram.shape[:2], dtype=gram.dtype)
-    update = pullback(weights)
-    errors = [oracle.relative_error(gram, oracle.gram_blocks(truth))]
+        torch.testing.assert_close(result.values[name], terms.mean().detach())
+    weights = torch.rand(result.gram.shape[:2], dtype=result.gram.dtype)
+    update = result.pullback(weights)
+    errors = [oracle.relative_error(result.gram, oracle.gram_blocks(truth))]
     for name, g in truth.items():
         if g.abs().max() > 0:
             errors.append(oracle.relative_error(grams[name], oracle.gram_blocks({name: g})))
@@ -368,7 +369,7 @@ def test_a_parameter_with_a_row_for_each_sample(encode):
             truth[name].append(torch.stack(of_loss))
     truth = {name: torch.stack(of_losses, 1) for name, of_losses in truth.items()}
     case = zoo.raw(encode, x, **params)
-    grams = harmony.gram_vjp(*case, method="tape", wrt=lambda name: name)[1]
+    grams = harmony.gram_vjp(*case, labels=lambda name: name, engine=harmony.Engine(method="tape")).gram
     expected = {name: oracle.gram_blocks({name: g}) for name, g in truth.items()}
     assert oracle.error_per_parameter(grams, expected) < EXACT
 
@@ -500,7 +501,7 @@ def test_a_hook_that_swallows_nan_hides_nothing():
     )  # fmt: skip
     for method in ("tape", "auto"):
         with pytest.raises(ValueError, match="mixes the samples"):
-            harmony.gram_vjp(*case, method=method)
+            harmony.gram_vjp(*case, engine=harmony.Engine(method=method))
 
 
 def test_a_hook_that_mixes_gradients_is_found():
@@ -513,7 +514,7 @@ def test_a_hook_that_mixes_gradients_is_found():
     params = {"w": zoo.randn(4, 3), "v": zoo.randn(3, 2)}
     case = zoo.Case(encode, zoo.supervised, params, zoo.randn(6, 4))
     with pytest.raises(ValueError, match="carries gradients of some samples to the places of others"):
-        harmony.gram_vjp(*case, verify="always")
+        harmony.gram_vjp(*case, engine=harmony.Engine(verify="always"))
 
 
 def sequence_first(x, module):
@@ -531,4 +532,6 @@ def test_recurrence_over_the_batch(kind, dtype):
     for method in ("tape", "auto"):
         with warnings.catch_warnings(), pytest.raises((ValueError, NotImplementedError)):
             warnings.simplefilter("ignore")
-            harmony.gram_vjp(encode, losses, params, torch.randn(5, 6, 4, dtype=dtype), method=method)
+            harmony.gram_vjp(
+                encode, losses, params, torch.randn(5, 6, 4, dtype=dtype), engine=harmony.Engine(method=method)
+            )

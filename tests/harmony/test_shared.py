@@ -9,6 +9,7 @@ from torch import nn
 import harmony
 from tests import zoo
 from tests.harmony import oracle
+from tests.harmony.options import keywords
 
 PARAMS = {name: zoo.randn(4, 4) for name in ("video", "audio", "text", "trunk", "adapter")}
 BATCH = {name: zoo.randn(5, 4) for name in ("v", "a", "t")}
@@ -17,9 +18,9 @@ BATCH = {name: zoo.randn(5, 4) for name in ("v", "a", "t")}
 @pytest.fixture(autouse=True)
 def forget():
     """Every test is the first to compare its losses."""
-    from harmony import reached
+    from harmony import parameters
 
-    reached._COMPARED.clear()
+    parameters._COMPARED.clear()
 
 
 def encode(p, batch):
@@ -49,16 +50,49 @@ def test_the_gram_is_that_of_the_shared_parameters(options):
     truth = oracle.per_sample_gradients(*CASE, attribution=attribution)
     shared = {name: truth[name] for name in ("video", "trunk", "adapter")}
     expected = oracle.gram_blocks(shared, options.get("group_size", 1))
-    gram, pullback = harmony.gram_vjp(*CASE, wrt="shared", **options)[1:]
-    torch.testing.assert_close(gram, expected)
-    whole = harmony.gram_vjp(*CASE, **options)[2]
-    weights = torch.rand(gram.shape[:2], dtype=torch.float64)
-    torch.testing.assert_close(pullback(weights), whole(weights))  # the update is over all of them
+    result = harmony.gram_vjp(*CASE, wrt="shared", **keywords(**options))
+    torch.testing.assert_close(result.gram, expected)
+    whole = harmony.gram_vjp(*CASE, **keywords(**options))
+    weights = torch.rand(result.gram.shape[:2], dtype=torch.float64)
+    torch.testing.assert_close(result.pullback(weights), whole.pullback(weights))  # the update is over all of them
     harmonizer = harmony.chain(harmony.realign.pcgrad)
-    _, _, info = harmony.harmonized_grad(encode, losses, harmonizer, wrt="shared", **options)(
+    _, _, info = harmony.harmonized_grad(encode, losses, harmonizer, wrt="shared", **keywords(**options))(
         PARAMS, BATCH, harmonizer.init()
     )
     torch.testing.assert_close(info.gram, expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_labels_of_parameters_that_are_not_shared_vanish(options):
+    attribution, group_size = options.get("attribution", "activation"), options.get("group_size", 1)
+    truth = oracle.per_sample_gradients(*CASE, attribution=attribution)
+    label_of = {"audio": "stem", "text": "text", "video": "stem", "adapter": "deep"}  # none for the trunk
+    result = harmony.gram_vjp(*CASE, wrt="shared", labels=label_of.get, **keywords(**options))
+    assert set(result.gram) == {"stem", "deep"}
+    for label, name in (("stem", "video"), ("deep", "adapter")):
+        torch.testing.assert_close(result.gram[label], oracle.gram_blocks({name: truth[name]}, group_size))
+
+    if attribution == "anchor":
+        truth = oracle.per_sample_gradients(*CASE, attribution="loss")
+    weights = {label: torch.rand(gram.shape[:2], dtype=torch.float64) for label, gram in result.gram.items()}
+    weight_of = {"video": weights["stem"], "adapter": weights["deep"]}
+    mean = (weights["stem"] + weights["deep"]) / 2
+    update = result.pullback(weights)
+    for name, grads in truth.items():
+        rows = weight_of.get(name, mean).repeat_interleave(group_size, 0)[: len(grads)]
+        torch.testing.assert_close(update[name], torch.einsum("bk,bk...->...", rows, grads))
+
+    harmonizer = harmony.chain(harmony.layerwise(harmony.realign.pcgrad))
+    step = harmony.harmonized_grad(encode, losses, harmonizer, wrt="shared", labels=label_of.get, **keywords(**options))
+    _, _, info = step(PARAMS, BATCH, harmonizer.init())
+    torch.testing.assert_close(info.gram_of, result.gram)
+    torch.testing.assert_close(info.gram, result.gram["stem"] + result.gram["deep"])
+
+
+def test_shared_parameters_without_a_label_are_an_error():
+    only_sound = lambda name: "sound" if name == "audio" else None  # noqa: E731
+    with pytest.raises(ValueError, match=r"none of the parameters that every loss reaches: video, trunk, adapter\."):
+        harmony.gram_vjp(*CASE, wrt="shared", labels=only_sound)
 
 
 def test_frozen_parameters_do_not_dilute_it():
@@ -78,6 +112,9 @@ def test_plan_and_check_take_it_too():
     rows = {row.name: row.choice for row in harmony.plan(*CASE, wrt="shared").rows}
     assert rows["audio"] == rows["text"] == "update only" and rows["trunk"] != "update only"
     harmony.check(*CASE, wrt="shared")
+    rows = {row.name: row.choice for row in harmony.plan(*CASE, wrt="shared", labels=lambda name: name).rows}
+    assert rows["audio"] == rows["text"] == "update only" and rows["trunk"] != "update only"
+    harmony.check(*CASE, wrt="shared", labels=lambda name: name)
 
 
 def apart(p, batch):
@@ -138,7 +175,7 @@ def test_losses_that_share_nothing_within_wrt_are_warned_of_and_labels_are_one_g
         harmony.gram_vjp(*CASE, wrt=lambda name: name in ("audio", "text"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        harmony.gram_vjp(*CASE, wrt=lambda name: name)
+        harmony.gram_vjp(*CASE, labels=lambda name: name)
         harmony.gram_vjp(*CASE, wrt=lambda name: name == "text")  # one loss alone: not defined, and it says so
 
 
@@ -161,18 +198,20 @@ def test_what_any_sample_reaches_counts_wherever_it_stands(options, attribution,
     truth = oracle.per_sample_gradients(routed, objective, params, batch, attribution=attribution)
     expected = oracle.gram_blocks({name: truth[name] for name in ("stem", "expert")})
     options = options | {"attribution": attribution}
-    gram = harmony.gram_vjp(routed, objective, params, batch, wrt="shared", **options)[1]
+    gram = harmony.gram_vjp(routed, objective, params, batch, wrt="shared", **keywords(**options)).gram
     torch.testing.assert_close(gram, expected)
 
 
 @pytest.mark.parametrize("method", ["tape", "vmap", "loop"])
 def test_a_loss_without_a_gradient_takes_no_part(method):
     objective = lambda f: losses(f) | {"none": torch.zeros(5, dtype=torch.float64)}  # noqa: E731
-    gram = harmony.gram_vjp(encode, objective, PARAMS, BATCH, wrt="shared", method=method)[1]
-    torch.testing.assert_close(gram[:, :2, :2], harmony.gram_vjp(*CASE, wrt="shared")[1])
+    gram = harmony.gram_vjp(encode, objective, PARAMS, BATCH, wrt="shared", engine=harmony.Engine(method=method)).gram
+    torch.testing.assert_close(gram[:, :2, :2], harmony.gram_vjp(*CASE, wrt="shared").gram)
     assert not gram[:, 2].any()
     nothing = lambda f: {"a": f["v"].detach().sum(1), "b": f["a"].detach().sum(1)}  # noqa: E731
-    assert not harmony.gram_vjp(encode, nothing, PARAMS, BATCH, wrt="shared", method=method)[1].any()
+    assert not harmony.gram_vjp(
+        encode, nothing, PARAMS, BATCH, wrt="shared", engine=harmony.Engine(method=method)
+    ).gram.any()
 
 
 @pytest.mark.parametrize("method", ["tape", "vmap"])
@@ -185,10 +224,10 @@ def test_the_encoder_runs_once_and_draws_as_often_as_ever(method, wrt):
         return {name: torch.dropout(f, 0.5, True) for name, f in encode(p, batch).items()}
 
     torch.manual_seed(0)
-    harmony.gram_vjp(random, losses, PARAMS, BATCH, method=method, wrt=wrt)
+    harmony.gram_vjp(random, losses, PARAMS, BATCH, wrt=wrt, engine=harmony.Engine(method=method))
     drawn = torch.rand(())
     torch.manual_seed(0)
-    harmony.gram_vjp(random, losses, PARAMS, BATCH, method=method, wrt=lambda name: True)
+    harmony.gram_vjp(random, losses, PARAMS, BATCH, wrt=lambda name: True, engine=harmony.Engine(method=method))
     assert len(calls) == 2 and drawn == torch.rand(())
 
 

@@ -7,6 +7,7 @@ from torch import nn
 import harmony
 from tests import zoo
 from tests.harmony import oracle
+from tests.harmony.options import keywords
 
 
 @pytest.fixture(autouse=True)
@@ -104,17 +105,19 @@ def test_parameters_that_an_ordinary_loop_would_train_are_not_left_out_silently(
     split = lambda out: {"a": out[:, 0] ** 2, "b": out[:, 1] ** 2}  # noqa: E731
     for options in ({"method": "tape"}, {"method": "vmap"}, {"method": "loop"}, {"space": "features"}):
         with pytest.raises(ValueError, match=r"losses uses a trainable parameter of shape \(2,( 4)?\)"):
-            harmony.backward(encoder, x, lambda f: split(heads(f)), harmony.chain(), **options)
+            harmony.backward(encoder, x, lambda f: split(heads(f)), harmony.chain(), **keywords(**options))
         with pytest.raises(ValueError, match=r"forward uses a trainable parameter of shape \(2,( 4)?\)"):
-            harmony.backward(encoder, x, split, harmony.chain(), forward=lambda m, x: heads(m(x)), **options)
+            harmony.backward(
+                encoder, x, split, harmony.chain(), forward=lambda m, x: heads(m(x)), **keywords(**options)
+            )
     heads.requires_grad_(False)
     harmony.backward(encoder, x, lambda f: split(heads(f)), harmony.chain())
     harmony.backward(encoder, x, split, harmony.chain(), forward=lambda m, x: heads(m(x)))
 
 
 def test_options_that_belong_to_the_step_are_refused_by_name():
-    with pytest.raises(TypeError, match="has_aux is no option of harmonized_grad"):
-        harmony.harmonized_grad(None, None, harmony.chain(), has_aux=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'loss_params'"):
+        harmony.harmonized_grad(None, None, harmony.chain(), loss_params={})
 
 
 def test_backward_needs_something_to_train():

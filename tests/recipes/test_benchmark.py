@@ -66,7 +66,7 @@ def test_gradient_caching_draws_the_same_tokens_twice():
 @pytest.mark.parametrize("broken", ["gradient", "gram"])
 def test_a_wrong_answer_is_caught_and_not_timed(monkeypatch, broken):
     def wrong(workload, weigh):
-        right = contestants.harmonized(method="loop")(workload, weigh)
+        right = contestants.harmonized(harmony.Engine("loop"))(workload, weigh)
 
         def step(batch):
             found = right(batch)

@@ -172,7 +172,7 @@ def gram_of_training(config, modules, inputs):
         info, _ = harmony.backward(
             modules["model"], inputs, modules["objective"], harmony.realign.summed,
             wrt=lambda name: name.startswith("backbone."), attribution=config.gram.attribution,
-            chunk_size=config.gram.chunk_size,
+            engine=harmony.Engine(chunk_size=config.gram.chunk_size),
         )  # fmt: skip
     return info.gram
 

@@ -18,8 +18,8 @@ from recipes.trimodal.harmonizer import (
     compares_with_gamma,
     described,
     gamma_schedule,
+    gram_options,
     harmonizer,
-    parameters_of_gram,
 )
 
 
@@ -173,7 +173,7 @@ def test_every_method_takes_a_step_of_a_model(method, layers):
         return x * p["backbone.norm"]
 
     step = harmony.harmonized_grad(
-        encode, lambda f: {"a": f[:, 0], "b": f[:, 1] - f[:, 0]}, transform, wrt=parameters_of_gram(config)
+        encode, lambda f: {"a": f[:, 0], "b": f[:, 1] - f[:, 0]}, transform, **gram_options(config)
     )
     grads, _, info = step(parameters, torch.rand(5, 2), _idle(transform, transform.init()))
     assert all(g.isfinite().all() for g in grads.values())

@@ -1,4 +1,4 @@
-"""Several processes that share a batch: each encodes its own samples, all see the embeddings of everybody."""
+"""Several processes that split a batch: each encodes its own samples, all see the embeddings of everybody."""
 
 from harmony.distributed.gather import gather
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from harmony.distributed.shares import Shares, gathered, shares, summed
+from harmony.distributed.batch_split import BatchSplit, all_sum, gather_rows, split_batch
 
 PyTree = Any
 
@@ -45,22 +45,22 @@ def gather(tree: PyTree, process_group: Any = None) -> PyTree:
         if not (dist.is_available() and dist.is_initialized()):
             return tree
         process_group = dist.group.WORLD
-    shared = shares(len(leaves[0]), process_group)
-    return pytree.tree_map(lambda x: _Gather.apply(x, shared), tree)  # type: ignore[no-untyped-call]
+    split = split_batch(len(leaves[0]), process_group)
+    return pytree.tree_map(lambda x: _Gather.apply(x, split), tree)  # type: ignore[no-untyped-call]
 
 
 class _Gather(torch.autograd.Function):
     """`gather` of one tensor, whose adjoint adds up what all processes send to the rows of each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shared: Shares) -> Tensor:
-        ctx.shared = shared
-        return gathered(x, shared)
+    def forward(ctx: Any, x: Tensor, split: BatchSplit) -> Tensor:
+        ctx.split = split
+        return gather_rows(x, split)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        [total] = summed([grad], ctx.shared.process_group)
-        return total[ctx.shared.own], None
+        [total] = all_sum([grad], ctx.split.process_group)
+        return total[ctx.split.own], None
 
 
 def _shape(x: Any) -> Any:

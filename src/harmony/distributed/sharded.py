@@ -36,14 +36,14 @@ def whole(p: Tensor, process_group: Any) -> Tensor:
     return full
 
 
-def scattered(grad: Tensor, like: Any) -> Tensor:
+def scatter(grad: Tensor, like: Any) -> Tensor:
     """The sum of the processes' gradients, of which each keeps the part that it keeps of the parameter."""
     from torch.distributed.tensor import DTensor, Partial
 
     mesh = like.device_mesh
     partial = DTensor.from_local(grad.to(like.dtype), mesh, [Partial()] * mesh.ndim, run_check=False)
-    scattered: Tensor = partial.redistribute(placements=like.placements)
-    return scattered
+    shard: Tensor = partial.redistribute(placements=like.placements)
+    return shard
 
 
 def unwrapped(module: nn.Module) -> tuple[nn.Module, Any]:
@@ -58,7 +58,7 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, Any]:
 
 
 @contextlib.contextmanager
-def without_hooks(module: nn.Module) -> Iterator[None]:
+def without_fsdp_hooks(module: nn.Module) -> Iterator[None]:
     """Inside, what ``fully_shard`` does before and after a forward pass is left out: the parameters are whole already.
 
     Its hooks would put parameters of their own in the place of those that are differentiated.

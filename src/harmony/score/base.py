@@ -27,6 +27,7 @@ class Score(NamedTuple):
 
 
 AnyScore = Score | Callable[..., Tensor]
+"""A score with a state, or a function ``score(gram, **extras) -> (B,)``."""
 
 
 def as_score(score: AnyScore) -> Score:

@@ -32,9 +32,9 @@ def weights(gram: Tensor) -> Tensor:
 def of_engine(case: Case, method: str, *, by_parameter: bool) -> Numbers:
     """By ``gram_vjp``; without ``by_parameter`` there is one Gram, under the name "all"."""
     label = (lambda name: name) if by_parameter else None
-    _, gram, pullback = harmony.gram_vjp(*case.arguments, method=method, wrt=label)
-    grams = gram if by_parameter else {"all": gram}
-    return Numbers(grams, pullback(weights(next(iter(grams.values())))))
+    result = harmony.gram_vjp(*case.arguments, labels=label, engine=harmony.Engine(method=method))
+    grams = result.gram if by_parameter else {"all": result.gram}
+    return Numbers(grams, result.pullback(weights(next(iter(grams.values())))))
 
 
 def by_hand(case: Case) -> Numbers:

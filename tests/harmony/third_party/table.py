@@ -39,8 +39,8 @@ def plain_step(given: Case) -> list[Tensor]:
 
 def harmonized_step(given: Case) -> dict[str, Tensor]:
     """The same of realigned gradients."""
-    _, gram, pullback = harmony.gram_vjp(*given.arguments)
-    return pullback(harmony.realign.pcgrad(gram))
+    result = harmony.gram_vjp(*given.arguments)
+    return result.pullback(harmony.realign.pcgrad(result.gram))
 
 
 def cost(given: Case) -> float:

@@ -1,7 +1,7 @@
 """The fast engine: per-sample gradients read off the autograd graph of one ordinary forward pass.
 
-In the order of a step: ``graph`` walks the graph; ``probe`` finds where the samples lie in it (``layout``), ``order``
-whether the data move them; ``target`` collects the uses of each parameter with the help of ``rules``; ``plan`` chooses
-how each is computed; ``fill`` and ``ghost`` compute it; ``recording`` puts Gram blocks and update together; ``trace``
-ties the parts into an engine.
+In the order of a step: ``graph`` walks the graph; ``sample_axis`` finds where the samples lie in it (``layout``), by
+``axis_rules`` or by ``experiment``; ``param_tensor`` collects the uses of each parameter (``param_use``) by
+``grad_rules``; ``plan`` chooses how each is computed; ``materialize`` and ``ghost`` compute it; ``per_sample`` puts
+Gram blocks and update together; ``engine`` ties the parts together. ``verify`` is the safety net below.
 """

@@ -4,19 +4,14 @@ from typing import Any
 
 
 class MixedSamplesError(ValueError):
-    """An op mixes the samples of the batch: a gradient per sample does not exist, whatever the engine.
+    """An op mixes the samples of the batch: a gradient per sample does not exist, whatever the engine."""
 
-    Attributes:
-        leaves: The flattened embeddings of the run that could not be recorded.
-        signature: What tells its graph from others.
-    """
-
-    leaves: list[Any] | None = None
-    signature: Any = None
+    leaves: list[Any] | None = None  # the flattened embeddings of the run that could not be recorded
+    signature: Any = None  # tells its graph from others
 
     @classmethod
     def at_op(cls, culprit: str, op: str, parameter: str, shape: tuple[int, ...]) -> "MixedSamplesError":
-        """The op that reads a tensor across samples, the op that gives the tensor, a parameter behind it, its shape."""
+        """The op that reads across samples, the op that gives the tensor, a parameter behind it, its shape."""
         module = parameter.rpartition(".")[0]
         where = f"parameter {parameter!r}" + (f" of module {module!r}" if module else "")
         return cls(
@@ -41,14 +36,9 @@ _REMEDY = (
 
 
 class UnsupportedError(NotImplementedError):
-    """The encoder is fine as far as one can see, but this engine cannot take its per-sample gradients.
+    """The encoder is fine as far as one can see, but this engine cannot take its per-sample gradients."""
 
-    Attributes:
-        leaves: The flattened embeddings of the run that could not be recorded.
-        signature: What tells its graph from others.
-    """
-
-    leaves: list[Any] | None = None
+    leaves: list[Any] | None = None  # as above
     signature: Any = None
 
 

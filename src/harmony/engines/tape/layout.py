@@ -1,5 +1,6 @@
-"""Where the samples lie in a tensor, and how to bring them to the front, in groups."""
+"""Where the samples lie in a tensor."""
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NOBODY = -1
-"""Mark of a row that no sample's gradient reaches."""
+NOBODY = -1  # number of a row, or an entry, that no sample's gradient reaches
+SEVERAL = -2  # number of an entry that the gradients of several samples reach
 
 
 class Layout(NamedTuple):
@@ -32,17 +33,13 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RowMap:
-    """Samples at any places along one axis: packed tokens, rows that are routed to experts, parts side by side.
-
-    Attributes:
-        axis: The axis.
-        ids: Number of the sample (n,) that each row belongs to, on the host; ``NOBODY`` for rows of no sample.
-        size: B.
-    """
+    """Samples at any places along one axis: packed tokens, rows that are routed to experts, parts side by side."""
 
     axis: int
-    ids: Tensor
-    size: int
+    ids: Tensor  # the sample (n,) that each row belongs to, on the host
+    size: int  # B
+
+    contiguous = False  # rows are gathered
 
     @cached_property
     def table(self) -> tuple[Tensor, Tensor]:
@@ -51,22 +48,17 @@ class RowMap:
         owners = self.ids[order]
         order, owners = order[owners >= 0], owners[owners >= 0]
         counts = torch.bincount(owners, minlength=self.size)
-        place = torch.arange(len(owners), device="cpu") - (counts.cumsum(0) - counts)[owners]
+        columns = torch.arange(len(owners), device="cpu") - (counts.cumsum(0) - counts)[owners]
         index = torch.zeros(self.size, max(1, int(counts.max())), dtype=torch.int64, device="cpu")
         valid = torch.zeros_like(index, dtype=torch.bool)
-        index[owners, place] = order
-        valid[owners, place] = True
+        index[owners, columns] = order
+        valid[owners, columns] = True
         return index, valid
 
     @property
     def rows(self) -> int:
         """Entries of the axis that belong to the sample with most of them."""
         return self.table[0].shape[1]
-
-    @property
-    def contiguous(self) -> bool:
-        """Never: rows are gathered."""
-        return False
 
     @cached_property
     def lone(self) -> bool:
@@ -75,67 +67,39 @@ class RowMap:
 
 
 Place = Layout | RowMap
-"""Where the samples lie in a tensor."""
 
 
-class Part(NamedTuple):
-    """Consecutive samples: ``groups`` groups of ``size`` samples each, from sample ``start`` on."""
+class Mark(enum.Enum):
+    """What can be said of a tensor besides a place for its samples."""
 
-    start: int
-    groups: int
-    size: int
-
-    @property
-    def samples(self) -> slice:
-        """The samples as a slice of the batch."""
-        return slice(self.start, self.start + self.groups * self.size)
-
-    def within(self, part: "Part") -> slice:
-        """The groups as a slice of those of a larger part."""
-        first = (self.start - part.start) // self.size
-        return slice(first, first + self.groups)
+    COMMON = "the gradients of all samples reach all of it"
+    MIXED = "the gradients of several samples meet in it"
+    UNKNOWN = "no rule tells"
 
 
-def grouped(x: Tensor, place: Place, part: Part) -> Tensor:
-    """Bring the groups of a part to the front: (groups, size, *shape), ``shape`` being that of one sample.
-
-    The sample axis keeps its place in ``shape``, with the rows of one sample. No copy, unless samples lie between two
-    merged axes or at irregular places; samples with fewer rows than others are then filled up with zeros.
-    """
-    axis = place.axis
-    if isinstance(place, RowMap):
-        index, valid = (t[part.samples].to(x.device) for t in place.table)
-        rows = x.movedim(axis, 0)[index]
-        rows = rows.masked_fill(~valid.view(*valid.shape, *[1] * (x.ndim - 1)), 0)
-        return split(rows.movedim(1, axis + 1), 0, (part.groups, part.size))
-    outer, inner = place.outer, place.inner
-    if axis == 0 and outer == 1:  # as nearly always: one view
-        rows = x[part.start * inner : (part.start + part.groups * part.size) * inner]
-        return split(rows, 0, (part.groups, part.size, inner))
-    x = split(x, axis, (outer, x.shape[axis] // (outer * inner), inner)).movedim(axis + 1, 0)
-    return split(x[part.samples].flatten(axis + 1, axis + 2), 0, (part.groups, part.size))
+State = Place | Mark
+"""Where the samples lie in a tensor, as far as one of its uses tells."""
 
 
-def split(x: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
-    """Cut one axis into several: a typed ``unflatten``."""
-    return x.view(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
+def on_axis(place: Place, axis: int) -> Place:
+    """The same rows along another axis."""
+    return place._replace(axis=axis) if isinstance(place, Layout) else RowMap(axis, place.ids, place.size)
 
 
-def along(values: Tensor, place: Place, ndim: int) -> Tensor:
-    """Spread one value per sample (B,) along the sample axis, ready to multiply a tensor of ``ndim`` axes."""
-    if isinstance(place, RowMap):
-        spread = torch.cat([values, values.new_zeros(1)])[place.ids.to(values.device)]  # the last one is nobody's
-    else:
-        spread = values.view(1, -1, 1).expand(place.outer, -1, place.inner).reshape(-1)
-    return spread.view([-1 if axis == place.axis else 1 for axis in range(ndim)])
+def aligned(place: Place, output: Sequence[int], shape: Sequence[int]) -> State:
+    """State of an input of this shape that broadcasts to the output."""
+    axis = place.axis - (len(output) - len(shape))
+    if axis < 0 or (shape[axis] == 1 and output[place.axis] > 1):
+        return Mark.COMMON
+    return on_axis(place, axis)
 
 
 def row_ids(place: Place, rows: int, size: int) -> Tensor:
-    """Number of the sample (rows,) that each row along the sample axis belongs to, on the host."""
+    """The sample (rows,) that each row along the sample axis belongs to, on the host."""
     return place.ids if isinstance(place, RowMap) else torch.arange(rows, device="cpu") // place.inner % size
 
 
-def place_of(axis: int, ids: Tensor, size: int) -> Place | None:
+def place_of_rows(axis: int, ids: Tensor, size: int) -> Place | None:
     """The place of rows that belong to the samples ``ids`` (n,): regular where they can be read that way.
 
     Nobody's rows fit everywhere, since no gradient reaches them; None where all rows are nobody's.
@@ -149,3 +113,21 @@ def place_of(axis: int, ids: Tensor, size: int) -> Place | None:
             if bool(((numbers // inner % size == ids) | (ids == NOBODY)).all()):
                 return Layout(axis, rows // inner, inner)
     return RowMap(axis, ids, size)
+
+
+def state_of_entries(entries: Tensor, size: int) -> State | None:
+    """State of a tensor, given the sample of each of its entries, ``NOBODY`` or ``SEVERAL``; None for nobody's."""
+    single, several = entries >= 0, entries == SEVERAL
+    if not bool(single.any()):
+        return Mark.COMMON if bool(several.any()) else None
+    if bool(several.any()) or entries.ndim == 0:
+        return Mark.MIXED
+    candidates = []
+    for axis in range(entries.ndim):
+        flat = entries.movedim(axis, 0).reshape(entries.shape[axis], -1)
+        highest = flat.max(1).values
+        lowest = torch.where(flat < 0, size, flat).min(1).values
+        if bool(((highest < 0) | (highest == lowest)).all()):
+            candidates.append(place_of_rows(axis, highest.cpu(), size))
+    regular = [place for place in candidates if isinstance(place, Layout)]
+    return (regular or candidates or [Mark.MIXED])[0]

@@ -1,196 +1,169 @@
 """What each parameter's Gram blocks will cost, two ways, and which one is taken."""
 
 from collections.abc import Sequence
+from itertools import accumulate, combinations_with_replacement
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from harmony.engines.tape.target import Target
-from harmony.engines.tape.use import Isolated, Matrix
+from harmony.engines.tape.graph import Output
+from harmony.engines.tape.param_tensor import ParamTensor
+from harmony.engines.tape.param_use import MatmulUse, OpaqueUse
 
 Choice = Literal["instantiate", "ghost"]
 Update = Literal["kept", "tape", "backward"]
 
-FLOPS_PER_BYTE = 12
-"""Floating-point operations that take the time of moving a byte; about the same on a server CPU and on a large GPU."""
-
-GHOST_EFFICIENCY = 0.7
-"""Many small products run below the speed of few large ones."""
+FLOPS_PER_BYTE = 12  # that take the time of moving a byte; about the same on a server CPU and on a large GPU
+GHOST_EFFICIENCY = 0.7  # many small products run below the speed of few large ones
+SMALL = 1 << 14  # parameters with fewer entries share one buffer: a product for each would be all overhead
 
 
-class Piece(NamedTuple):
-    """Parameters whose gradients are computed together, side by side in one buffer.
-
-    Attributes:
-        params: Their numbers.
-        offsets: Where each begins in the buffer.
-        width: Entries in all.
-        targets: The shared tensors made of them.
-        label: Number of the Gram that is taken over them; -1 for those that are in the update alone.
-        choice: Whether their per-sample gradients are computed, or only their products.
-        scratch: Entries that one group takes while it is computed.
-        flops: For each parameter an estimate for the Gram, for one group and all losses.
-        bytes: Memory moved, likewise.
-    """
+class ParamBlock(NamedTuple):
+    """Parameters whose gradients are computed together, side by side in one buffer."""
 
     params: list[int]
-    offsets: list[int]
-    width: int
-    targets: list[Target]
-    label: int
-    choice: Choice
-    scratch: int
-    flops: list[float]
-    bytes: list[float]
+    widths: list[int]  # entries of each
+    tensors: list[ParamTensor]  # the common tensors made of them
+    label: int  # number of the Gram that is taken over them; -1 for those that are in the update alone
+    choice: Choice  # whether their per-sample gradients are computed, or only their products
+    scratch: int  # entries that one group takes while it is computed
+    flops: list[float]  # for each parameter an estimate for the Gram, for one group and all losses
+    bytes: list[float]  # memory moved, likewise
 
     @property
     def counted(self) -> bool:
         """Whether a Gram is taken over these parameters."""
         return self.label >= 0
 
+    @property
+    def width(self) -> int:
+        return sum(self.widths)
 
-Cost = tuple[float, float]
-"""Floating-point operations, bytes."""
+    @property
+    def columns(self) -> dict[int, slice]:
+        """Where each parameter stands in the buffer."""
+        stops = accumulate(self.widths)
+        return {p: slice(stop - n, stop) for p, n, stop in zip(self.params, self.widths, stops, strict=True)}
 
-SMALL = 1 << 14  # parameters with fewer entries share one buffer: a product for each would be all overhead
+    @property
+    def outputs(self) -> set[Output]:
+        """The outputs whose gradients are needed."""
+        return {output for tensor in self.tensors for _, outputs in tensor.uses for output in outputs}
 
 
-def pieces(
-    targets: Sequence[Target], leaves: Sequence[Tensor], label: Sequence[int], reached: Sequence[set[int]],
-    group: int, kept: bool,
-) -> list[Piece]:  # fmt: skip
-    """Sort parameters into pieces, and choose for each how its products are computed.
+class Load(NamedTuple):
+    """What the gradients of a group are computed for."""
 
-    Args:
-        targets: The shared tensors of the recorded parameters.
-        leaves: All parameters.
-        label: For each of them the number of its Gram, or -1.
-        reached: For each loss, the nodes of the graph that it reaches.
-        group: Samples in a group.
-        kept: Whether per-sample gradients, once computed, also give the update.
-    """
-    parts = _connected(_split(targets, label))
-    small: dict[int, list[tuple[list[int], list[Target], Cost]]] = {}
-    scratch_of_small: dict[int, int] = {}
-    found = []
-    for params, members in parts:
-        own = label[params[0]]
-        alone = len(params) > 1 or leaves[params[0]].numel() >= SMALL
-        ghost = _ghost_cost(members, reached, group) if own >= 0 else None
-        plain = _instantiate_cost(members, leaves, params, reached, group, kept)
-        scratch = len(reached) * sum(leaves[p].numel() for p in params) + _isolated_scratch(members)
-        if ghost is not None and _time(ghost) < _time(plain):
-            found.append(_piece([(params, members, ghost)], leaves, own, "ghost", _ghost_scratch(members, group)))
-        elif alone:
-            found.append(_piece([(params, members, plain)], leaves, own, "instantiate", scratch))
+    reached: Sequence[set[int]]  # for each loss, the nodes of the graph that it reaches
+    group: int  # samples in a group
+    kept: bool  # whether per-sample gradients, once computed, also give the update
+
+
+def param_blocks(
+    tensors: Sequence[ParamTensor], leaves: Sequence[Tensor], label: Sequence[int], load: Load
+) -> list[ParamBlock]:
+    """Sort parameters, by the number of their Gram or -1, into blocks, and choose how the products are computed."""
+    large: list[ParamBlock] = []
+    small: dict[int, list[ParamBlock]] = {}
+    for params, members in _connected(_split(tensors, label)):
+        block = _cheapest(params, [leaves[p].numel() for p in params], members, label[params[0]], load)
+        if block.choice == "ghost" or len(params) > 1 or block.width >= SMALL:
+            large.append(block)
         else:
-            small.setdefault(own, []).append((params, members, plain))
-            scratch_of_small[own] = scratch_of_small.get(own, 0) + scratch
-    return found + [
-        _piece(together, leaves, own, "instantiate", scratch_of_small[own]) for own, together in small.items()
-    ]
+            small.setdefault(block.label, []).append(block)
+    return large + [_joined(blocks) for blocks in small.values()]
 
 
-def work(targets: Sequence[Target], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:
+def work(tensors: Sequence[ParamTensor], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:
     """Floating-point operations of the weight gradients of one group: under the losses that reach them, or one."""
-    uses = [pair for target in targets for pair in target.uses]
+    uses = [pair for tensor in tensors for pair in tensor.uses]
     if reached is None:
         return group * sum(use.flops for use, _ in uses)
     return group * sum(use.flops for use, outputs in uses for nodes in reached if outputs[0][0] in nodes)
 
 
-def _split(targets: Sequence[Target], label: Sequence[int]) -> list[Target]:
-    """Shared tensors that are made of parameters of several labels stand for each label apart."""
+def _split(tensors: Sequence[ParamTensor], label: Sequence[int]) -> list[ParamTensor]:
+    """Tensors that are made of parameters of several labels stand for each label apart."""
     return [
-        target._replace(params=[p for p in target.params if label[p] == number])
-        for target in targets
-        for number in sorted({label[p] for p in target.params}, reverse=True)
+        tensor._replace(params=[p for p in tensor.params if label[p] == number])
+        for tensor in tensors
+        for number in sorted({label[p] for p in tensor.params}, reverse=True)
     ]
 
 
-def _connected(targets: Sequence[Target]) -> list[tuple[list[int], list[Target]]]:
-    """Parameters that one shared tensor is made of belong together."""
-    groups: dict[int, tuple[list[int], list[Target]]] = {}
-    group_of: dict[int, int] = {}
-    for number, target in enumerate(targets):
-        joined = [groups.pop(g) for g in sorted({group_of[p] for p in target.params if p in group_of})]
-        params = sorted({*target.params, *(p for others, _ in joined for p in others)})
-        groups[number] = params, [member for _, members in joined for member in members] + [target]
-        group_of |= dict.fromkeys(params, number)
-    return sorted(groups.values(), key=lambda group: group[0])
+def _connected(tensors: Sequence[ParamTensor]) -> list[tuple[list[int], list[ParamTensor]]]:
+    """Parameters that one tensor is made of belong together, with all their tensors."""
+    groups: dict[int, tuple[list[int], list[ParamTensor]]] = {}  # by each parameter in it
+    for tensor in tensors:
+        joined = {id(groups[p]): groups[p] for p in tensor.params if p in groups}.values()
+        params = sorted({*tensor.params, *(p for params, _ in joined for p in params)})
+        members = [member for _, members in joined for member in members]
+        groups |= dict.fromkeys(params, (params, [*members, tensor]))
+    return [groups[p] for p in sorted(groups) if p == groups[p][0][0]]
 
 
-def _piece(
-    parts: Sequence[tuple[list[int], list[Target], Cost]],
-    leaves: Sequence[Tensor],
-    label: int,
-    choice: Choice,
-    scratch: int,
-) -> Piece:
-    params, offsets, targets, width = [], [], [], 0
-    flops, moved = [], []
-    for numbers, members, cost in parts:
-        targets += members
-        for p in numbers:
-            params.append(p)
-            offsets.append(width)
-            width += leaves[p].numel()
-            flops.append(cost[0] / len(numbers))
-            moved.append(cost[1] / len(numbers))
-    return Piece(params, offsets, width, targets, label, choice, scratch, flops, moved)
+def _joined(blocks: Sequence[ParamBlock]) -> ParamBlock:
+    """Several blocks side by side."""
+    return blocks[0]._replace(
+        params=[p for block in blocks for p in block.params],
+        widths=[n for block in blocks for n in block.widths],
+        tensors=[tensor for block in blocks for tensor in block.tensors],
+        scratch=sum(block.scratch for block in blocks),
+        flops=[n for block in blocks for n in block.flops],
+        bytes=[n for block in blocks for n in block.bytes],
+    )
 
 
-def _time(cost: Cost) -> float:
-    return cost[0] + FLOPS_PER_BYTE * cost[1]
+def _cheapest(params: list[int], widths: list[int], tensors: list[ParamTensor], label: int, load: Load) -> ParamBlock:
+    """A block of parameters with the cheaper of the two choices."""
+    choice: Choice = "instantiate"
+    cost = _instantiate_cost(tensors, len(load.reached) * sum(widths), load)
+    ghost = _ghost_cost(tensors, load) if label >= 0 else None
+    if ghost is not None and ghost.time < cost.time:
+        choice, cost = "ghost", ghost
+    n = len(params)
+    return ParamBlock(params, widths, tensors, label, choice, cost.scratch, [cost.flops / n] * n, [cost.bytes / n] * n)
 
 
-def _instantiate_cost(
-    targets: Sequence[Target],
-    leaves: Sequence[Tensor],
-    params: Sequence[int],
-    reached: Sequence[set[int]],
-    group: int,
-    kept: bool,
-) -> Cost:
-    flops = work(targets, group, reached) + (0 if kept else work(targets, group))
-    entries = len(reached) * sum(leaves[p].numel() for p in params)
-    return flops, (3.0 if kept else 2.0) * 4 * entries
+class _Cost(NamedTuple):
+    flops: float
+    bytes: float
+    scratch: int
+
+    @property
+    def time(self) -> float:
+        return self.flops + FLOPS_PER_BYTE * self.bytes
 
 
-def _ghost_cost(targets: Sequence[Target], reached: Sequence[set[int]], group: int) -> Cost | None:
+def _instantiate_cost(tensors: Sequence[ParamTensor], entries: int, load: Load) -> _Cost:
+    flops = work(tensors, load.group, load.reached) + (0 if load.kept else work(tensors, load.group))
+    uses = [use for tensor in tensors for use, _ in tensor.uses]
+    # Gradients that are sent through an op without a closed form are those of the whole batch.
+    opaque = sum(use.site.output.numel() for use in uses if isinstance(use, OpaqueUse))
+    return _Cost(flops, (3.0 if load.kept else 2.0) * 4 * entries, entries + opaque)
+
+
+def _ghost_cost(tensors: Sequence[ParamTensor], load: Load) -> _Cost | None:
     """None where products of rows do not give the Gram."""
-    uses = [(target, use) for target in targets for use, _ in target.uses]
-    matrices = [(target, use) for target, use in uses if isinstance(use, Matrix)]
-    if len(matrices) != len(uses) or any(target.moves is None for target, _ in uses):
-        return None
-    if len({(use.table, use.sizes[0], use.sizes[2:], _orientation(target, use)) for target, use in matrices}) != 1:
-        return None
-    n, _, i, o = matrices[0][1].sizes
-    rows = [
-        group * sum(u.sizes[1] for t in targets for u, at in t.uses if isinstance(u, Matrix) and at[0][0] in nodes)
-        for nodes in reached
+    uses = [(tensor, use, outputs[0][0]) for tensor in tensors for use, outputs in tensor.uses]
+    matmuls = [
+        (tensor, use, node) for tensor, use, node in uses if isinstance(use, MatmulUse) and tensor.moves is not None
     ]
-    rows_of_all = group * sum(use.sizes[1] for _, use in matrices)
-    pairs = [rows[k] * rows[l] for k in range(len(rows)) for l in range(k, len(rows))]
-    affinity = 1 if matrices[0][1].table else 2 * i
-    flops = n * (rows_of_all**2 * affinity + 2 * o * sum(pairs)) + work(targets, group)  # the last is the update
-    moved = n * (3 * (rows_of_all**2 + sum(pairs)) + (sum(rows) + 2 * rows_of_all) * o)
-    return flops / GHOST_EFFICIENCY, 4.0 * moved
+    kinds = {(use.table, use.sizes[0], use.sizes[2:], _orientation(tensor, use)) for tensor, use, _ in matmuls}
+    if len(matmuls) < len(uses) or len(kinds) != 1:
+        return None
+    _, first, _ = matmuls[0]
+    n, _, i, o = first.sizes
+    rows = [load.group * sum(use.sizes[1] for _, use, node in matmuls if node in nodes) for nodes in load.reached]
+    all_rows = load.group * sum(use.sizes[1] for _, use, _ in matmuls)
+    pairs = sum(a * b for a, b in combinations_with_replacement(rows, 2))
+    flops = n * (all_rows**2 * (1 if first.table else 2 * i) + 2 * o * pairs) + work(tensors, load.group)
+    moved = n * (3 * (all_rows**2 + pairs) + (sum(rows) + 2 * all_rows) * o)
+    return _Cost(flops / GHOST_EFFICIENCY, 4.0 * moved, 2 * n * all_rows**2)  # of the scratch: two affinities
 
 
-def _ghost_scratch(targets: Sequence[Target], group: int) -> int:
-    """Entries of two affinities between all rows of a group."""
-    uses = [use for target in targets for use, _ in target.uses if isinstance(use, Matrix)]
-    return 2 * uses[0].sizes[0] * (group * sum(use.sizes[1] for use in uses)) ** 2
-
-
-def _isolated_scratch(targets: Sequence[Target]) -> int:
-    """Entries of the gradients that one group sends through ops without a closed form: those of a whole batch."""
-    return sum(use.site.output.numel() for target in targets for use, _ in target.uses if isinstance(use, Isolated))
-
-
-def _orientation(target: Target, use: Matrix) -> object:
+def _orientation(tensor: ParamTensor, use: MatmulUse) -> object:
     """Ghost products need one way of reading all the factors: as they stand in the parameter."""
-    if target.flat or target.transposed:
-        return use.out_first != target.transposed
-    return target.source  # any rearrangement keeps inner products, as long as there is one
+    if tensor.flat or tensor.transposed:
+        return use.out_first != tensor.transposed
+    return tensor.source  # any rearrangement keeps inner products, as long as there is one

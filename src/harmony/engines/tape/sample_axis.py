@@ -1,49 +1,36 @@
 """Derive, op by op, where the samples lie in every tensor of a graph.
 
 The embeddings hold one sample in each row. From there the graph is followed towards the parameters: each op tells, by
-its rule or else by experiment, where the samples lie in its inputs. What all samples reach is shared: a parameter, or
-something made of parameters. A tensor that is shared by one account and not by another is where samples are mixed.
+its rule or else by experiment, where the samples lie in its inputs. What all samples reach is common to them: a
+parameter, or something made of parameters. A tensor that is common by one account and not by another mixes samples.
 """
 
+import contextlib
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from harmony.engines.eager import eagerly
+from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape import experiment
-from harmony.engines.tape.axes import BY_DATA, MOVES_BY_SHAPE, RULES, Mark, Op, Rule, State
+from harmony.engines.tape.axis_rules import BY_DATA, MOVES_BY_SHAPE, RULES
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.graph import Graph, Output, base_name, parameter_behind
-from harmony.engines.tape.layout import NOBODY, Layout, Place, RowMap, place_of, row_ids
+from harmony.engines.tape.graph import Graph, Output, base_name, pull_back
+from harmony.engines.tape.layout import NOBODY, Layout, Mark, Place, RowMap, State, place_of_rows, row_ids
 
 
 class SampleAxis(NamedTuple):
-    """Where the samples lie in a graph.
+    """Where the samples lie in a graph."""
 
-    Attributes:
-        shared: For each node, whether its outputs are the same for all samples.
-        layouts: Where the samples lie in the outputs of the ops that use something shared.
-        fed: Shared nodes into which tensors without a gradient come: constants, so long as they are not of the batch.
-    """
-
-    shared: list[bool]
-    layouts: dict[Output, Place]
-    fed: list[int]
-
-    def uses(self, graph: Graph) -> list[tuple[int, int]]:
-        """The ops that use something shared: node and number of the input."""
-        users = {node for node, _ in self.layouts}
-        return [
-            (node, slot)
-            for node, inputs in enumerate(graph.inputs)
-            if node in users
-            for slot, source in enumerate(inputs)
-            if source is not None and self.shared[source[0]]
-        ]
+    size: int  # B
+    uses: list[tuple[int, int]]  # the ops that use something common to all samples: node and number of the input
+    layouts: dict[Output, Place]  # of the outputs of these ops
+    fed: list[int]  # common nodes into which tensors without a gradient come: constants, unless they are of the batch
 
 
 _KNOWN: OrderedDict[Any, SampleAxis] = OrderedDict()
@@ -55,28 +42,13 @@ _LOCK = threading.Lock()
 def sample_axis(
     graph: Graph, outputs: Sequence[Tensor], batch: Sequence[Any], size: int, names: Mapping[Tensor, str]
 ) -> tuple[SampleAxis, Any]:
-    """Where the samples lie; what holds for every batch of the same shapes is derived once.
-
-    Args:
-        graph: The graph of a run on ``size`` samples.
-        outputs: The tracked embedding leaves of this run.
-        batch: The leaves of the batch.
-        size: B.
-        names: Names of the parameters.
-
-    Returns:
-        The places, and the signature of the graph.
-
-    Raises:
-        MixedSamplesError: An op mixes samples.
-        UnsupportedError: The places cannot be told.
-    """
+    """Where the samples lie, and the signature of the graph; what holds for every batch is derived once."""
     signature = (size, graph.signature())
     with _LOCK:
         known = _KNOWN.get(signature)
-    if known is not None and not any(reads_batch(graph, node, storages(batch)) for node in known.fed):
+    if known is not None and not any(_reads_batch(graph, node, _storages(batch)) for node in known.fed):
         return known, signature
-    derivation = _Derivation(graph, outputs, batch, size, names)
+    derivation = _Derivation(graph, outputs, _storages(batch), size, names)
     result = derivation.result()
     if not derivation.by_data:
         with _LOCK:
@@ -86,26 +58,21 @@ def sample_axis(
     return result, signature
 
 
+@dataclass
 class _Derivation:
-    """The walk from the embeddings to the parameters.
+    """The walk from the embeddings to the parameters."""
 
-    Attributes:
-        by_data: Whether what was derived rests on the values of this batch.
-        unknown: Whether the last walk met a tensor of which nothing can be told.
-    """
+    graph: Graph
+    leaves: Sequence[Tensor]
+    batch: Container[int]
+    size: int
+    names: Mapping[Tensor, str]
+    by_data: bool = False  # whether what was derived rests on the values of this batch
+    unknown: bool = False  # whether the last walk met a tensor of which nothing can be told
 
-    def __init__(
-        self, graph: Graph, outputs: Sequence[Tensor], batch: Sequence[Any], size: int, names: Mapping[Tensor, str]
-    ) -> None:
-        self.graph = graph
-        self.batch = storages(batch)
-        self.leaves = outputs
-        self.size = size
-        self.names = names
-        self.order = graph.order()
-        self.constant = graph.made_of_parameters(self.order, names)
-        self.by_data = False
-        self.unknown = False
+    def __post_init__(self) -> None:
+        self.order = self.graph.order()
+        self.constant = self.graph.made_of_parameters(self.names)
 
     def result(self) -> SampleAxis:
         """The places of all tensors, or what is wrong."""
@@ -113,14 +80,14 @@ class _Derivation:
         while True:
             states, culprits = self._follow(tested)
             if not culprits:
-                return self._uses(states)
-            # Shares may be read out of what no rule can see, such as a mask: whose gradients arrive there?
-            doubtful = [o for o in self._around(states, culprits) if o not in tested]
-            if not doubtful or any(o in tested for o in culprits):
+                return self._sample_axis(states)
+            # Samples may be kept apart by what no rule can see, such as a mask: whose gradients arrive there?
+            doubtful = [output for output in self._doubtful(states, culprits) if output not in tested]
+            if not doubtful or any(output in tested for output in culprits):
                 raise self._mixing(culprits)
             self.by_data = True
             tested |= dict(zip(doubtful, self._test(doubtful), strict=True))
-            if any(not isinstance(tested[o], Place) for o in culprits):
+            if any(not isinstance(tested[output], Place) for output in culprits):
                 raise self._mixing(culprits)
 
     def _follow(self, tested: Mapping[Output, State | None]) -> tuple[dict[Output, State], dict[Output, int]]:
@@ -134,104 +101,79 @@ class _Derivation:
         culprits: dict[Output, int] = {}
         self.unknown = False
         for node in self.order:
-            own: dict[int, State] = {}
-            for number, shape in enumerate(self.graph.shapes[node]):
+            outputs: dict[int, State] = {}
+            for number in range(len(self.graph.shapes[node])):
                 output = node, number
                 if output not in claims:
                     continue
-                state = (
-                    tested[output]
-                    if isinstance(tested.get(output), Place)
-                    else self._merge([claim for claim, _ in claims[output]], shape)
-                )
-                # A parameter is shared whatever its rows are used for, and what is made of it unless all agree on rows.
-                if self.graph.parameter(node) in self.names or (self.constant[node] and not isinstance(state, Place)):
-                    state = Mark.SHARED
-                if state is Mark.SHARED and self._is_fed(node) and reads_batch(self.graph, node, self.batch):
-                    state = Mark.MIXED
-                if not isinstance(state, Place) and state is not Mark.SHARED:
+                state = self._state(output, [claim for claim, _ in claims[output]], tested.get(output))
+                if state is Mark.MIXED or state is Mark.UNKNOWN:
                     culprits[output] = _culprit(claims[output])
                     self.unknown |= state is Mark.UNKNOWN
-                    state = Mark.SHARED
-                assert state is not None
-                own[number] = states[output] = state
-            for slot, claim in enumerate(self._claims(node, own) if own else []):
+                    state = Mark.COMMON
+                outputs[number] = states[output] = state
+            for slot, claim in self._claims(node, outputs) if outputs else ():
                 source = self.graph.inputs[node][slot]
                 if source is not None and claim is not None:
                     claims.setdefault(source, []).append((claim, node))
         return states, culprits
 
-    def _claims(self, node: int, own: dict[int, State]) -> Sequence[State | None]:
-        """What an op tells of its inputs."""
-        inputs = self.graph.inputs[node]
-        places = {number: state for number, state in own.items() if isinstance(state, Place)}
-        if not places:
-            return [Mark.SHARED] * len(inputs)
-        if len(places) < len(own):  # some outputs are shared and others are not
-            return [Mark.MIXED] * len(inputs)
+    def _state(self, output: Output, claims: Sequence[State], tested: State | None) -> State:
+        """The state of an output, by what was tested, what its users claim, and what it is made of."""
+        node = output[0]
+        state = tested if isinstance(tested, Place) else _merge(claims, self.graph.shape(output), self.size)
+        # A parameter is common whatever its rows are used for, and what is made of it unless all agree on rows.
+        is_parameter = fields.leaf(self.graph.nodes[node]) in self.names
+        if is_parameter or (self.constant[node] and not isinstance(state, Place)):
+            state = Mark.COMMON
+        if state is Mark.COMMON and self._is_fed(node) and _reads_batch(self.graph, node, self.batch):
+            return Mark.MIXED
+        return state
+
+    def _claims(self, node: int, outputs: Mapping[int, State]) -> list[tuple[int, State | None]]:
+        """What an op tells of its inputs, given the states of its outputs: numbers of inputs, and their states."""
+        places = {number: state for number, state in outputs.items() if isinstance(state, Place)}
+        if len(places) < len(outputs):  # where some outputs are common and others are not, samples are mixed
+            return [(slot, Mark.MIXED if places else Mark.COMMON) for slot in range(len(self.graph.inputs[node]))]
         name = base_name(self.graph.names[node])
-        shapes = [None if source is None else self.graph.shape(source) for source in inputs]
-        rule = RULES.get(name)
-        if rule is not None:
+        if name in RULES:
             self.by_data |= name in BY_DATA
-            op, all_shapes = self.graph.nodes[node], self.graph.shapes[node]
-            accounts = [_account(rule, Op(op, n, place, all_shapes, shapes, self.size)) for n, place in places.items()]
-            claims = [
-                self._merge([claim for claim in of_input if claim is not None], shape)
-                for of_input, shape in zip(zip(*accounts, strict=True), shapes, strict=True)
-            ]
-            if Mark.UNKNOWN not in claims:
-                return claims
+            sites = self.graph.sites(node, places, self.size)
+            with contextlib.suppress(AttributeError):  # this torch keeps other options with the op than the rule knows
+                claims = [(site.slot, RULES[name](site)) for site in sites]
+                if all(claim is not Mark.UNKNOWN for _, claim in claims):
+                    return claims
         self.by_data |= name not in MOVES_BY_SHAPE
+        return list(enumerate(self._try_op(node, places)))
+
+    def _try_op(self, node: int, places: Mapping[int, Place]) -> list[State | None]:
+        """The states of the inputs of an op, by experiment."""
         try:
             claims = experiment.through_op(self.graph, node, places, self.size)
         except Exception as error:  # whatever a backward raises that is called outside of a pass
-            reason = (
-                f"{self.graph.names[node]} does not tell where the samples are ({str(error).partition(chr(10))[0]})"
-            )
-            raise UnsupportedError(reason) from error
+            reason = str(error).partition("\n")[0]
+            name = self.graph.names[node]
+            raise UnsupportedError(f"{name} does not tell where the samples are ({reason})") from error
         # What is no parameter and is reached by all samples may be mixed: nobody knows what the op means.
         return [
-            Mark.MIXED if claim is Mark.SHARED and source is not None and not self.constant[source[0]] else claim
-            for claim, source in zip(claims, inputs, strict=True)
+            Mark.MIXED if claim is Mark.COMMON and source is not None and not self.constant[source[0]] else claim
+            for claim, source in zip(claims, self.graph.inputs[node], strict=False)
         ]
 
     def _is_fed(self, node: int) -> bool:
         """Whether tensors without a gradient may come into what an op makes of parameters."""
-        inputs = self.graph.inputs[node]
-        return None in inputs and any(source is not None for source in inputs) and not self.constant[node]
+        return bool(self.graph.sources(node)) and None in self.graph.inputs[node] and not self.constant[node]
 
-    def _merge(self, states: Sequence[State], shape: torch.Size | None) -> State | None:
-        """One state that agrees with all accounts of a tensor."""
-        if not states:
-            return None
-        if all(state == states[0] for state in states):
-            return states[0]
-        if not all(isinstance(state, Place) for state in states) or shape is None:
-            return Mark.UNKNOWN if Mark.UNKNOWN in states else Mark.MIXED
-        places = [state for state in states if isinstance(state, Place)]
-        axis = places[0].axis
-        if any(place.axis != axis for place in places):
-            return Mark.MIXED
-        ids = torch.full((shape[axis],), NOBODY, device="cpu")
-        for place in places:
-            rows = row_ids(place, shape[axis], self.size)
-            if bool(((ids >= 0) & (rows >= 0) & (ids != rows)).any()):
-                return Mark.MIXED
-            ids = torch.where(rows >= 0, rows, ids)
-        return place_of(axis, ids, self.size)
-
-    def _around(self, states: Mapping[Output, State], culprits: Mapping[Output, int]) -> list[Output]:
-        """What may not be shared although it seems so: the culprits, and what is made of them."""
-        behind = {output[0] for output in culprits}
-        suspects = list(culprits)
+    def _doubtful(self, states: Mapping[Output, State], culprits: Collection[Output]) -> list[Output]:
+        """What may not be common although it seems so: the culprits, and what is made of them."""
+        behind = {node for node, _ in culprits}
+        doubtful = list(culprits)
         for node in reversed(self.order):
-            if any(source is not None and source[0] in behind for source in self.graph.inputs[node]):
+            if any(source in behind for source, _ in self.graph.sources(node)):
                 behind.add(node)
-                suspects += [
-                    o for o in ((node, n) for n in range(len(self.graph.shapes[node]))) if states.get(o) is Mark.SHARED
-                ]
-        return list(dict.fromkeys(suspects))
+                outputs = [(node, number) for number in range(len(self.graph.shapes[node]))]
+                doubtful += [output for output in outputs if states.get(output) is Mark.COMMON]
+        return list(dict.fromkeys(doubtful))
 
     def _test(self, outputs: Sequence[Output]) -> list[State | None]:
         """Where the samples lie in some outputs, by backward passes from the embeddings."""
@@ -240,7 +182,7 @@ class _Derivation:
 
         def send(chosen: Tensor) -> Sequence[Tensor | None]:
             cotangents = [x * chosen.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1)) for x in noise]
-            return torch.autograd.grad(list(self.leaves), edges, cotangents, retain_graph=True, allow_unused=True)
+            return pull_back(self.leaves, cotangents, edges)
 
         return experiment.states(send, self.size)
 
@@ -249,34 +191,44 @@ class _Derivation:
         names, shape = self.graph.names, tuple(self.graph.shape(output))
         if self.unknown:
             return UnsupportedError(f"{names[op]} does not tell where the samples are in its input of shape {shape}")
-        parameter = parameter_behind(self.graph, output[0], self.names)
+        parameter = self.graph.nearest_parameter(output[0], self.names)
         return MixedSamplesError.at_op(names[op], names[output[0]], parameter, shape)
 
-    def _uses(self, states: Mapping[Output, State]) -> SampleAxis:
-        shared = [states.get((node, 0)) is Mark.SHARED for node in range(len(self.graph.nodes))]
-        for (node, _), state in states.items():
-            shared[node] = state is Mark.SHARED
-        users = {
-            node
-            for node, inputs in enumerate(self.graph.inputs)
-            if not shared[node] and any(source is not None and shared[source[0]] for source in inputs)
-        }
-        layouts = {o: s for o, s in states.items() if o[0] in users and isinstance(s, Place)}
-        fed = [node for (node, _), state in states.items() if state is Mark.SHARED and self._is_fed(node)]
-        result = SampleAxis(shared, layouts, fed)
-        alone = {node for (node, _), place in layouts.items() if isinstance(place, RowMap) and place.lone}
-        lone = Counter(self.graph.inputs[node][slot] for node, slot in result.uses(self.graph) if node in alone)
-        if lone and max(lone.values()) >= self.size:
+    def _sample_axis(self, states: Mapping[Output, State]) -> SampleAxis:
+        common = {node for (node, _), state in states.items() if state is Mark.COMMON}
+        inputs = self.graph.inputs
+        uses = [
+            (node, slot)
+            for node in sorted({node for node, _ in states} - common)
+            for slot, source in enumerate(inputs[node])
+            if source is not None and source[0] in common
+        ]
+        users = {node for node, _ in uses}
+        layouts = {o: state for o, state in states.items() if o[0] in users and isinstance(state, Place)}
+        lone = {node for (node, _), place in layouts.items() if isinstance(place, RowMap) and place.lone}
+        lone_users = Counter(inputs[node][slot] for node, slot in uses if node in lone)
+        if lone_users and max(lone_users.values()) >= self.size:
             raise UnsupportedError("a Python loop over the samples runs each of them by ops of its own")
-        return result
+        return SampleAxis(self.size, uses, layouts, [node for node in common if self._is_fed(node)])
 
 
-def _account(rule: Rule, op: Op) -> Sequence[State | None]:
-    """What a rule tells; nothing where this torch keeps other options with the op than the rule knows."""
-    try:
-        return rule(op)
-    except AttributeError:
-        return [Mark.UNKNOWN] * len(op.inputs)
+def _merge(states: Sequence[State], shape: torch.Size, size: int) -> State:
+    """One state that agrees with all accounts of a tensor."""
+    if all(state == states[0] for state in states):
+        return states[0]
+    places = [state for state in states if isinstance(state, Place)]
+    if len(places) < len(states):
+        return Mark.UNKNOWN if Mark.UNKNOWN in states else Mark.MIXED
+    axis = places[0].axis
+    if any(place.axis != axis for place in places):
+        return Mark.MIXED
+    ids = torch.full((shape[axis],), NOBODY, device="cpu")
+    for place in places:
+        rows = row_ids(place, shape[axis], size)
+        if bool(((ids >= 0) & (rows >= 0) & (ids != rows)).any()):
+            return Mark.MIXED
+        ids = torch.where(rows >= 0, rows, ids)
+    return place_of_rows(axis, ids, size) or Mark.UNKNOWN
 
 
 def _culprit(claims: Sequence[tuple[State, int]]) -> int:
@@ -284,17 +236,16 @@ def _culprit(claims: Sequence[tuple[State, int]]) -> int:
     return next((node for state, node in claims if not isinstance(state, Place)), claims[-1][1])
 
 
-def storages(batch: Iterable[Any]) -> set[int]:
-    """The memory behind the tensors of a batch."""
-    return {x.untyped_storage().data_ptr() for x in batch if isinstance(x, Tensor) and _has_storage(x)}
+def _storages(tensors: Iterable[Any]) -> set[int]:
+    """The memory behind some tensors, of those that have memory of their own."""
+    return {
+        x.untyped_storage().data_ptr()
+        for x in tensors
+        if isinstance(x, Tensor) and x.layout is torch.strided and x.ndim > 0 and not x.is_nested
+    }
 
 
-def reads_batch(graph: Graph, node: int, batch: Container[int]) -> bool:
-    """Whether an op multiplies tensors of the batch into what is shared by all samples: they are mixed there."""
-    names = ("_saved_self", "_saved_mat1", "_saved_batch1", "_saved_input")
-    saved = (getattr(graph.nodes[node], name, None) for name in names)
-    return any(isinstance(x, Tensor) and _has_storage(x) and x.untyped_storage().data_ptr() in batch for x in saved)
-
-
-def _has_storage(x: Tensor) -> bool:
-    return x.layout is torch.strided and x.ndim > 0 and not x.is_nested
+def _reads_batch(graph: Graph, node: int, batch: Container[int]) -> bool:
+    """Whether an op multiplies tensors of the batch into what is common to all samples: they are mixed there."""
+    saved = [fields.saved_or_none(graph.nodes[node], name) for name in ("self", "mat1", "batch1", "input")]
+    return any(storage in batch for storage in _storages(saved))

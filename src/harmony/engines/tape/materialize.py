@@ -1,0 +1,134 @@
+"""Per-sample gradients of parameters, written side by side into buffers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harmony.engines.tape import autograd_fields as fields
+from harmony.engines.tape.param_tensor import ParamTensor
+from harmony.engines.tape.param_use import Grads, MatmulUse
+from harmony.engines.tape.plan import ParamBlock
+from harmony.engines.tape.sample_block import SampleBlock
+
+
+class ScratchBuffer:
+    """Memory that is handed out piece after piece and used again from the start: fresh memory is slow."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Tensor] = []
+        self.used = 0
+
+    def reset(self) -> None:
+        """Hand out the same memory again."""
+        self.used = 0
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor of the given shape, its entries undefined."""
+        n = torch.Size(shape).numel()
+        if self.used == len(self.chunks) or self.chunks[self.used].numel() < n:
+            self.chunks[self.used :] = [torch.empty(n, dtype=dtype, device=device)]
+        self.used += 1
+        return self.chunks[self.used - 1][:n].view(*shape)
+
+
+class _Product(NamedTuple):
+    """A use whose gradient, as it stands in the parameter, is one matrix product per group."""
+
+    param: int
+    left: Tensor  # (g, rows, i), the same for all losses
+    rights: dict[int, Tensor]  # (g, rows, o), by number of the loss
+    left_first: bool  # left^T right, and not right^T left
+
+
+class Materializer:
+    """Computes the gradients of a block of parameters for any part of some samples; views are made once."""
+
+    def __init__(self, params: ParamBlock, grads: Grads, leaves: Sequence[Tensor], samples: SampleBlock) -> None:
+        self.columns = params.columns
+        self.width = params.width
+        self.dtype = accumulating_dtype(leaves)
+        self.grads = grads
+        self.leaves = leaves
+        self.samples = samples
+        self.products = [p for t in params.tensors if _is_product(t) for p in self._products(t)]
+        self.others = [tensor for tensor in params.tensors if not _is_product(tensor)]
+
+    def _products(self, tensor: ParamTensor) -> list[_Product]:
+        products = []
+        for use, outputs in tensor.uses:
+            grads = {k: loss[outputs[0]] for k, loss in enumerate(self.grads) if outputs[0] in loss}
+            if not grads:
+                continue
+            if isinstance(use, MatmulUse):
+                left = use.left(self.samples)[:, 0]
+                rights = {k: use.right(grad, self.samples)[:, 0] for k, grad in grads.items()}
+                left_first = use.out_first == tensor.transposed
+            else:  # the product with ones that sums a bias
+                rights = {k: use.site.grouped(grad, self.samples).flatten(1, -2) for k, grad in grads.items()}
+                right = next(iter(rights.values()))
+                left, left_first = right.new_ones(1, right.shape[1], 1).expand(len(right), -1, -1), True
+            products.append(_Product(tensor.params[0], left, rights, left_first))
+        return products
+
+    def fill(self, block: SampleBlock, scratch: ScratchBuffer) -> Tensor:
+        """Gradients (K, g, width) of the parameters under each loss, for a part of the samples."""
+        buffer = scratch.take((len(self.grads), block.groups, self.width), self.dtype, self.leaves[0].device)
+        places = {(p, k): buffer[k, :, cols] for p, cols in self.columns.items() for k in range(len(self.grads))}
+        empty = set(places)
+        groups = block.within(self.samples)
+        for p, left, rights, left_first in self.products:
+            left = left[groups].to(self.dtype)
+            for k, right in rights.items():
+                right = right[groups].to(self.dtype)
+                a, b = (left.mT, right) if left_first else (right.mT, left)
+                _add_product(places[p, k], a, b, (p, k) in empty)
+                empty.discard((p, k))
+        for tensor in self.others:
+            for k, total in self._sums(tensor, block).items():
+                for p, grad in zip(tensor.params, tensor.pull(total, self.leaves), strict=True):
+                    _add(places[p, k], grad.flatten(1) if grad.ndim > 1 else grad[:, None], (p, k) in empty)
+                    empty.discard((p, k))
+        for unreached in empty:
+            places[unreached].zero_()
+        return buffer
+
+    def _sums(self, tensor: ParamTensor, block: SampleBlock) -> dict[int, Tensor]:
+        """Gradients (g, *shape) of a common tensor under each loss that reaches it, over all its uses."""
+        sums: dict[int, Tensor] = {}
+        for use, outputs in tensor.uses:
+            grads = {k: [loss.get(o) for o in outputs] for k, loss in enumerate(self.grads)}
+            reached = {k: loss for k, loss in grads.items() if any(grad is not None for grad in loss)}
+            for k, grad in use.gradients(reached, block).items() if reached else ():
+                grad = grad.real if grad.is_complex() and not tensor.dtype.is_complex else grad
+                sums[k] = sums[k] + grad if k in sums else grad
+        return sums
+
+
+def accumulating_dtype(leaves: Sequence[Tensor]) -> torch.dtype:
+    """In which gradients are multiplied and summed."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
+
+
+def _is_product(tensor: ParamTensor) -> bool:
+    """Whether all uses of a tensor are matrix products on views, which give the parameter's gradient as it stands."""
+    products = [use.is_product and not fields.is_complex(use.site.node) for use, _ in tensor.uses]
+    return (tensor.flat or tensor.transposed) and all(products)
+
+
+def _add_product(place: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
+    """Write ``a @ b`` into (g, entries), or add it to what stands there."""
+    if not place.is_contiguous():  # among small ones
+        _add(place, (a @ b).flatten(1), is_first)
+    elif is_first:
+        torch.bmm(a, b, out=place.view(len(a), a.shape[1], b.shape[2]))
+    else:
+        place.view(len(a), a.shape[1], b.shape[2]).baddbmm_(a, b)
+
+
+def _add(place: Tensor, grad: Tensor, is_first: bool) -> None:
+    if is_first:
+        place.copy_(grad)
+    else:
+        place.add_(grad)

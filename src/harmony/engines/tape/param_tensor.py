@@ -1,0 +1,126 @@
+"""Tensors made of parameters, the ops that use them, and the way from their gradients to those of the parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from harmony.engines.tape import autograd_fields as fields
+from harmony.engines.tape.errors import UnsupportedError
+from harmony.engines.tape.grad_rules import closed_form
+from harmony.engines.tape.graph import Graph, Output, base_name
+from harmony.engines.tape.param_use import OpaqueUse, ParamUse, batched_vjp
+from harmony.engines.tape.sample_axis import SampleAxis
+
+Move = Callable[[Tensor], Tensor]
+
+
+class ParamTensor(NamedTuple):
+    """A tensor that is common to all samples: a parameter, its transpose or cast, or any function of parameters."""
+
+    source: Output
+    edge: GradientEdge  # the same, for autograd
+    shape: torch.Size
+    params: list[int]  # the parameters it depends on
+    uses: list[tuple[ParamUse, list[Output]]]  # each with the outputs whose gradients it needs
+    moves: list[Move] | None  # of one parameter, rearranged: maps from gradients (g, *shape) to the parameter's
+    flat: bool  # the entries stand in the parameter's order
+    transposed: bool  # it is the plain transpose of the parameter
+
+    def pull(self, grads: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients (g, *shape) of the tensor -> those of its parameters, (g, *parameter shape)."""
+        if self.moves is None:
+            return batched_vjp([self.edge], [leaves[p] for p in self.params], [grads])
+        for move in self.moves:
+            grads = move(grads)
+        return [grads]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its entries."""
+        return fields.dtypes(self.edge.node)[self.edge.output_nr]
+
+
+def param_tensors(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> list[ParamTensor]:
+    """The common tensors that are made of parameters, and all their uses."""
+    index = {leaf: i for i, leaf in enumerate(leaves)}
+    slots_of: dict[Output, dict[int, list[int]]] = {}
+    for node, slot in places.uses:
+        source = graph.inputs[node][slot]
+        assert source is not None
+        slots_of.setdefault(source, {}).setdefault(node, []).append(slot)
+    tensors = []
+    for source, by_node in slots_of.items():
+        params = sorted(graph.parameters_behind(source[0], index))
+        if params:
+            uses = [use for node, slots in by_node.items() for use in _uses(graph, places, source, node, slots)]
+            edge, shape = graph.edge(source), graph.shape(source)
+            tensors.append(ParamTensor(source, edge, shape, params, uses, *_rearrangement(graph, source)))
+    return tensors
+
+
+def _uses(
+    graph: Graph, places: SampleAxis, source: Output, node: int, slots: list[int]
+) -> list[tuple[ParamUse, list[Output]]]:
+    """The uses of one tensor by one op: one for each slot it feeds, by the op's rule, or one for all of them."""
+    outputs = {n: places.layouts[node, n] for n in range(len(graph.shapes[node])) if (node, n) in places.layouts}
+    first = min(outputs)
+    uses: list[tuple[ParamUse, list[Output]]] = []
+    for site in graph.sites(node, {first: outputs[first]}, places.size):
+        if site.slot not in slots:
+            continue
+        use = closed_form(site) if list(outputs) == [0] else None
+        if use is None:
+            besides = [s[0] for n, s in enumerate(graph.inputs[node]) if s is not None and n not in slots]
+            if source[0] in graph.behind(besides):
+                raise UnsupportedError(
+                    f"{graph.names[node]} has no closed form and uses a parameter that its other inputs depend on too: "
+                    "its own backward would count it twice"
+                )
+            return [(OpaqueUse(site, outputs, graph.edge(source)), [(node, n) for n in outputs])]
+        uses.append((use, [(node, 0)]))
+    return uses
+
+
+def _rearrangement(graph: Graph, source: Output) -> tuple[list[Move] | None, bool, bool]:
+    """Of a tensor that is one parameter, rearranged: the maps back, whether it is flat, and whether transposed."""
+    moves: list[Move] = []
+    names: list[str] = []
+    node = source[0]
+    if fields.is_complex(graph.nodes[node], source[1]):  # a real parameter gets the real part: autograd takes it
+        return None, False, False
+    while fields.leaf(graph.nodes[node]) is None:
+        name, inputs = base_name(graph.names[node]), graph.inputs[node]
+        if name not in _REARRANGEMENTS or len(inputs) != 1 or inputs[0] is None:
+            return None, False, False
+        shape = graph.shape(inputs[0])
+        if name != "T" or len(shape) == 2:  # else it moves nothing
+            moves.append(_move_back(name, graph.nodes[node], shape))
+            names.append(name)
+        node = inputs[0][0]
+    permuted = not {"Transpose", "Permute"}.isdisjoint(names)
+    reshaped = not {"T", "Transpose", "Permute", *_COPIES}.issuperset(names)
+    odd = names.count("T") % 2 == 1
+    # Reshapes keep the order of the entries, transposes of matrices cancel in pairs; mixed, they are neither.
+    flat = not permuted and ("T" not in names or not (odd or reshaped))
+    return moves, flat, odd and not permuted and not reshaped
+
+
+_COPIES = {"ToCopy", "Clone", "Alias"}
+_REARRANGEMENTS = {"T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"} | _COPIES
+
+
+def _move_back(name: str, node: Node, shape: torch.Size) -> Move:
+    """A map from gradients (g, ...) of a rearranged tensor to those (g, *shape) of the tensor before."""
+    if name == "T":
+        return lambda x: x.mT
+    if name == "Transpose":
+        first, second = (1 + fields.dim(node, dim, len(shape)) for dim in ("dim0", "dim1"))
+        return lambda x: x.transpose(first, second)
+    if name == "Permute":
+        dims = [fields.signed(d) % len(shape) for d in fields.saved(node, "dims")]
+        inverse = [0, *(1 + dims.index(axis) for axis in range(len(shape)))]
+        return lambda x: x.permute(inverse)
+    return lambda x: x.reshape(len(x), *shape)

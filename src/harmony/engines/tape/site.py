@@ -1,0 +1,58 @@
+"""One output and one input of an op of the graph, as the rules see them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from harmony.engines.tape import autograd_fields as fields
+from harmony.engines.tape.layout import Place, row_ids
+from harmony.engines.tape.sample_block import SampleBlock, grouped
+
+
+class Site(NamedTuple):
+    """An op, where the samples lie in one of its outputs, and one of its inputs that has a gradient."""
+
+    node: Node
+    number: int  # of the output
+    place: Place  # of the samples in the output
+    outputs: Sequence[torch.Size]  # shapes of all outputs
+    inputs: Sequence[torch.Size | None]  # shapes of all inputs; None for those without a gradient
+    size: int  # B
+    slot: int  # number of the input
+
+    @property
+    def output(self) -> torch.Size:
+        return self.outputs[self.number]
+
+    @property
+    def input(self) -> torch.Size:
+        shape = self.inputs[self.slot]
+        assert shape is not None
+        return shape
+
+    @property
+    def ids(self) -> Tensor:
+        """The sample (rows,) that each row along the sample axis of the output belongs to."""
+        return row_ids(self.place, self.output[self.place.axis], self.size)
+
+    def saved(self, name: str) -> Any:
+        """A tensor or an option that autograd has saved with the op."""
+        return fields.saved(self.node, name)
+
+    def dims(self, name: str, ndim: int | None = None) -> list[int]:
+        """Saved dimensions of a tensor with n axes (as the output has), from the front; all where none is named."""
+        ndim = len(self.output) if ndim is None else ndim
+        value = self.saved(name)
+        dims = (value,) if isinstance(value, int) else tuple(value or ())
+        return [fields.signed(d) % max(ndim, 1) for d in dims] or list(range(ndim))
+
+    def dim(self, ndim: int | None = None) -> int:
+        """The one dimension that is saved."""
+        return self.dims("dim", ndim)[0]
+
+    def grouped(self, x: Tensor, block: SampleBlock) -> Tensor:
+        """Groups first, of a tensor that broadcasts against the output: (g, size, *one sample)."""
+        return grouped(x if x.shape == self.output else x.expand(self.output), self.place, block)

@@ -1,0 +1,242 @@
+"""One batch, encoded and judged by the losses: its Gram blocks, and the update by any weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from harmony.definition import Attribution, sum_groups
+from harmony.distributed.batch_split import split_batch
+from harmony.engines.chunked import Combine, EncodedBatch
+from harmony.engines.options import Engine, require_choice, require_positive
+from harmony.engines.precision import entries, inner_products
+from harmony.engines.run import Cotangent, mix, narrow, narrow_all, pull_labelled, pull_mixed
+from harmony.loss_stage import ROWS_AT_ONCE, LossStage
+from harmony.parameters import Wrt, flatten_call, require_floating, resolve_shared, select_features
+
+PyTree = Any
+Space = Literal["parameters", "features"]
+Blocks = Tensor | Mapping[str, Tensor]
+"""One tensor, or one for each label of parameters."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keywords that [gram_vjp][harmony.gram_vjp] and the steps have in common."""
+
+    wrt: Wrt | None = None
+    labels: Callable[[str], str | None] | None = None
+    feature_leaves: Callable[[str], bool] | None = None
+    attribution: Attribution = "activation"
+    space: Space = "parameters"
+    group_size: int = 1
+    batch_products: bool = False
+    process_group: Any = None
+    loss_scale: Tensor | None = None
+    engine: Engine = field(default_factory=Engine)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a batch."""
+        require_choice("attribution", self.attribution, get_args(Attribution))
+        require_choice("space", self.space, get_args(Space))
+        require_positive("group_size", self.group_size)
+        if not isinstance(self.engine, Engine):
+            raise TypeError(f'engine must be a harmony.Engine, such as harmony.Engine("vmap"); got {self.engine!r}.')
+        if self.batch_products and self.attribution != "activation":
+            raise ValueError(f'batch_products needs attribution="activation"; got {self.attribution!r}.')
+        if self.space == "features" and (self.wrt is not None or self.labels is not None):
+            raise ValueError(
+                'wrt and labels choose parameters, and space="features" has none: it takes the leaves that every loss '
+                "reaches by itself, or those that feature_leaves selects."
+            )
+        if self.space == "parameters" and self.feature_leaves is not None:
+            raise ValueError('feature_leaves needs space="features"; parameters are chosen by wrt.')
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether gradients of single samples by the parameters are needed."""
+        return self.space == "parameters" and self.attribution != "loss"
+
+
+class Evaluation:
+    """A batch that was encoded, and the losses on its embeddings.
+
+    Attributes:
+        values: {name: mean loss}, detached.
+        terms: Loss terms (B, K), detached.
+        embeddings: The tree of embeddings, detached.
+    """
+
+    def __init__(
+        self, encode: Any, losses: Any, params: PyTree, batch: PyTree, loss_params: PyTree | None, options: Options
+    ) -> None:
+        """Encode this process's samples, and evaluate the losses of the whole batch."""
+        self.options = options
+        self._params = params
+        self._loss_params = loss_params
+        if loss_params is not None:
+            require_floating("loss_params", loss_params)
+        call = flatten_call(
+            encode,
+            params,
+            batch,
+            wrt=options.wrt,
+            labels=options.labels,
+            group_size=options.group_size,
+            process_group=options.process_group,
+        )
+        self.split = split_batch(call.size, options.process_group)
+        # Loss-wise and anchor, the update is no combination of the gradients that the Gram is made of.
+        engine = options.engine if options.attribution == "activation" else replace(options.engine, update="backward")
+        self._encoded = EncodedBatch(call, engine, per_sample=options.per_sample)
+        self._call = call
+        self._stage = LossStage(losses, loss_params, self._encoded, self.split, options.loss_scale)
+        self._groups = self.split.groups(options.group_size)
+        self._members = self.split.members(options.group_size, self._stage.device)
+        self._per_loss = self._stage.activation()  # of the whole batch, on every process
+        if options.space == "parameters":
+            resolve_shared(call, self._encoded, self.losses, self._per_loss, self.split)
+        else:
+            self._selected = select_features(self._encoded, self._per_loss, self.losses, options.feature_leaves)
+        self._local = narrow_all(self._per_loss, self.split.own)  # of the samples that this process encoded
+        self._combine: Combine | None = None
+        terms = [term.detach() for term in self._stage.terms.values()]
+        self.values = dict(zip(self.losses, [term.mean() for term in terms], strict=True))
+        self.terms = torch.stack(terms, 1)
+        self.embeddings = pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, self._stage.embeddings)
+
+    @property
+    def losses(self) -> list[str]:
+        """Names of the K losses."""
+        return list(self._stage.terms)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the L Grams; none where there is but one."""
+        return self._call.labels
+
+    def gram(self) -> Tensor:
+        """Gram blocks (groups, L, K, K) of the whole batch, on every process."""
+        options = self.options
+        if options.space == "features":
+            gram = self._groups.gather(self._feature_gram()[:, None])
+        elif options.attribution == "loss":
+            gram = self._encoded.gram_of_rows(self._local_rows, self._groups.size, self.split.sum)
+        elif options.attribution == "anchor":
+            gram, _ = self._encoded.gram(self._stage.anchor(self.split.own, options.engine.chunk_size))
+            gram = self._groups.gather(gram)
+        else:
+            gram, self._combine = self._encoded.gram(self._local)
+            gram = self._groups.gather(gram)
+        return self._stage.unscaled(gram.detach())
+
+    def batch_products(self) -> Tensor:
+        """Inner products (groups, L, K) of the per-sample gradients with the gradient of the summed losses."""
+        if self.options.space == "features":
+            products = sum_groups(self._feature_products()[self.split.own], self.options.group_size)[:, None]
+        else:
+            ones = self.terms.new_ones(self._call.size, len(self.losses))
+            direction = self.split.sum(self._encoded.pull(mix(self._local, ones)))
+            products = self._encoded.products(self._local, direction)
+        return self._stage.unscaled(self._groups.gather(products).detach())
+
+    def pullback(self, weights: Blocks) -> Any:
+        """The update by weights (groups, K), or {label: (groups, K)}: see [gram_vjp][harmony.gram_vjp]."""
+        rows = self.stack(weights)[self._members]
+        if self.options.attribution != "activation":
+            grads = pull_labelled(self._pull_terms, rows, self._call.label)
+        elif self._combine is None:
+            grads = pull_mixed(self._encoded.pull, self._local, rows[self.split.own], self._call.label)
+        else:
+            grads = self._combine(rows[self.split.own])
+        return self._update(grads, rows)
+
+    def fused(self, weigh: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor, Any]:
+        """Gram blocks, weights and update, block by block; for activation, over parameters.
+
+        Args:
+            weigh: Gram blocks (g, L, K, K), and their samples in the batch -> weights (g, L, K).
+
+        Returns:
+            Gram blocks (groups, L, K, K), weights (groups, L, K), and the update.
+        """
+        parts: dict[int, Tensor] = {}
+
+        def weigh_block(gram: Tensor, groups: range) -> Tensor:
+            m = self.options.group_size
+            first = self.split.own.start
+            samples = slice(first + groups.start * m, min(first + groups.stop * m, self.split.own.stop))
+            parts[groups.start] = weigh(self._stage.unscaled(gram), samples)
+            return parts[groups.start]
+
+        gram, grads = self._encoded.fused(self._local, weigh_block)
+        gram = self._groups.gather(self._stage.unscaled(gram))
+        weights = self._groups.gather(torch.cat([parts[start] for start in sorted(parts)]))
+        return gram, weights, self._update(grads, weights[self._members])
+
+    def named(self, blocks: Tensor) -> Any:
+        """Blocks (groups, L, ...) by the name of their label; without labels, the only one."""
+        return dict(zip(self.labels, blocks.unbind(1), strict=True)) if self.labels else blocks[:, 0]
+
+    def stack(self, weights: Blocks, groups: int | None = None) -> Tensor:
+        """Weights of every label (groups, L, K); one tensor serves all labels. The inverse of ``named``."""
+        shape = (self._groups.size if groups is None else groups, len(self.losses))
+        if isinstance(weights, Mapping) and weights.keys() != set(self.labels):
+            raise ValueError(f"weights are of the labels {sorted(weights)}, the Gram blocks of {sorted(self.labels)}.")
+        rows = [weights[label] for label in self.labels] if isinstance(weights, Mapping) else [weights]
+        for row in rows:
+            if row.shape != shape:
+                raise ValueError(
+                    f"pullback expects weights of shape {shape}, one per group of samples and loss; "
+                    f"got {tuple(row.shape)}."
+                )
+        return torch.stack([row.detach() for row in rows], 1).expand(-1, len(self.labels) or 1, -1)
+
+    def _update(self, grads: list[Tensor], rows: Tensor) -> Any:
+        """The gradient of the whole batch in the tree of the parameters, and that of the losses' parameters."""
+        grads = self.split.sum_like(grads, pytree.tree_leaves(self._params))
+        tree = pytree.tree_unflatten(grads, self._call.params_spec)
+        if self._loss_params is None:
+            return tree
+        loss_grads = self.split.agree(self._stage.loss_gradient(rows.mean(1)))  # the same everywhere to the last bit
+        return tree, pytree.tree_unflatten(loss_grads, self._stage.params_spec)
+
+    def _pull_terms(self, weights: Tensor) -> list[Tensor]:
+        """The update by weights (B, K) of the loss terms."""
+        return self._encoded.pull(narrow(self._stage.weighted(weights), self.split.own))
+
+    def _rows(self, groups: range) -> list[Cotangent]:
+        return self._stage.rows(self._members, groups)
+
+    def _local_rows(self, groups: range) -> list[Cotangent]:
+        return narrow_all(self._rows(groups), (slice(None), self.split.own))
+
+    def _feature_gram(self) -> Tensor:
+        """Gram blocks (groups, K, K) of this process's cotangents."""
+        if self.options.attribution == "loss":
+            step, own = self.options.engine.chunk_size or ROWS_AT_ONCE, self._groups.own
+            blocks = [range(start, min(start + step, own.stop)) for start in range(own.start, own.stop, step)]
+            return torch.cat([inner_products(self._features(self._rows(block))) for block in blocks])
+        cotangents: Sequence[Cotangent] = self._local
+        if self.options.attribution == "anchor":
+            cotangents = self._stage.anchor(self.split.own, self.options.engine.chunk_size)
+        return sum_groups(inner_products(self._features(cotangents)), self.options.group_size)
+
+    def _feature_products(self) -> Tensor:
+        """Inner products (B, K) of each sample's cotangents with the sum over all samples and losses."""
+        leaves = [[entries(leaf) for leaf in loss] for loss in self._features(self._per_loss)]
+        totals = [torch.stack(losses).sum((0, 1)) for losses in zip(*leaves, strict=True)]
+        products = [[(x * t).sum(1) for x, t in zip(loss, totals, strict=True)] for loss in leaves]
+        return torch.stack([torch.stack(loss).sum(0) for loss in products], 1)
+
+    def _features(self, cotangents: Sequence[Cotangent]) -> list[list[Tensor]]:
+        """K lists of the leaves in the Gram; a leaf that a loss does not reach counts as zero."""
+        columns = [leaf for leaf, s in zip(zip(*cotangents, strict=True), self._selected, strict=True) if s]
+        templates = [next(c for c in leaf if c is not None) for leaf in columns]
+        return [
+            [torch.zeros_like(t) if c is None else c for c, t in zip(loss, templates, strict=True)]
+            for loss in zip(*columns, strict=True)
+        ]

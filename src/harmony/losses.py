@@ -16,7 +16,7 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE: find a query's key among the keys of the batch. Both sides are L2-normalised here.
 
-    van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018 (arXiv:1807.03748).
+    van den Oord et al., 2018 (arXiv:1807.03748).
 
     Args:
         queries: Embeddings (B, D).
@@ -24,8 +24,7 @@ def info_nce(
         temperature: Positive number, or a learnable 0-d tensor.
         symmetric: Average with the loss that finds a key's query.
         valid: Mask (B,), False where a modality is missing: the sample has the term 0, and is no negative of others.
-        positives: Mask (B, B), True where key b' also fits query b (equal captions, say). Their probabilities add up
-            with that of the diagonal, which is always positive.
+        positives: Mask (B, B), True where key b' also fits query b (equal captions, say): their probabilities add up.
 
     Returns:
         Terms (B,), scaled by B / n_valid so that their mean is the mean over the valid samples.
@@ -60,8 +59,7 @@ def mil_nce(
     """MIL-NCE: find a bag of P candidates, of which some may fit, among the bags of the batch.
 
     The probabilities of the candidates of a bag add up: the best of them carries the loss. Both sides are L2-normalised
-    here. Miech et al., End-to-End Learning of Visual Representations from Uncurated Instructional Videos, 2020
-    (arXiv:1912.06430), equation 1.
+    here. Miech et al., 2020 (arXiv:1912.06430), equation 1.
 
     Args:
         queries: Embeddings (B, D): video clips, say.

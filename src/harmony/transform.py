@@ -20,12 +20,11 @@ class Transform(NamedTuple):
 
     Attributes:
         init: ``init() -> state``.
-        update: ``update(gram, state, **extras) -> (weights, state)``. Extras of a step: ``terms`` (B, K), the loss
-            terms; ``ids`` (B,), the ids of the samples; ``batch_products`` (B, K), inner products with the gradient of
-            the batch; and those that ``extras=`` adds. A transform ignores the extras that it does not need.
+        update: ``update(gram, state, **extras) -> (weights, state)``. Extras of a step: loss terms ``terms`` (B, K),
+            ``ids`` (B,), inner products with the gradient of the batch ``batch_products`` (B, K), and those that
+            ``extras=`` adds. A transform ignores the extras that it does not need.
         samplewise: Whether the weights of a sample depend on its own block, its own extras and the state alone, and the
-            next state on no sample. The step is then faster and takes less memory. Rules that compare samples
-            (quantiles, top-k) are not samplewise.
+            next state on no sample. The step is then faster and smaller. Quantiles compare samples, and are not.
         layerwise: Whether ``update`` maps Gram blocks {label: (B, K, K)} to weights {label: (B, K)}, see
             [layerwise][harmony.layerwise]. Other transforms see the sum of these blocks.
 
@@ -77,8 +76,8 @@ def counting(
 def chain(*members: Member) -> Transform:
     """Multiply the weights of several members, in order, from ones.
 
-    Every member sees the raw Gram, not the gradients that earlier members made: ``chain(threshold(0.0), pcgrad)`` drops
-    samples and projects the others, but a normalisation before ``pcgrad`` does not change what ``pcgrad`` projects.
+    Every member sees the raw Gram: ``chain(threshold(0.0), pcgrad)`` drops samples and projects the others, but
+    ``chain(normalized, pcgrad)`` does not project normalised gradients.
 
     Args:
         *members: Transforms, and functions ``gram -> weights``; without members, the weights are ones.
@@ -120,13 +119,11 @@ def chain(*members: Member) -> Transform:
 def layerwise(member: Member) -> Transform:
     """Apply a member to the Gram blocks of each label of parameters apart: layer-wise or block-wise realignment.
 
-    The labels come from ``labels=`` of [gram_vjp][harmony.gram_vjp]. The other members of a chain see the sum of the
-    blocks: ``chain(threshold(0.0), layerwise(pcgrad))`` drops whole samples, and projects the gradients of the others
-    layer by layer.
+    The labels come from ``labels=`` of [gram_vjp][harmony.gram_vjp]. Other members of a chain see the sum of blocks:
+    ``chain(threshold(0.0), layerwise(pcgrad))`` drops whole samples, and projects the others layer by layer.
 
     Args:
-        member: A transform, or a function ``gram -> weights``. Every label has its own state from its first update on,
-            so that a state with memory does not have the structure of ``init()``.
+        member: A transform, or a function ``gram -> weights``. Every label has its own state from its first update on.
 
     Returns:
         A transform from {label: Gram blocks (B, K, K)} to {label: weights (B, K)}.
@@ -135,9 +132,8 @@ def layerwise(member: Member) -> Transform:
         >>> import torch, harmony
         >>> method = harmony.layerwise(harmony.realign.pcgrad)
         >>> gram = {"first": torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]]), "last": torch.eye(2)[None]}
-        >>> weights, state = method.update(gram, method.init())
-        >>> weights["first"], weights["last"]
-        (tensor([[1.5000, 1.5000]]), tensor([[1., 1.]]))
+        >>> method.update(gram, method.init())[0]
+        {'first': tensor([[1.5000, 1.5000]]), 'last': tensor([[1., 1.]])}
     """
     transform = as_transform(member)
     if transform.layerwise:

@@ -27,9 +27,8 @@ def mgda(gram: Tensor) -> Tensor:
 
     Examples:
         >>> import torch, harmony
-        >>> harmony.realign.mgda(torch.tensor([[[1.0, 0.0], [0.0, 3.0]], [[1.0, 1.5], [1.5, 9.0]]]))
-        tensor([[0.7500, 0.2500],
-                [1.0000, 0.0000]])
+        >>> harmony.realign.mgda(torch.tensor([[[1.0, 0.0], [0.0, 3.0]]]))
+        tensor([[0.7500, 0.2500]])
     """
     blocks = unit_blocks(gram)
     if gram.shape[-1] == 2:

@@ -24,9 +24,8 @@ def upgrad(gram: Tensor, preference: Preference = None) -> Tensor:
 
     Examples:
         >>> import torch, harmony
-        >>> harmony.realign.upgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]]))
-        tensor([[1.5000, 1.5000],
-                [1.0000, 1.0000]])
+        >>> harmony.realign.upgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]]))
+        tensor([[1.5000, 1.5000]])
     """
     blocks, wanted = preferred(gram, preference)
     length = wanted * blocks.length

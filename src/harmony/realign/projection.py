@@ -37,9 +37,8 @@ def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -
 
     Examples:
         >>> import torch, harmony
-        >>> harmony.realign.pcgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]]))
-        tensor([[1.5000, 1.5000],
-                [1.0000, 1.0000]])
+        >>> harmony.realign.pcgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]]))
+        tensor([[1.5000, 1.5000]])
     """
     blocks = unit_blocks(gram)
     k = gram.shape[-1]

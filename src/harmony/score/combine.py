@@ -140,13 +140,11 @@ class EmaState(NamedTuple):
 def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
     """The moving average of a score over a sample's own history, by its id: one noisy step decides nothing.
 
-    Memory is bounded: each sample has one of ``capacity`` places, by the hash of its id. Where two samples share one,
-    the later is remembered, and the other starts anew. Choose a few times the number of samples.
-
     Args:
         score: A score.
         decay: Weight of the past, in [0, 1).
-        capacity: Samples that are remembered.
+        capacity: Places for samples, a few times their number. Each has one by the hash of its id; where two share one,
+            the later is remembered, and the other starts anew.
 
     Returns:
         A score. It needs ``ids`` (B,), integers, from a step with ``ids=``. Not samplewise.

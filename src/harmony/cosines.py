@@ -37,15 +37,12 @@ def agreement(gram: Tensor) -> Tensor:
 
     Returns:
         Agreement (B,) in [-1, 1], over the pairs of nonzero gradients; NaN where there is no such pair, see
-        [defined][harmony.defined].
+        [defined][harmony.defined]. Wu et al., 2022 (arXiv:2211.02077), supplement, section 1.
 
     Examples:
         >>> import torch, harmony
         >>> harmony.agreement(torch.tensor([[[4.0, -3.0], [-3.0, 9.0]], [[4.0, 0.0], [0.0, 0.0]]]))
         tensor([-0.5000,     nan])
-
-    References:
-        Wu et al., 2022 (arXiv:2211.02077), supplement, section 1: cos(g_va, g_vt).
     """
     cosines = cosine(gram)
     nonzero = _nonzero(gram)

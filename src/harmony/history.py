@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range
 from harmony.checkpoint import loadable
 from harmony.numerics.counter import mix
 
@@ -25,14 +26,8 @@ class History(NamedTuple):
 
 
 def empty_history(capacity: int) -> History:
-    """A table without samples, on the host; its first use moves it to the device of the ids.
-
-    Examples:
-        >>> empty_history(2).values
-        tensor([0., 0., 0.])
-    """
-    if capacity < 1:
-        raise ValueError(f"capacity must be at least 1; got {capacity}.")
+    """A table without samples, on the host; its first use moves it to the device of the ids."""
+    check_range("capacity", capacity, at_least=1)
     return History(torch.full((capacity + 1,), EMPTY, dtype=torch.int64), torch.zeros(capacity + 1))
 
 

@@ -16,29 +16,24 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE: find a query's key among the keys of the batch. Both sides are L2-normalised here.
 
+    van den Oord et al., 2018 (arXiv:1807.03748).
+
     Args:
         queries: Embeddings (B, D).
         keys: Embeddings (B, D); row b belongs to query b.
         temperature: Positive number, or a learnable 0-d tensor.
         symmetric: Average with the loss that finds a key's query.
         valid: Mask (B,), False where a modality is missing: the sample has the term 0, and is no negative of others.
-        positives: Mask (B, B), True where key b' also fits query b (equal captions, say). Their probabilities add up
-            with that of the diagonal, which is always positive.
+        positives: Mask (B, B), True where key b' also fits query b (equal captions, say): their probabilities add up.
 
     Returns:
         Terms (B,), scaled by B / n_valid so that their mean is the mean over the valid samples.
-
-    Raises:
-        ValueError: Shapes that do not fit.
 
     Examples:
         >>> import torch, harmony
         >>> x = torch.eye(3)
         >>> harmony.losses.info_nce(x, x, temperature=1.0, valid=torch.tensor([True, True, False]))
         tensor([0.4699, 0.4699, 0.0000])
-
-    References:
-        van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018 (arXiv:1807.03748).
     """
     if queries.ndim != 2 or keys.shape != queries.shape:
         raise ValueError(f"info_nce expects queries and keys (B, D); got {_shape(queries)} and {_shape(keys)}.")
@@ -64,7 +59,7 @@ def mil_nce(
     """MIL-NCE: find a bag of P candidates, of which some may fit, among the bags of the batch.
 
     The probabilities of the candidates of a bag add up: the best of them carries the loss. Both sides are L2-normalised
-    here.
+    here. Miech et al., 2020 (arXiv:1912.06430), equation 1.
 
     Args:
         queries: Embeddings (B, D): video clips, say.
@@ -78,18 +73,11 @@ def mil_nce(
     Returns:
         Terms (B,), scaled by B / n_valid so that their mean is the mean over the valid samples.
 
-    Raises:
-        ValueError: Shapes that do not fit.
-
     Examples:
         >>> import torch, harmony
         >>> clips, narrations = torch.eye(2), torch.stack([torch.eye(2), torch.eye(2).flip(0)])
         >>> harmony.losses.mil_nce(clips, narrations, temperature=1.0)
         tensor([0.6931, 0.6931])
-
-    References:
-        Miech et al., End-to-End Learning of Visual Representations from Uncurated Instructional Videos, 2020
-        (arXiv:1912.06430), equation 1.
     """
     b, p = candidates.shape[:2] if candidates.ndim == 3 else (0, 0)
     expected = {"queries": (b, candidates.shape[-1]), "valid": (b, p), "positives": (b, b, p)}

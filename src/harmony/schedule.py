@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range
 from harmony.members import factory, refuse_factory
-from harmony.ranges import check_range
 
 Schedule = Callable[[Tensor], Tensor]
 

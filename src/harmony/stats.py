@@ -65,11 +65,7 @@ class Moments(NamedTuple):
         return self.number * self.m4 / self.m2**2 - 3
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both sets of values together; associative and commutative up to rounding.
-
-        References:
-            Pebay, Formulas for Robust, One-Pass Parallel Computation of Covariances, 2008, equations 3.1 and 3.2.
-        """
+        """Moments of both sets of values together, up to rounding (Pebay, 2008, equations 3.1 and 3.2)."""
         n, na, nb = self.number + other.number, self.number, other.number
         safe = n.clamp(min=1)
         d = other.average - self.average

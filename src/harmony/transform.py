@@ -1,7 +1,7 @@
 """Transforms of Gram blocks into weights, and their composition. The caller holds the state, a plain tree."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,14 +11,8 @@ from harmony.cosines import check_blocks
 from harmony.members import is_samplewise, refuse_factory
 
 State = Any
-
-
-class Update(Protocol):
-    """``update(gram, state, **extras) -> (weights, state)``."""
-
-    def __call__(self, gram: Any, state: State, **extras: Any) -> tuple[Any, State]:
-        """Weights (B, K) of Gram blocks (B, K, K), and the next state; for each label in layerwise transforms."""
-        ...
+Update = Callable[..., tuple[Any, State]]
+"""``update(gram, state, **extras) -> (weights, state)``."""
 
 
 class Transform(NamedTuple):
@@ -26,12 +20,11 @@ class Transform(NamedTuple):
 
     Attributes:
         init: ``init() -> state``.
-        update: ``update(gram, state, **extras) -> (weights, state)``. Extras of a step: ``terms`` (B, K), the loss
-            terms; ``ids`` (B,), the ids of the samples; ``batch_products`` (B, K), inner products with the gradient of
-            the batch; and those that ``extras=`` adds. A transform ignores the extras that it does not need.
+        update: ``update(gram, state, **extras) -> (weights, state)``. Extras of a step: loss terms ``terms`` (B, K),
+            ``ids`` (B,), inner products with the gradient of the batch ``batch_products`` (B, K), and those that
+            ``extras=`` adds. A transform ignores the extras that it does not need.
         samplewise: Whether the weights of a sample depend on its own block, its own extras and the state alone, and the
-            next state on no sample. The step is then faster and takes less memory. Rules that compare samples
-            (quantiles, top-k) are not samplewise.
+            next state on no sample. The step is then faster and smaller. Quantiles compare samples, and are not.
         layerwise: Whether ``update`` maps Gram blocks {label: (B, K, K)} to weights {label: (B, K)}, see
             [layerwise][harmony.layerwise]. Other transforms see the sum of these blocks.
 
@@ -67,13 +60,7 @@ class StepState(NamedTuple):
 def counting(
     update: Callable[..., tuple[Tensor, State]], memory: Callable[[], State] = tuple, *, samplewise: bool = False
 ) -> Transform:
-    """A transform that counts its updates, of ``update(gram, step, memory, **extras) -> (weights, memory)``.
-
-    Examples:
-        >>> halving = counting(lambda gram, step, memory: (torch.full(gram.shape[:2], 0.5) ** step, memory))
-        >>> halving.update(torch.eye(2)[None], halving.init())
-        (tensor([[1., 1.]]), StepState(step=tensor(1), memory=()))
-    """
+    """A transform that counts its updates, of ``update(gram, step, memory, **extras) -> (weights, memory)``."""
 
     def init() -> StepState:
         return StepState(torch.zeros((), dtype=torch.int64, device="cpu"), memory())
@@ -89,17 +76,14 @@ def counting(
 def chain(*members: Member) -> Transform:
     """Multiply the weights of several members, in order, from ones.
 
-    Every member sees the raw Gram, not the gradients that earlier members made: ``chain(threshold(0.0), pcgrad)`` drops
-    samples and projects the others, but a normalisation before ``pcgrad`` does not change what ``pcgrad`` projects.
+    Every member sees the raw Gram: ``chain(threshold(0.0), pcgrad)`` drops samples and projects the others, but
+    ``chain(normalized, pcgrad)`` does not project normalised gradients.
 
     Args:
         *members: Transforms, and functions ``gram -> weights``; without members, the weights are ones.
 
     Returns:
         One transform; its state is the tuple of the members' states.
-
-    Raises:
-        TypeError: A factory that was not called; in ``update``, a member that gives no (B, K) tensor.
 
     Examples:
         >>> import torch, harmony
@@ -135,27 +119,21 @@ def chain(*members: Member) -> Transform:
 def layerwise(member: Member) -> Transform:
     """Apply a member to the Gram blocks of each label of parameters apart: layer-wise or block-wise realignment.
 
-    The labels come from ``labels=`` of [gram_vjp][harmony.gram_vjp]. The other members of a chain see the sum of the
-    blocks: ``chain(threshold(0.0), layerwise(pcgrad))`` drops whole samples, and projects the gradients of the others
-    layer by layer.
+    The labels come from ``labels=`` of [gram_vjp][harmony.gram_vjp]. Other members of a chain see the sum of blocks:
+    ``chain(threshold(0.0), layerwise(pcgrad))`` drops whole samples, and projects the others layer by layer.
 
     Args:
-        member: A transform, or a function ``gram -> weights``. Every label has its own state from its first update on,
-            so that a state with memory does not have the structure of ``init()``.
+        member: A transform, or a function ``gram -> weights``. Every label has its own state from its first update on.
 
     Returns:
         A transform from {label: Gram blocks (B, K, K)} to {label: weights (B, K)}.
-
-    Raises:
-        TypeError: A layerwise member; in ``update``, Gram blocks without labels.
 
     Examples:
         >>> import torch, harmony
         >>> method = harmony.layerwise(harmony.realign.pcgrad)
         >>> gram = {"first": torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]]), "last": torch.eye(2)[None]}
-        >>> weights, state = method.update(gram, method.init())
-        >>> weights["first"], weights["last"]
-        (tensor([[1.5000, 1.5000]]), tensor([[1., 1.]]))
+        >>> method.update(gram, method.init())[0]
+        {'first': tensor([[1.5000, 1.5000]]), 'last': tensor([[1., 1.]])}
     """
     transform = as_transform(member)
     if transform.layerwise:

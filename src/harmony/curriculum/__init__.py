@@ -7,10 +7,9 @@ is a function used bare, or made by a call; by default the agreement of a sample
 """
 
 from harmony.curriculum.cross_check import cross_check
-from harmony.curriculum.hysteresis import hysteresis
 from harmony.curriculum.ranking import quantile, running_quantile, top_k
 from harmony.curriculum.renormalized import renormalized
-from harmony.curriculum.threshold import agreement_weight, soft_threshold, threshold
+from harmony.curriculum.threshold import agreement_weight, hysteresis, soft_threshold, threshold
 
 __all__ = [
     "agreement_weight",

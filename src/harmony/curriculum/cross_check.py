@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range, require_extra
 from harmony.cosines import defined
 from harmony.curriculum.rule import RunningMean
-from harmony.extras import require_extra
 from harmony.members import factory
 from harmony.numerics.batch import places, standardize
-from harmony.ranges import check_range
 from harmony.schedule import Schedule, as_schedule
 from harmony.transform import Transform, counting
 

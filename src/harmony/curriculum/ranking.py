@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range
 from harmony.curriculum.rule import RunningMean, remembering_rule, rule
 from harmony.members import factory
 from harmony.numerics.batch import places
-from harmony.ranges import check_range
 from harmony.schedule import Schedule, as_schedule
 from harmony.score import AnyScore, agreement
 from harmony.transform import Transform
@@ -20,19 +20,17 @@ def quantile(share: float | Schedule, score: AnyScore = agreement) -> Transform:
 
     Args:
         share: Share of the samples with a score, in [0, 1]; a number or a schedule.
-        score: The score of the samples.
+        score: The score of the samples; of equal ones the first in the batch is kept.
 
     Returns:
-        A transform whose weights are 1 for exactly ``round(share * n)`` of the n samples with a score (halves up), else
-        0; of equal scores the first in the batch is kept. Not samplewise.
+        A transform with weights 1 for ``round(share * n)`` of the n samples (halves up), else 0. Not samplewise.
 
     Examples:
         >>> import torch, harmony
         >>> curriculum = harmony.curriculum.quantile(0.5)
         >>> gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
-        >>> curriculum.update(gram, curriculum.init())[0]
-        tensor([[0., 0.],
-                [1., 1.]])
+        >>> curriculum.update(gram, curriculum.init())[0][:, 0]
+        tensor([0., 1.])
     """
     check_range("share", share, at_least=0, at_most=1)
     schedule = as_schedule(share)
@@ -50,18 +48,16 @@ def top_k(k: int | Schedule, score: AnyScore = agreement) -> Transform:
 
     Args:
         k: How many of the samples with a score, at least 0; a number or a schedule, which is rounded.
-        score: The score of the samples.
+        score: The score of the samples; of equal ones the first in the batch is kept.
 
     Returns:
-        A transform whose weights are 1 for ``min(k, n)`` of the n samples with a score, else 0; of equal scores the
-        first in the batch is kept. Not samplewise.
+        A transform with weights 1 for ``min(k, n)`` of the n samples, else 0. Not samplewise.
 
     Examples:
         >>> import torch, harmony
         >>> curriculum = harmony.curriculum.top_k(1, score=harmony.score.norm_ratio)
-        >>> curriculum.update(torch.diag_embed(torch.tensor([[1.0, 4.0], [1.0, 1.0]])), curriculum.init())[0]
-        tensor([[0., 0.],
-                [1., 1.]])
+        >>> curriculum.update(torch.diag_embed(torch.tensor([[1.0, 4.0], [1.0, 1.0]])), curriculum.init())[0][:, 0]
+        tensor([0., 1.])
     """
     check_range("k", k, at_least=0)
     schedule = as_schedule(k)
@@ -72,10 +68,10 @@ def top_k(k: int | Schedule, score: AnyScore = agreement) -> Transform:
 def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnyScore = agreement) -> Transform:
     """Keep the samples above a running estimate of the score that a share of all samples exceeds.
 
-    Where [quantile][harmony.curriculum.quantile] keeps the same share of a clean and of a noisy batch, this compares
-    batches with one another, and small batches with more than themselves. The estimate is the moving average of the
-    batches' quantiles, and lags behind a share that moves. In batches of n it cannot see shares closer to 0 or 1 than
-    1 / (n + 1): the extreme of each batch stands for them. A share of 0 keeps nothing, a share of 1 everything.
+    [quantile][harmony.curriculum.quantile] keeps the same share of clean and of noisy batches; this compares batches
+    with one another. The estimate is the moving average of the batches' quantiles, and lags behind a share that moves.
+    In batches of n, shares closer to 0 or 1 than 1 / (n + 1) use the extreme of each batch. A share of 0 keeps nothing,
+    a share of 1 everything.
 
     Args:
         share: Share of the samples to keep, in [0, 1]; a number or a schedule.
@@ -83,7 +79,7 @@ def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnySco
         score: The score of the samples.
 
     Returns:
-        A transform whose weights are 1 where the score is at least the estimate, else 0. Not samplewise.
+        A transform with weights 1 where the score is at least the estimate, else 0. Not samplewise.
 
     Examples:
         >>> import torch, harmony

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range
 from harmony.cosines import defined
 from harmony.members import factory
-from harmony.ranges import check_range
 from harmony.transform import Member, State, Transform, chain
 
 
@@ -29,9 +29,8 @@ def renormalized(member: Member, limit: float = 10.0) -> Transform:
         >>> import torch, harmony
         >>> curriculum = harmony.curriculum.renormalized(harmony.curriculum.threshold(0.0))
         >>> gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
-        >>> curriculum.update(gram, curriculum.init())[0]
-        tensor([[0., 0.],
-                [2., 2.]])
+        >>> curriculum.update(gram, curriculum.init())[0][:, 0]
+        tensor([0., 2.])
     """
     check_range("limit", limit, at_least=1)
     inner = chain(member)

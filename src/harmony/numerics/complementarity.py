@@ -8,22 +8,12 @@ from harmony.numerics.unit import times
 
 
 def nonnegative_minimum(matrix: Tensor, linear: Tensor, floor: float = 0.0) -> Tensor:
-    """Minimise ``x^T H x / 2 - q^T x`` over ``x >= 0``.
+    """Minimise ``x^T H x / 2 - q^T x`` over ``x >= 0`` (N, K), H positive definite, with a diagonal near 1.
 
     Starts from x = 0, where every variable is held. Each of 4 K rounds frees the variable that gains most, and moves x
     to the minimum over the free variables, as far as they stay positive; those that reach zero are held again. The
     value never rises, so there are no cycles. Each system is solved from scratch, so rounding errors do not pile up.
-
-    Args:
-        matrix: H (N, K, K), symmetric positive definite, with a diagonal near 1.
-        linear: q (N, K).
-        floor: Less than the least eigenvalue of H; see [solve][harmony.numerics.elimination.solve].
-
-    Returns:
-        x (N, K).
-
-    References:
-        Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23.
+    Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23.
     """
     k = linear.shape[-1]
     eye = torch.eye(k, dtype=matrix.dtype, device=matrix.device)

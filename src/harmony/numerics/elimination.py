@@ -5,16 +5,9 @@ from torch import Tensor
 
 
 def solve(matrix: Tensor, right: Tensor, floor: float = 0.0) -> Tensor:
-    """Solve ``matrix @ x = right`` by Gauss-Jordan elimination, without pivoting.
+    """Solve ``matrix @ x = right`` for positive definite (N, K, K) and (N, K), by Gauss-Jordan elimination.
 
-    Args:
-        matrix: Symmetric positive definite (N, K, K).
-        right: (N, K).
-        floor: Less than the least eigenvalue. A pivot at or below it shows that the matrix is not positive definite;
-            its unknown is left out.
-
-    Returns:
-        x (N, K), 0 where an unknown was left out.
+    ``floor`` is less than the least eigenvalue: a pivot at or below it is a rounding error, and its unknown becomes 0.
     """
     table = torch.cat([matrix, right[..., None]], -1)
     kept = []

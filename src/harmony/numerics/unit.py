@@ -37,10 +37,7 @@ class UnitBlocks(NamedTuple):
 
     @property
     def ridge(self) -> float:
-        """What the diagonal of a singular system needs: more than the rounding error of the Gram.
-
-        Rounded cosines may make a matrix slightly indefinite; with this on its diagonal it is definite.
-        """
+        """What the diagonal needs to be definite: rounded cosines may make a matrix slightly indefinite."""
         return max(4 * self.norm.shape[-1] * self.precision, 1e-12)
 
     @property

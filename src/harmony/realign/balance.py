@@ -22,15 +22,13 @@ def imtl_g(gram: Tensor) -> Tensor:
     Returns:
         Weights (B, K) that sum to 1 over the nonzero gradients. For two losses proportional to ``1 / |g_k|``; for more,
         they may be negative, and large where gradients nearly oppose each other. Where the update would ascend, all
-        signs are turned, and the weights sum to -1. The pseudo-inverse takes care of linearly dependent gradients.
+        signs are turned, and the weights sum to -1. The pseudo-inverse takes care of linearly dependent gradients. Liu
+        et al., Towards Impartial Multi-task Learning, 2021, equation 4.
 
     Examples:
         >>> import torch, harmony
         >>> harmony.realign.imtl_g(torch.tensor([[[1.0, -0.5], [-0.5, 9.0]]]))
         tensor([[0.7500, 0.2500]])
-
-    References:
-        Liu et al., Towards Impartial Multi-task Learning, 2021, equation 4.
     """
     blocks = unit_blocks(gram)
     v = blocks.rarest  # proportional to 1 / |g_k|
@@ -47,7 +45,7 @@ def nash_mtl(gram: Tensor) -> Tensor:
     """Nash bargaining: weights with ``W_k <g_k, update> = 1`` for every loss.
 
     The update maximises the product of what the losses gain. It has length sqrt(K), whatever the gradients' lengths:
-    choose the learning rate accordingly.
+    choose the learning rate accordingly. Navon et al., 2022 (arXiv:2202.01017), section 3.2.
 
     Args:
         gram: Gram blocks (B, K, K).
@@ -60,9 +58,6 @@ def nash_mtl(gram: Tensor) -> Tensor:
         >>> import torch, harmony
         >>> harmony.realign.nash_mtl(torch.tensor([[[1.0, 0.0], [0.0, 4.0]]]))
         tensor([[1.0000, 0.5000]])
-
-    References:
-        Navon et al., Multi-Task Learning as a Bargaining Game, 2022 (arXiv:2202.01017), section 3.2.
     """
     blocks = unit_blocks(gram)
     if gram.shape[-1] == 2:  # a zero gradient has cosine 0
@@ -77,28 +72,21 @@ def fairgrad(gram: Tensor, alpha: float = 2.0) -> Tensor:
     """Alpha-fair: weights with ``<g_k, update> = W_k ** (-1 / alpha)`` for every loss.
 
     ``alpha`` goes from efficiency (0, the ordinary gradient) over proportional fairness (1, which is Nash-MTL) towards
-    max-min fairness. The update does not scale with the gradients: where these double, the weights change by
-    ``2 ** (-2 alpha / (1 + alpha))``.
+    max-min fairness. Where the gradients double, the weights change by ``2 ** (-2 alpha / (1 + alpha))``. Ban and Ji,
+    2024 (arXiv:2402.15638), equation 4.
 
     Args:
         gram: Gram blocks (B, K, K).
         alpha: Fairness, at least 0.1.
 
     Returns:
-        Weights (B, K), positive, by Newton steps. Tested in float64 for alpha from 0.5 to 4 and norms up to a factor of
-        1e10 apart: the two sides of each equation differ by at most 1e-8 of ``|g_k| |update|``. Far beyond that, the
-        steps do not suffice for every block.
-
-    Raises:
-        ValueError: An alpha below 0.1.
+        Weights (B, K), positive, by Newton steps: exact to 1e-8 of ``|g_k| |update|`` in float64, for alpha from 0.5 to
+        4 and norms up to a factor of 1e10 apart. Far beyond, the steps do not suffice for every block.
 
     Examples:
         >>> import torch, harmony
         >>> harmony.realign.fairgrad(torch.tensor([[[1.0, 0.0], [0.0, 8.0]]]), alpha=0.5)
         tensor([[1.0000, 0.5000]])
-
-    References:
-        Ban and Ji, Fair Resource Allocation in Multi-Task Learning, 2024 (arXiv:2402.15638), equation 4.
     """
     if not alpha >= 0.1:
         raise ValueError(

@@ -79,7 +79,8 @@ def random(seed: int = 0) -> Transform:
         seed: The weights are a pure function of seed, step and place in the batch.
 
     Returns:
-        A transform whose weights (B, K) are the softmax of standard normal numbers; they sum to 1. Not samplewise.
+        A transform whose weights (B, K) are the softmax of standard normal numbers; they sum to 1. Not samplewise. Lin
+        et al., 2022 (arXiv:2111.10603).
 
     Examples:
         >>> import torch, harmony
@@ -87,9 +88,6 @@ def random(seed: int = 0) -> Transform:
         >>> weights, state = method.update(torch.eye(2).expand(3, 2, 2), method.init())
         >>> weights.shape, weights.sum(1)
         (torch.Size([3, 2]), tensor([1., 1., 1.]))
-
-    References:
-        Lin et al., Reasonable Effectiveness of Random Weighting, 2022 (arXiv:2111.10603).
     """
 
     def update(gram: Tensor, step: Tensor, memory: State, **extras: Any) -> tuple[Tensor, State]:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range
 from harmony.members import samplewise
 from harmony.numerics.complementarity import nonnegative_minimum
 from harmony.numerics.unit import UnitBlocks, times, unit_blocks
-from harmony.ranges import check_range
 from harmony.realign.preference import Preference, preferred
 
 STEPS = 10
@@ -22,16 +22,13 @@ def mgda(gram: Tensor) -> Tensor:
 
     Returns:
         Weights (B, K) of at least 0 that sum to 1 over the nonzero gradients. For two losses a closed form; for more,
-        exact for the Gram with the rounding error of its dtype added to the diagonal of its cosines.
+        exact for the Gram with the rounding error of its dtype added to the diagonal of its cosines. Desideri, 2012;
+        Sener and Koltun, 2018 (arXiv:1810.04650), equation 3.
 
     Examples:
         >>> import torch, harmony
-        >>> harmony.realign.mgda(torch.tensor([[[1.0, 0.0], [0.0, 3.0]], [[1.0, 1.5], [1.5, 9.0]]]))
-        tensor([[0.7500, 0.2500],
-                [1.0000, 0.0000]])
-
-    References:
-        Desideri, Multiple-gradient descent algorithm, 2012; Sener and Koltun, 2018 (arXiv:1810.04650), equation 3.
+        >>> harmony.realign.mgda(torch.tensor([[[1.0, 0.0], [0.0, 3.0]]]))
+        tensor([[0.7500, 0.2500]])
     """
     blocks = unit_blocks(gram)
     if gram.shape[-1] == 2:
@@ -51,7 +48,8 @@ def mgda(gram: Tensor) -> Tensor:
 def cagrad(gram: Tensor, c: float = 0.5, preference: Preference = None) -> Tensor:
     """Conflict-averse gradient: near the sum of the gradients, the update that serves the worst-off loss best.
 
-    It maximises ``min_k <g_k, d>`` over all ``|d - g_0| <= c |g_0|``, with ``g_0`` the sum of the gradients.
+    It maximises ``min_k <g_k, d>`` over all ``|d - g_0| <= c |g_0|``, with ``g_0`` the sum of the gradients. Liu et
+    al., 2021 (arXiv:2110.14048), equation 3 and algorithm 1.
 
     Args:
         gram: Gram blocks (B, K, K).
@@ -59,20 +57,13 @@ def cagrad(gram: Tensor, c: float = 0.5, preference: Preference = None) -> Tenso
         preference: Factors of the gradients in ``g_0`` (K,), at least 0; default ones. The mean of the paper is 1 / K.
 
     Returns:
-        Weights (B, K), at least the preference, and equal to it where there is only one gradient. For two losses a
-        closed form; for more, exact for the Gram with the rounding error of its dtype added to the diagonal of its
-        cosines.
-
-    Raises:
-        ValueError: A radius out of [0, 1), or a preference that does not fit.
+        Weights (B, K), at least the preference; equal to it for a single gradient. For two losses a closed form; for
+        more, as exact as [mgda][harmony.realign.mgda].
 
     Examples:
         >>> import torch, harmony
         >>> harmony.realign.cagrad(torch.tensor([[[4.0, -2.0], [-2.0, 1.5]]]), c=0.5)
         tensor([[1.0000, 1.5000]])
-
-    References:
-        Liu et al., Conflict-Averse Gradient Descent, 2021 (arXiv:2110.14048), equation 3 and algorithm 1.
     """
     check_range("c", c, at_least=0, below=1)
     blocks, wanted = preferred(gram, preference)

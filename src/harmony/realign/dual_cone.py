@@ -13,27 +13,19 @@ def upgrad(gram: Tensor, preference: Preference = None) -> Tensor:
     """Project each gradient on the cone of updates that conflict with no gradient, and add them up.
 
     The result conflicts with no gradient, for any number of losses; the pairwise projections of PCGrad promise that for
-    two losses only, where both are the same.
+    two losses only, where both are the same. Quinton and Rey, 2024 (arXiv:2406.16232), section 3.
 
     Args:
         gram: Gram blocks (B, K, K).
         preference: Factors of the gradients (K,), at least 0; default ones. The mean of the paper is 1 / K.
 
     Returns:
-        Weights (B, K). For two losses a closed form; for more, exact for the Gram with the rounding error of its dtype
-        added to the diagonal of its cosines.
-
-    Raises:
-        ValueError: A preference that does not fit.
+        Weights (B, K). For two losses a closed form; for more, as exact as [mgda][harmony.realign.mgda].
 
     Examples:
         >>> import torch, harmony
-        >>> harmony.realign.upgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]]))
-        tensor([[1.5000, 1.5000],
-                [1.0000, 1.0000]])
-
-    References:
-        Quinton and Rey, Jacobian Descent for Multi-Objective Optimization, 2024 (arXiv:2406.16232), section 3.
+        >>> harmony.realign.upgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]]))
+        tensor([[1.5000, 1.5000]])
     """
     blocks, wanted = preferred(gram, preference)
     length = wanted * blocks.length
@@ -53,19 +45,13 @@ def dualproj(gram: Tensor, preference: Preference = None) -> Tensor:
         preference: Factors of the gradients (K,), at least 0; default ones. The mean of the papers is 1 / K.
 
     Returns:
-        Weights (B, K), as accurate as those of [upgrad][harmony.realign.upgrad].
-
-    Raises:
-        ValueError: A preference that does not fit.
+        Weights (B, K), as accurate as those of [upgrad][harmony.realign.upgrad]. Lopez-Paz and Ranzato, 2017
+        (arXiv:1706.08840), equations 8 to 11; Quinton and Rey, 2024 (arXiv:2406.16232).
 
     Examples:
         >>> import torch, harmony
         >>> harmony.realign.dualproj(torch.tensor([[[4.0, -2.0], [-2.0, 1.5]]]))  # the sum opposes the second alone
         tensor([[1.0000, 1.3333]])
-
-    References:
-        Lopez-Paz and Ranzato, Gradient Episodic Memory for Continual Learning, 2017 (arXiv:1706.08840), equations 8 to
-        11; Quinton and Rey, 2024 (arXiv:2406.16232).
     """
     blocks, wanted = preferred(gram, preference)
     products = times(blocks.cosine, wanted * blocks.length)  # <sum, unit g_k>

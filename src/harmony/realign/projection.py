@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range
 from harmony.members import factory, samplewise
 from harmony.numerics.counter import uniform
 from harmony.numerics.unit import UnitBlocks, times, unit_blocks
-from harmony.ranges import check_range
 from harmony.schedule import Schedule, as_schedule
 from harmony.transform import State, Transform, counting
 
@@ -22,10 +22,10 @@ MOST_LISTED = 6
 def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -> Tensor:
     """Project each gradient on the normal plane of every other gradient it conflicts with.
 
-    Gradient k starts as ``g_k`` and, for each other loss l in order, loses its component along the original ``g_l``
-    where their inner product is negative. For two losses this is the realignment of gradient harmonization: where
-    ``G_12 < 0`` the weights are ``(1 - G_12 / G_11, 1 - G_12 / G_22)``, else ones. For more losses the result depends
-    on the order; the original draws one at random: [pcgrad_random][harmony.realign.pcgrad_random].
+    For each other loss l in order, gradient k loses its component along the original ``g_l`` where their inner product
+    is negative. For two losses this is the realignment of gradient harmonization (Wu et al., 2022, arXiv:2211.02077).
+    For more, the result depends on the order; the original (Yu et al., 2020, arXiv:2001.06782, algorithm 1) draws one
+    at random: [pcgrad_random][harmony.realign.pcgrad_random].
 
     Args:
         gram: Gram blocks (B, K, K).
@@ -33,20 +33,12 @@ def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -
             expectation of the original, for at most six losses.
 
     Returns:
-        Weights (B, K) such that ``sum_k W_bk g_b^k`` is the sum of the projected gradients.
-
-    Raises:
-        ValueError: An order that is no permutation of the losses; a mean over more orders than can be listed.
+        Weights (B, K). For two losses ``(1 - G_12 / G_11, 1 - G_12 / G_22)`` where ``G_12 < 0``, else ones.
 
     Examples:
         >>> import torch, harmony
-        >>> harmony.realign.pcgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]]))
-        tensor([[1.5000, 1.5000],
-                [1.0000, 1.0000]])
-
-    References:
-        Yu et al., Gradient Surgery for Multi-Task Learning, 2020 (arXiv:2001.06782), algorithm 1;
-        Wu et al., 2022 (arXiv:2211.02077).
+        >>> harmony.realign.pcgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]]))
+        tensor([[1.5000, 1.5000]])
     """
     blocks = unit_blocks(gram)
     k = gram.shape[-1]
@@ -74,7 +66,8 @@ def pcgrad_random(seed: int = 0) -> Transform:
         seed: The orders are a pure function of seed, step and place in the batch.
 
     Returns:
-        A transform with weights (B, K). Not samplewise, as it depends on the place in the batch.
+        A transform with weights (B, K). Not samplewise, as it depends on the place in the batch. Yu et al., 2020
+        (arXiv:2001.06782), algorithm 1.
 
     Examples:
         >>> import torch, harmony
@@ -82,9 +75,6 @@ def pcgrad_random(seed: int = 0) -> Transform:
         >>> weights, state = method.update(torch.eye(3)[None], method.init())
         >>> weights, int(state.step)
         (tensor([[1., 1., 1.]]), 1)
-
-    References:
-        Yu et al., Gradient Surgery for Multi-Task Learning, 2020 (arXiv:2001.06782), algorithm 1.
     """
 
     def update(gram: Tensor, step: Tensor, memory: State, **extras: Any) -> tuple[Tensor, State]:
@@ -104,7 +94,8 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.99) -> Tran
 
     With the target 0 it is [pcgrad][harmony.realign.pcgrad]; a target above 0 also moves gradients that agree a little.
     Gradient k receives, for each other loss l in order, as much of ``g_l`` as brings their cosine to the target. The
-    original draws the order, here it is 0, 1, ...
+    original draws the order, here it is 0, 1, ... Wang et al., Gradient Vaccine, 2021 (arXiv:2010.05874), algorithm 1
+    and equation 3.
 
     Args:
         target: A cosine in (-1, 1), or a schedule of it, which is kept inside. Default: a moving average of the cosines
@@ -114,18 +105,12 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.99) -> Tran
     Returns:
         A transform with weights (B, K); samplewise with a given target.
 
-    Raises:
-        ValueError: A decay out of [0, 1), or a target out of (-1, 1).
-
     Examples:
         >>> import torch, harmony
         >>> method = harmony.realign.gradvac(target=0.5)
         >>> weights, state = method.update(torch.eye(2)[None], method.init())
         >>> weights  # each gains tan(30 degrees) of the other: the cosine of g_1' and g_2 is 0.5
         tensor([[1.5774, 1.5774]])
-
-    References:
-        Wang et al., Gradient Vaccine, 2021 (arXiv:2010.05874), algorithm 1 and equation 3.
     """
     check_range("decay", decay, at_least=0, below=1)
     check_range("the target cosine", target, above=-1, below=1)

@@ -13,7 +13,8 @@ from harmony.realign.preference import Preference, preferred
 def aligned_mtl(gram: Tensor, preference: Preference = None) -> Tensor:
     """Replace the gradients by the nearest orthogonal ones of equal length, and add them up.
 
-    Their length is the least singular value of the matrix of gradients, whose condition number becomes 1.
+    Their length is the least singular value of the matrix of gradients, whose condition number becomes 1. Senushkin
+    et al., 2023 (arXiv:2305.19000), equation 14.
 
     Args:
         gram: Gram blocks (B, K, K).
@@ -22,16 +23,10 @@ def aligned_mtl(gram: Tensor, preference: Preference = None) -> Tensor:
     Returns:
         Weights (B, K). Singular values below the rounding error of the Gram's dtype count as zero.
 
-    Raises:
-        ValueError: A preference that does not fit.
-
     Examples:
         >>> import torch, harmony
         >>> harmony.realign.aligned_mtl(torch.tensor([[[4.0, 0.0], [0.0, 1.0]]]))
         tensor([[0.5000, 1.0000]])
-
-    References:
-        Senushkin et al., Independent Component Alignment for Multi-Task Learning, 2023 (arXiv:2305.19000), equation 14.
     """
     blocks, wanted = preferred(gram, preference)
     length = blocks.length
@@ -53,19 +48,13 @@ def config(gram: Tensor, preference: Preference = None) -> Tensor:
 
     Returns:
         Weights (B, K). For two losses the unit bisector, scaled: ``(|g_1| + |g_2|) / (2 |g_k|)``. The pseudo-inverse
-        takes care of linearly dependent gradients; weights are zero where no direction fits.
-
-    Raises:
-        ValueError: A preference that does not fit.
+        takes care of linearly dependent gradients; weights are zero where no direction fits. Liu et al., 2024
+        (arXiv:2408.11104), equations 2 and 3.
 
     Examples:
         >>> import torch, harmony
         >>> harmony.realign.config(torch.tensor([[[1.0, -0.5], [-0.5, 9.0]]]))
         tensor([[2.0000, 0.6667]])
-
-    References:
-        Liu et al., ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks, 2024 (arXiv:2408.11104),
-        equations 2 and 3.
     """
     blocks, wanted = preferred(gram, preference)
     if preference is None and gram.shape[-1] == 2:

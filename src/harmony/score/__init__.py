@@ -11,9 +11,16 @@ are NaN for samples with fewer than two nonzero gradients.
 
 from harmony.cosines import agreement
 from harmony.score.base import AnyScore, Score, as_score
-from harmony.score.blocks import gradient_norm, norm_ratio, pair_cosine
 from harmony.score.combine import combined, ema, least, negative, ranked, standardized
-from harmony.score.observed import batch_agreement, similarity, small_loss, triangle_area
+from harmony.score.functions import (
+    batch_agreement,
+    gradient_norm,
+    norm_ratio,
+    pair_cosine,
+    similarity,
+    small_loss,
+    triangle_area,
+)
 
 __all__ = [
     "AnyScore",

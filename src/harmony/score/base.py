@@ -40,9 +40,6 @@ def as_score(score: AnyScore) -> Score:
     Returns:
         The score.
 
-    Raises:
-        TypeError: Neither of them, or a factory that was not called.
-
     Examples:
         >>> import torch, harmony
         >>> score = harmony.score.as_score(harmony.agreement)

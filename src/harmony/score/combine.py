@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from harmony.arguments import check_range, require_extra
 from harmony.checkpoint import loadable
-from harmony.extras import require_extra
 from harmony.history import History, empty_history, recall, remember
 from harmony.members import factory
 from harmony.numerics.batch import standardize
-from harmony.ranges import check_range
 from harmony.score.base import AnyScore, Score, as_score
 from harmony.transform import State
 
@@ -141,13 +140,11 @@ class EmaState(NamedTuple):
 def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
     """The moving average of a score over a sample's own history, by its id: one noisy step decides nothing.
 
-    Memory is bounded: each sample has one of ``capacity`` places, by the hash of its id. Where two samples share one,
-    the later is remembered, and the other starts anew. Choose a few times the number of samples.
-
     Args:
         score: A score.
         decay: Weight of the past, in [0, 1).
-        capacity: Samples that are remembered.
+        capacity: Places for samples, a few times their number. Each has one by the hash of its id; where two share one,
+            the later is remembered, and the other starts anew.
 
     Returns:
         A score. It needs ``ids`` (B,), integers, from a step with ``ids=``. Not samplewise.

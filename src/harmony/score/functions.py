@@ -1,4 +1,4 @@
-"""Scores of what a step sees beside the Gram: the gradient of the batch, the loss terms, the embeddings."""
+"""Scores that are functions of Gram blocks and extras, used bare."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harmony.extras import require_extra
+from harmony.arguments import require_extra
+from harmony.cosines import cosine
 from harmony.members import block_function, samplewise
+from harmony.numerics.unit import unit_blocks
 from harmony.score.base import where_defined
+
+
+@samplewise
+def pair_cosine(gram: Tensor, k: int = 0, l: int = 1) -> Tensor:
+    """The cosine of one pair of gradients.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+        k: One loss.
+        l: The other.
+
+    Returns:
+        Cosines (B,) in [-1, 1]; NaN where one of the two gradients is zero.
+
+    Examples:
+        >>> import torch, harmony
+        >>> from functools import partial
+        >>> last_two = partial(harmony.score.pair_cosine, k=1, l=2)
+        >>> last_two(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 4.0, 3.0], [0.0, 3.0, 9.0]]]))
+        tensor([0.5000])
+    """
+    squared = torch.stack([gram[:, k, k], gram[:, l, l]], 1)
+    both = ((squared > 0) & squared.isfinite()).all(1)
+    return torch.where(both, cosine(gram)[:, k, l], torch.nan)
+
+
+@samplewise
+def norm_ratio(gram: Tensor) -> Tensor:
+    """How equal the lengths of a sample's gradients are.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+
+    Returns:
+        The least norm over the largest (B,), of the gradients that are not zero; in (0, 1].
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.score.norm_ratio(torch.tensor([[[4.0, 0.0], [0.0, 16.0]]]))
+        tensor([0.5000])
+    """
+    blocks = unit_blocks(gram)
+    return where_defined(torch.where(blocks.active, blocks.norm, 1).amin(-1).to(gram.dtype), gram)
+
+
+@samplewise
+def gradient_norm(gram: Tensor) -> Tensor:
+    """Length of the gradient of a sample's summed losses. ``negative(gradient_norm)`` prefers the small ones.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+
+    Returns:
+        ``|sum_k g_b^k|`` (B,).
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.score.gradient_norm(torch.tensor([[[9.0, 0.0], [0.0, 16.0]]]))
+        tensor([5.])
+    """
+    return where_defined(gram.sum((1, 2)).clamp(min=0).sqrt(), gram, pair=False)
 
 
 @block_function
@@ -50,15 +113,12 @@ def small_loss(gram: Tensor, *, terms: Tensor | None = None, losses: Sequence[in
         losses: Indices of the losses to add up; default all.
 
     Returns:
-        ``-sum_k l_bk`` (B,).
+        ``-sum_k l_bk`` (B,). Han et al., Co-teaching, 2018 (arXiv:1804.06872).
 
     Examples:
         >>> import torch, harmony
         >>> harmony.score.small_loss(torch.eye(2)[None], terms=torch.tensor([[1.0, 2.0]]))
         tensor([-3.])
-
-    References:
-        Han et al., Co-teaching, 2018 (arXiv:1804.06872).
     """
     terms = require_extra("small_loss", "terms", terms, gram.shape[:2], "harmonized_grad or backward")
     chosen = terms if losses is None else terms[:, list(losses)]
@@ -96,15 +156,13 @@ def triangle_area(gram: Tensor, *, triplet: Tensor | None = None) -> Tensor:
             ``extras=lambda embeddings: {"triplet": ...}``.
 
     Returns:
-        ``-sqrt(|u|^2 |v|^2 - <u, v>^2) / 2`` (B,), u and v being two sides; 0 for equal embeddings.
+        ``-sqrt(|u|^2 |v|^2 - <u, v>^2) / 2`` (B,), u and v being two sides; 0 for equal embeddings. Cicchetti et al.,
+        TRIANGLE, 2025 (arXiv:2509.24734).
 
     Examples:
         >>> import torch, harmony
         >>> harmony.score.triangle_area(torch.eye(2)[None], triplet=torch.eye(3)[None])
         tensor([-0.8660])
-
-    References:
-        Cicchetti et al., A TRIANGLE Enables Multimodal Alignment Beyond Cosine Similarity, 2025 (arXiv:2509.24734).
     """
     source = 'extras=lambda embeddings: {"triplet": ...}'
     triplet = require_extra("triangle_area", "triplet", triplet, (len(gram), 3, "D"), source)

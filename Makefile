@@ -51,7 +51,7 @@ $(LOWEST)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(LOWEST)
 	@grep -vE '^(torch|setuptools)==' constraints.txt > $(LOWEST)/constraints.txt
 	@$(LOWEST)/bin/python -m pip --disable-pip-version-check install -qq --constraint $(LOWEST)/constraints.txt \
-	'torch==$(LOWEST_TORCH).*' numpy --editable '.[test]'
+	'torch==$(LOWEST_TORCH).*' numpy safetensors --editable '.[test]'
 	@touch $@
 
 test-peers: $(STAMP)  ## the realignments against those of TorchJD, which it installs with its solvers

@@ -70,14 +70,15 @@ def share(tree: Any, sizes: list[int]) -> Any:
 
 
 def error(got: Any, expected: Any) -> float:
-    """Largest deviation of a tree, each tensor relative to its largest entry."""
+    """Largest deviation of a tree, each tensor relative to its largest entry; NaN equals NaN, and nothing else."""
     pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True)
     worst = 0.0
     for a, b in pairs:
         a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
         assert a.shape == b.shape
-        scale = b.abs().max() if b.numel() else torch.zeros(())
-        worst = max(worst, float((a - b).abs().max() / scale) if scale > 0 else float(a.abs().sum()))
+        deviation = (a - b).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0).nan_to_num(torch.inf, torch.inf)
+        largest, scale = (x.max() if x.numel() else torch.zeros(()) for x in (deviation, b[b.isfinite()].abs()))
+        worst = max(worst, float(largest / scale if scale > 0 else largest))
     return worst
 
 
@@ -243,6 +244,18 @@ def wrapped_errors(sizes: list[int]) -> dict[str, float]:
 def test_wrapped_modules_get_the_gradient_of_the_whole_batch():
     for errors in processes.run(wrapped_errors, 2, [5, 7]):
         assert len(errors) == 12 and max(errors.values()) < 1e-8, errors
+
+
+def measured_error(sizes: list[int]) -> float:
+    """What is measured of a wrapped module and its share of the batch, and of the module alone and the whole batch."""
+    encoder, heads = modules()
+    info = harmony.measure(DistributedDataParallel(encoder), share(batch(), sizes), heads, labels=BY_LAYER)
+    encoder, heads = modules()
+    return error(info, harmony.measure(encoder, batch(), heads, labels=BY_LAYER, process_group=None))
+
+
+def test_wrapped_modules_measure_the_whole_batch():
+    assert max(processes.run(measured_error, 2, [5, 7])) < 1e-8
 
 
 @pytest.mark.slow

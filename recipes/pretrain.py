@@ -411,7 +411,7 @@ def facts_of(start: Path, config: Config) -> dict[str, Any]:
 def learning_rate(config: Config) -> harmony.schedule.Schedule:
     """Warm-up, then a quarter period of a cosine down to the last rate."""
     train = config.train
-    decay = harmony.schedule.quarter_cosine(train.lr, train.end_lr, max(train.steps - train.warmup_steps, 1))
+    decay = harmony.schedule.cosine(train.lr, train.end_lr, max(train.steps - train.warmup_steps, 1), period=0.25)
     return harmony.schedule.warmup(decay, train.warmup_steps)
 
 

@@ -66,7 +66,7 @@ def measure(modules: nn.ModuleDict, clips: Sequence[Clip], reading: Reading) -> 
     gram = result.gram
     takes_part = torch.stack([inputs["audio_valid"], inputs["text_valid"].any(1)], 1)
     norms = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt() * len(clips)
-    cosine = torch.where(harmony.defined(gram) & takes_part.all(1), harmony.agreement(gram), torch.nan)
+    cosine = torch.where(takes_part.all(1), harmony.agreement(gram), torch.nan)
     similarities = similarity(objective.project(result.embeddings))
     columns = [cosine]
     for figure in (norms, result.terms, similarities):

@@ -214,4 +214,4 @@ def _summarize(outcome: Outcome, late: list[tuple[Tensor, Seen]], noisy: Noisy, 
     outcome.kept_rare = float(weights[world.rare[noisy.clips.concept[rows]]].mean())
     if late[0][1].agreement is not None:
         cosines = torch.cat([seen.agreement for _, seen in late]).double()
-        outcome.cosine = float(cosines.mean()), float((cosines < 0).double().mean())
+        outcome.cosine = float(cosines.nanmean()), float((cosines[~cosines.isnan()] < 0).double().mean())

@@ -129,7 +129,7 @@ def train_step(
         )
         losses, terms = info.values, dict(zip(info.values, info.terms.unbind(1), strict=True))
         measured = {
-            "agreement": info.agreement.sum() / info.defined.sum(),
+            "agreement": info.agreement.nanmean(),
             "conflicts": harmony.stats.conflict_rate(info.gram),
             "kept": info.kept / len(info.weights),
         }

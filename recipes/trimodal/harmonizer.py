@@ -90,7 +90,7 @@ def gamma_schedule(gamma: GammaConfig, steps: int) -> harmony.schedule.Schedule:
     return {
         "linear": lambda: harmony.schedule.linear(gamma.start, gamma.end, steps),
         "cosine": lambda: harmony.schedule.cosine(gamma.start, gamma.end, steps),
-        "constant": lambda: harmony.schedule.constant(gamma.start),
+        "constant": lambda: harmony.schedule.as_schedule(gamma.start),
     }[gamma.schedule]()
 
 

@@ -5,9 +5,10 @@ from harmony.checks import Check, check
 from harmony.cosines import agreement, cosine, defined
 from harmony.engines.options import Engine
 from harmony.gram import GramVJP, gram_vjp
+from harmony.members import samplewise
 from harmony.plans import Plan, plan
 from harmony.step import Info, backward, harmonized_grad, measure
-from harmony.transform import Transform, chain, layerwise, samplewise
+from harmony.transform import Transform, chain, layerwise
 
 __version__ = "0.1.0"
 

@@ -8,21 +8,15 @@ State = TypeVar("State", bound=type)
 
 
 def loadable(cls: State) -> State:
-    """Let ``torch.load`` read a class of states by its default, which admits no code (``weights_only=True``).
-
-    Args:
-        cls: A ``NamedTuple`` of tensors, numbers and other such classes.
-
-    Returns:
-        The same class.
+    """Let ``torch.load`` read a ``NamedTuple`` of tensors by its default, ``weights_only=True``, which admits no code.
 
     Examples:
         >>> import io, torch
-        >>> from harmony.transform import StepState, first_step
+        >>> from harmony.transform import StepState
         >>> file = io.BytesIO()
-        >>> torch.save(first_step(), file)
+        >>> torch.save(StepState(torch.tensor(0)), file)
         >>> torch.load(io.BytesIO(file.getvalue()))
-        StepState(step=tensor(0))
+        StepState(step=tensor(0), memory=())
     """
     torch.serialization.add_safe_globals([cls])
     return cls

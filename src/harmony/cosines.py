@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from harmony.members import samplewise
+
 
 def cosine(gram: Tensor) -> Tensor:
     """Cosine between each pair of gradients of each sample.
@@ -26,35 +28,38 @@ def cosine(gram: Tensor) -> Tensor:
     return (gram / norm[..., :, None] / norm[..., None, :]).clamp(-1, 1)
 
 
+@samplewise
 def agreement(gram: Tensor) -> Tensor:
-    """Least pairwise cosine of each sample's gradients: for two losses, cos(g_1, g_2).
+    """Least pairwise cosine of each sample's gradients; for two losses cos(g_1, g_2), the score of the paper.
 
     Args:
         gram: Gram blocks (B, K, K).
 
     Returns:
-        Agreement (B,) in [-1, 1], over the pairs of nonzero gradients; 0 where there is no such pair (see
-        [defined][harmony.defined]).
+        Agreement (B,) in [-1, 1], over the pairs of nonzero gradients; NaN where there is no such pair, see
+        [defined][harmony.defined].
 
     Examples:
         >>> import torch, harmony
         >>> harmony.agreement(torch.tensor([[[4.0, -3.0], [-3.0, 9.0]], [[4.0, 0.0], [0.0, 0.0]]]))
-        tensor([-0.5000,  0.0000])
+        tensor([-0.5000,     nan])
 
     References:
         Wu et al., 2022 (arXiv:2211.02077), supplement, section 1: cos(g_va, g_vt).
     """
-    check_blocks(gram)
-    pairs = _defined_pairs(gram)
-    least = torch.where(pairs, cosine(gram), 2).flatten(-2).amin(-1)
-    return torch.where(pairs.flatten(-2).any(-1), least, 0)
+    cosines = cosine(gram)
+    nonzero = _nonzero(gram)
+    off_diagonal = ~torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
+    pairs = nonzero[..., :, None] & nonzero[..., None, :] & off_diagonal
+    least = torch.where(pairs, cosines, 2).flatten(-2).amin(-1)
+    return torch.where(pairs.flatten(-2).any(-1), least, torch.nan)
 
 
 def defined(gram: Tensor) -> Tensor:
-    """Whether a sample has an agreement at all: at least two of its gradients are nonzero, and finite.
+    """Whether a sample has an agreement: at least two of its gradients are nonzero and finite.
 
-    A sample without text or without sound has one loss that does not see it, and no agreement: it counts for no
-    quantile, no histogram and no conflict rate, and no curriculum drops it.
+    A sample that lacks a modality has one loss that does not see it, and no agreement. Quantiles, histograms and
+    conflict rates do not count it, and no curriculum drops it.
 
     Args:
         gram: Gram blocks (B, K, K).
@@ -68,7 +73,7 @@ def defined(gram: Tensor) -> Tensor:
         tensor([ True, False])
     """
     check_blocks(gram)
-    return _nonzero(_norms(gram)).sum(-1) >= 2
+    return _nonzero(gram).sum(-1) >= 2
 
 
 def check_blocks(gram: Tensor) -> None:
@@ -81,12 +86,7 @@ def _norms(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
 
 
-def _nonzero(norms: Tensor) -> Tensor:
+def _nonzero(gram: Tensor) -> Tensor:
+    """Mask (B, K) of the gradients that are neither zero nor infinite."""
+    norms = _norms(gram)
     return (norms > 0) & norms.isfinite()
-
-
-def _defined_pairs(gram: Tensor) -> Tensor:
-    nonzero = _nonzero(_norms(gram))
-    k = gram.shape[-1]
-    off_diagonal = ~torch.eye(k, dtype=torch.bool, device=gram.device)
-    return nonzero[..., :, None] & nonzero[..., None, :] & off_diagonal

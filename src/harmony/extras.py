@@ -2,22 +2,26 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 
-def require_extra(rule: str, name: str, value: Tensor | None, shape: Sequence[int], source: str) -> Tensor:
-    """The extra ``name`` that ``rule`` needs, of the right shape, or an error that says how to get it from ``source``.
+def require_extra(rule: str, name: str, value: Tensor | None, shape: Sequence[int | str], source: str) -> Tensor:
+    """The extra ``name`` that ``rule`` needs, or an error that says how to get it from ``source``.
+
+    Letters in ``shape`` stand for axes of any size.
 
     Examples:
+        >>> import torch
         >>> require_extra("ema", "ids", torch.tensor([4, 7]), (2,), "ids=")
         tensor([4, 7])
     """
+    expected = str(tuple(shape)).replace("'", "")
     if value is None:
-        raise ValueError(f"{rule} needs {name} {tuple(shape)}: call the step with {source}.")
-    if value.shape != torch.Size(shape):
+        raise ValueError(f"{rule} needs {name} {expected}: call the step with {source}.")
+    sizes = [n if isinstance(s, str) else s for s, n in zip(shape, value.shape, strict=False)]
+    if value.ndim != len(shape) or sizes != list(value.shape):
         raise ValueError(
-            f"{rule} needs {name} of shape {tuple(shape)}, one for each Gram block; got {tuple(value.shape)}. "
+            f"{rule} needs {name} of shape {expected}, one for each Gram block; got {tuple(value.shape)}. "
             "Extras of single samples need group_size=1."
         )
     return value

@@ -21,8 +21,7 @@ def info_nce(
         keys: Embeddings (B, D); row b belongs to query b.
         temperature: Positive number, or a learnable 0-d tensor.
         symmetric: Average with the loss that finds a key's query.
-        valid: Mask (B,), False where one of the two modalities is missing: such a sample has the term 0, and is
-            nobody's negative.
+        valid: Mask (B,), False where a modality is missing: the sample has the term 0, and is no negative of others.
         positives: Mask (B, B), True where key b' also fits query b (equal captions, say). Their probabilities add up
             with that of the diagonal, which is always positive.
 
@@ -64,8 +63,8 @@ def mil_nce(
 ) -> Tensor:
     """MIL-NCE: find a bag of P candidates, of which some may fit, among the bags of the batch.
 
-    The probabilities of a bag's candidates add up, so that the best of them carries the loss. Both sides are
-    L2-normalised here.
+    The probabilities of the candidates of a bag add up: the best of them carries the loss. Both sides are L2-normalised
+    here.
 
     Args:
         queries: Embeddings (B, D): video clips, say.
@@ -106,8 +105,8 @@ def mil_nce(
     valid = torch.ones(b, p, dtype=torch.bool, device=logits.device) if valid is None else valid
     sample = valid.any(1)
     pairs = sample[:, None, None] & valid
-    own = torch.eye(b, dtype=torch.bool, device=logits.device)[:, :, None]
-    fits = (own if positives is None else own | positives) & pairs
+    diagonal = torch.eye(b, dtype=torch.bool, device=logits.device)[:, :, None]
+    fits = (diagonal if positives is None else diagonal | positives) & pairs
 
     terms = _negative_log_share(logits, fits, pairs)
     if symmetric:

@@ -155,8 +155,17 @@ def as_call(
 
     ``arguments`` are those of functions, ``encode, losses, params, batch``, or of a module, ``module, batch, losses``.
     """
+    is_module = isinstance(next(iter(arguments), None), nn.Module)
+    if len(arguments) != (3 if is_module else 4):
+        kinds = ", ".join(type(argument).__name__ for argument in arguments) or "none"
+        raise TypeError(f"expected the arguments encode, losses, params, batch, or module, batch, losses; got {kinds}.")
+    if (loss_params if is_module else forward) is not None:
+        raise TypeError(
+            "forward is for a module and loss_params is for functions: pass losses with parameters as a module, or let "
+            "encode do what forward does."
+        )
     with contextlib.ExitStack() as stack:
-        if arguments and isinstance(arguments[0], nn.Module):
+        if is_module:
             module, batch, losses = arguments
             encode, losses, _ = as_functions(module, losses, forward, None)
             params, loss_params = encode.params, losses.params

@@ -10,28 +10,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from harmony.members import factory, refuse_factory
+from harmony.ranges import check_range
+
 Schedule = Callable[[Tensor], Tensor]
 
 
-def constant(value: float) -> Schedule:
-    """The same value at every step.
-
-    Args:
-        value: The value.
-
-    Returns:
-        The schedule.
-
-    Examples:
-        >>> import torch, harmony
-        >>> harmony.schedule.constant(0.1)(torch.tensor(7))
-        tensor(0.1000, dtype=torch.float64)
-    """
-    return lambda step: torch.full_like(step, value, dtype=torch.float64)
-
-
+@factory("schedule")
 def linear(start: float, end: float, steps: int) -> Schedule:
-    """From ``start`` to ``end`` in a straight line over ``steps`` steps, then ``end``.
+    """From ``start`` to ``end`` in a straight line, then ``end``.
 
     Args:
         start: Value at step 0.
@@ -47,17 +34,19 @@ def linear(start: float, end: float, steps: int) -> Schedule:
         >>> [round(float(gamma(torch.tensor(t))), 2) for t in (0, 50, 100, 200)]
         [-0.3, -0.15, 0.0, 0.0]
     """
-    progress = _progress(steps)
-    return lambda step: torch.lerp(*_ends(step, start, end), progress(step))
+    return _curve(start, end, steps, lambda share: share)
 
 
-def cosine(start: float, end: float, steps: int) -> Schedule:
-    """From ``start`` to ``end`` along half a period of a cosine over ``steps`` steps, then ``end``.
+@factory("schedule")
+def cosine(start: float, end: float, steps: int, period: float = 0.5) -> Schedule:
+    """From ``start`` to ``end`` along a part of a period of a cosine, then ``end``.
 
     Args:
         start: Value at step 0.
         end: Value from step ``steps`` on.
         steps: Length of the way, at least 1.
+        period: The part, in (0, 0.5]. At 1/4 the way is slow at first and fast at the end, like the learning rate of
+            VATT (Akbari et al., 2021, arXiv:2104.11178, section 4.2).
 
     Returns:
         The schedule.
@@ -68,38 +57,14 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
         >>> [round(float(value(torch.tensor(t))), 3) for t in (0, 25, 50, 100)]
         [1.0, 0.854, 0.5, 0.0]
     """
-    progress = _progress(steps)
-    return lambda step: torch.lerp(*_ends(step, start, end), 0.5 - 0.5 * torch.cos(math.pi * progress(step)))
+    check_range("period", period, above=0, at_most=0.5)
+    angle = 2 * math.pi * period
+    return _curve(start, end, steps, lambda share: (1 - torch.cos(angle * share)) / (1 - math.cos(angle)))
 
 
-def quarter_cosine(start: float, end: float, steps: int) -> Schedule:
-    """From ``start`` to ``end`` along a quarter of a period of a cosine over ``steps`` steps, then ``end``.
-
-    Falls slowly at first and fastest at the end: the learning rate of VATT.
-
-    Args:
-        start: Value at step 0.
-        end: Value from step ``steps`` on.
-        steps: Length of the way, at least 1.
-
-    Returns:
-        The schedule.
-
-    Examples:
-        >>> import torch, harmony
-        >>> rate = harmony.schedule.quarter_cosine(1e-4, 5e-5, steps=100)
-        >>> [f"{float(rate(torch.tensor(t))):.2e}" for t in (0, 50, 100)]
-        ['1.00e-04', '8.54e-05', '5.00e-05']
-
-    References:
-        Akbari et al., VATT, 2021 (arXiv:2104.11178), section 4.2.
-    """
-    progress = _progress(steps)
-    return lambda step: torch.lerp(*_ends(step, start, end), 1 - torch.cos(0.5 * math.pi * progress(step)))
-
-
+@factory("schedule")
 def polynomial(start: float, end: float, steps: int, power: float = 2.0) -> Schedule:
-    """From ``start`` to ``end`` as a power of the share of the way, over ``steps`` steps, then ``end``.
+    """From ``start`` to ``end`` as a power of the share of the way, then ``end``.
 
     Args:
         start: Value at step 0.
@@ -110,61 +75,26 @@ def polynomial(start: float, end: float, steps: int, power: float = 2.0) -> Sche
     Returns:
         The schedule.
 
-    Raises:
-        ValueError: A way of no length, or a power that is not positive.
-
     Examples:
         >>> import torch, harmony
         >>> value = harmony.schedule.polynomial(0.0, 1.0, steps=100, power=2.0)
         >>> [round(float(value(torch.tensor(t))), 2) for t in (0, 50, 100)]
         [0.0, 0.25, 1.0]
     """
-    if not power > 0:
-        raise ValueError(f"power must be positive; got {power}.")
-    progress = _progress(steps)
-    return lambda step: torch.lerp(*_ends(step, start, end), progress(step) ** power)
+    check_range("power", power, above=0)
+    return _curve(start, end, steps, lambda share: share**power)
 
 
-def step(values: Mapping[int, float]) -> Schedule:
-    """Values that hold from a step on until the next.
-
-    Args:
-        values: {step: value}, from step 0 on.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: No value at step 0, or a negative step.
-
-    Examples:
-        >>> import torch, harmony
-        >>> gamma = harmony.schedule.step({0: -0.3, 100: 0.0})
-        >>> [round(float(gamma(torch.tensor(t))), 2) for t in (0, 99, 100, 500)]
-        [-0.3, -0.3, 0.0, 0.0]
-    """
-    points = _points(values)
-
-    def value(step: Tensor) -> Tensor:
-        found = torch.full_like(step, points[0][1], dtype=torch.float64)
-        for start, y in points[1:]:
-            found = torch.where(step >= start, y, found)
-        return found
-
-    return value
-
-
-def piecewise(values: Mapping[int, float]) -> Schedule:
-    """Straight lines from point to point, and the last value after them.
+@factory("schedule")
+def piecewise(values: Mapping[int, float], interpolate: bool = True) -> Schedule:
+    """From point to point, and the last value after them.
 
     Args:
         values: {step: value}, from step 0 on.
+        interpolate: Straight lines between the points; otherwise each value holds until the next.
 
     Returns:
         The schedule.
-
-    Raises:
-        ValueError: No value at step 0, or a negative step.
 
     Examples:
         >>> import torch, harmony
@@ -172,23 +102,28 @@ def piecewise(values: Mapping[int, float]) -> Schedule:
         >>> [round(float(share(torch.tensor(t))), 2) for t in (0, 100, 150, 500)]
         [1.0, 1.0, 0.75, 0.5]
     """
-    points = _points(values)
+    points = sorted(values.items())
+    if not points or points[0][0] != 0:
+        raise ValueError(f"the points of a schedule start at step 0; got {dict(values)}.")
+    pieces = [(0, as_schedule(points[0][1]))]
+    for (begin, a), (end, b) in itertools.pairwise(points):
+        pieces.append((begin, linear(a, b, end - begin)) if interpolate else (end, as_schedule(b)))
 
-    def value(step: Tensor) -> Tensor:
-        found = torch.full_like(step, points[0][1], dtype=torch.float64)
-        for (start, a), (end, b) in itertools.pairwise(points):
-            line = torch.lerp(*_ends(step, a, b), ((step - start) / (end - start)).clamp(0, 1).double())
-            found = torch.where(step >= start, line, found)
-        return found
+    def schedule(step: Tensor) -> Tensor:
+        value = torch.full_like(step, torch.nan, dtype=torch.float64)
+        for begin, piece in pieces:
+            value = torch.where(step >= begin, piece(step - begin), value)
+        return value
 
-    return value
+    return schedule
 
 
-def warmup(schedule: Schedule, steps: int) -> Schedule:
-    """Rise linearly from 0 to the first value of ``schedule`` over ``steps`` steps, then follow it from its start.
+@factory("schedule")
+def warmup(schedule: float | Schedule, steps: int) -> Schedule:
+    """Rise linearly from 0 to the first value of ``schedule``, then follow it from its start.
 
     Args:
-        schedule: What comes after the warm-up.
+        schedule: The schedule after the warm-up, or a number.
         steps: Length of the warm-up; 0 for none.
 
     Returns:
@@ -196,15 +131,15 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
 
     Examples:
         >>> import torch, harmony
-        >>> rate = harmony.schedule.warmup(harmony.schedule.constant(0.2), steps=10)
+        >>> rate = harmony.schedule.warmup(0.2, steps=10)
         >>> [round(float(rate(torch.tensor(t))), 2) for t in (0, 5, 10, 20)]
         [0.0, 0.1, 0.2, 0.2]
     """
-    if steps < 0:
-        raise ValueError(f"warm-up needs steps >= 0; got {steps}.")
+    check_range("steps", steps, at_least=0)
+    after = as_schedule(schedule)
     if steps == 0:
-        return schedule
-    return lambda step: schedule((step - steps).clamp(min=0)) * (step / steps).clamp(max=1)
+        return after
+    return lambda step: after((step - steps).clamp(min=0)) * (step / steps).clamp(max=1)
 
 
 def as_schedule(value: float | Schedule) -> Schedule:
@@ -221,22 +156,16 @@ def as_schedule(value: float | Schedule) -> Schedule:
         >>> harmony.schedule.as_schedule(0.1)(torch.tensor(7))
         tensor(0.1000, dtype=torch.float64)
     """
-    return value if callable(value) else constant(value)
+    refuse_factory(value)
+    return value if callable(value) else lambda step: torch.full_like(step, value, dtype=torch.float64)
 
 
-def _points(values: Mapping[int, float]) -> list[tuple[int, float]]:
-    """The points of a schedule in order."""
-    points = sorted(values.items())
-    if not points or points[0][0] != 0:
-        raise ValueError(f"the points of a schedule start at step 0; got {dict(values)}.")
-    return points
+def _curve(start: float, end: float, steps: int, shape: Callable[[Tensor], Tensor]) -> Schedule:
+    """From ``start`` to ``end``; ``shape`` maps the share of the steps to the share of the way."""
+    check_range("steps", steps, at_least=1)
 
+    def schedule(step: Tensor) -> Tensor:
+        share = (step / steps).clamp(0, 1).double()
+        return torch.lerp(torch.full_like(share, start), torch.full_like(share, end), shape(share))
 
-def _progress(steps: int) -> Schedule:
-    if steps < 1:
-        raise ValueError(f"a schedule needs steps >= 1; got {steps}.")
-    return lambda step: (step / steps).clamp(0, 1).double()
-
-
-def _ends(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
-    return torch.full_like(step, start, dtype=torch.float64), torch.full_like(step, end, dtype=torch.float64)
+    return schedule

@@ -10,7 +10,7 @@ from harmony.cosines import agreement, defined
 
 
 def conflict_rate(gram: Tensor) -> Tensor:
-    """Share of samples with conflicting gradients, among those whose agreement is defined.
+    """Share of samples with conflicting gradients, among the samples with an agreement.
 
     Args:
         gram: Gram blocks (B, K, K).
@@ -28,7 +28,7 @@ def conflict_rate(gram: Tensor) -> Tensor:
 
 @loadable
 class Moments(NamedTuple):
-    """Number, mean and central moment sums of values seen so far, in float64.
+    """Number, mean and central moment sums of values, in float64.
 
     Attributes:
         number: How many values.
@@ -46,7 +46,7 @@ class Moments(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """Mean; NaN of no values."""
+        """Mean; NaN without values."""
         return torch.where(self.number > 0, self.average, torch.nan)
 
     @property
@@ -91,7 +91,7 @@ def moments(values: Tensor, mask: Tensor | None = None) -> Moments:
 
     Args:
         values: Values (B,).
-        mask: Which of them count (B,): ``harmony.defined(gram)`` for cosines.
+        mask: Which of them count (B,): ``harmony.defined(gram)`` for agreement.
 
     Returns:
         [Moments][harmony.stats.Moments].
@@ -102,14 +102,12 @@ def moments(values: Tensor, mask: Tensor | None = None) -> Moments:
         >>> float(m.mean), float(m.skew), round(float(m.kurtosis), 2)
         (2.5, 0.0, -1.36)
     """
-    x = values.detach().double()
-    keep = torch.ones_like(x)
-    if mask is not None:
-        x, keep = torch.where(mask, x, 0), mask.double()
-    count = keep.sum()
-    mean = (keep * x).sum() / count.clamp(min=1)
-    d = (x - mean) * keep
-    return Moments(count, mean, (d**2).sum(), (d**3).sum(), (d**4).sum())
+    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+    values = torch.where(mask, values.detach().double(), 0)
+    number = mask.double().sum()
+    mean = values.sum() / number.clamp(min=1)
+    d = torch.where(mask, values - mean, 0)
+    return Moments(number, mean, (d**2).sum(), (d**3).sum(), (d**4).sum())
 
 
 @loadable
@@ -130,17 +128,18 @@ class Histogram(NamedTuple):
         return Histogram(self.counts + other.counts)
 
     def quantile(self, q: float) -> Tensor:
-        """The value below which a share ``q`` of the values lies, to within a bin; NaN of no values."""
-        total = self.counts.cumsum(0).double().cpu()
+        """The value below which a share ``q`` of the values lies, to within a bin; NaN without values."""
+        counts = self.counts.cpu()
+        total = counts.cumsum(0).double()
         # at least one value: an empty bin holds no quantile
-        bin_ = torch.searchsorted(total, (q * total[-1]).clamp(min=1)).clamp(max=len(self.counts) - 1)
-        before = total[bin_] - self.counts.cpu()[bin_]
-        inside = ((q * total[-1] - before) / self.counts.cpu()[bin_]).clamp(0, 1)
-        return self.edges[bin_] + inside * 2 / len(self.counts)
+        index = torch.searchsorted(total, (q * total[-1]).clamp(min=1)).clamp(max=len(counts) - 1)
+        below = total[index] - counts[index]
+        inside = ((q * total[-1] - below) / counts[index]).clamp(0, 1)
+        return self.edges[index] + inside * 2 / len(counts)
 
 
 def histogram(values: Tensor, mask: Tensor | None = None, bins: int = 100) -> Histogram:
-    """Histogram of the values of one batch over [-1, 1]; values beyond fall into the outer bins, NaN into none.
+    """Histogram of the values of one batch over [-1, 1]; the outer bins take values beyond, no bin takes NaN.
 
     Args:
         values: Values (B,).
@@ -152,12 +151,12 @@ def histogram(values: Tensor, mask: Tensor | None = None, bins: int = 100) -> Hi
 
     Examples:
         >>> import torch, harmony
-        >>> seen = harmony.stats.histogram(torch.tensor([-0.9, 0.1, 0.2]), bins=4)
-        >>> more = harmony.stats.histogram(torch.tensor([1.0, -1.0]), bins=4)
-        >>> seen.merge(more).counts
+        >>> first = harmony.stats.histogram(torch.tensor([-0.9, 0.1, 0.2]), bins=4)
+        >>> second = harmony.stats.histogram(torch.tensor([1.0, -1.0]), bins=4)
+        >>> first.merge(second).counts
         tensor([2, 0, 2, 1])
     """
     values = values.detach()
     index = ((values.double() + 1) / 2 * bins).long().clamp(0, bins - 1)
-    keep = ~values.isnan() if mask is None else mask & ~values.isnan()
-    return Histogram(torch.zeros(bins, dtype=torch.int64, device=values.device).scatter_add(0, index, keep.long()))
+    counted = ~values.isnan() if mask is None else mask & ~values.isnan()
+    return Histogram(torch.zeros(bins, dtype=torch.int64, device=values.device).scatter_add(0, index, counted.long()))

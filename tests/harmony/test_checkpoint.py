@@ -20,7 +20,7 @@ def state_classes():
     """Every class of the library whose name says that it is a state, and those that steps return."""
     names = [m.name for m in pkgutil.walk_packages(harmony.__path__, "harmony.") if ".engines" not in m.name]
     classes = {v for n in names for v in vars(importlib.import_module(n)).values() if isinstance(v, type)}
-    others = {"History", "Level", "Moments", "Histogram", "Info"}
+    others = {"History", "RunningMean", "Moments", "Histogram", "Info"}
     own = [c for c in classes if c.__module__.startswith("harmony")]
     return sorted((c for c in own if c.__name__.endswith("State") or c.__name__ in others), key=lambda c: c.__name__)
 
@@ -104,6 +104,7 @@ def test_a_run_goes_on_from_a_file_as_if_there_had_been_none(package, name):
             "batch_products": torch.randn(6, 2, generator=generator),
             "similarity": torch.rand(6, generator=generator),
             "sides": torch.rand(6, 3, 6, generator=generator),
+            "triplet": torch.randn(6, 3, 4, generator=generator),
             "ids": torch.randint(0, 9, (6,), generator=generator),
         }
         restored = loaded(restored)

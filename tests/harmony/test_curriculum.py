@@ -130,7 +130,7 @@ def test_the_order_of_the_batch_does_not_matter(values, data):
 
 
 def test_a_share_follows_its_schedule():
-    transform = curriculum.quantile(schedule.step({0: 1.0, 2: 0.5}))
+    transform = curriculum.quantile(schedule.piecewise({0: 1.0, 2: 0.5}, interpolate=False))
     state, counts = transform.init(), []
     for _ in range(4):
         factor, state = factors(transform, [0.1, 0.2, 0.3, 0.4], state)
@@ -215,6 +215,7 @@ def extras(gram, generator):
         "terms": torch.rand(b, k, generator=generator),
         "batch_products": torch.randn(b, k, generator=generator),
         "similarity": torch.rand(b, generator=generator),
+        "triplet": torch.randn(b, 3, 5, generator=generator),
         "ids": torch.randint(0, 40, (b,), generator=generator),
     }
 
@@ -230,6 +231,7 @@ RULES = {
             "batch_agreement": score.batch_agreement,
             "small_loss": partial(score.small_loss, losses=[1]),
             "similarity": score.similarity,
+            "triangle_area": score.triangle_area,
             "ema": score.ema(score.agreement, 0.5, capacity=64),
             "a combination": score.combined(score.standardized(score.agreement), score.ranked(score.small_loss)),
         }.items()
@@ -295,7 +297,7 @@ def test_what_is_samplewise():
     samplewise = {name for name, rule in RULES.items() if rule.samplewise}
     assert samplewise == {
         "threshold", "soft_threshold", "agreement_weight", "threshold of norm_ratio", "threshold of gradient_norm",
-        "threshold of small_loss", "threshold of similarity",
+        "threshold of small_loss", "threshold of similarity", "threshold of triangle_area",
     }  # fmt: skip
     assert not curriculum.threshold(0.0, score=lambda gram, **extras: gram[:, 0, 0]).samplewise  # nobody said it was
 
@@ -342,13 +344,19 @@ def test_gamma_follows_its_schedule():
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: schedule.constant(0.4), lambda t: 0.4),
+        (lambda: schedule.as_schedule(0.4), lambda t: 0.4),
         (lambda: schedule.linear(1.0, 3.0, 8), lambda t: 1 + 2 * min(t / 8, 1)),
         (lambda: schedule.cosine(1.0, 3.0, 8), lambda t: 2 - math.cos(math.pi * min(t / 8, 1))),
-        (lambda: schedule.quarter_cosine(1.0, 0.5, 8), lambda t: 0.5 + 0.5 * math.cos(math.pi / 2 * min(t / 8, 1))),
+        (
+            lambda: schedule.cosine(1.0, 0.5, 8, period=0.25),
+            lambda t: 0.5 + 0.5 * math.cos(math.pi / 2 * min(t / 8, 1)),
+        ),
         (lambda: schedule.polynomial(1.0, 3.0, 8, power=3.0), lambda t: 1 + 2 * min(t / 8, 1) ** 3),
-        (lambda: schedule.step({5: 2.0, 0: 1.0, 9: -1.0}), lambda t: 1.0 if t < 5 else 2.0 if t < 9 else -1.0),
-        (lambda: schedule.step({0: 3.0}), lambda t: 3.0),
+        (
+            lambda: schedule.piecewise({5: 2.0, 0: 1.0, 9: -1.0}, interpolate=False),
+            lambda t: 1.0 if t < 5 else 2.0 if t < 9 else -1.0,
+        ),
+        (lambda: schedule.piecewise({0: 3.0}, interpolate=False), lambda t: 3.0),
         (
             lambda: schedule.piecewise({4: 2.0, 0: 1.0, 8: 0.0}),
             lambda t: 1 + t / 4 if t < 4 else 2 - 2 * (min(t, 8) - 4) / 4,
@@ -357,7 +365,7 @@ def test_gamma_follows_its_schedule():
             lambda: schedule.warmup(schedule.linear(2.0, 0.0, 4), 4),
             lambda t: t / 2 if t < 4 else 2 - (min(t, 8) - 4) / 2,
         ),
-        (lambda: schedule.warmup(schedule.constant(1.0), 0), lambda t: 1.0),
+        (lambda: schedule.warmup(1.0, 0), lambda t: 1.0),
     ],
 )
 def test_schedules(make, expected):
@@ -373,20 +381,21 @@ def test_schedules(make, expected):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: schedule.linear(0, 1, steps=0), "steps >= 1; got 0"),
-        (lambda: schedule.polynomial(0, 1, 5, power=0), "power must be positive; got 0"),
-        (lambda: schedule.step({1: 0.0}), "start at step 0; got {1: 0.0}"),
+        (lambda: schedule.linear(0, 1, steps=0), "steps must be at least 1; got 0"),
+        (lambda: schedule.cosine(0, 1, 5, period=0.75), "period must be above 0 and at most 0.5; got 0.75"),
+        (lambda: schedule.polynomial(0, 1, 5, power=0), "power must be above 0; got 0"),
+        (lambda: schedule.piecewise({1: 0.0}, interpolate=False), "start at step 0; got {1: 0.0}"),
         (lambda: schedule.piecewise({}), "start at step 0; got {}"),
-        (lambda: schedule.warmup(schedule.constant(1.0), -1), "steps >= 0; got -1"),
-        (lambda: curriculum.soft_threshold(0.0, 0.0), "temperature must be positive; got 0.0"),
-        (lambda: curriculum.quantile(1.5), "share is between 0 and 1; got 1.5"),
+        (lambda: schedule.warmup(1.0, -1), "steps must be at least 0; got -1"),
+        (lambda: curriculum.soft_threshold(0.0, 0.0), "temperature must be above 0; got 0.0"),
+        (lambda: curriculum.quantile(1.5), "share must be at least 0 and at most 1; got 1.5"),
         (lambda: curriculum.running_quantile(0.5, decay=1.0), "decay must be at least 0 and below 1; got 1.0"),
         (lambda: curriculum.top_k(-1), "k must be at least 0; got -1"),
         (lambda: curriculum.agreement_weight(-1.0), "power must be at least 0; got -1.0"),
-        (lambda: curriculum.hysteresis(0.2, 0.1), "high must be at least low; got 0.1 and 0.2"),
+        (lambda: curriculum.hysteresis(0.2, 0.1), "high must be at least 0.2; got 0.1"),
         (lambda: curriculum.renormalized(curriculum.top_k(1), limit=0.5), "limit must be at least 1; got 0.5"),
         (lambda: curriculum.hysteresis(0.1, 0.2, capacity=0), None),
-        (lambda: curriculum.hysteresis(0.1, 0.2).update(gram_of([0.1]), None), r"hysteresis needs ids \(1,\)"),
+        (lambda: factors(curriculum.hysteresis(0.1, 0.2), [0.1]), r"hysteresis needs ids \(1,\)"),
     ],
 )
 def test_wrong_numbers_are_refused_where_they_are_given(wrong, message):
@@ -423,7 +432,7 @@ def test_chain_obeys_identity_and_associativity(values):
 def test_chain_says_what_is_wrong():
     gram = gram_of([0.1])
     with pytest.raises(TypeError, match="must be called first"):
-        harmony.chain(harmony.curriculum.threshold).update(gram, ((),))
+        harmony.chain(lambda gram: harmony.curriculum.threshold()).update(gram, ((),))
     with pytest.raises(TypeError, match="a Transform or a function"):
         harmony.chain(0.3)
     with pytest.raises(ValueError, match=r"\(B, K, K\); got \(2, 2\)"):

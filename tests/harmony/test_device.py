@@ -50,7 +50,7 @@ TRANSFORMS = {
     "gradvac": realign.gradvac(),
     "gradvac, target": realign.gradvac(schedule.linear(0.0, 0.5, 10)),
     "threshold": curriculum.threshold(schedule.linear(-0.3, 0.0, 10)),
-    "soft_threshold": curriculum.soft_threshold(0.0, schedule.step({0: 0.2, 5: 0.1})),
+    "soft_threshold": curriculum.soft_threshold(0.0, schedule.piecewise({0: 0.2, 5: 0.1}, interpolate=False)),
     "agreement_weight": curriculum.agreement_weight(2.0),
     "quantile": curriculum.quantile(schedule.piecewise({0: 1.0, 10: 0.5})),
     "running_quantile": curriculum.running_quantile(0.5),
@@ -66,6 +66,7 @@ SCORES = {
     "batch_agreement": score.batch_agreement,
     "small_loss": score.small_loss,
     "similarity": score.similarity,
+    "triangle_area": score.triangle_area,
     "negative": score.negative(score.small_loss),
     "combined": score.combined(score.standardized(score.agreement), score.ranked(score.small_loss), weights=[1.0, 2.0]),
     "least": score.least(score.agreement, score.norm_ratio),
@@ -93,6 +94,7 @@ def test_no_number_is_read_and_nothing_is_copied(name, k):
             "terms": torch.empty(B, k, device="meta"),
             "batch_products": torch.empty(B, k, device="meta"),
             "similarity": torch.empty(B, device="meta"),
+            "triplet": torch.empty(B, 3, 5, device="meta"),
             "ids": torch.empty(B, device="meta", dtype=torch.int64),
         }
         state = on_device(TRANSFORMS[name].init())
@@ -113,6 +115,7 @@ def test_cuda_gives_the_numbers_of_the_cpu(name, k):
         "terms": g[:, :, 0].abs(),
         "batch_products": g[:, :, 1],
         "similarity": g[:, 0, 2],
+        "triplet": torch.randn(64, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
         "ids": torch.arange(64) % 9,
     }
     found = {}

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 import harmony
-from harmony.engines.tape import rules
+from harmony.engines.tape import grad_rules
 from tests import zoo
 from tests.harmony.options import keywords
 from tests.harmony.test_diagnostics import doubled
@@ -91,21 +91,22 @@ def test_check_of_a_module_finds_a_wrong_rule_and_mixed_samples(monkeypatch):
     mixing = nn.Sequential(nn.Linear(4, 3), zoo.Apply(lambda h: h - h.mean(0).detach())).double()
     with pytest.raises(ValueError, match="mixes the samples"):
         harmony.check(mixing, x, heads, forward=forward)
-    monkeypatch.setitem(rules.RULES, "AddmmBackward0", doubled(rules.RULES["AddmmBackward0"]))
+    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", doubled(grad_rules.RULES["AddmmBackward0"]))
     with pytest.raises(ValueError, match=r"the tape differs from vmap .*parameter '\d\.(weight|bias)'"):
         harmony.check(module, x, heads, forward=forward)
 
 
+@pytest.mark.parametrize("update", ["kept", "tape", "backward"])
 @pytest.mark.parametrize("call", [harmony.plan, harmony.check])
-def test_gradients_and_hooks_are_left_alone(call):
+def test_gradients_and_hooks_are_left_alone(call, update):
     module, heads, x = modules()
     parameters, calls = [*module.parameters(), *heads.parameters()], []
     for p in parameters:
-        p.register_hook(lambda grad: calls.append(grad.shape))
-    call(module, x, heads, forward=forward)
+        p.register_hook(lambda grad: (calls.append(grad.shape), grad / 2)[1])
+    call(module, x, heads, forward=forward, engine=harmony.Engine(update=update))
     assert not calls and all(p.grad is None for p in parameters)
     sum(term.mean() for term in heads(forward(module, x)).values()).backward()
-    assert len(calls) == len(parameters)
+    assert len(calls) == len(parameters)  # the hooks are back
 
 
 def test_a_module_without_trainable_parameters_is_refused():
@@ -113,3 +114,16 @@ def test_a_module_without_trainable_parameters_is_refused():
     for call in (harmony.plan, harmony.check):
         with pytest.raises(ValueError, match="no parameter that requires a gradient"):
             call(module.requires_grad_(False), x, heads, forward=forward)
+
+
+@pytest.mark.parametrize("call", [harmony.plan, harmony.check])
+def test_arguments_that_are_neither_functions_nor_a_module_are_refused(call):
+    module, heads, x = modules()
+    functions, loss_params = as_functions(module, heads, x)
+    for arguments, kinds in (((), "none"), ((module, x), "Sequential, Tensor"), (functions[:2], "function, function")):
+        with pytest.raises(TypeError, match=f"or module, batch, losses; got {kinds}"):
+            call(*arguments)
+    with pytest.raises(TypeError, match="loss_params is for functions"):
+        call(module, x, heads, forward=forward, loss_params=loss_params)
+    with pytest.raises(TypeError, match="forward is for a module"):
+        call(*functions, forward=forward, loss_params=loss_params)

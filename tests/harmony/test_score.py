@@ -1,9 +1,11 @@
 """Scores against explicit gradients and plain Python."""
 
+from decimal import Decimal
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -192,3 +194,41 @@ def test_a_score_of_ones_own():
     rule = harmony.curriculum.top_k(1, score=lambda gram, **extras: gram[:, 0, 0])
     weights, _ = rule.update(torch.eye(2) * torch.tensor([1.0, 3.0, 2.0])[:, None, None], rule.init())
     assert weights[:, 0].tolist() == [0, 1, 0]
+
+
+def area_by_heron(triplet):
+    """Minus the area of the triangle between three unit vectors, from the lengths of its sides, in exact order."""
+    x = [[Decimal(float(v)) for v in row] for row in triplet]
+    unit = [[v / sum(w * w for w in row).sqrt() for v in row] for row in x]
+    a, b, c = (
+        sum((p - q) ** 2 for p, q in zip(unit[i], unit[j], strict=True)).sqrt() for i, j in ((0, 1), (1, 2), (2, 0))
+    )
+    s = (a + b + c) / 2
+    return -float(max(s * (s - a) * (s - b) * (s - c), Decimal(0)).sqrt())
+
+
+@given(seeds, st.integers(2, 6), st.sampled_from([1.0, 1e-3, 1e-6, 0.0]))
+def test_triangle_area_is_minus_the_area_between_unit_embeddings(seed, dimensions, spread):
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(4, 1, dimensions, dtype=torch.float64, generator=generator)
+    near = common + spread * torch.randn(4, 3, dimensions, dtype=torch.float64, generator=generator)
+    gram = torch.eye(2).expand(4, 2, 2)
+    found = values(score.triangle_area, gram, triplet=near)
+    expected = torch.tensor([area_by_heron(triplet) for triplet in near], dtype=torch.float64)
+    sides = (F.normalize(near, dim=-1) - F.normalize(near.roll(1, 1), dim=-1)).norm(dim=-1).amax(1)
+    # To a few units in the last place of the embeddings, however small the area: no digit is lost by a square root.
+    assert ((found - expected).abs() <= 1e-15 * sides * 4 + 1e-30).all()
+    if dimensions == 3:
+        u, v = (F.normalize(near, dim=-1)[:, i] - F.normalize(near, dim=-1)[:, 0] for i in (1, 2))
+        torch.testing.assert_close(found, -torch.linalg.cross(u, v).norm(dim=-1) / 2, rtol=1e-6, atol=1e-15)
+
+
+def test_triangle_area_needs_triplets_and_an_agreement():
+    gram = torch.stack([torch.eye(2), torch.diag(torch.tensor([1.0, 0.0]))])
+    found = values(score.triangle_area, gram, triplet=torch.eye(3).expand(2, 3, 3))
+    assert found[0].item() == pytest.approx(-(3**0.5) / 2) and found[1].isnan()
+    assert values(score.triangle_area, gram, triplet=torch.ones(2, 3, 4, dtype=torch.bfloat16))[0] == 0
+    with pytest.raises(ValueError, match=r"triangle_area needs triplet \(2, 3, D\): call the step with extras="):
+        values(score.triangle_area, gram)
+    with pytest.raises(ValueError, match=r"triplet of shape \(2, 3, D\), one for each Gram block; got \(2, 2, 4\)"):
+        values(score.triangle_area, gram, triplet=torch.ones(2, 2, 4))

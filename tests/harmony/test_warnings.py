@@ -112,6 +112,16 @@ def test_losses_that_share_no_parameter(name):
     assert_points_at_the_caller(name, Apart().double(), "No parameter of the Gram is reached by both losses")
 
 
+def test_losses_that_share_no_parameter_are_told_of_once_for_each_line():
+    argument = Call(Apart().double())
+    for name in ("gram_vjp", "step", "measure"):
+        with pytest.warns(UserWarning, match="No parameter of the Gram"):
+            CALLS[name](argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            CALLS[name](argument)
+
+
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_an_op_without_a_closed_form(name):
     assert_points_at_the_caller(name, Isolated().double(), "has no closed form")

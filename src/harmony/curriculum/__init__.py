@@ -1,14 +1,15 @@
 """Curricula: which samples to learn from. Each gives a factor in [0, 1] per sample, the same for all its losses.
 
-``cross_check`` alone judges the pairs of each loss apart. They decide by a score, by default the agreement of a sample's
-gradients (see ``harmony.score``). A sample without a score (one modality is missing) has the factor 1: it is never
-dropped, and counts in no quantile.
+The rule for curricula: all of them have a step count or a memory, so they are called and give a transform. Their score
+is a function used bare, or made by a call; by default the agreement of a sample's gradients (see ``harmony.score``).
+``cross_check`` alone judges the pair of each loss apart. A sample without a score (it lacks a modality) has the factor
+1: it is never dropped, and no quantile counts it.
 """
 
 from harmony.curriculum.cross_check import cross_check
 from harmony.curriculum.hysteresis import hysteresis
 from harmony.curriculum.ranking import quantile, running_quantile, top_k
-from harmony.curriculum.renormalize import renormalized
+from harmony.curriculum.renormalized import renormalized
 from harmony.curriculum.threshold import agreement_weight, soft_threshold, threshold
 
 __all__ = [

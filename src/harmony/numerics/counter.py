@@ -11,8 +11,8 @@ def uniform(seed: int, step: Tensor, rows: int, columns: int, device: torch.devi
     place = torch.arange(rows * columns, device=device)
     key = mix(step + mix(torch.tensor(seed, device="cpu")))  # on the host, like the step
     bits = mix(mix(place + key) + key)
-    kind = torch.float32 if device.type == "mps" else torch.float64
-    return ((bits >> 11) & _low(53)).to(kind).mul(2.0**-53).view(rows, columns)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return ((bits >> 11) & _low(53)).to(dtype).mul(2.0**-53).view(rows, columns)
 
 
 def normal(seed: int, step: Tensor, rows: int, columns: int, device: torch.device) -> Tensor:

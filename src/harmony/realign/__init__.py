@@ -1,9 +1,13 @@
-"""Realignment: what to make of a sample's gradients where they conflict. Pure functions of Gram blocks (B, K, K).
+"""Realignment: what to make of a sample's gradients where they conflict.
+
+The rule for members of a chain: what needs nothing but Gram blocks is a function, used bare, with options fixed by
+``functools.partial``; what has a step count or a memory (``gradvac``, ``pcgrad_random``, ``random``) is called and
+gives a transform.
 
 Weights of one leave the ordinary gradient of the summed losses as it is. A loss whose gradient is zero takes no part:
-the method sees the others, and its own weight is 1 (or its preference). A sample with a single
-gradient gets what the method makes of a single gradient: 1, unless the method rescales gradients by their norms, or
-does not look at them (``mean``, ``random``).
+the method sees the others, and its weight is 1 (or its preference). A sample with a single gradient gets what the
+method makes of one gradient: 1, unless the method rescales gradients by their norms, or does not look at them
+(``mean``, ``random``).
 
 All arithmetic is done on cosines and relative norms in float64: weights are finite for any finite block, in any dtype.
 """

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from harmony.members import samplewise
 from harmony.numerics.eigen import pseudo_inverse_times
 from harmony.numerics.elimination import solve
 from harmony.numerics.unit import UnitBlocks, times, unit_blocks
-from harmony.transform import samplewise
 
 STEPS = 64
 """Newton steps of the bargaining solvers: enough where alpha is from 0.5 to 4 and norms are up to 1e10 apart."""
@@ -21,9 +21,8 @@ def imtl_g(gram: Tensor) -> Tensor:
 
     Returns:
         Weights (B, K) that sum to 1 over the nonzero gradients. For two losses proportional to ``1 / |g_k|``; for more,
-        weights may be negative, and large where gradients nearly oppose each other. Where that sum would make the
-        update ascend, all signs are turned, and the weights sum to -1. Linearly dependent gradients are dealt with by
-        the pseudo-inverse.
+        they may be negative, and large where gradients nearly oppose each other. Where the update would ascend, all
+        signs are turned, and the weights sum to -1. The pseudo-inverse takes care of linearly dependent gradients.
 
     Examples:
         >>> import torch, harmony
@@ -37,10 +36,9 @@ def imtl_g(gram: Tensor) -> Tensor:
     v = blocks.rarest  # proportional to 1 / |g_k|
     if gram.shape[-1] > 2:
         ones = blocks.active.to(v.dtype)
-        v = v * pseudo_inverse_times(blocks.cosine, ones, torch.finfo(gram.dtype).eps) * ones
+        v = v * pseudo_inverse_times(blocks.cosine, ones, blocks.precision) * ones
     total = v.sum(-1, keepdim=True).abs()
-    floor = blocks.ridge * v.abs().sum(-1, keepdim=True)
-    total = torch.maximum(total, floor)
+    total = torch.maximum(total, blocks.ridge * v.abs().sum(-1, keepdim=True))
     return blocks.weights(v / torch.where(total > 0, total, 1))
 
 
@@ -87,9 +85,9 @@ def fairgrad(gram: Tensor, alpha: float = 2.0) -> Tensor:
         alpha: Fairness, at least 0.1.
 
     Returns:
-        Weights (B, K), positive, by Newton steps. The tests hold them, in float64, for alpha from 0.5 to 4 and norms
-        up to a factor of 1e10 apart: the two sides of each equation differ by at most 1e-8 of ``|g_k| |update|``. With
-        an alpha far beyond that, or near 0.1, and very different norms the steps do not suffice for every block.
+        Weights (B, K), positive, by Newton steps. Tested in float64 for alpha from 0.5 to 4 and norms up to a factor of
+        1e10 apart: the two sides of each equation differ by at most 1e-8 of ``|g_k| |update|``. Far beyond that, the
+        steps do not suffice for every block.
 
     Raises:
         ValueError: An alpha below 0.1.
@@ -113,19 +111,13 @@ def fairgrad(gram: Tensor, alpha: float = 2.0) -> Tensor:
 
 
 def _bargain(blocks: UnitBlocks, target: Tensor, alpha: float) -> Tensor:
-    """Solve ``C u = m u ** (-1 / alpha)`` for u > 0: where a strictly convex function is least, by Newton's method.
+    """Solve ``C u = target * u ** (-1 / alpha)`` for u > 0: Newton's method on a strictly convex function.
 
-    Args:
-        blocks: C, with the ridge on its diagonal: without, opposite gradients have no solution.
-        target: m (B, K), positive.
-        alpha: Fairness.
-
-    Returns:
-        u (B, K).
+    C has the ridge on its diagonal: without it, opposite gradients have no solution.
     """
     matrix = blocks.ridged
     k = matrix.shape[-1]
-    # From u^T C u >= ridge |u|^2, whatever the gradients; beyond, there is nothing but rounding errors.
+    # From u^T C u >= ridge |u|^2, for any gradients; beyond this limit are rounding errors only.
     limit = (k * target.amax(-1, keepdim=True) / blocks.ridge) ** (alpha / (1 + alpha))
     start = target ** (alpha / (1 + alpha))  # the solution for orthogonal gradients
     u = start
@@ -134,6 +126,6 @@ def _bargain(blocks: UnitBlocks, target: Tensor, alpha: float) -> Tensor:
         slope = times(matrix, u) - start * v ** (-1 / alpha)
         step = -solve(matrix + torch.diag_embed(v ** (-1 / alpha - 1) / alpha), slope, blocks.ridge / 2)
         step = torch.where(step.isfinite(), step, 0)
-        room = 0.95 / (-step / u).amax(-1, keepdim=True).clamp(min=0.95)  # u stays positive; at most the whole step
-        u = torch.minimum(u + room * step, limit)
+        damping = 0.95 / (-step / u).amax(-1, keepdim=True).clamp(min=0.95)  # u stays positive; at most the whole step
+        u = torch.minimum(u + damping * step, limit)
     return u

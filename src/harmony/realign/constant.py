@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from harmony.cosines import check_blocks
+from harmony.members import factory, samplewise
 from harmony.numerics.counter import normal
 from harmony.numerics.unit import unit_blocks
-from harmony.transform import StepState, Transform, first_step, samplewise
+from harmony.transform import State, Transform, counting
 
 
 @samplewise
@@ -52,8 +53,8 @@ def mean(gram: Tensor) -> Tensor:
 def normalized(gram: Tensor) -> Tensor:
     """Give every gradient of every sample length one.
 
-    The update then has no scale of the losses left in it: choose the learning rate accordingly. As every member of a
-    chain sees the raw Gram, ``chain(normalized, pcgrad)`` is not PCGrad of normalised gradients.
+    The update has no scale of the losses left: choose the learning rate accordingly. Members of a chain see the raw
+    Gram, so ``chain(normalized, pcgrad)`` is not PCGrad of normalised gradients.
 
     Args:
         gram: Gram blocks (B, K, K).
@@ -70,6 +71,7 @@ def normalized(gram: Tensor) -> Tensor:
     return blocks.weights(1 / blocks.norm / blocks.scale)
 
 
+@factory("transform")
 def random(seed: int = 0) -> Transform:
     """Random loss weighting: weights drawn anew for every sample and step, a baseline that is hard to beat.
 
@@ -90,9 +92,9 @@ def random(seed: int = 0) -> Transform:
         Lin et al., Reasonable Effectiveness of Random Weighting, 2022 (arXiv:2111.10603).
     """
 
-    def update(gram: Tensor, state: StepState, **extras: Any) -> tuple[Tensor, StepState]:
+    def update(gram: Tensor, step: Tensor, memory: State, **extras: Any) -> tuple[Tensor, State]:
         check_blocks(gram)
-        drawn = normal(seed, state.step, gram.shape[0], gram.shape[1], gram.device)
-        return drawn.softmax(-1).to(gram.dtype), state.next()
+        drawn = normal(seed, step, gram.shape[0], gram.shape[1], gram.device)
+        return drawn.softmax(-1).to(gram.dtype), memory
 
-    return Transform(first_step, update)
+    return counting(update)

@@ -1,24 +1,23 @@
-"""Projection on the dual cone: the nearest update that no loss objects to. UPGrad and DualProj."""
+"""Projection on the dual cone: the nearest update that conflicts with no gradient. UPGrad and DualProj."""
 
-import torch
 from torch import Tensor
 
+from harmony.members import samplewise
 from harmony.numerics.complementarity import nonnegative_minimum
-from harmony.numerics.unit import UnitBlocks, times, unit_blocks
-from harmony.realign.preference import Preference, as_preference
-from harmony.transform import samplewise
+from harmony.numerics.unit import UnitBlocks, times
+from harmony.realign.preference import Preference, preferred
 
 
 @samplewise
 def upgrad(gram: Tensor, preference: Preference = None) -> Tensor:
     """Project each gradient on the cone of updates that conflict with no gradient, and add them up.
 
-    Unlike the pairwise projections of PCGrad, the result conflicts with none of the gradients for any number of losses.
-    For two losses it is the same as [pcgrad][harmony.realign.pcgrad].
+    The result conflicts with no gradient, for any number of losses; the pairwise projections of PCGrad promise that for
+    two losses only, where both are the same.
 
     Args:
         gram: Gram blocks (B, K, K).
-        preference: What each gradient is multiplied with (K,), at least 0; default ones. The paper's mean is 1 / K.
+        preference: Factors of the gradients (K,), at least 0; default ones. The mean of the paper is 1 / K.
 
     Returns:
         Weights (B, K). For two losses a closed form; for more, exact for the Gram with the rounding error of its dtype
@@ -36,14 +35,12 @@ def upgrad(gram: Tensor, preference: Preference = None) -> Tensor:
     References:
         Quinton and Rey, Jacobian Descent for Multi-Objective Optimization, 2024 (arXiv:2406.16232), section 3.
     """
-    blocks = unit_blocks(gram)
-    wanted = as_preference(preference, blocks.cosine)
-    own = torch.where(blocks.active, wanted * blocks.norm, 0)
-    if own.shape[-1] == 2:
-        added = (-blocks.cosine[:, 0, 1, None]).clamp(min=0) * own.flip(-1)
+    blocks, wanted = preferred(gram, preference)
+    length = wanted * blocks.length
+    if gram.shape[-1] == 2:
+        added = (-blocks.cosine[:, 0, 1, None]).clamp(min=0) * length.flip(-1)
     else:
-        unit = _conflict_free(blocks, blocks.cosine)  # (B, K, K), what is added to each unit gradient
-        added = (own[..., None] * unit).sum(1)
+        added = (length[..., None] * _conflict_free(blocks, blocks.cosine)).sum(1)
     return blocks.weights(wanted + added / blocks.norm, wanted)
 
 
@@ -53,10 +50,10 @@ def dualproj(gram: Tensor, preference: Preference = None) -> Tensor:
 
     Args:
         gram: Gram blocks (B, K, K).
-        preference: What each gradient is multiplied with (K,), at least 0; default ones. The papers' mean is 1 / K.
+        preference: Factors of the gradients (K,), at least 0; default ones. The mean of the papers is 1 / K.
 
     Returns:
-        Weights (B, K), with the accuracy of [upgrad][harmony.realign.upgrad].
+        Weights (B, K), as accurate as those of [upgrad][harmony.realign.upgrad].
 
     Raises:
         ValueError: A preference that does not fit.
@@ -70,25 +67,18 @@ def dualproj(gram: Tensor, preference: Preference = None) -> Tensor:
         Lopez-Paz and Ranzato, Gradient Episodic Memory for Continual Learning, 2017 (arXiv:1706.08840), equations 8 to
         11; Quinton and Rey, 2024 (arXiv:2406.16232).
     """
-    blocks = unit_blocks(gram)
-    wanted = as_preference(preference, blocks.cosine)
-    own = torch.where(blocks.active, wanted * blocks.norm, 0)
-    towards = times(blocks.cosine, own)  # <sum, unit g_k>
-    added = (-towards).clamp(min=0) if own.shape[-1] == 2 else _conflict_free(blocks, towards[:, None])[:, 0]
+    blocks, wanted = preferred(gram, preference)
+    products = times(blocks.cosine, wanted * blocks.length)  # <sum, unit g_k>
+    added = (-products).clamp(min=0) if gram.shape[-1] == 2 else _conflict_free(blocks, products[:, None])[:, 0]
     return blocks.weights(wanted + added / blocks.norm, wanted)
 
 
-def _conflict_free(blocks: UnitBlocks, towards: Tensor) -> Tensor:
-    """What to add to n vectors so that no gradient objects.
+def _conflict_free(blocks: UnitBlocks, products: Tensor) -> Tensor:
+    """Coefficients (B, N, K) of the unit gradients: what to add to N vectors so that they conflict with no gradient.
 
-    Args:
-        blocks: The gradients.
-        towards: Inner products (B, n, K) of the vectors with the unit gradients.
-
-    Returns:
-        Coefficients (B, n, K) of the unit gradients, at least 0.
+    ``products`` (B, N, K) are the inner products of the vectors with the unit gradients.
     """
-    b, n, k = towards.shape
+    b, n, k = products.shape
     matrix = blocks.ridged[:, None].expand(b, n, k, k)
-    found = nonnegative_minimum(matrix.reshape(b * n, k, k), -towards.reshape(b * n, k), blocks.ridge / 2)
-    return found.view(b, n, k)
+    added = nonnegative_minimum(matrix.reshape(b * n, k, k), -products.reshape(b * n, k), blocks.ridge / 2)
+    return added.view(b, n, k)

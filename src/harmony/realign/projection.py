@@ -2,16 +2,17 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from harmony.checkpoint import loadable
+from harmony.members import factory, samplewise
 from harmony.numerics.counter import uniform
 from harmony.numerics.unit import UnitBlocks, times, unit_blocks
+from harmony.ranges import check_range
 from harmony.schedule import Schedule, as_schedule
-from harmony.transform import StepState, Transform, first_step, samplewise
+from harmony.transform import State, Transform, counting
 
 MOST_LISTED = 6
 """Losses whose orders can all be listed: 120 orders of the five others."""
@@ -23,15 +24,13 @@ def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -
 
     Gradient k starts as ``g_k`` and, for each other loss l in order, loses its component along the original ``g_l``
     where their inner product is negative. For two losses this is the realignment of gradient harmonization: where
-    ``G_12 < 0`` the weights are ``(1 - G_12 / G_11, 1 - G_12 / G_22)``, else ones.
-
-    For more than two losses the result depends on the order; the original draws one at random, which is
-    [pcgrad_random][harmony.realign.pcgrad_random].
+    ``G_12 < 0`` the weights are ``(1 - G_12 / G_11, 1 - G_12 / G_22)``, else ones. For more losses the result depends
+    on the order; the original draws one at random: [pcgrad_random][harmony.realign.pcgrad_random].
 
     Args:
         gram: Gram blocks (B, K, K).
-        order: The losses in the order in which they are projected against; default 0, 1, ... ``"mean"`` averages over
-            all orders, the expectation of the original, for at most six losses.
+        order: The losses in the order of the projections; default 0, 1, ... ``"mean"`` averages over all orders, the
+            expectation of the original, for at most six losses.
 
     Returns:
         Weights (B, K) such that ``sum_k W_bk g_b^k`` is the sum of the projected gradients.
@@ -56,17 +55,18 @@ def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -
             raise ValueError(
                 f'order="mean" averages over all orders, for at most {MOST_LISTED} losses; got {k}. Use pcgrad_random.'
             )
-        found = [_summed(blocks, _given(blocks, o)) for o in _orders_of_others(k)]
-        return blocks.weights(torch.stack(found).mean(0))
+        weights = [_projected(blocks, _fixed(blocks, rows)) for rows in _all_orders(k)]
+        return blocks.weights(torch.stack(weights).mean(0))
     if order is not None and sorted(order) != list(range(k)):
         raise ValueError(f"order must name each of the {k} losses once, as 0 to {k - 1}; got {list(order)}.")
     if k == 2:  # one order, one projection
-        lost = (-blocks.cosine[:, 0, 1, None]).clamp(min=0) * _lengths(blocks).flip(-1)
-        return blocks.weights(1 + lost / blocks.norm)
+        removed = (-blocks.cosine[:, 0, 1, None]).clamp(min=0) * blocks.length.flip(-1)
+        return blocks.weights(1 + removed / blocks.norm)
     rows = [[l for l in order or range(k) if l != i] for i in range(k)]
-    return blocks.weights(_summed(blocks, _given(blocks, rows)))
+    return blocks.weights(_projected(blocks, _fixed(blocks, rows)))
 
 
+@factory("transform")
 def pcgrad_random(seed: int = 0) -> Transform:
     """[pcgrad][harmony.realign.pcgrad] in an order drawn anew for every gradient, sample and step, as in the original.
 
@@ -74,7 +74,7 @@ def pcgrad_random(seed: int = 0) -> Transform:
         seed: The orders are a pure function of seed, step and place in the batch.
 
     Returns:
-        A transform with weights (B, K). Not samplewise, as a place in the batch is not.
+        A transform with weights (B, K). Not samplewise, as it depends on the place in the batch.
 
     Examples:
         >>> import torch, harmony
@@ -87,43 +87,35 @@ def pcgrad_random(seed: int = 0) -> Transform:
         Yu et al., Gradient Surgery for Multi-Task Learning, 2020 (arXiv:2001.06782), algorithm 1.
     """
 
-    def update(gram: Tensor, state: StepState, **extras: Any) -> tuple[Tensor, StepState]:
+    def update(gram: Tensor, step: Tensor, memory: State, **extras: Any) -> tuple[Tensor, State]:
         blocks = unit_blocks(gram)
         b, k = gram.shape[:2]
-        drawn = uniform(seed, state.step, b, k * k, gram.device).view(b, k, k)
-        own = torch.eye(k, dtype=torch.bool, device=gram.device)
-        order = drawn.masked_fill(own, 2).argsort(-1)[..., : k - 1]  # its own number comes last, and is left out
-        return blocks.weights(_summed(blocks, _drawn(blocks, order))), state.next()
+        drawn = uniform(seed, step, b, k * k, gram.device).view(b, k, k)
+        diagonal = torch.eye(k, dtype=torch.bool, device=gram.device)
+        order = drawn.masked_fill(diagonal, 2).argsort(-1)[..., : k - 1]  # each loss itself comes last, and is left out
+        return blocks.weights(_projected(blocks, _drawn(blocks, order))), memory
 
-    return Transform(first_step, update)
-
-
-@loadable
-class GradVacState(NamedTuple):
-    """State of GradVac: the number of updates so far, and the target cosines, 0-d until the first update."""
-
-    step: Tensor
-    target: Tensor
+    return counting(update)
 
 
+@factory("transform")
 def gradvac(target: float | Schedule | None = None, decay: float = 0.99) -> Transform:
     """Gradient vaccine: raise the cosine of each pair to a target where it is lower.
 
-    Like [pcgrad][harmony.realign.pcgrad], which it is at the target 0, but a target above 0 also moves gradients that
-    agree a little. Gradient k receives, for each other loss l in order, as much of ``g_l`` as brings their cosine to
-    the target. The losses are taken in their order, where the original draws one.
+    With the target 0 it is [pcgrad][harmony.realign.pcgrad]; a target above 0 also moves gradients that agree a little.
+    Gradient k receives, for each other loss l in order, as much of ``g_l`` as brings their cosine to the target. The
+    original draws the order, here it is 0, 1, ...
 
     Args:
-        target: A cosine in (-1, 1), or a schedule of it. Default: a moving average of the cosines seen, one for each
-            pair of losses, from 0.
-        decay: Weight of the past in that average; the paper calls the rest of it beta, 0.01.
+        target: A cosine in (-1, 1), or a schedule of it, which is kept inside. Default: a moving average of the cosines
+            seen, one for each pair of losses, from 0, over the samples that have both gradients.
+        decay: Weight of the past in that average; the paper's beta, 0.01, is the rest.
 
     Returns:
-        A transform with weights (B, K); samplewise where the target is given. The average is over the samples of a
-        batch that have both gradients.
+        A transform with weights (B, K); samplewise with a given target.
 
     Raises:
-        ValueError: A decay out of [0, 1), or a target out of (-1, 1); a schedule is kept inside.
+        ValueError: A decay out of [0, 1), or a target out of (-1, 1).
 
     Examples:
         >>> import torch, harmony
@@ -135,41 +127,35 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.99) -> Tran
     References:
         Wang et al., Gradient Vaccine, 2021 (arXiv:2010.05874), algorithm 1 and equation 3.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be at least 0 and below 1; got {decay}.")
-    if isinstance(target, int | float) and not -1 < target < 1:
-        raise ValueError(f"target must be a cosine between -1 and 1, both excluded; got {target}.")
+    check_range("decay", decay, at_least=0, below=1)
+    check_range("the target cosine", target, above=-1, below=1)
     schedule = None if target is None else as_schedule(target)
 
-    def init() -> GradVacState:
-        return GradVacState(torch.zeros((), dtype=torch.int64, device="cpu"), torch.zeros(()))
-
-    def update(gram: Tensor, state: GradVacState, **extras: Any) -> tuple[Tensor, GradVacState]:
+    def update(gram: Tensor, step: Tensor, average: Tensor, **extras: Any) -> tuple[Tensor, Tensor]:
         blocks = unit_blocks(gram)
-        given = state.target if schedule is None else schedule(state.step)
-        given = given.to(gram.device) if given.ndim else given  # a number on the host needs no copy
-        wanted = (blocks.cosine.new_zeros(gram.shape[1:]) + given).clamp(-0.999999, 0.999999)
+        cosine = average if schedule is None else schedule(step)
+        cosine = cosine.to(gram.device) if cosine.ndim else cosine  # a number on the host needs no copy
+        wanted = (blocks.cosine.new_zeros(gram.shape[1:]) + cosine).clamp(-0.999999, 0.999999)
         coefficients, seen = _vaccinated(blocks, wanted)
-        after = wanted
         if schedule is None:
             pairs = blocks.active[:, :, None] & blocks.active[:, None, :]
             number = pairs.sum(0)
-            average = torch.where(pairs, seen, 0).sum(0) / number.clamp(min=1)
-            after = torch.where(number > 0, decay * wanted + (1 - decay) * average, wanted)
-        state = GradVacState(state.step + 1, after.float() if schedule is None else state.target)
-        return blocks.weights(coefficients.sum(1) / blocks.norm), state
+            mean = torch.where(pairs, seen, 0).sum(0) / number.clamp(min=1)
+            average = torch.where(number > 0, decay * wanted + (1 - decay) * mean, wanted).float()
+        return blocks.weights(coefficients.sum(1) / blocks.norm), average
 
-    return Transform(init, update, samplewise=schedule is not None)
-
-
-Others = Iterable[tuple[Tensor, Tensor]]
-"""For each gradient the other losses in turn: their cosines with all losses, and a one in their place; (B, K, K)."""
+    return counting(update, lambda: torch.zeros(()), samplewise=schedule is not None)
 
 
-def _summed(blocks: UnitBlocks, others: Others) -> Tensor:
+Turns = Iterable[tuple[Tensor, Tensor]]
+"""Turn by turn, the loss that each gradient is projected against: its cosines with all losses, (B, K, K), and a one in
+its place."""
+
+
+def _projected(blocks: UnitBlocks, turns: Turns) -> Tensor:
     """Weights (B, K) of the sum of the projected gradients."""
-    coefficients = _own(blocks)
-    for cosines, place in others:
+    coefficients = torch.diag_embed(blocks.length)  # row i: gradient i as a combination of the unit gradients
+    for cosines, place in turns:
         product = (coefficients * cosines).sum(-1, keepdim=True).clamp(max=0)
         coefficients = coefficients - product * place
     return coefficients.sum(1) / blocks.norm
@@ -178,49 +164,38 @@ def _summed(blocks: UnitBlocks, others: Others) -> Tensor:
 def _vaccinated(blocks: UnitBlocks, target: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients (B, K, K) of the moved gradients, and the cosines (B, K, K) that were compared with the target."""
     k = blocks.norm.shape[-1]
-    coefficients = _own(blocks)
+    coefficients = torch.diag_embed(blocks.length)
     eye = torch.eye(k, dtype=coefficients.dtype, device=coefficients.device)
     columns = []
-    for other in range(k):
-        products = times(blocks.cosine[:, None], coefficients)  # <g_i', unit g_l>
+    for l in range(k):
+        products = times(blocks.cosine[:, None], coefficients)  # <g_i', unit g_j>
         length = (coefficients * products).sum(-1).clamp(min=0).sqrt()
-        cosine = (products[..., other] / torch.where(length > 0, length, 1)).clamp(-1, 1)
-        wanted = target[:, other]
-        sine, wanted_sine = (1 - cosine**2).sqrt(), (1 - wanted**2).sqrt()
-        step = length * (wanted * sine - cosine * wanted_sine) / wanted_sine
-        pair = blocks.active & blocks.active[:, other, None] & (eye[other] == 0)
-        step = torch.where(pair & (cosine < wanted), step, 0)
-        coefficients = coefficients + step[..., None] * eye[other]
+        cosine = (products[..., l] / torch.where(length > 0, length, 1)).clamp(-1, 1)
+        sine, target_sine = (1 - cosine**2).sqrt(), (1 - target[:, l] ** 2).sqrt()
+        step = length * (target[:, l] * sine - cosine * target_sine) / target_sine
+        pair = blocks.active & blocks.active[:, l, None] & (eye[l] == 0)
+        step = torch.where(pair & (cosine < target[:, l]), step, 0)
+        coefficients = coefficients + step[..., None] * eye[l]
         columns.append(cosine)
     return coefficients, torch.stack(columns, -1)
 
 
-def _own(blocks: UnitBlocks) -> Tensor:
-    """Row i of (B, K, K): the i-th gradient, as a combination of the K unit gradients. None of a zero gradient."""
-    return torch.diag_embed(_lengths(blocks))
-
-
-def _lengths(blocks: UnitBlocks) -> Tensor:
-    return torch.where(blocks.active, blocks.norm, 0)
-
-
-def _given(blocks: UnitBlocks, rows: Sequence[Sequence[int]]) -> Others:
-    """The same orders for all samples: for each gradient, the numbers of the others."""
+def _fixed(blocks: UnitBlocks, rows: Sequence[Sequence[int]]) -> Turns:
+    """The same orders for all samples: for each gradient, the other losses."""
     eye = torch.eye(len(rows), dtype=blocks.cosine.dtype, device=blocks.cosine.device)
     for column in zip(*rows, strict=True):
         yield torch.stack([blocks.cosine[:, l] for l in column], 1), torch.stack([eye[l] for l in column])
 
 
-def _drawn(blocks: UnitBlocks, order: Tensor) -> Others:
-    """Orders (B, K, K - 1) of the others, for each gradient of each sample."""
+def _drawn(blocks: UnitBlocks, order: Tensor) -> Turns:
+    """Orders (B, K, K - 1) of the other losses, for each gradient of each sample."""
     k = order.shape[1]
-    for other in order.unbind(-1):
-        yield blocks.cosine.gather(1, other[..., None].expand(-1, -1, k)), torch.nn.functional.one_hot(other, k)
+    for l in order.unbind(-1):
+        yield blocks.cosine.gather(1, l[..., None].expand(-1, -1, k)), torch.nn.functional.one_hot(l, k)
 
 
-def _orders_of_others(k: int) -> list[list[tuple[int, ...]]]:
+def _all_orders(k: int) -> list[list[tuple[int, ...]]]:
     """All orders of the other losses, the same permutation for each of the K gradients."""
-    others = [[l for l in range(k) if l != i] for i in range(k)]
-    return [
-        [tuple(row[p] for p in permutation) for row in others] for permutation in itertools.permutations(range(k - 1))
-    ]
+    rows = [[l for l in range(k) if l != i] for i in range(k)]
+    permutations = itertools.permutations(range(k - 1))
+    return [[tuple(row[p] for p in permutation) for row in rows] for permutation in permutations]

@@ -3,22 +3,21 @@
 import torch
 from torch import Tensor
 
+from harmony.members import samplewise
 from harmony.numerics.eigen import eigh, pseudo_inverse_times, significant
-from harmony.numerics.unit import times, unit_blocks
-from harmony.realign.preference import Preference, as_preference
-from harmony.transform import samplewise
+from harmony.numerics.unit import times
+from harmony.realign.preference import Preference, preferred
 
 
 @samplewise
 def aligned_mtl(gram: Tensor, preference: Preference = None) -> Tensor:
     """Replace the gradients by the nearest orthogonal ones of equal length, and add them up.
 
-    All of them get the length of the least singular value of the matrix of gradients: its condition number becomes 1.
+    Their length is the least singular value of the matrix of gradients, whose condition number becomes 1.
 
     Args:
         gram: Gram blocks (B, K, K).
-        preference: What each aligned gradient is multiplied with (K,), at least 0; default ones. The paper's mean is
-            1 / K.
+        preference: Factors of the aligned gradients (K,), at least 0; default ones. The mean of the paper is 1 / K.
 
     Returns:
         Weights (B, K). Singular values below the rounding error of the Gram's dtype count as zero.
@@ -34,15 +33,14 @@ def aligned_mtl(gram: Tensor, preference: Preference = None) -> Tensor:
     References:
         Senushkin et al., Independent Component Alignment for Multi-Task Learning, 2023 (arXiv:2305.19000), equation 14.
     """
-    blocks = unit_blocks(gram)
-    wanted = torch.where(blocks.active, as_preference(preference, blocks.cosine), 0)
-    length = torch.where(blocks.active, blocks.norm, 0)
+    blocks, wanted = preferred(gram, preference)
+    length = blocks.length
     values, vectors = eigh(blocks.cosine * length[:, :, None] * length[:, None, :])
-    kept = significant(values, torch.finfo(gram.dtype).eps)
+    kept = significant(values, blocks.precision)
     safe = torch.where(kept, values, torch.inf)
     balance = torch.where(kept, (safe.amin(-1, keepdim=True) / safe).sqrt(), 0)
-    along = (vectors * wanted[..., None]).sum(-2) * balance
-    return blocks.weights(times(vectors, along), as_preference(preference, blocks.cosine))
+    along = (vectors * torch.where(blocks.active, wanted, 0)[..., None]).sum(-2) * balance
+    return blocks.weights(times(vectors, along), wanted)
 
 
 @samplewise
@@ -51,11 +49,11 @@ def config(gram: Tensor, preference: Preference = None) -> Tensor:
 
     Args:
         gram: Gram blocks (B, K, K).
-        preference: What the cosines are proportional to (K,), at least 0; default ones.
+        preference: Ratios of the cosines (K,), at least 0; default ones.
 
     Returns:
-        Weights (B, K). For two losses the unit bisector, scaled: ``(|g_1| + |g_2|) / (2 |g_k|)``. Linearly dependent
-        gradients are dealt with by the pseudo-inverse; weights are zero where no direction fits.
+        Weights (B, K). For two losses the unit bisector, scaled: ``(|g_1| + |g_2|) / (2 |g_k|)``. The pseudo-inverse
+        takes care of linearly dependent gradients; weights are zero where no direction fits.
 
     Raises:
         ValueError: A preference that does not fit.
@@ -69,15 +67,13 @@ def config(gram: Tensor, preference: Preference = None) -> Tensor:
         Liu et al., ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks, 2024 (arXiv:2408.11104),
         equations 2 and 3.
     """
-    blocks = unit_blocks(gram)
-    length = torch.where(blocks.active, blocks.norm, 0)
+    blocks, wanted = preferred(gram, preference)
     if preference is None and gram.shape[-1] == 2:
         both = blocks.active.all(-1, keepdim=True)
-        return blocks.weights(torch.where(both, length.sum(-1, keepdim=True) / (2 * blocks.norm), 1))
-    wanted = torch.where(blocks.active, as_preference(preference, blocks.cosine), 0)
-    u = pseudo_inverse_times(blocks.cosine, wanted, torch.finfo(gram.dtype).eps)
-    towards = times(blocks.cosine, u)
-    squared = (u * towards).sum(-1, keepdim=True)  # |direction|^2
-    along = (length * towards).sum(-1, keepdim=True)
+        return blocks.weights(torch.where(both, blocks.length.sum(-1, keepdim=True) / (2 * blocks.norm), 1))
+    u = pseudo_inverse_times(blocks.cosine, torch.where(blocks.active, wanted, 0), blocks.precision)
+    products = times(blocks.cosine, u)
+    squared = (u * products).sum(-1, keepdim=True)  # |direction|^2
+    along = (blocks.length * products).sum(-1, keepdim=True)
     scale = torch.where(squared > 0, along / torch.where(squared > 0, squared, 1), 0)
-    return blocks.weights(scale * u / blocks.norm, as_preference(preference, blocks.cosine))
+    return blocks.weights(scale * u / blocks.norm, wanted)

@@ -1,14 +1,19 @@
 """Scores: one number per sample, larger for cleaner samples. Curricula decide by them.
 
-A score is a function ``score(gram, **extras)`` of Gram blocks (B, K, K), and of what the step knows beside them, that
-gives values (B,), NaN where a sample has no score: curricula never drop such a sample. Here these are the samples with
-fewer than two nonzero gradients. A score with a memory is a pair of ``init`` and ``update``, like a transform.
+The rule for scores: what needs nothing but Gram blocks and extras is a function, used bare, with options fixed by
+``functools.partial``; what has a memory or another score inside (``ema``, ``combined`` and the like) is called and
+gives a score.
+
+A score is a function ``score(gram)`` of Gram blocks (B, K, K), which names the extras of the step that it needs as
+keywords. It gives values (B,), NaN where a sample has no score: curricula never drop such a sample. The scores here
+are NaN for samples with fewer than two nonzero gradients.
 """
 
+from harmony.cosines import agreement
 from harmony.score.base import AnyScore, Score, as_score
-from harmony.score.blocks import agreement, gradient_norm, norm_ratio, pair_cosine
+from harmony.score.blocks import gradient_norm, norm_ratio, pair_cosine
 from harmony.score.combine import combined, ema, least, negative, ranked, standardized
-from harmony.score.observed import batch_agreement, similarity, small_loss
+from harmony.score.observed import batch_agreement, similarity, small_loss, triangle_area
 
 __all__ = [
     "AnyScore",
@@ -27,4 +32,5 @@ __all__ = [
     "similarity",
     "small_loss",
     "standardized",
+    "triangle_area",
 ]

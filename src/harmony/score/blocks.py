@@ -1,47 +1,22 @@
-"""Scores that the Gram alone gives: cosines and norms."""
-
-from typing import Any
+"""Scores of the Gram alone: cosines and norms."""
 
 import torch
 from torch import Tensor
 
-from harmony import cosines
+from harmony.cosines import cosine
+from harmony.members import samplewise
 from harmony.numerics.unit import unit_blocks
 from harmony.score.base import where_defined
-from harmony.transform import samplewise
 
 
 @samplewise
-def agreement(gram: Tensor, **extras: Any) -> Tensor:
-    """The least pairwise cosine of a sample's gradients, the score of the paper.
-
-    Args:
-        gram: Gram blocks (B, K, K).
-        **extras: Not used.
-
-    Returns:
-        Cosines (B,) in [-1, 1].
-
-    Examples:
-        >>> import torch, harmony
-        >>> harmony.score.agreement(torch.tensor([[[4.0, -3.0], [-3.0, 9.0]], [[4.0, 0.0], [0.0, 0.0]]]))
-        tensor([-0.5000,     nan])
-
-    References:
-        Wu et al., 2022 (arXiv:2211.02077).
-    """
-    return where_defined(cosines.agreement(gram), gram)
-
-
-@samplewise
-def pair_cosine(gram: Tensor, k: int = 0, l: int = 1, **extras: Any) -> Tensor:
+def pair_cosine(gram: Tensor, k: int = 0, l: int = 1) -> Tensor:
     """The cosine of one pair of gradients.
 
     Args:
         gram: Gram blocks (B, K, K).
         k: One loss.
         l: The other.
-        **extras: Not used.
 
     Returns:
         Cosines (B,) in [-1, 1]; NaN where one of the two gradients is zero.
@@ -49,22 +24,21 @@ def pair_cosine(gram: Tensor, k: int = 0, l: int = 1, **extras: Any) -> Tensor:
     Examples:
         >>> import torch, harmony
         >>> from functools import partial
-        >>> of_last_two = partial(harmony.score.pair_cosine, k=1, l=2)
-        >>> of_last_two(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 4.0, 3.0], [0.0, 3.0, 9.0]]]))
+        >>> last_two = partial(harmony.score.pair_cosine, k=1, l=2)
+        >>> last_two(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 4.0, 3.0], [0.0, 3.0, 9.0]]]))
         tensor([0.5000])
     """
-    norms = torch.stack([gram[:, k, k], gram[:, l, l]], 1)
-    both = ((norms > 0) & norms.isfinite()).all(1)
-    return torch.where(both, cosines.cosine(gram)[:, k, l], torch.nan)
+    squared = torch.stack([gram[:, k, k], gram[:, l, l]], 1)
+    both = ((squared > 0) & squared.isfinite()).all(1)
+    return torch.where(both, cosine(gram)[:, k, l], torch.nan)
 
 
 @samplewise
-def norm_ratio(gram: Tensor, **extras: Any) -> Tensor:
+def norm_ratio(gram: Tensor) -> Tensor:
     """How equal the lengths of a sample's gradients are.
 
     Args:
         gram: Gram blocks (B, K, K).
-        **extras: Not used.
 
     Returns:
         The least norm over the largest (B,), of the gradients that are not zero; in (0, 1].
@@ -79,12 +53,11 @@ def norm_ratio(gram: Tensor, **extras: Any) -> Tensor:
 
 
 @samplewise
-def gradient_norm(gram: Tensor, **extras: Any) -> Tensor:
+def gradient_norm(gram: Tensor) -> Tensor:
     """Length of the gradient of a sample's summed losses. ``negative(gradient_norm)`` prefers the small ones.
 
     Args:
         gram: Gram blocks (B, K, K).
-        **extras: Not used.
 
     Returns:
         ``|sum_k g_b^k|`` (B,).

@@ -9,10 +9,14 @@ from torch import Tensor
 from harmony.checkpoint import loadable
 from harmony.extras import require_extra
 from harmony.history import History, empty_history, recall, remember
+from harmony.members import factory
+from harmony.numerics.batch import standardize
+from harmony.ranges import check_range
 from harmony.score.base import AnyScore, Score, as_score
 from harmony.transform import State
 
 
+@factory("score")
 def negative(score: AnyScore) -> Score:
     """Turn a score around.
 
@@ -31,6 +35,7 @@ def negative(score: AnyScore) -> Score:
     return _mapped([score], lambda values: -values[0])
 
 
+@factory("score")
 def combined(*scores: AnyScore, weights: Sequence[float] | None = None) -> Score:
     """A weighted sum of scores. Bring them to one scale first: see [standardized][harmony.score.standardized].
 
@@ -40,9 +45,6 @@ def combined(*scores: AnyScore, weights: Sequence[float] | None = None) -> Score
 
     Returns:
         A score, undefined where one of them is.
-
-    Raises:
-        ValueError: No score, or another number of weights.
 
     Examples:
         >>> import torch, harmony
@@ -58,6 +60,7 @@ def combined(*scores: AnyScore, weights: Sequence[float] | None = None) -> Score
     return _mapped(scores, lambda values: torch.stack([x * v for x, v in zip(w, values, strict=True)]).sum(0))
 
 
+@factory("score")
 def least(*scores: AnyScore) -> Score:
     """The least of several scores: a sample is as clean as its worst.
 
@@ -66,9 +69,6 @@ def least(*scores: AnyScore) -> Score:
 
     Returns:
         A score, undefined where one of them is.
-
-    Raises:
-        ValueError: No score.
 
     Examples:
         >>> import torch, harmony
@@ -81,6 +81,7 @@ def least(*scores: AnyScore) -> Score:
     return _mapped(scores, lambda values: torch.stack(list(values)).amin(0))
 
 
+@factory("score")
 def standardized(score: AnyScore) -> Score:
     """A score less its mean over the batch, over its standard deviation. Not samplewise.
 
@@ -88,7 +89,7 @@ def standardized(score: AnyScore) -> Score:
         score: A score.
 
     Returns:
-        A score; 0 for all where the others do not differ.
+        A score; 0 for all where the values do not differ.
 
     Examples:
         >>> import torch, harmony
@@ -96,18 +97,10 @@ def standardized(score: AnyScore) -> Score:
         >>> score.update(torch.eye(2) * torch.tensor([2.0, 8.0])[:, None, None], score.init())[0]
         tensor([-1.,  1.])
     """
-
-    def standardize(values: Sequence[Tensor]) -> Tensor:
-        x = values[0]
-        seen = ~x.isnan()
-        number = seen.sum().clamp(min=1)
-        deviation = x - torch.where(seen, x, 0).sum() / number
-        std = (torch.where(seen, deviation, 0).square().sum() / number).sqrt()
-        return deviation / torch.where(std > 0, std, 1)
-
-    return _mapped([score], standardize)._replace(samplewise=False)
+    return _mapped([score], lambda values: standardize(values[0], ~values[0].isnan()), samplewise=False)
 
 
+@factory("score")
 def ranked(score: AnyScore) -> Score:
     """The rank of a score in the batch, from 0 for the least to 1 for the largest. Not samplewise.
 
@@ -115,7 +108,7 @@ def ranked(score: AnyScore) -> Score:
         score: A score.
 
     Returns:
-        A score in [0, 1]; equal values share the mean of their ranks, a lone one gets 1/2.
+        A score in [0, 1]; equal values share the mean of their ranks, a single one gets 1/2.
 
     Examples:
         >>> import torch, harmony
@@ -126,30 +119,30 @@ def ranked(score: AnyScore) -> Score:
 
     def rank(values: Sequence[Tensor]) -> Tensor:
         x = values[0]
-        seen = ~x.isnan()
-        ordered = torch.where(seen, x, torch.inf).sort().values
-        below, not_above = torch.searchsorted(ordered, x), torch.searchsorted(ordered, x, right=True)
-        number = seen.sum()
-        place = (below + not_above.clamp(max=number) - 1).to(x.dtype) / 2
-        place = torch.where(number > 1, place / (number - 1).clamp(min=1), 0.5)
-        return torch.where(seen, place, torch.nan)
+        number = (~x.isnan()).sum()
+        ordered = torch.where(x.isnan(), torch.inf, x).sort().values
+        below, up_to = torch.searchsorted(ordered, x), torch.searchsorted(ordered, x, right=True)
+        ranks = (below + up_to.clamp(max=number) - 1).to(x.dtype) / 2
+        ranks = torch.where(number > 1, ranks / (number - 1).clamp(min=1), 0.5)
+        return torch.where(x.isnan(), torch.nan, ranks)
 
-    return _mapped([score], rank)._replace(samplewise=False)
+    return _mapped([score], rank, samplewise=False)
 
 
 @loadable
 class EmaState(NamedTuple):
-    """State of a moving average: that of the score under it, and what is remembered of each sample."""
+    """State of a moving average: the state of its score, and the average of each sample."""
 
     score: State
-    memory: History
+    history: History
 
 
+@factory("score")
 def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
     """The moving average of a score over a sample's own history, by its id: one noisy step decides nothing.
 
-    History is bounded: ``capacity`` places, of which each sample has one by the hash of its id. Where two samples share
-    one, the latest is remembered, and the other starts anew. Choose a few times the number of samples.
+    Memory is bounded: each sample has one of ``capacity`` places, by the hash of its id. Where two samples share one,
+    the later is remembered, and the other starts anew. Choose a few times the number of samples.
 
     Args:
         score: A score.
@@ -157,10 +150,7 @@ def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
         capacity: Samples that are remembered.
 
     Returns:
-        A score. It needs ``ids`` (B,), integers, which a step takes. Not samplewise.
-
-    Raises:
-        ValueError: A decay out of [0, 1); in ``update``, no ids.
+        A score. It needs ``ids`` (B,), integers, from a step with ``ids=``. Not samplewise.
 
     Examples:
         >>> import torch, harmony
@@ -171,8 +161,7 @@ def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
         >>> values
         tensor([1.5000])
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be at least 0 and below 1; got {decay}.")
+    check_range("decay", decay, at_least=0, below=1)
     inner = as_score(score)
 
     def init() -> EmaState:
@@ -182,22 +171,24 @@ def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
     def update(gram: Tensor, state: EmaState, *, ids: Tensor | None = None, **extras: Any) -> tuple[Tensor, EmaState]:
         ids = require_extra("ema", "ids", ids, gram.shape[:1], "ids=")
         values, after = inner.update(gram, state.score, ids=ids, **extras)
-        past, known = recall(state.memory, ids)
+        past, known = recall(state.history, ids)
         values = torch.where(known, torch.lerp(values, past.to(values.dtype), decay), values)
-        return values, EmaState(after, remember(state.memory, ids, values, ~values.isnan()))
+        return values, EmaState(after, remember(state.history, ids, values, ~values.isnan()))
 
     return Score(init, update)
 
 
-def _mapped(scores: Sequence[AnyScore], function: Callable[[Sequence[Tensor]], Tensor]) -> Score:
+def _mapped(
+    scores: Sequence[AnyScore], function: Callable[[Sequence[Tensor]], Tensor], samplewise: bool = True
+) -> Score:
     """A function of the values of some scores."""
-    members = [as_score(s) for s in scores]
+    members = [as_score(score) for score in scores]
 
     def init() -> State:
-        return tuple(m.init() for m in members)
+        return tuple(member.init() for member in members)
 
     def update(gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
-        found = [m.update(gram, s, **extras) for m, s in zip(members, state, strict=True)]
-        return function([values for values, _ in found]), tuple(after for _, after in found)
+        pairs = [member.update(gram, before, **extras) for member, before in zip(members, state, strict=True)]
+        return function([values for values, _ in pairs]), tuple(after for _, after in pairs)
 
-    return Score(init, update, all(m.samplewise for m in members))
+    return Score(init, update, samplewise and all(member.samplewise for member in members))

@@ -1,30 +1,27 @@
-"""Scores of what a step sees beside the Gram: the batch's gradient, the loss terms, the embeddings."""
+"""Scores of what a step sees beside the Gram: the gradient of the batch, the loss terms, the embeddings."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harmony.extras import require_extra
+from harmony.members import block_function, samplewise
 from harmony.score.base import where_defined
-from harmony.transform import samplewise
 
 
-def batch_agreement(gram: Tensor, *, batch_products: Tensor | None = None, **extras: Any) -> Tensor:
+@block_function
+def batch_agreement(gram: Tensor, *, batch_products: Tensor | None = None) -> Tensor:
     """Cosine between a sample's gradient and that of the rest of the batch, both of the summed losses.
 
     Args:
         gram: Gram blocks (B, K, K).
-        batch_products: Inner products (B, K) with the gradient of the whole batch: what a step provides that was told
+        batch_products: Inner products (B, K) with the gradient of the whole batch, from a step with
             ``batch_products=True``. The sample's own share in it is taken out here.
-        **extras: Not used.
 
     Returns:
         Cosines (B,) in [-1, 1]; 0 where the rest of the batch has no gradient.
-
-    Raises:
-        ValueError: No ``batch_products``, or one of another shape.
 
     Examples:
         >>> import torch, harmony
@@ -32,35 +29,28 @@ def batch_agreement(gram: Tensor, *, batch_products: Tensor | None = None, **ext
         >>> harmony.score.batch_agreement(gram, batch_products=torch.tensor([[0.5, 0.5], [0.5, 0.5], [-0.5, -0.5]]))
         tensor([ 0.,  0., -1.])
     """
-    batch_products = require_extra(
-        "batch_agreement", "batch_products", batch_products, gram.shape[:2], "batch_products=True"
-    )
-    own = gram.sum((1, 2))
-    whole = batch_products.sum()  # <g, g>, the batch's gradient with itself
-    product = batch_products.sum(1) - own
-    rest = (whole - 2 * batch_products.sum(1) + own).clamp(min=0)
-    rest = torch.where(rest > torch.finfo(gram.dtype).eps * whole.abs(), rest, 0)  # what is left of rounding
-    norm = own.clamp(min=0).sqrt() * rest.sqrt()
-    return where_defined(torch.where(norm > 0, product / torch.where(norm > 0, norm, 1), 0).clamp(-1, 1), gram)
+    shape, source = gram.shape[:2], "batch_products=True"
+    with_batch = require_extra("batch_agreement", "batch_products", batch_products, shape, source).sum(1)
+    squared = gram.sum((1, 2))
+    batch_squared = with_batch.sum()  # <g, g>, the gradient of the batch with itself
+    rest = (batch_squared - 2 * with_batch + squared).clamp(min=0)
+    rest = torch.where(rest > torch.finfo(gram.dtype).eps * batch_squared.abs(), rest, 0)  # less is a rounding error
+    norm = squared.clamp(min=0).sqrt() * rest.sqrt()
+    cosines = torch.where(norm > 0, (with_batch - squared) / torch.where(norm > 0, norm, 1), 0)
+    return where_defined(cosines.clamp(-1, 1), gram)
 
 
 @samplewise
-def small_loss(
-    gram: Tensor, *, terms: Tensor | None = None, losses: Sequence[int] | None = None, **extras: Any
-) -> Tensor:
+def small_loss(gram: Tensor, *, terms: Tensor | None = None, losses: Sequence[int] | None = None) -> Tensor:
     """Minus a sample's own loss: the small-loss selection of learning with noisy labels, and the baseline to beat.
 
     Args:
         gram: Gram blocks (B, K, K).
-        terms: Loss terms (B, K); a step provides them.
-        losses: Numbers of the losses to add up; default all.
-        **extras: Not used.
+        terms: Loss terms (B, K); every step gives them.
+        losses: Indices of the losses to add up; default all.
 
     Returns:
         ``-sum_k l_bk`` (B,).
-
-    Raises:
-        ValueError: No ``terms``, or terms of another shape.
 
     Examples:
         >>> import torch, harmony
@@ -76,25 +66,52 @@ def small_loss(
 
 
 @samplewise
-def similarity(gram: Tensor, *, similarity: Tensor | None = None, **extras: Any) -> Tensor:
-    """What the extras call similarity: of video and text, say.
+def similarity(gram: Tensor, *, similarity: Tensor | None = None) -> Tensor:
+    """The extra called similarity: of video and text, say.
 
     Args:
         gram: Gram blocks (B, K, K).
-        similarity: Values (B,); a step provides them that was given ``extras=lambda f: {"similarity": ...}``, a
-            function of the embeddings.
-        **extras: Not used.
+        similarity: Values (B,), from a step with ``extras=lambda embeddings: {"similarity": ...}``.
 
     Returns:
         The same values (B,), where the sample has an agreement.
-
-    Raises:
-        ValueError: No ``similarity``, or one of another shape.
 
     Examples:
         >>> import torch, harmony
         >>> harmony.score.similarity(torch.eye(2)[None], similarity=torch.tensor([0.3]))
         tensor([0.3000])
     """
-    extra = 'extras=lambda embeddings: {"similarity": ...}'
-    return where_defined(require_extra("similarity", "similarity", similarity, gram.shape[:1], extra), gram, pair=False)
+    source = 'extras=lambda embeddings: {"similarity": ...}'
+    values = require_extra("similarity", "similarity", similarity, gram.shape[:1], source)
+    return where_defined(values, gram, pair=False)
+
+
+@samplewise
+def triangle_area(gram: Tensor, *, triplet: Tensor | None = None) -> Tensor:
+    """Minus the area of the triangle between the embeddings of three modalities, on the unit sphere.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+        triplet: Embeddings (B, 3, D), L2-normalised here, from a step with
+            ``extras=lambda embeddings: {"triplet": ...}``.
+
+    Returns:
+        ``-sqrt(|u|^2 |v|^2 - <u, v>^2) / 2`` (B,), u and v being two sides; 0 for equal embeddings.
+
+    Examples:
+        >>> import torch, harmony
+        >>> harmony.score.triangle_area(torch.eye(2)[None], triplet=torch.eye(3)[None])
+        tensor([-0.8660])
+
+    References:
+        Cicchetti et al., A TRIANGLE Enables Multimodal Alignment Beyond Cosine Similarity, 2025 (arXiv:2509.24734).
+    """
+    source = 'extras=lambda embeddings: {"triplet": ...}'
+    triplet = require_extra("triangle_area", "triplet", triplet, (len(gram), 3, "D"), source)
+    x1, x2, x3 = F.normalize(triplet.to(torch.promote_types(triplet.dtype, torch.float32)), dim=-1).unbind(1)
+    u, v = x2 - x1, x3 - x1
+    # The height of v over u: the formula itself would lose half of the digits where the area is small.
+    squared = u.square().sum(-1, keepdim=True)
+    for _ in range(2):  # the second time removes the rounding error of the first
+        v = v - (u * v).sum(-1, keepdim=True) / torch.where(squared > 0, squared, 1) * u
+    return where_defined(-u.norm(dim=-1) * v.norm(dim=-1) / 2, gram, pair=False)

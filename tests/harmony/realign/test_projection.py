@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
 from harmony import realign, schedule
 from tests.harmony.realign.gradients import (
@@ -232,7 +233,7 @@ def test_gradvac_averages_the_cosines_it_has_seen(seed, k, decay):
         same_update(weights, moved.sum(1), g, 1e-5)  # the state is float32
         target = decay * target + (1 - decay) * seen.mean(0)
         assert int(state.step) == step + 1
-        at_most((state.target.double() - target)[off_diagonal].abs(), 1e-5)
+        at_most((state.memory.double() - target)[off_diagonal].abs(), 1e-5)
         largest = max(largest, float(target[off_diagonal].abs().amax()))
     assert largest > 0.1 * (1 - decay)  # or nothing was tested
 
@@ -241,10 +242,10 @@ def test_gradvac_averages_over_samples_that_have_both_gradients():
     g = torch.tensor([[[1.0, 0.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 0.0]]])
     method = realign.gradvac(decay=0.5)
     _, state = method.update(gram(g), method.init())
-    assert state.target[0, 1] == state.target[1, 0] == pytest.approx(0.3)
+    assert state.memory[0, 1] == state.memory[1, 0] == pytest.approx(0.3)
     g[0, 1] = 0  # no sample is left
     weights, after = method.update(gram(g), state)
-    assert after.target[0, 1] == state.target[0, 1] and weights.tolist() == [[1, 1], [1, 1]]
+    assert after.memory[0, 1] == state.memory[0, 1] and weights.tolist() == [[1, 1], [1, 1]]
 
 
 def test_gradvac_follows_a_schedule():
@@ -253,6 +254,10 @@ def test_gradvac_follows_a_schedule():
         weights, state = method.update(torch.eye(2)[None], state or method.init())
         # Orthogonal unit gradients: each gains the tangent of the angle between the normal and the wanted direction.
         assert weights[0].tolist() == pytest.approx([1 + wanted / (1 - wanted**2) ** 0.5] * 2)
+
+
+def same_tensors(a, b):
+    return all(torch.equal(x, y) for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True))
 
 
 @pytest.mark.parametrize("make", [realign.gradvac, realign.pcgrad_random, realign.random])
@@ -267,22 +272,22 @@ def test_states_survive_a_checkpoint(make):
         weights, state = method.update(blocks, state)
         resumed, loaded = method.update(blocks, loaded)
         assert torch.equal(weights, resumed)
-        assert all(torch.equal(a, b) for a, b in zip(state, loaded, strict=True))
+        assert same_tensors(state, loaded)
 
 
 def test_updates_do_not_change_the_state_they_are_given():
     for method in (realign.gradvac(), realign.pcgrad_random()):
         _, state = method.update(gram(draw(0, 3)), method.init())
-        before = [s.clone() for s in state]
+        before = pytree.tree_map(torch.clone, state)
         method.update(gram(draw(1, 3)), state)
-        assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
+        assert same_tensors(before, state)
 
 
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"target": 1.0}, "target must be a cosine"),
-        ({"target": -1}, "target must be a cosine"),
+        ({"target": 1.0}, "the target cosine must be above -1 and below 1"),
+        ({"target": -1}, "the target cosine must be above -1 and below 1"),
         ({"decay": 1.0}, "decay must be at least 0 and below 1; got 1.0"),
         ({"decay": -0.1}, "decay must be at least 0 and below 1"),
     ],

@@ -4,19 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from harmony.engines.call import EncoderCall
 from harmony.engines.eager import eagerly
 from harmony.engines.forward import ForwardPass, forward
 from harmony.engines.options import Engine
-from harmony.engines.precision import full_precision
 from harmony.engines.run import Cotangent, PerSample, Run, pull_mixed
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.graph import Graph, Output, walk
+from harmony.engines.tape.graph import Graph, pull_back, walk
 from harmony.engines.tape.materialize import ScratchBuffer
 from harmony.engines.tape.param_tensor import ParamTensor, param_tensors
-from harmony.engines.tape.param_use import Grads, OpaqueUse
+from harmony.engines.tape.param_use import OpaqueUse
 from harmony.engines.tape.per_sample import PerSampleGradients
 from harmony.engines.tape.plan import Load, ParamBlock, Update, param_blocks, work
 from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
@@ -69,7 +67,9 @@ def trace_of(recorded: Recorded, call: EncoderCall, engine: Engine, scratch: Scr
     def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
         update, blocks = plan(recorded, call, engine, reached_by(recorded, cotangents), fused)
         needed = sorted(set().union(*(block.outputs for block in blocks)))
-        grads = _output_grads(recorded, needed, cotangents)
+        edges = [recorded.graph.edge(output) for output in needed]
+        passes = [zip(needed, pull_back(outputs, c, edges), strict=True) for c in cotangents]
+        grads = [{output: grad for output, grad in received if grad is not None} for received in passes]
         layouts = {output: recorded.places.layouts[output] for output in needed}
         if due(recorded.signature, engine.verify):
             names = dict(zip(params, call.names, strict=True))
@@ -121,22 +121,6 @@ def plan(
         update = "backward" if partial else "kept" if fits else "tape"
     tensors = counted if update == "backward" else recorded.tensors
     return update, param_blocks(tensors, call.params, call.label, Load(reached, group, update == "kept"))
-
-
-@eagerly()
-def _output_grads(recorded: Recorded, needed: Sequence[Output], cotangents: Sequence[Cotangent]) -> Grads:
-    """One activation-only backward pass for each loss, through what it reaches."""
-    edges = [recorded.graph.edge(output) for output in needed]
-    per_loss: Grads = []
-    for cotangent in cotangents:
-        sent = [(o, c.to(o.dtype)) for o, c in zip(recorded.encoded.outputs, cotangent, strict=True) if c is not None]
-        grads: Sequence[Tensor | None] = []
-        if sent and edges:
-            roots, root_grads = zip(*sent, strict=True)
-            with full_precision(roots[0].device.type):
-                grads = torch.autograd.grad(roots, edges, root_grads, retain_graph=True, allow_unused=True)
-        per_loss.append({output: g for output, g in zip(needed, grads, strict=False) if g is not None})
-    return per_loss
 
 
 def _in_one_task(read: Callable[[], Any]) -> Any:

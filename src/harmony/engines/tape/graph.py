@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from harmony.engines.eager import eagerly
 from harmony.engines.paths import Paths, collect
+from harmony.engines.precision import full_precision
 from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape.errors import UnsupportedError
 from harmony.engines.tape.layout import Place
@@ -158,6 +160,19 @@ def walk(outputs: Sequence[Tensor]) -> Graph:
         inputs[index[node]] = [None if n is None else (visit(n), nr) for n, nr in node.next_functions]
     graph.inputs.extend(inputs[i] for i in range(len(graph.nodes)))
     return graph
+
+
+@eagerly()
+def pull_back(
+    leaves: Sequence[Tensor], cotangent: Sequence[Tensor | None], edges: Sequence[GradientEdge]
+) -> list[Tensor | None]:
+    """One backward pass from the embedding leaves to some edges: None where no gradient arrives."""
+    sent = [(leaf, c.to(leaf.dtype)) for leaf, c in zip(leaves, cotangent, strict=True) if c is not None]
+    if not sent or not edges:
+        return [None] * len(edges)
+    roots, grads = zip(*sent, strict=True)
+    with full_precision(roots[0].device.type):
+        return list(torch.autograd.grad(roots, edges, grads, retain_graph=True, allow_unused=True))
 
 
 def _hashable(value: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape.param_tensor import ParamTensor
-from harmony.engines.tape.param_use import BroadcastUse, Grads, MatmulUse
+from harmony.engines.tape.param_use import Grads, MatmulUse
 from harmony.engines.tape.plan import ParamBlock
 from harmony.engines.tape.sample_block import SampleBlock
 
@@ -65,7 +65,7 @@ class Materializer:
                 left = use.left(self.samples)[:, 0]
                 rights = {k: use.right(grad, self.samples)[:, 0] for k, grad in grads.items()}
                 left_first = use.out_first == tensor.transposed
-            else:
+            else:  # the product with ones that sums a bias
                 rights = {k: use.site.grouped(grad, self.samples).flatten(1, -2) for k, grad in grads.items()}
                 right = next(iter(rights.values()))
                 left, left_first = right.new_ones(1, right.shape[1], 1).expand(len(right), -1, -1), True
@@ -113,17 +113,8 @@ def accumulating_dtype(leaves: Sequence[Tensor]) -> torch.dtype:
 
 def _is_product(tensor: ParamTensor) -> bool:
     """Whether all uses of a tensor are matrix products on views, which give the parameter's gradient as it stands."""
-    if not (tensor.flat or tensor.transposed):
-        return False
-    return all(
-        (
-            use.views and use.sizes[0] == 1
-            if isinstance(use, MatmulUse)
-            else isinstance(use, BroadcastUse) and use.is_bias
-        )
-        and not fields.is_complex(use.site.node)
-        for use, _ in tensor.uses
-    )
+    products = [use.is_product and not fields.is_complex(use.site.node) for use, _ in tensor.uses]
+    return (tensor.flat or tensor.transposed) and all(products)
 
 
 def _add_product(place: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:

@@ -47,7 +47,7 @@ def param_tensors(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> lis
     """The common tensors that are made of parameters, and all their uses."""
     index = {leaf: i for i, leaf in enumerate(leaves)}
     slots_of: dict[Output, dict[int, list[int]]] = {}
-    for node, slot in places.uses(graph):
+    for node, slot in places.uses:
         source = graph.inputs[node][slot]
         assert source is not None
         slots_of.setdefault(source, {}).setdefault(node, []).append(slot)

@@ -40,6 +40,11 @@ class MatmulUse:
     table: bool = False  # ``left`` gives indices of rows in place of features
     views: bool = False  # the factors are views of what was saved, which cost nothing
 
+    @property
+    def is_product(self) -> bool:
+        """Whether the gradient is one matrix product per group, on views."""
+        return self.views and self.sizes[0] == 1
+
     @cached_property
     def flops(self) -> float:
         """Floating-point operations for one sample and one loss."""
@@ -78,8 +83,8 @@ class BroadcastUse:
         return self.site.input if self.spread is None else self.spread
 
     @property
-    def is_bias(self) -> bool:
-        """Whether a vector is added along the last axis: its gradient is a product with ones."""
+    def is_product(self) -> bool:
+        """Whether a vector is added along the last axis, as a bias is: its gradient is a product with ones."""
         plain = self.factor is None and self.scale == 1 and self.total is None and self.spread is None
         shape, output = self.site.input, self.site.output
         return plain and shape == output[-1:] and self.site.place.axis < len(output) - 1
@@ -111,6 +116,7 @@ class OpaqueUse:
     source: GradientEdge  # the common tensor
 
     flops = 0.0  # not known
+    is_product = False
 
     def gradients(self, grads: OutputGrads, block: SampleBlock) -> dict[int, Tensor]:
         """For each loss, gradients (g, *shape) of the common tensor."""

@@ -84,22 +84,9 @@ class PerSampleGradients:
             self._add_kept(totals, buffers, weights[block.samples][:: block.size])
         return self._finish(totals, weights)
 
-    @torch.no_grad()
     def sums(self, group_size: int) -> list[list[list[Tensor]]]:
-        """Gradients summed over each group: for each label, K lists of (groups, entries), one for each parameter."""
-        parts: dict[int, list[Tensor]] = {}
-        for samples in equal_groups(self.size, group_size):
-            for n, materializer in self._materializers(self.counted, samples).items():
-                buffer = materializer.fill(samples, ScratchBuffer())
-                for p, columns in self.counted[n].columns.items():
-                    parts.setdefault(p, []).append(buffer[..., columns])
-        grads = {p: torch.cat(parts[p], 1) for p in sorted(parts)}
-        label = {p: block.label for block in self.blocks for p in block.params}
-        empty = torch.zeros(-(-self.size // group_size), 1, dtype=self.dtype, device=self.device)
-        return [
-            [[g[k] for p, g in grads.items() if label[p] == number] or [empty] for k in range(self.losses)]
-            for number in range(self.labels)
-        ]
+        """Gradients of whole groups are those of ordinary backward passes, which need no tape."""
+        raise AssertionError("a group that is larger than a chunk takes ordinary backward passes")
 
     @torch.no_grad()
     def products(self, direction: Sequence[Tensor], group_size: int) -> Tensor:

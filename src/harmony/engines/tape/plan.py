@@ -37,7 +37,6 @@ class ParamBlock(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Entries in all."""
         return sum(self.widths)
 
     @property
@@ -63,10 +62,7 @@ class Load(NamedTuple):
 def param_blocks(
     tensors: Sequence[ParamTensor], leaves: Sequence[Tensor], label: Sequence[int], load: Load
 ) -> list[ParamBlock]:
-    """Sort parameters into blocks, and choose for each how its products are computed.
-
-    ``label`` has for each of the ``leaves`` the number of its Gram, or -1.
-    """
+    """Sort parameters, by the number of their Gram or -1, into blocks, and choose how the products are computed."""
     large: list[ParamBlock] = []
     small: dict[int, list[ParamBlock]] = {}
     for params, members in _connected(_split(tensors, label)):

@@ -20,7 +20,7 @@ from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape import experiment
 from harmony.engines.tape.axis_rules import BY_DATA, MOVES_BY_SHAPE, RULES
 from harmony.engines.tape.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.tape.graph import Graph, Output, base_name
+from harmony.engines.tape.graph import Graph, Output, base_name, pull_back
 from harmony.engines.tape.layout import NOBODY, Layout, Mark, Place, RowMap, State, place_of_rows, row_ids
 
 
@@ -28,18 +28,9 @@ class SampleAxis(NamedTuple):
     """Where the samples lie in a graph."""
 
     size: int  # B
-    common: list[bool]  # for each node, whether its outputs are the same for all samples
-    layouts: dict[Output, Place]  # of the outputs of the ops that use something common
+    uses: list[tuple[int, int]]  # the ops that use something common to all samples: node and number of the input
+    layouts: dict[Output, Place]  # of the outputs of these ops
     fed: list[int]  # common nodes into which tensors without a gradient come: constants, unless they are of the batch
-
-    def uses(self, graph: Graph) -> list[tuple[int, int]]:
-        """The ops that use something common: node and number of the input."""
-        return [
-            (node, slot)
-            for node in sorted({node for node, _ in self.layouts})
-            for slot, source in enumerate(graph.inputs[node])
-            if source is not None and self.common[source[0]]
-        ]
 
 
 _KNOWN: OrderedDict[Any, SampleAxis] = OrderedDict()
@@ -80,7 +71,6 @@ class _Derivation:
     unknown: bool = False  # whether the last walk met a tensor of which nothing can be told
 
     def __post_init__(self) -> None:
-        """What holds for all walks."""
         self.order = self.graph.order()
         self.constant = self.graph.made_of_parameters(self.names)
 
@@ -192,7 +182,7 @@ class _Derivation:
 
         def send(chosen: Tensor) -> Sequence[Tensor | None]:
             cotangents = [x * chosen.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1)) for x in noise]
-            return torch.autograd.grad(list(self.leaves), edges, cotangents, retain_graph=True, allow_unused=True)
+            return pull_back(self.leaves, cotangents, edges)
 
         return experiment.states(send, self.size)
 
@@ -205,22 +195,21 @@ class _Derivation:
         return MixedSamplesError.at_op(names[op], names[output[0]], parameter, shape)
 
     def _sample_axis(self, states: Mapping[Output, State]) -> SampleAxis:
-        common = [False] * len(self.graph.nodes)
-        for (node, _), state in states.items():
-            common[node] = state is Mark.COMMON
-        users = {
-            node
-            for node in range(len(common))
-            if not common[node] and any(common[source] for source, _ in self.graph.sources(node))
-        }
+        common = {node for (node, _), state in states.items() if state is Mark.COMMON}
+        inputs = self.graph.inputs
+        uses = [
+            (node, slot)
+            for node in sorted({node for node, _ in states} - common)
+            for slot, source in enumerate(inputs[node])
+            if source is not None and source[0] in common
+        ]
+        users = {node for node, _ in uses}
         layouts = {o: state for o, state in states.items() if o[0] in users and isinstance(state, Place)}
-        fed = [node for (node, _), state in states.items() if state is Mark.COMMON and self._is_fed(node)]
-        result = SampleAxis(self.size, common, layouts, fed)
         lone = {node for (node, _), place in layouts.items() if isinstance(place, RowMap) and place.lone}
-        users_of = Counter(self.graph.inputs[node][slot] for node, slot in result.uses(self.graph) if node in lone)
-        if users_of and max(users_of.values()) >= self.size:
+        lone_users = Counter(inputs[node][slot] for node, slot in uses if node in lone)
+        if lone_users and max(lone_users.values()) >= self.size:
             raise UnsupportedError("a Python loop over the samples runs each of them by ops of its own")
-        return result
+        return SampleAxis(self.size, uses, layouts, [node for node in common if self._is_fed(node)])
 
 
 def _merge(states: Sequence[State], shape: torch.Size, size: int) -> State:

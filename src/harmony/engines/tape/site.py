@@ -25,12 +25,10 @@ class Site(NamedTuple):
 
     @property
     def output(self) -> torch.Size:
-        """Shape of the output."""
         return self.outputs[self.number]
 
     @property
     def input(self) -> torch.Size:
-        """Shape of the input."""
         shape = self.inputs[self.slot]
         assert shape is not None
         return shape
@@ -44,15 +42,16 @@ class Site(NamedTuple):
         """A tensor or an option that autograd has saved with the op."""
         return fields.saved(self.node, name)
 
-    def dim(self, ndim: int, name: str = "dim") -> int:
-        """A saved dimension, counted from the front."""
-        return fields.dim(self.node, name, ndim)
-
-    def dims(self, ndim: int, name: str = "dim") -> list[int]:
-        """Saved dimensions, counted from the front; all of them where none is named."""
+    def dims(self, name: str, ndim: int | None = None) -> list[int]:
+        """Saved dimensions of a tensor with n axes (as the output has), from the front; all where none is named."""
+        ndim = len(self.output) if ndim is None else ndim
         value = self.saved(name)
         dims = (value,) if isinstance(value, int) else tuple(value or ())
         return [fields.signed(d) % max(ndim, 1) for d in dims] or list(range(ndim))
+
+    def dim(self, ndim: int | None = None) -> int:
+        """The one dimension that is saved."""
+        return self.dims("dim", ndim)[0]
 
     def grouped(self, x: Tensor, block: SampleBlock) -> Tensor:
         """Groups first, of a tensor that broadcasts against the output: (g, size, *one sample)."""

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from harmony.engines.eager import eagerly
 from harmony.engines.options import Verify
-from harmony.engines.precision import full_precision
 from harmony.engines.run import Cotangent
 from harmony.engines.tape.errors import LeakedGradientError
-from harmony.engines.tape.graph import Graph, Output
+from harmony.engines.tape.graph import Graph, Output, pull_back
 from harmony.engines.tape.layout import Place
 from harmony.engines.tape.param_tensor import ParamTensor
 from harmony.engines.tape.sample_block import spread
@@ -65,19 +64,13 @@ def verify(
     ``leaves`` are the tracked embedding leaves; ``places`` are those of the outputs whose gradients are used.
     """
     half = torch.randperm(size, generator=_GENERATOR, device="cpu") < (size + 1) // 2
-    sent = []
+    sent: list[Tensor | None] = []
     for leaf, per_loss in zip(leaves, zip(*cotangents, strict=True), strict=True):
         present = [c for c in per_loss if c is not None]
-        if present:
-            mask = half.to(leaf.device).view(-1, *[1] * (leaf.ndim - 1))
-            sent.append((leaf, torch.where(mask, torch.stack(present).sum(0), 0).to(leaf.dtype)))
-    if not sent or not places:
-        return
-    roots, grads = zip(*sent, strict=True)
-    edges = [graph.edge(output) for output in places]
-    with full_precision(leaves[0].device.type):
-        received = torch.autograd.grad(roots, edges, grads, retain_graph=True, allow_unused=True)
-    reached = [(output, grad) for output, grad in zip(places, received, strict=True) if grad is not None]
+        mask = half.to(leaf.device).view(-1, *[1] * (leaf.ndim - 1))
+        sent.append(torch.where(mask, torch.stack(present).sum(0), 0) if present else None)
+    grads = pull_back(leaves, sent, [graph.edge(output) for output in places])
+    reached = [(output, grad) for output, grad in zip(places, grads, strict=True) if grad is not None]
     leaks = []
     for output, grad in reached:
         other_half = spread((~half).to(grad.device), places[output], grad.ndim)

@@ -6,11 +6,6 @@ from harmony.engines.tape.layout import Mark, State, aligned, on_axis, place_of_
 from harmony.engines.tape.site import Site
 
 
-def broadcast(site: Site) -> State:
-    """The input is aligned with the output from the last axis on."""
-    return aligned(site.place, site.output, site.input)
-
-
 def copies(site: Site) -> State | None:
     """``repeat``: tiles side by side, along any axis."""
     axis = site.place.axis - (len(site.output) - len(site.input))
@@ -22,37 +17,22 @@ def copies(site: Site) -> State | None:
     return place_of_rows(axis, tiles[0], site.size) if bool((tiles == tiles[0]).all()) else Mark.COMMON
 
 
-def _outside(site: Site, dims: Container[int], otherwise: Mark = Mark.UNKNOWN) -> State:
-    """The same place where the op acts along other dimensions alone."""
+def outside(site: Site, dims: Container[int], otherwise: Mark = Mark.UNKNOWN) -> State:
+    """The same place, where the op acts along other dimensions alone, beside which all lies side by side."""
     axis = site.place.axis
     untouched = axis not in dims and len(site.input) == len(site.output) and site.input[axis] == site.output[axis]
     return site.place if untouched else otherwise
 
 
-def along(site: Site) -> State:
-    """Sums, orders and maps along one dimension, which mix all that lies along it."""
-    return _outside(site, site.dims(len(site.output)), Mark.MIXED)
-
-
-def reordered(site: Site) -> State:
-    """``flip``, ``roll``."""
-    return _outside(site, site.dims(len(site.output), "dims"), Mark.MIXED)
-
-
-def gathered(site: Site) -> State:
-    """``gather``, ``sort``, ``topk``, ``scatter_add`` and the like, along other axes than that of the samples."""
-    return _outside(site, site.dims(len(site.output)))
-
-
 def over_last(n: int) -> Callable[[Site], State]:
     """Ops on the last n axes: pooling, resampling, factorisations."""
-    return lambda site: _outside(site, range(len(site.output) - n, len(site.output)))
+    return lambda site: outside(site, range(len(site.output) - n, len(site.output)))
 
 
 def reduced(site: Site) -> State:
     """Sums, means, maxima: dimensions that are gone, or of length 1."""
     ndim = len(site.input)
-    dims = site.dims(ndim)
+    dims = site.dims("dim", ndim)
     kept = [axis for axis in range(ndim) if ndim == len(site.output) or axis not in dims]
     axis = kept[site.place.axis]
     return Mark.UNKNOWN if axis in dims else on_axis(site.place, axis)
@@ -72,6 +52,8 @@ _REDUCED = (
     "Amax Amin Kthvalue LinalgVectorNorm Logsumexp Max Mean Median Min Mode Nanmean Nanmedian Nansum Norm Prod Std Sum "
     "Var"
 )
+_REORDERED = "Flip Roll"
+_GATHERED = "Gather ScatterAdd Scatter ScatterReduce Sort Topk"
 _ALONG = "Cummax Cummin Cumprod Cumsum FftC2C FftC2R FftR2C Glu LogSoftmax Logcumsumexp SafeSoftmax Softmax"
 _OVER_LAST = {
     1: "AdaptiveMaxPool1D ReflectionPad1D ReplicationPad1D UpsampleLinear1D UpsampleNearest1D UpsampleNearestExact1D",
@@ -87,12 +69,12 @@ _OVER_LAST = {
     ),
     4: "GridSampler3D",
 }
-RULES = {
+RULES: dict[str, Callable[[Site], State | None]] = {
     "Repeat": copies,
-    **dict.fromkeys(_ELEMENTWISE.split(), broadcast),
-    **dict.fromkeys(["Flip", "Roll"], reordered),
-    **dict.fromkeys(["Gather", "ScatterAdd", "Scatter", "ScatterReduce", "Sort", "Topk"], gathered),
+    **dict.fromkeys(_ELEMENTWISE.split(), lambda site: aligned(site.place, site.output, site.input)),
     **dict.fromkeys(_REDUCED.split(), reduced),
-    **dict.fromkeys(_ALONG.split(), along),
+    **dict.fromkeys(_REORDERED.split(), lambda site: outside(site, site.dims("dims"), Mark.MIXED)),
+    **dict.fromkeys(_ALONG.split(), lambda site: outside(site, site.dims("dim"), Mark.MIXED)),
+    **dict.fromkeys(_GATHERED.split(), lambda site: outside(site, site.dims("dim"))),
     **{name: over_last(n) for n, names in _OVER_LAST.items() for name in names.split()},
 }

@@ -98,7 +98,7 @@ def index_put(site: Site) -> State | None:
 
 def index_added(site: Site) -> State | None:
     """``index_add``, ``index_copy``: rows added to, or written over, those that an index tensor names."""
-    dim = site.dim(len(site.output))
+    dim = site.dim()
     if site.slot == 0 or dim != site.place.axis:
         return site.place
     ids = site.ids[site.saved("index").cpu().reshape(-1)]

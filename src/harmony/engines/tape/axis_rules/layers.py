@@ -20,19 +20,11 @@ def sum_and_product(site: Site) -> State:
     return aligned(site.place, site.output, site.input) if site.slot == 0 else product(site, first=1)
 
 
-def matrix_vector(site: Site) -> State:
-    """``mv``."""
+def with_weights(site: Site, works_there: bool = True) -> State:
+    """The first input holds the samples, at the same place, if the op works there; others are weights."""
+    if not works_there:
+        return Mark.UNKNOWN
     return site.place if site.slot == 0 else Mark.COMMON
-
-
-def linear(site: Site) -> State:
-    """``linear`` as one op, for inputs of any rank."""
-    return Mark.UNKNOWN if site.place.axis == len(site.output) - 1 else matrix_vector(site)
-
-
-def over_channels(site: Site) -> State:
-    """Convolutions and group norms: samples on the first axis; channels are what they mix."""
-    return Mark.UNKNOWN if site.place.axis != 0 else matrix_vector(site)
 
 
 def attention(site: Site) -> State:
@@ -69,13 +61,13 @@ RULES: dict[str, Callable[[Site], State]] = {
     "Addmm": sum_and_product,
     "Baddbmm": sum_and_product,
     "Bmm": product,
-    "Convolution": over_channels,
+    "Convolution": lambda site: with_weights(site, site.place.axis == 0),
     "Embedding": lambda site: Mark.COMMON,
     "FusedRmsNorm": layer_norm,
-    "Linear": linear,
+    "Linear": lambda site: with_weights(site, site.place.axis < len(site.output) - 1),
     "Mm": product,
-    "Mv": matrix_vector,
-    "NativeGroupNorm": over_channels,
+    "Mv": with_weights,
+    "NativeGroupNorm": lambda site: with_weights(site, site.place.axis == 0),
     "NativeLayerNorm": layer_norm,
     **dict.fromkeys(["CudnnBatchNorm", "MiopenBatchNorm", "NativeBatchNorm"], batch_norm),
     **{f"ScaledDotProduct{kind}": attention for kind in _ATTENTION.split()},

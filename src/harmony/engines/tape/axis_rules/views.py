@@ -37,7 +37,7 @@ def _reshaped_rows(place: RowMap, output: Sequence[int], shape: Sequence[int]) -
 
 def transposed(site: Site) -> State:
     """``transpose``."""
-    dims = [site.dim(len(site.output), name) for name in ("dim0", "dim1")]
+    dims = site.dims("dim0") + site.dims("dim1")
     axis = site.place.axis
     return on_axis(site.place, dims[1 - dims.index(axis)] if axis in dims else axis)
 
@@ -63,7 +63,7 @@ def _rows_of_part(site: Site, dim: int) -> slice:
 
 def concatenated(site: Site) -> State | None:
     """``cat``."""
-    dim = site.dim(len(site.output))
+    dim = site.dim()
     if dim != site.place.axis:
         return site.place
     lengths = [0 if shape is None else shape[dim] for shape in site.inputs]
@@ -77,7 +77,7 @@ def concatenated(site: Site) -> State | None:
 
 def stacked(site: Site) -> State:
     """``stack``."""
-    dim, axis = site.dim(len(site.output)), site.place.axis
+    dim, axis = site.dim(), site.place.axis
     if dim != axis:
         return on_axis(site.place, axis - (axis > dim))
     return RowMap(0, site.ids[site.slot].expand(site.input[0]), site.size) if site.input else Mark.UNKNOWN
@@ -86,7 +86,7 @@ def stacked(site: Site) -> State:
 _PARTS = "Slice Select Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Unbind"
 RULES: dict[str, Rule] = {
     "Cat": concatenated,
-    "Permute": lambda site: on_axis(site.place, site.dims(len(site.output), "dims")[site.place.axis]),
+    "Permute": lambda site: on_axis(site.place, site.dims("dims")[site.place.axis]),
     "Stack": stacked,
     "T": lambda site: on_axis(site.place, len(site.output) - 1 - site.place.axis),
     "Transpose": transposed,

@@ -1,5 +1,7 @@
 """Uses that broadcast: sums, factors, copies, and the scale and shift of normalisations (of batches, in eval mode)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,14 +11,9 @@ from harmony.engines.tape.sample_block import SampleBlock, grouped, split
 from harmony.engines.tape.site import Site
 
 
-def add(site: Site) -> BroadcastUse:
-    """``self + alpha * other``."""
-    return BroadcastUse(site, scale=site.saved("alpha").conjugate() if site.slot == 1 else 1.0)
-
-
-def sub(site: Site) -> BroadcastUse:
-    """``self - alpha * other``."""
-    return BroadcastUse(site, scale=-site.saved("alpha").conjugate() if site.slot == 1 else 1.0)
+def summand(sign: int) -> Callable[[Site], BroadcastUse]:
+    """The rule of ``self + sign * alpha * other``."""
+    return lambda site: BroadcastUse(site, scale=sign * site.saved("alpha").conjugate() if site.slot == 1 else 1.0)
 
 
 def mul(site: Site) -> BroadcastUse | None:
@@ -66,11 +63,6 @@ def masked_put(site: Site) -> BroadcastUse | None:
         return None
     mask = mask.view(*mask.shape, *[1] * (len(site.output) - mask.ndim))
     return BroadcastUse(site, lambda block: site.grouped(mask, block))
-
-
-def repeat(site: Site) -> BroadcastUse:
-    """Copies side by side, along any axes."""
-    return BroadcastUse(site, total=_sum_tiles)
 
 
 def _sum_tiles(x: Tensor, shape: torch.Size) -> Tensor:
@@ -131,16 +123,16 @@ def over_channels(site: Site) -> torch.Size:
     return torch.Size((*site.input, *[1] * (len(site.output) - 2)))
 
 
-RULES = {
-    "AddBackward0": add,
-    "SubBackward0": sub,
+RULES: dict[str, Callable[[Site], BroadcastUse | None]] = {
+    "AddBackward0": summand(1),
+    "SubBackward0": summand(-1),
     "MulBackward0": mul,
     "DivBackward0": div,
     "WhereBackward0": where,
     "IndexPutBackward0": masked_put,
     "PreluKernelBackward0": prelu,
     "ExpandBackward0": BroadcastUse,
-    "RepeatBackward0": repeat,
+    "RepeatBackward0": lambda site: BroadcastUse(site, total=_sum_tiles),
     "NativeLayerNormBackward0": layer_norm,
     "NativeGroupNormBackward0": group_norm,
     "NativeBatchNormBackward0": batch_norm,

@@ -1,29 +1,29 @@
-"""What makes up for the samples that a curriculum drops."""
+"""A step that keeps its size while a curriculum drops samples."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harmony.score import agreement
+from harmony.cosines import defined
+from harmony.members import factory
+from harmony.ranges import check_range
 from harmony.transform import Member, State, Transform, chain
 
 
+@factory("transform")
 def renormalized(member: Member, limit: float = 10.0) -> Transform:
     """Make up for the samples that a curriculum drops, so that the step keeps its size.
 
-    The weights of each loss are multiplied so that their mean is 1 over the samples that have an agreement; the others
-    keep theirs. Wrap the curriculum alone: ``chain(renormalized(quantile(0.5)), pcgrad)``.
+    The weights of each loss are scaled to a mean of 1 over the samples that have an agreement; the others keep theirs.
+    Wrap the curriculum alone: ``chain(renormalized(quantile(0.5)), pcgrad)``.
 
     Args:
         member: A transform, or a function ``gram -> weights``.
-        limit: The most that weights are multiplied with, at least 1.
+        limit: The largest scale, at least 1.
 
     Returns:
-        A transform. Not samplewise. If everything is dropped, nothing is made up for.
-
-    Raises:
-        ValueError: A limit below 1.
+        A transform. Not samplewise. Where all samples are dropped, the weights stay zero.
 
     Examples:
         >>> import torch, harmony
@@ -33,8 +33,7 @@ def renormalized(member: Member, limit: float = 10.0) -> Transform:
         tensor([[0., 0.],
                 [2., 2.]])
     """
-    if not limit >= 1:
-        raise ValueError(f"limit must be at least 1; got {limit}.")
+    check_range("limit", limit, at_least=1)
     inner = chain(member)
     if inner.layerwise:
         raise TypeError("renormalized takes members that weigh whole samples, not layerwise ones.")
@@ -42,10 +41,9 @@ def renormalized(member: Member, limit: float = 10.0) -> Transform:
     @torch.no_grad()
     def update(gram: Tensor, state: State, **extras: Any) -> tuple[Tensor, State]:
         weights, state = inner.update(gram, state, **extras)
-        counted = agreement(gram).isnan().logical_not()[:, None]
+        counted = defined(gram)[:, None]
         total = torch.where(counted, weights, 0).sum(0)
-        missing = counted.sum() / torch.where(total > 0, total, 1)
-        factor = torch.where(total > 0, missing, 1).clamp(max=limit)
-        return torch.where(counted, weights * factor.to(weights.dtype), weights), state
+        scale = torch.where(total > 0, counted.sum() / torch.where(total > 0, total, 1), 1).clamp(max=limit)
+        return torch.where(counted, weights * scale.to(weights.dtype), weights), state
 
     return Transform(inner.init, update)

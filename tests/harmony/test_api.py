@@ -173,6 +173,21 @@ def test_a_symbol_that_is_not_on_the_api_page_is_found() -> None:
     assert not_shown(["harmony.plan", "harmony.check", "harmony.score.ema"], page) == ["harmony.check"]
 
 
+def hidden(symbols: list[str], files: list[str]) -> list[str]:
+    """Public symbols that bear the name of a file beside them: documentation and imports would find the file."""
+    modules = {"harmony." + file.removesuffix(".py").replace("/", ".") for file in files}
+    return sorted(set(symbols) & modules)
+
+
+def test_no_file_bears_the_name_of_a_public_symbol() -> None:
+    assert not hidden(list(SYMBOLS), [name_of(file) for file in FILES])
+
+
+def test_a_file_that_bears_the_name_of_a_public_symbol_is_found() -> None:
+    symbols = ["harmony.curriculum.threshold", "harmony.plan"]
+    assert hidden(symbols, ["curriculum/threshold.py", "plans.py"]) == ["harmony.curriculum.threshold"]
+
+
 # ------------------------------------------------------------------------------------------------------------ imports
 def imported(source: str) -> set[str]:
     """Modules that a source imports, anywhere in it; ``from a import b`` counts as a, and as a.b."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harmony
-from harmony.curriculum.cross_check import side_ranks
+from harmony.curriculum.third_pair import side_ranks
 
 B = 16
 

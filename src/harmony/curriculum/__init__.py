@@ -6,10 +6,10 @@ is a function used bare, or made by a call; by default the agreement of a sample
 1: it is never dropped, and no quantile counts it.
 """
 
-from harmony.curriculum.cross_check import cross_check
 from harmony.curriculum.ranking import quantile, running_quantile, top_k
-from harmony.curriculum.renormalized import renormalized
-from harmony.curriculum.threshold import agreement_weight, hysteresis, soft_threshold, threshold
+from harmony.curriculum.renormalize import renormalized
+from harmony.curriculum.third_pair import cross_check
+from harmony.curriculum.thresholds import agreement_weight, hysteresis, soft_threshold, threshold
 
 __all__ = [
     "agreement_weight",

@@ -1,5 +1,5 @@
 """Several processes that split a batch: each encodes its own samples, all see the embeddings of everybody."""
 
-from harmony.distributed.gather import gather
+from harmony.distributed.collectives import gather
 
 __all__ = ["gather"]

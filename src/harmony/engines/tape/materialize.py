@@ -14,14 +14,13 @@ from harmony.engines.tape.sample_block import SampleBlock
 
 
 class ScratchBuffer:
-    """Memory that is handed out piece after piece and used again from the start: fresh memory is slow."""
+    """Memory that is used again and again, since fresh memory is slow."""
 
     def __init__(self) -> None:
         self.chunks: list[Tensor] = []
         self.used = 0
 
     def reset(self) -> None:
-        """Hand out the same memory again."""
         self.used = 0
 
     def take(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -43,7 +42,7 @@ class _Product(NamedTuple):
 
 
 class Materializer:
-    """Computes the gradients of a block of parameters for any part of some samples; views are made once."""
+    """Computes the gradients of a block of parameters for parts of some samples, from views that are made once."""
 
     def __init__(self, params: ParamBlock, grads: Grads, leaves: Sequence[Tensor], samples: SampleBlock) -> None:
         self.columns = params.columns
@@ -114,13 +113,13 @@ class Materializer:
 
 
 def accumulating_dtype(leaves: Sequence[Tensor]) -> torch.dtype:
-    """In which gradients are multiplied and summed."""
+    """The dtype in which gradients are multiplied and summed."""
     return torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
 
 
 def _is_product(tensor: ParamTensor) -> bool:
     """Whether all uses of a tensor are matrix products on views, which give the parameter's gradient as it stands."""
-    products = [use.is_product and not fields.is_complex(use.site.node) for use, _ in tensor.uses]
+    products = [use.is_product and not fields.dtypes(use.site.node)[0].is_complex for use, _ in tensor.uses]
     return (tensor.flat or tensor.transposed) and all(products)
 
 

@@ -22,7 +22,7 @@ Buffers = dict[int, Tensor]
 
 @dataclass(eq=False)
 class PerSampleGradients:
-    """The output gradients of every op that uses a parameter, under each loss, and what to make of them."""
+    """Gram blocks and updates, made of the output gradients of every op that uses a parameter, under each loss."""
 
     blocks: list[ParamBlock]
     grads: Grads
@@ -157,7 +157,7 @@ class PerSampleGradients:
         missing = {n: block for n, block in enumerate(self.blocks) if n not in totals}
         for label in sorted({block.label for block in missing.values()}):
             blocks = {n: block for n, block in missing.items() if block.label == label}
-            # What belongs to no Gram gets the mean of the weights.
+            # Parameters without a Gram get the mean of the weights.
             mixed = self._mixed(blocks.values(), weights[:, label] if label >= 0 else weights.mean(1))
             with full_precision(self.device.type):
                 for n, block in blocks.items():

@@ -38,7 +38,7 @@ def _linear_map(site: Site, partner: Tensor | None, is_right: bool, alpha: compl
         """(g, n, t, features)."""
         if plain:  # the common case, in the fewest steps
             return x[block.samples.start * t : block.samples.stop * t].view(block.groups, 1, block.size * t, -1)
-        x = grouped(x.view(x.shape if x.ndim > 1 else (-1, 1)), site.place, block)
+        x = grouped(x[:, None] if x.ndim == 1 else x, site.place, block)
         # (g, size, [n,] t, f), or (g, size, [n,] f, t) where the left is common
         x = x if is_right else x.mT
         return x.movedim(2, 1).flatten(2, 3) if batched else x.flatten(1, 2).unsqueeze(1)

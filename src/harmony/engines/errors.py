@@ -1,4 +1,4 @@
-"""Why an encoder cannot be recorded: because nobody could, or because this engine cannot."""
+"""Why an encoder cannot be recorded: no engine could do it, or this one cannot."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ _REMEDY = (
 class UnsupportedError(NotImplementedError):
     """The encoder is fine as far as one can see, but this engine cannot take its per-sample gradients."""
 
-    leaves: list[Any] | None = None  # as above
+    leaves: list[Any] | None = None
     signature: Any = None
 
 

@@ -38,14 +38,8 @@ def dtypes(node: Node) -> list[torch.dtype]:
 
 
 def device(node: Node, number: int) -> torch.device:
-    """Device of one output of an op."""
     device: torch.device = node._input_metadata[number].device
     return device
-
-
-def is_complex(node: Node, number: int = 0) -> bool:
-    """Whether an output of an op holds complex numbers."""
-    return dtypes(node)[number].is_complex
 
 
 def saved(node: Node, name: str) -> Any:

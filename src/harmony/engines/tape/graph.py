@@ -30,7 +30,6 @@ class Graph(NamedTuple):
         return GradientEdge(self.nodes[output[0]], output[1])
 
     def shape(self, output: Output) -> torch.Size:
-        """Shape of an output."""
         return self.shapes[output[0]][output[1]]
 
     def sources(self, node: int) -> list[Output]:

@@ -82,7 +82,6 @@ State = Place | Mark
 
 
 def on_axis(place: Place, axis: int) -> Place:
-    """The same rows along another axis."""
     return place._replace(axis=axis) if isinstance(place, Layout) else RowMap(axis, place.ids, place.size)
 
 
@@ -100,11 +99,8 @@ def row_ids(place: Place, rows: int, size: int) -> Tensor:
 
 
 def place_of_rows(axis: int, ids: Tensor, size: int) -> Place | None:
-    """The place of rows that belong to the samples ``ids`` (n,): regular where they can be read that way.
-
-    Nobody's rows fit everywhere, since no gradient reaches them; None where all rows are nobody's.
-    """
-    if not bool((ids >= 0).any()):
+    """The place of rows that belong to the samples ``ids`` (n,): regular where they can be read that way."""
+    if not bool((ids >= 0).any()):  # no gradient reaches these rows
         return None
     rows, rest = divmod(len(ids), size)
     if rows and not rest:

@@ -14,14 +14,13 @@ from harmony.engines.tape.sample_block import SampleBlock
 
 
 class ScratchBuffer:
-    """Memory that is handed out piece after piece and used again from the start: fresh memory is slow."""
+    """Memory that is used again and again, since fresh memory is slow."""
 
     def __init__(self) -> None:
         self.chunks: list[Tensor] = []
         self.used = 0
 
     def reset(self) -> None:
-        """Hand out the same memory again."""
         self.used = 0
 
     def take(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -37,13 +36,13 @@ class _Product(NamedTuple):
     """A use whose gradient, as it stands in the parameter, is one matrix product per group."""
 
     param: int
-    left: Tensor  # (g, rows, i), the same for all losses
-    rights: dict[int, Tensor]  # (g, rows, o), by number of the loss
-    left_first: bool  # left^T right, and not right^T left
+    common: Tensor  # the factor (g, i, rows), or (g, rows, i), of all losses
+    factors: dict[int, Tensor]  # the other one, (g, rows, o), or (g, o, rows), by number of the loss
+    common_first: bool  # the order of the two
 
 
 class Materializer:
-    """Computes the gradients of a block of parameters for any part of some samples; views are made once."""
+    """Computes the gradients of a block of parameters for parts of some samples, from views that are made once."""
 
     def __init__(self, params: ParamBlock, grads: Grads, leaves: Sequence[Tensor], samples: SampleBlock) -> None:
         self.columns = params.columns
@@ -53,7 +52,7 @@ class Materializer:
         self.leaves = leaves
         self.samples = samples
         self.products = [p for t in params.tensors if _is_product(t) for p in self._products(t)]
-        self.others = [tensor for tensor in params.tensors if not _is_product(tensor)]
+        self.summed = [tensor for tensor in params.tensors if not _is_product(tensor)]
 
     def _products(self, tensor: ParamTensor) -> list[_Product]:
         products = []
@@ -62,14 +61,21 @@ class Materializer:
             if not grads:
                 continue
             if isinstance(use, MatmulUse):
-                left = use.left(self.samples)[:, 0]
-                rights = {k: use.right(grad, self.samples)[:, 0] for k, grad in grads.items()}
-                left_first = use.out_first == tensor.transposed
+                common = use.left(self.samples)[:, 0]
+                factors = {k: use.right(grad, self.samples)[:, 0] for k, grad in grads.items()}
+                common_first = use.out_first == tensor.transposed
+                if common_first:
+                    common = common.mT
+                else:
+                    factors = {k: factor.mT for k, factor in factors.items()}
             else:  # the product with ones that sums a bias
-                rights = {k: use.site.grouped(grad, self.samples).flatten(1, -2) for k, grad in grads.items()}
-                right = next(iter(rights.values()))
-                left, left_first = right.new_ones(1, right.shape[1], 1).expand(len(right), -1, -1), True
-            products.append(_Product(tensor.params[0], left, rights, left_first))
+                factors = {k: use.site.grouped(grad, self.samples).flatten(1, -2) for k, grad in grads.items()}
+                groups, rows, _ = next(iter(factors.values())).shape
+                common, common_first = (
+                    self.leaves[0].new_ones(1, 1, rows, dtype=self.dtype).expand(groups, -1, -1),
+                    True,
+                )
+            products.append(_Product(tensor.params[0], common, factors, common_first))
         return products
 
     def fill(self, block: SampleBlock, scratch: ScratchBuffer) -> Tensor:
@@ -78,14 +84,14 @@ class Materializer:
         places = {(p, k): buffer[k, :, cols] for p, cols in self.columns.items() for k in range(len(self.grads))}
         empty = set(places)
         groups = block.within(self.samples)
-        for p, left, rights, left_first in self.products:
-            left = left[groups].to(self.dtype)
-            for k, right in rights.items():
-                right = right[groups].to(self.dtype)
-                a, b = (left.mT, right) if left_first else (right.mT, left)
+        for p, common, factors, common_first in self.products:
+            common = common[groups].to(self.dtype)
+            for k, factor in factors.items():
+                factor = factor[groups].to(self.dtype)
+                a, b = (common, factor) if common_first else (factor, common)
                 _add_product(places[p, k], a, b, (p, k) in empty)
                 empty.discard((p, k))
-        for tensor in self.others:
+        for tensor in self.summed:
             for k, total in self._sums(tensor, block).items():
                 for p, grad in zip(tensor.params, tensor.pull(total, self.leaves), strict=True):
                     _add(places[p, k], grad.flatten(1) if grad.ndim > 1 else grad[:, None], (p, k) in empty)
@@ -107,13 +113,13 @@ class Materializer:
 
 
 def accumulating_dtype(leaves: Sequence[Tensor]) -> torch.dtype:
-    """In which gradients are multiplied and summed."""
+    """The dtype in which gradients are multiplied and summed."""
     return torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
 
 
 def _is_product(tensor: ParamTensor) -> bool:
     """Whether all uses of a tensor are matrix products on views, which give the parameter's gradient as it stands."""
-    products = [use.is_product and not fields.is_complex(use.site.node) for use, _ in tensor.uses]
+    products = [use.is_product and not fields.dtypes(use.site.node)[0].is_complex for use, _ in tensor.uses]
     return (tensor.flat or tensor.transposed) and all(products)
 
 

@@ -21,11 +21,11 @@ class ParamTensor(NamedTuple):
     """A tensor that is common to all samples: a parameter, its transpose or cast, or any function of parameters."""
 
     source: Output
-    edge: GradientEdge  # the same, for autograd
+    edge: GradientEdge  # the source, for autograd
     shape: torch.Size
     params: list[int]  # the parameters it depends on
     uses: list[tuple[ParamUse, list[Output]]]  # each with the outputs whose gradients it needs
-    moves: list[Move] | None  # of one parameter, rearranged: maps from gradients (g, *shape) to the parameter's
+    moves: list[Move] | None  # of a rearranged parameter: maps from gradients (g, *shape) to the parameter's
     flat: bool  # the entries stand in the parameter's order
     transposed: bool  # it is the plain transpose of the parameter
 
@@ -39,7 +39,7 @@ class ParamTensor(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its entries."""
+        """Dtype of the entries."""
         return fields.dtypes(self.edge.node)[self.edge.output_nr]
 
 
@@ -89,7 +89,7 @@ def _rearrangement(graph: Graph, source: Output) -> tuple[list[Move] | None, boo
     moves: list[Move] = []
     names: list[str] = []
     node = source[0]
-    if fields.is_complex(graph.nodes[node], source[1]):  # a real parameter gets the real part: autograd takes it
+    if fields.dtypes(graph.nodes[node])[source[1]].is_complex:  # autograd takes the real part for a real parameter
         return None, False, False
     while fields.leaf(graph.nodes[node]) is None:
         name, inputs = base_name(graph.names[node]), graph.inputs[node]

@@ -1,7 +1,7 @@
 """Per-sample gradients of a recorded run under K losses: their Gram blocks, and their weighted sums."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ Buffers = dict[int, Tensor]
 
 @dataclass(eq=False)
 class PerSampleGradients:
-    """The output gradients of every op that uses a parameter, under each loss, and what to make of them."""
+    """Gram blocks and updates, made of the output gradients of every op that uses a parameter, under each loss."""
 
     blocks: list[ParamBlock]
     grads: Grads
@@ -34,9 +34,9 @@ class PerSampleGradients:
     scratch: ScratchBuffer  # for per-sample gradients that are used and forgotten
     labels: int  # L, the number of Grams
     backward: Callable[[Tensor], list[Tensor]]  # weights (B, L, K) -> the update by ordinary backward passes
-    kept: list[tuple[SampleBlock, Buffers]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.kept: list[tuple[SampleBlock, Buffers]] = []
         self.losses = len(self.grads)
         self.device = self.leaves[0].device
         self.dtype = accumulating_dtype(self.leaves)
@@ -46,14 +46,10 @@ class PerSampleGradients:
     @torch.no_grad()
     def gram(self, group_size: int) -> Tensor:
         """Gram blocks (groups, L, K, K); per-sample gradients are kept for ``combine`` where the update wants them."""
-        grams = []
-        for samples in equal_groups(self.size, group_size):
-            materializers = self._materializers(self.instantiated, samples)
-            keep = ScratchBuffer() if self.update == "kept" else None
-            gram, buffers = self._gram(materializers, samples, keep)
-            self.kept.append((samples, buffers))
-            grams.append(gram)
-        return torch.cat(grams)
+        keep = ScratchBuffer() if self.update == "kept" else None
+        blocks = list(self._blocks(group_size, self.size, keep))
+        self.kept = [(block, buffers) for block, _, buffers in blocks]
+        return torch.cat([gram for _, gram, _ in blocks])
 
     @torch.no_grad()
     def fused(self, group_size: int, weigh: Weigh) -> tuple[Tensor, list[Tensor]]:
@@ -64,16 +60,14 @@ class PerSampleGradients:
             return gram, self._finish({}, weights)
         totals: dict[int, Tensor] = {}
         grams, rows = [], []
-        for samples in equal_groups(self.size, group_size):
-            materializers = self._materializers(self.instantiated, samples)
-            for block in samples.cut(self._at_once(self.instantiated.values())):
-                self.scratch.reset()
-                gram, buffers = self._gram(materializers, block, self.scratch)
-                first = block.start // group_size
-                weights = weigh(gram, range(first, first + block.groups))
-                self._add_kept(totals, buffers, weights)
-                grams.append(gram)
-                rows.append(weights.repeat_interleave(block.size, 0))
+        self.scratch.reset()
+        for block, gram, buffers in self._blocks(group_size, self._at_once(self.instantiated.values()), self.scratch):
+            first = block.start // group_size
+            weights = weigh(gram, range(first, first + block.groups))
+            self._add_kept(totals, buffers, weights)
+            grams.append(gram)
+            rows.append(weights.repeat_interleave(block.size, 0))
+            self.scratch.reset()
         return torch.cat(grams), self._finish(totals, torch.cat(rows))
 
     @torch.no_grad()
@@ -103,6 +97,15 @@ class PerSampleGradients:
                         total[block.within(samples), params.label] += products.mT
             totals.append(total)
         return torch.cat(totals)
+
+    def _blocks(
+        self, group_size: int, at_once: int, keep: ScratchBuffer | None
+    ) -> Iterator[tuple[SampleBlock, Tensor, Buffers]]:
+        """Blocks of groups, with their Gram blocks and the per-sample gradients that are kept."""
+        for samples in equal_groups(self.size, group_size):
+            materializers = self._materializers(self.instantiated, samples)
+            for block in samples.cut(at_once):
+                yield block, *self._gram(materializers, block, keep)
 
     def _materializers(self, blocks: dict[int, ParamBlock], samples: SampleBlock) -> dict[int, Materializer]:
         return {n: Materializer(block, self.grads, self.leaves, samples) for n, block in blocks.items()}
@@ -150,7 +153,7 @@ class PerSampleGradients:
         missing = {n: block for n, block in enumerate(self.blocks) if n not in totals}
         for label in sorted({block.label for block in missing.values()}):
             blocks = {n: block for n, block in missing.items() if block.label == label}
-            # What belongs to no Gram gets the mean of the weights.
+            # Parameters without a Gram get the mean of the weights.
             mixed = self._mixed(blocks.values(), weights[:, label] if label >= 0 else weights.mean(1))
             with full_precision(self.device.type):
                 for n, block in blocks.items():

@@ -52,7 +52,7 @@ class ParamBlock(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What the gradients of a group are computed for."""
+    """What a group asks for."""
 
     reached: Sequence[set[int]]  # for each loss, the nodes of the graph that it reaches
     group: int  # samples in a group
@@ -103,7 +103,6 @@ def _connected(tensors: Sequence[ParamTensor]) -> list[tuple[list[int], list[Par
 
 
 def _joined(blocks: Sequence[ParamBlock]) -> ParamBlock:
-    """Several blocks side by side."""
     return blocks[0]._replace(
         params=[p for block in blocks for p in block.params],
         widths=[n for block in blocks for n in block.widths],
@@ -144,7 +143,7 @@ def _instantiate_cost(tensors: Sequence[ParamTensor], entries: int, load: Load) 
 
 
 def _ghost_cost(tensors: Sequence[ParamTensor], load: Load) -> _Cost | None:
-    """None where products of rows do not give the Gram."""
+    """The cost of products of rows; None where these do not give the Gram."""
     uses = [(tensor, use, outputs[0][0]) for tensor in tensors for use, outputs in tensor.uses]
     matmuls = [
         (tensor, use, node) for tensor, use, node in uses if isinstance(use, MatmulUse) and tensor.moves is not None

@@ -109,7 +109,8 @@ class _Derivation:
                     continue
                 state = self._state(output, [claim for claim, _ in claims[output]], tested.get(output))
                 if state is Mark.MIXED or state is Mark.UNKNOWN:
-                    culprits[output] = _culprit(claims[output])
+                    doubters = [user for claim, user in claims[output] if not isinstance(claim, Place)]
+                    culprits[output] = doubters[0] if doubters else claims[output][-1][1]
                     self.unknown |= state is Mark.UNKNOWN
                     state = Mark.COMMON
                 outputs[number] = states[output] = state
@@ -230,11 +231,6 @@ def _merge(states: Sequence[State], shape: torch.Size, size: int) -> State:
             return Mark.MIXED
         ids = torch.where(rows >= 0, rows, ids)
     return place_of_rows(axis, ids, size) or Mark.UNKNOWN
-
-
-def _culprit(claims: Sequence[tuple[State, int]]) -> int:
-    """An op whose account of a tensor differs from that of others."""
-    return next((node for state, node in claims if not isinstance(state, Place)), claims[-1][1])
 
 
 def _storages(tensors: Iterable[Any]) -> set[int]:

@@ -18,7 +18,6 @@ class SampleBlock(NamedTuple):
 
     @property
     def samples(self) -> slice:
-        """The samples as a slice of the batch."""
         return slice(self.start, self.start + self.groups * self.size)
 
     def within(self, block: "SampleBlock") -> slice:
@@ -54,7 +53,7 @@ def grouped(x: Tensor, place: Place, block: SampleBlock) -> Tensor:
         rows = rows.masked_fill(~valid.view(*valid.shape, *[1] * (x.ndim - 1)), 0)
         return split(rows.movedim(1, axis + 1), 0, (block.groups, block.size))
     outer, inner = place.outer, place.inner
-    if axis == 0 and outer == 1:  # as nearly always: one view
+    if axis == 0 and outer == 1:  # the usual case: one view
         rows = x[block.samples.start * inner : block.samples.stop * inner]
         return split(rows, 0, (block.groups, block.size, inner))
     x = split(x, axis, (outer, x.shape[axis] // (outer * inner), inner)).movedim(axis + 1, 0)
@@ -69,7 +68,7 @@ def split(x: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
 def spread(values: Tensor, place: Place, ndim: int) -> Tensor:
     """Spread one value per sample (B,) along the sample axis, ready to multiply a tensor of ``ndim`` axes."""
     if isinstance(place, RowMap):
-        rows = torch.cat([values, values.new_zeros(1)])[place.ids.to(values.device)]  # the last one is nobody's
+        rows = torch.cat([values, values.new_zeros(1)])[place.ids.to(values.device)]  # the last one belongs to nobody
     else:
         rows = values.view(1, -1, 1).expand(place.outer, -1, place.inner).reshape(-1)
     return rows.view([-1 if axis == place.axis else 1 for axis in range(ndim)])

@@ -50,7 +50,6 @@ class Site(NamedTuple):
         return [fields.signed(d) % max(ndim, 1) for d in dims] or list(range(ndim))
 
     def dim(self, ndim: int | None = None) -> int:
-        """The one dimension that is saved."""
         return self.dims("dim", ndim)[0]
 
     def grouped(self, x: Tensor, block: SampleBlock) -> Tensor:

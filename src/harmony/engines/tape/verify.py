@@ -19,7 +19,7 @@ _GENERATOR = torch.Generator().manual_seed(0)
 
 @eagerly()
 def verify_rearrangements(tensors: Sequence[ParamTensor], leaves: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Raise a LeakedGradientError where the way from a rearranged parameter back to it is not what it seems: a hook."""
+    """Raise a LeakedGradientError where a hook changes gradients between a rearranged parameter and itself."""
     for tensor in tensors:
         if tensor.moves:
             (p,) = tensor.params
@@ -40,10 +40,7 @@ def verify(
     size: int,
     names: Mapping[Tensor, str],
 ) -> None:
-    """Raise a LeakedGradientError where gradients of a random half of the samples reach the places of the others.
-
-    ``leaves`` are the tracked embedding leaves; ``places`` are those of the outputs whose gradients are used.
-    """
+    """Raise a LeakedGradientError where gradients of a random half of the samples reach the places of the others."""
     half = torch.randperm(size, generator=_GENERATOR, device="cpu") < (size + 1) // 2
     sent: list[Tensor | None] = []
     for leaf, per_loss in zip(leaves, zip(*cotangents, strict=True), strict=True):
@@ -55,7 +52,7 @@ def verify(
     leaks = []
     for output, grad in reached:
         other_half = spread((~half).to(grad.device), places[output], grad.ndim)
-        # Not a number is the model's own affair: it says nothing of samples.
+        # NaN comes from the model and says nothing of samples.
         leaks.append(((grad != 0) & ~grad.isnan() & other_half).any())
     if leaks and bool(torch.stack(leaks).any()):
         node = next(output for (output, _), leak in zip(reached, leaks, strict=True) if leak)[0]

@@ -52,7 +52,6 @@ def indexed(site: Site) -> State | None:
 
 
 def index_selected(site: Site) -> State | None:
-    """``index_select``."""
     dim = site.dim(len(site.input))
     if dim != site.place.axis:
         return site.place

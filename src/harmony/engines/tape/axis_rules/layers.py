@@ -16,13 +16,12 @@ def product(site: Site, first: int = 0) -> State:
 
 
 def sum_and_product(site: Site) -> State:
-    """``addmm``, ``baddbmm``."""
     return aligned(site.place, site.output, site.input) if site.slot == 0 else product(site, first=1)
 
 
-def with_weights(site: Site, works_there: bool = True) -> State:
-    """The first input holds the samples, at the same place, if the op works there; others are weights."""
-    if not works_there:
+def with_weights(site: Site, allowed: bool = True) -> State:
+    """The first input holds the samples at the same place, where the op allows it; the other inputs are weights."""
+    if not allowed:
         return Mark.UNKNOWN
     return site.place if site.slot == 0 else Mark.COMMON
 
@@ -30,11 +29,10 @@ def with_weights(site: Site, works_there: bool = True) -> State:
 def attention(site: Site) -> State:
     """Scaled dot products (b, heads, queries, features) of queries, keys, values; perhaps a bias on the scores."""
     axis = site.place.axis
-    if axis > len(site.output) - 3 or (
-        site.slot < 3 and site.input[axis] != site.output[axis]
-    ):  # fewer heads of keys and values
+    if axis > len(site.output) - 3:
         return Mark.UNKNOWN
-    return aligned(site.place, site.output, site.input)
+    fewer_heads = site.slot < 3 and site.input[axis] != site.output[axis]  # of keys and values
+    return Mark.UNKNOWN if fewer_heads else aligned(site.place, site.output, site.input)
 
 
 def layer_norm(site: Site) -> State:

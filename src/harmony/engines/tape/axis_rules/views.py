@@ -36,7 +36,6 @@ def _reshaped_rows(place: RowMap, output: Sequence[int], shape: Sequence[int]) -
 
 
 def transposed(site: Site) -> State:
-    """``transpose``."""
     dims = site.dims("dim0") + site.dims("dim1")
     axis = site.place.axis
     return on_axis(site.place, dims[1 - dims.index(axis)] if axis in dims else axis)
@@ -62,7 +61,6 @@ def _rows_of_part(site: Site, dim: int) -> slice:
 
 
 def concatenated(site: Site) -> State | None:
-    """``cat``."""
     dim = site.dim()
     if dim != site.place.axis:
         return site.place
@@ -76,7 +74,6 @@ def concatenated(site: Site) -> State | None:
 
 
 def stacked(site: Site) -> State:
-    """``stack``."""
     dim, axis = site.dim(), site.place.axis
     if dim != axis:
         return on_axis(site.place, axis - (axis > dim))

@@ -78,28 +78,29 @@ def layer_norm(site: Site) -> BroadcastUse | None:
         return BroadcastUse(site)
     if site.slot != 1 or site.place.axis >= len(site.output) - len(site.input):
         return None
-    saved = [site.saved(name) for name in ("input", "result1", "result2")]
-
-    def normalized(block: SampleBlock) -> Tensor:
-        x, mean, rstd = (accumulating(grouped(tensor, site.place, block)) for tensor in saved)
-        return (x - mean) * rstd
-
-    return BroadcastUse(site, normalized)
+    return BroadcastUse(site, _normalized(site))
 
 
 def group_norm(site: Site) -> BroadcastUse | None:
     """Scale and shift of the channels, axis 1, each normalised with its group."""
     if site.place.axis != 0 or site.slot == 0:
         return None
+    factor = _normalized(site, site.saved("group")) if site.slot == 1 else None
+    return BroadcastUse(site, factor, spread=over_channels(site))
+
+
+def _normalized(site: Site, groups: int | None = None) -> Callable[[SampleBlock], Tensor]:
+    """The input, normalised by the saved mean and reciprocal deviation of each row, or of each group of channels."""
     saved = [site.saved(name) for name in ("input", "result1", "result2")]
-    groups = site.saved("group")
 
     def normalized(block: SampleBlock) -> Tensor:
         x, mean, rstd = (accumulating(grouped(tensor, site.place, block)) for tensor in saved)
+        if groups is None:
+            return (x - mean) * rstd
         by_group = split(x, 3, (groups, -1)).flatten(4)  # (g, size, n, groups, channels / groups * space)
         return ((by_group - mean[..., None]) * rstd[..., None]).view(x.shape)
 
-    return BroadcastUse(site, normalized if site.slot == 1 else None, spread=over_channels(site))
+    return normalized
 
 
 def batch_norm(site: Site) -> BroadcastUse | None:

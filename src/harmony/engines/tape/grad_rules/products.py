@@ -14,13 +14,7 @@ from harmony.engines.tape.site import Site
 
 
 def product(left: str, right: str, first: int = 0) -> Callable[[Site], MatmulUse | BroadcastUse | None]:
-    """The rule of ``beta * self + alpha * left @ right``, or of ``left @ right`` where ``first`` is 0.
-
-    Args:
-        left: The name under which autograd saves the left factor, (n, rows, i) or (rows, i).
-        right: That of the right one, (n, i, o) or (i, o).
-        first: Number of the input that is the left factor.
-    """
+    """The rule of ``left @ right``, or of ``beta * self + alpha * left @ right``, where the left factor is input 1."""
 
     def rule(site: Site) -> MatmulUse | BroadcastUse | None:
         if site.slot < first:
@@ -44,7 +38,8 @@ def _linear_map(site: Site, partner: Tensor | None, is_right: bool, alpha: compl
         """(g, n, t, features)."""
         if plain:  # the common case, in the fewest steps
             return x[block.samples.start * t : block.samples.stop * t].view(block.groups, 1, block.size * t, -1)
-        x = grouped(x, site.place, block)  # (g, size, [n,] t, f), or (g, size, [n,] f, t) where the left is common
+        x = grouped(x[:, None] if x.ndim == 1 else x, site.place, block)
+        # (g, size, [n,] t, f), or (g, size, [n,] f, t) where the left is common
         x = x if is_right else x.mT
         return x.movedim(2, 1).flatten(2, 3) if batched else x.flatten(1, 2).unsqueeze(1)
 
@@ -53,29 +48,14 @@ def _linear_map(site: Site, partner: Tensor | None, is_right: bool, alpha: compl
 
     features, outputs = (partner.shape[-1], site.output[-1]) if is_right else (partner.shape[-2], site.output[-2])
     sizes = (site.output[0] if batched else 1, t, features, outputs)
-    factor = _conjugate(partner)
+    factor = partner.conj() if partner.is_complex() else partner
     return MatmulUse(site, lambda block: rows(factor, block), scaled, sizes, out_first=not is_right, views=alpha == 1)
 
 
 def mv(site: Site) -> MatmulUse | None:
     """``self @ vec`` with rows of samples and a common vector: a linear map to one feature."""
-    matrix = site.saved("self")
-    if site.slot != 1 or matrix is None or site.place.axis != 0:
-        return None
-    matrix = _conjugate(matrix)
-
-    def rows(x: Tensor, block: SampleBlock) -> Tensor:
-        return grouped(x, site.place, block).flatten(1, 2).unsqueeze(1)
-
-    def right(grad: Tensor, block: SampleBlock) -> Tensor:
-        return rows(grad.unsqueeze(-1), block)
-
-    sizes = (1, site.place.rows, matrix.shape[1], 1)
-    return MatmulUse(site, lambda block: rows(matrix, block), right, sizes, out_first=False, views=True)
-
-
-def _conjugate(x: Tensor) -> Tensor:
-    return x.conj() if x.is_complex() else x
+    column = site._replace(number=0, outputs=[torch.Size((*site.output, 1))])
+    return _linear_map(column, site.saved("self"), is_right=True, alpha=1.0) if site.slot == 1 else None
 
 
 def convolution(site: Site) -> MatmulUse | BroadcastUse | None:

@@ -16,7 +16,6 @@ def cosine(gram: Tensor) -> Tensor:
         Cosines (B, K, K) in [-1, 1]; 0 wherever one of the two gradients is zero.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.cosine(torch.tensor([[[4.0, -3.0], [-3.0, 9.0]]]))
         tensor([[[ 1.0000, -0.5000],
                  [-0.5000,  1.0000]]])
@@ -40,7 +39,6 @@ def agreement(gram: Tensor) -> Tensor:
         [defined][harmony.defined]. Wu et al., 2022 (arXiv:2211.02077), supplement, section 1.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.agreement(torch.tensor([[[4.0, -3.0], [-3.0, 9.0]], [[4.0, 0.0], [0.0, 0.0]]]))
         tensor([-0.5000,     nan])
     """
@@ -65,7 +63,6 @@ def defined(gram: Tensor) -> Tensor:
         Mask (B,).
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.defined(torch.tensor([[[4.0, -3.0], [-3.0, 9.0]], [[4.0, 0.0], [0.0, 0.0]]]))
         tensor([ True, False])
     """

@@ -30,7 +30,6 @@ def info_nce(
         Terms (B,), scaled by B / n_valid so that their mean is the mean over the valid samples.
 
     Examples:
-        >>> import torch, harmony
         >>> x = torch.eye(3)
         >>> harmony.losses.info_nce(x, x, temperature=1.0, valid=torch.tensor([True, True, False]))
         tensor([0.4699, 0.4699, 0.0000])
@@ -74,7 +73,6 @@ def mil_nce(
         Terms (B,), scaled by B / n_valid so that their mean is the mean over the valid samples.
 
     Examples:
-        >>> import torch, harmony
         >>> clips, narrations = torch.eye(2), torch.stack([torch.eye(2), torch.eye(2).flip(0)])
         >>> harmony.losses.mil_nce(clips, narrations, temperature=1.0)
         tensor([0.6931, 0.6931])

@@ -22,7 +22,6 @@ def samplewise(function: Callable[Parameters, Tensor]) -> Callable[Parameters, T
         The function, marked. The functions of ``harmony.realign`` are marked.
 
     Examples:
-        >>> import torch, harmony
         >>> @harmony.samplewise
         ... def unit(gram):
         ...     return gram.diagonal(dim1=1, dim2=2).rsqrt()

@@ -29,7 +29,6 @@ def linear(start: float, end: float, steps: int) -> Schedule:
         The schedule.
 
     Examples:
-        >>> import torch, harmony
         >>> gamma = harmony.schedule.linear(-0.3, 0.0, steps=100)
         >>> [round(float(gamma(torch.tensor(t))), 2) for t in (0, 50, 100, 200)]
         [-0.3, -0.15, 0.0, 0.0]
@@ -52,7 +51,6 @@ def cosine(start: float, end: float, steps: int, period: float = 0.5) -> Schedul
         The schedule.
 
     Examples:
-        >>> import torch, harmony
         >>> value = harmony.schedule.cosine(1.0, 0.0, steps=100)
         >>> [round(float(value(torch.tensor(t))), 3) for t in (0, 25, 50, 100)]
         [1.0, 0.854, 0.5, 0.0]
@@ -76,7 +74,6 @@ def polynomial(start: float, end: float, steps: int, power: float = 2.0) -> Sche
         The schedule.
 
     Examples:
-        >>> import torch, harmony
         >>> value = harmony.schedule.polynomial(0.0, 1.0, steps=100, power=2.0)
         >>> [round(float(value(torch.tensor(t))), 2) for t in (0, 50, 100)]
         [0.0, 0.25, 1.0]
@@ -97,7 +94,6 @@ def piecewise(values: Mapping[int, float], interpolate: bool = True) -> Schedule
         The schedule.
 
     Examples:
-        >>> import torch, harmony
         >>> share = harmony.schedule.piecewise({0: 1.0, 100: 1.0, 200: 0.5})
         >>> [round(float(share(torch.tensor(t))), 2) for t in (0, 100, 150, 500)]
         [1.0, 1.0, 0.75, 0.5]
@@ -130,7 +126,6 @@ def warmup(schedule: float | Schedule, steps: int) -> Schedule:
         The schedule.
 
     Examples:
-        >>> import torch, harmony
         >>> rate = harmony.schedule.warmup(0.2, steps=10)
         >>> [round(float(rate(torch.tensor(t))), 2) for t in (0, 5, 10, 20)]
         [0.0, 0.1, 0.2, 0.2]
@@ -152,7 +147,6 @@ def as_schedule(value: float | Schedule) -> Schedule:
         The schedule.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.schedule.as_schedule(0.1)(torch.tensor(7))
         tensor(0.1000, dtype=torch.float64)
     """

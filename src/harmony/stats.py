@@ -19,7 +19,6 @@ def conflict_rate(gram: Tensor) -> Tensor:
         0-d tensor in [0, 1]; NaN where no sample has an agreement.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.stats.conflict_rate(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]]))
         tensor(0.5000)
     """
@@ -93,7 +92,6 @@ def moments(values: Tensor, mask: Tensor | None = None) -> Moments:
         [Moments][harmony.stats.Moments].
 
     Examples:
-        >>> import torch, harmony
         >>> m = harmony.stats.moments(torch.tensor([1.0, 2.0, 3.0, 4.0]))
         >>> float(m.mean), float(m.skew), round(float(m.kurtosis), 2)
         (2.5, 0.0, -1.36)
@@ -146,7 +144,6 @@ def histogram(values: Tensor, mask: Tensor | None = None, bins: int = 100) -> Hi
         [Histogram][harmony.stats.Histogram].
 
     Examples:
-        >>> import torch, harmony
         >>> first = harmony.stats.histogram(torch.tensor([-0.9, 0.1, 0.2]), bins=4)
         >>> second = harmony.stats.histogram(torch.tensor([1.0, -1.0]), bins=4)
         >>> first.merge(second).counts

@@ -29,7 +29,6 @@ class Transform(NamedTuple):
             [layerwise][harmony.layerwise]. Other transforms see the sum of these blocks.
 
     Examples:
-        >>> import torch, harmony
         >>> total = harmony.Transform(lambda: (), lambda gram, state, **extras: (torch.ones(gram.shape[:2]), state))
         >>> total.update(torch.zeros(1, 2, 2), total.init())[0]
         tensor([[1., 1.]])
@@ -86,7 +85,6 @@ def chain(*members: Member) -> Transform:
         One transform; its state is the tuple of the members' states.
 
     Examples:
-        >>> import torch, harmony
         >>> harmonizer = harmony.chain(harmony.curriculum.threshold(-0.6), harmony.realign.pcgrad)
         >>> gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, -0.9], [-0.9, 1.0]]])
         >>> weights, state = harmonizer.update(gram, harmonizer.init())
@@ -129,7 +127,6 @@ def layerwise(member: Member) -> Transform:
         A transform from {label: Gram blocks (B, K, K)} to {label: weights (B, K)}.
 
     Examples:
-        >>> import torch, harmony
         >>> method = harmony.layerwise(harmony.realign.pcgrad)
         >>> gram = {"first": torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]]), "last": torch.eye(2)[None]}
         >>> method.update(gram, method.init())[0]

@@ -26,7 +26,6 @@ def quantile(share: float | Schedule, score: AnyScore = agreement) -> Transform:
         A transform with weights 1 for ``round(share * n)`` of the n samples (halves up), else 0. Not samplewise.
 
     Examples:
-        >>> import torch, harmony
         >>> curriculum = harmony.curriculum.quantile(0.5)
         >>> gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
         >>> curriculum.update(gram, curriculum.init())[0][:, 0]
@@ -54,7 +53,6 @@ def top_k(k: int | Schedule, score: AnyScore = agreement) -> Transform:
         A transform with weights 1 for ``min(k, n)`` of the n samples, else 0. Not samplewise.
 
     Examples:
-        >>> import torch, harmony
         >>> curriculum = harmony.curriculum.top_k(1, score=harmony.score.norm_ratio)
         >>> curriculum.update(torch.diag_embed(torch.tensor([[1.0, 4.0], [1.0, 1.0]])), curriculum.init())[0][:, 0]
         tensor([0., 1.])
@@ -82,7 +80,6 @@ def running_quantile(share: float | Schedule, decay: float = 0.99, score: AnySco
         A transform with weights 1 where the score is at least the estimate, else 0. Not samplewise.
 
     Examples:
-        >>> import torch, harmony
         >>> curriculum = harmony.curriculum.running_quantile(0.5, score=harmony.score.gradient_norm)
         >>> state = curriculum.init()
         >>> for norms in ([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]):

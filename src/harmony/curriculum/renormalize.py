@@ -26,7 +26,6 @@ def renormalized(member: Member, limit: float = 10.0) -> Transform:
         A transform. Not samplewise. Where all samples are dropped, the weights stay zero.
 
     Examples:
-        >>> import torch, harmony
         >>> curriculum = harmony.curriculum.renormalized(harmony.curriculum.threshold(0.0))
         >>> gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
         >>> curriculum.update(gram, curriculum.init())[0][:, 0]

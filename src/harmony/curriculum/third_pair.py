@@ -43,7 +43,6 @@ def cross_check(
         weight 1 and are not counted. Not samplewise.
 
     Examples:
-        >>> import torch, harmony
         >>> rule = harmony.curriculum.cross_check(share=0.5)
         >>> aligned = torch.eye(4)  # every clip fits itself alone ...
         >>> third = aligned.clone()

@@ -29,7 +29,6 @@ def threshold(gamma: float | Schedule = 0.0, score: AnyScore = agreement) -> Tra
         A transform with weights 1 where ``score_b > gamma(step)``, else 0; samplewise if the score is.
 
     Examples:
-        >>> import torch, harmony
         >>> curriculum = harmony.curriculum.threshold(harmony.schedule.linear(-0.3, 0.0, steps=100))
         >>> gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
         >>> weights, state = curriculum.update(gram, curriculum.init())
@@ -55,7 +54,6 @@ def soft_threshold(
         A transform with weights ``sigmoid((score_b - gamma) / temperature)``; samplewise if the score is.
 
     Examples:
-        >>> import torch, harmony
         >>> curriculum = harmony.curriculum.soft_threshold(0.0, temperature=0.25)
         >>> gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
         >>> curriculum.update(gram, curriculum.init())[0][:, 0]
@@ -82,7 +80,6 @@ def agreement_weight(power: float = 1.0, score: AnyScore = agreement) -> Transfo
         A transform; samplewise if the score is.
 
     Examples:
-        >>> import torch, harmony
         >>> curriculum = harmony.curriculum.agreement_weight()
         >>> gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
         >>> curriculum.update(gram, curriculum.init())[0][:, 0]
@@ -110,7 +107,6 @@ def hysteresis(
         A transform with weights 0 or 1. It needs ``ids`` (B,), integers, from a step with ``ids=``. Not samplewise.
 
     Examples:
-        >>> import torch, harmony
         >>> curriculum = harmony.curriculum.hysteresis(-0.2, 0.2, capacity=16)
         >>> state, ids, kept = curriculum.init(), torch.tensor([3]), []
         >>> for cosine in (0.1, -0.3, 0.1, 0.3, 0.1):

@@ -26,7 +26,6 @@ def imtl_g(gram: Tensor) -> Tensor:
         et al., Towards Impartial Multi-task Learning, 2021, equation 4.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.imtl_g(torch.tensor([[[1.0, -0.5], [-0.5, 9.0]]]))
         tensor([[0.7500, 0.2500]])
     """
@@ -55,7 +54,6 @@ def nash_mtl(gram: Tensor) -> Tensor:
         gradients have no solution: the cosine is kept above -1 by the rounding error of the Gram's dtype.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.nash_mtl(torch.tensor([[[1.0, 0.0], [0.0, 4.0]]]))
         tensor([[1.0000, 0.5000]])
     """
@@ -84,7 +82,6 @@ def fairgrad(gram: Tensor, alpha: float = 2.0) -> Tensor:
         4 and norms up to a factor of 1e10 apart. Far beyond, the steps do not suffice for every block.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.fairgrad(torch.tensor([[[1.0, 0.0], [0.0, 8.0]]]), alpha=0.5)
         tensor([[1.0000, 0.5000]])
     """

@@ -23,7 +23,6 @@ def summed(gram: Tensor) -> Tensor:
         Weights (B, K), ones.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.summed(torch.eye(2)[None])
         tensor([[1., 1.]])
     """
@@ -42,7 +41,6 @@ def mean(gram: Tensor) -> Tensor:
         Weights (B, K), 1 / K.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.mean(torch.eye(2)[None])
         tensor([[0.5000, 0.5000]])
     """
@@ -63,7 +61,6 @@ def normalized(gram: Tensor) -> Tensor:
         Weights (B, K), ``1 / |g_b^k|``.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.normalized(torch.tensor([[[4.0, 0.0], [0.0, 0.25]]]))
         tensor([[0.5000, 2.0000]])
     """
@@ -83,7 +80,6 @@ def random(seed: int = 0) -> Transform:
         et al., 2022 (arXiv:2111.10603).
 
     Examples:
-        >>> import torch, harmony
         >>> method = harmony.realign.random(seed=1)
         >>> weights, state = method.update(torch.eye(2).expand(3, 2, 2), method.init())
         >>> weights.shape, weights.sum(1)

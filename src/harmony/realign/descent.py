@@ -26,7 +26,6 @@ def mgda(gram: Tensor) -> Tensor:
         Sener and Koltun, 2018 (arXiv:1810.04650), equation 3.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.mgda(torch.tensor([[[1.0, 0.0], [0.0, 3.0]]]))
         tensor([[0.7500, 0.2500]])
     """
@@ -61,7 +60,6 @@ def cagrad(gram: Tensor, c: float = 0.5, preference: Preference = None) -> Tenso
         more, as exact as [mgda][harmony.realign.mgda].
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.cagrad(torch.tensor([[[4.0, -2.0], [-2.0, 1.5]]]), c=0.5)
         tensor([[1.0000, 1.5000]])
     """

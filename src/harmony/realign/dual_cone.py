@@ -23,7 +23,6 @@ def upgrad(gram: Tensor, preference: Preference = None) -> Tensor:
         Weights (B, K). For two losses a closed form; for more, as exact as [mgda][harmony.realign.mgda].
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.upgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]]))
         tensor([[1.5000, 1.5000]])
     """
@@ -49,7 +48,6 @@ def dualproj(gram: Tensor, preference: Preference = None) -> Tensor:
         (arXiv:1706.08840), equations 8 to 11; Quinton and Rey, 2024 (arXiv:2406.16232).
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.dualproj(torch.tensor([[[4.0, -2.0], [-2.0, 1.5]]]))  # the sum opposes the second alone
         tensor([[1.0000, 1.3333]])
     """

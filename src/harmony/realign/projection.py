@@ -36,7 +36,6 @@ def pcgrad(gram: Tensor, order: Literal["mean"] | Sequence[int] | None = None) -
         Weights (B, K). For two losses ``(1 - G_12 / G_11, 1 - G_12 / G_22)`` where ``G_12 < 0``, else ones.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.pcgrad(torch.tensor([[[1.0, -0.5], [-0.5, 1.0]]]))
         tensor([[1.5000, 1.5000]])
     """
@@ -70,7 +69,6 @@ def pcgrad_random(seed: int = 0) -> Transform:
         (arXiv:2001.06782), algorithm 1.
 
     Examples:
-        >>> import torch, harmony
         >>> method = harmony.realign.pcgrad_random()
         >>> weights, state = method.update(torch.eye(3)[None], method.init())
         >>> weights, int(state.step)
@@ -106,7 +104,6 @@ def gradvac(target: float | Schedule | None = None, decay: float = 0.99) -> Tran
         A transform with weights (B, K); samplewise with a given target.
 
     Examples:
-        >>> import torch, harmony
         >>> method = harmony.realign.gradvac(target=0.5)
         >>> weights, state = method.update(torch.eye(2)[None], method.init())
         >>> weights  # each gains tan(30 degrees) of the other: the cosine of g_1' and g_2 is 0.5

@@ -24,7 +24,6 @@ def aligned_mtl(gram: Tensor, preference: Preference = None) -> Tensor:
         Weights (B, K). Singular values below the rounding error of the Gram's dtype count as zero.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.aligned_mtl(torch.tensor([[[4.0, 0.0], [0.0, 1.0]]]))
         tensor([[0.5000, 1.0000]])
     """
@@ -52,7 +51,6 @@ def config(gram: Tensor, preference: Preference = None) -> Tensor:
         (arXiv:2408.11104), equations 2 and 3.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.realign.config(torch.tensor([[[1.0, -0.5], [-0.5, 9.0]]]))
         tensor([[2.0000, 0.6667]])
     """

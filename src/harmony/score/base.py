@@ -41,7 +41,6 @@ def as_score(score: AnyScore) -> Score:
         The score.
 
     Examples:
-        >>> import torch, harmony
         >>> score = harmony.score.as_score(harmony.agreement)
         >>> score.update(torch.eye(2)[None], score.init())
         (tensor([0.]), ())

@@ -26,7 +26,6 @@ def negative(score: AnyScore) -> Score:
         A score: minus the values of the other.
 
     Examples:
-        >>> import torch, harmony
         >>> score = harmony.score.negative(harmony.score.gradient_norm)
         >>> score.update(torch.eye(2)[None] * 2, score.init())[0]
         tensor([-2.])
@@ -46,7 +45,6 @@ def combined(*scores: AnyScore, weights: Sequence[float] | None = None) -> Score
         A score, undefined where one of them is.
 
     Examples:
-        >>> import torch, harmony
         >>> s = harmony.score
         >>> score = s.combined(s.standardized(s.agreement), s.standardized(s.small_loss), weights=[0.3, 0.7])
         >>> gram, terms = torch.eye(2).expand(4, 2, 2), torch.tensor([[1.0, 1.0], [2.0, 1.0], [1.0, 2.0], [3.0, 3.0]])
@@ -70,7 +68,6 @@ def least(*scores: AnyScore) -> Score:
         A score, undefined where one of them is.
 
     Examples:
-        >>> import torch, harmony
         >>> score = harmony.score.least(harmony.score.agreement, harmony.score.norm_ratio)
         >>> score.update(torch.eye(2)[None], score.init())[0]
         tensor([0.])
@@ -91,7 +88,6 @@ def standardized(score: AnyScore) -> Score:
         A score; 0 for all where the values do not differ.
 
     Examples:
-        >>> import torch, harmony
         >>> score = harmony.score.standardized(harmony.score.gradient_norm)
         >>> score.update(torch.eye(2) * torch.tensor([2.0, 8.0])[:, None, None], score.init())[0]
         tensor([-1.,  1.])
@@ -110,7 +106,6 @@ def ranked(score: AnyScore) -> Score:
         A score in [0, 1]; equal values share the mean of their ranks, a single one gets 1/2.
 
     Examples:
-        >>> import torch, harmony
         >>> score = harmony.score.ranked(harmony.score.gradient_norm)
         >>> score.update(torch.eye(2) * torch.tensor([2.0, 8.0, 2.0])[:, None, None], score.init())[0]
         tensor([0.2500, 1.0000, 0.2500])
@@ -150,7 +145,6 @@ def ema(score: AnyScore, decay: float = 0.9, capacity: int = 2**20) -> Score:
         A score. It needs ``ids`` (B,), integers, from a step with ``ids=``. Not samplewise.
 
     Examples:
-        >>> import torch, harmony
         >>> score = harmony.score.ema(harmony.score.gradient_norm, decay=0.5, capacity=64)
         >>> state, ids = score.init(), torch.tensor([7])
         >>> for scale in (1.0, 4.0):

@@ -26,7 +26,6 @@ def pair_cosine(gram: Tensor, k: int = 0, l: int = 1) -> Tensor:
         Cosines (B,) in [-1, 1]; NaN where one of the two gradients is zero.
 
     Examples:
-        >>> import torch, harmony
         >>> from functools import partial
         >>> last_two = partial(harmony.score.pair_cosine, k=1, l=2)
         >>> last_two(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 4.0, 3.0], [0.0, 3.0, 9.0]]]))
@@ -48,7 +47,6 @@ def norm_ratio(gram: Tensor) -> Tensor:
         The least norm over the largest (B,), of the gradients that are not zero; in (0, 1].
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.score.norm_ratio(torch.tensor([[[4.0, 0.0], [0.0, 16.0]]]))
         tensor([0.5000])
     """
@@ -67,7 +65,6 @@ def gradient_norm(gram: Tensor) -> Tensor:
         ``|sum_k g_b^k|`` (B,).
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.score.gradient_norm(torch.tensor([[[9.0, 0.0], [0.0, 16.0]]]))
         tensor([5.])
     """
@@ -87,7 +84,6 @@ def batch_agreement(gram: Tensor, *, batch_products: Tensor | None = None) -> Te
         Cosines (B,) in [-1, 1]; 0 where the rest of the batch has no gradient.
 
     Examples:
-        >>> import torch, harmony
         >>> gram = torch.ones(3, 2, 2) / 4  # three unit gradients, in two halves each: e_1, e_1, -e_1
         >>> harmony.score.batch_agreement(gram, batch_products=torch.tensor([[0.5, 0.5], [0.5, 0.5], [-0.5, -0.5]]))
         tensor([ 0.,  0., -1.])
@@ -116,7 +112,6 @@ def small_loss(gram: Tensor, *, terms: Tensor | None = None, losses: Sequence[in
         ``-sum_k l_bk`` (B,). Han et al., Co-teaching, 2018 (arXiv:1804.06872).
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.score.small_loss(torch.eye(2)[None], terms=torch.tensor([[1.0, 2.0]]))
         tensor([-3.])
     """
@@ -137,7 +132,6 @@ def similarity(gram: Tensor, *, similarity: Tensor | None = None) -> Tensor:
         The same values (B,), where the sample has an agreement.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.score.similarity(torch.eye(2)[None], similarity=torch.tensor([0.3]))
         tensor([0.3000])
     """
@@ -160,7 +154,6 @@ def triangle_area(gram: Tensor, *, triplet: Tensor | None = None) -> Tensor:
         TRIANGLE, 2025 (arXiv:2509.24734).
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.score.triangle_area(torch.eye(2)[None], triplet=torch.eye(3)[None])
         tensor([-0.8660])
     """

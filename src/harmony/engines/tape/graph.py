@@ -51,10 +51,10 @@ class Graph(NamedTuple):
         queue = list(dict.fromkeys(nodes))
         seen = set(queue)
         for node in queue:
-            for source, _ in self.sources(node):
-                if source not in seen:
-                    seen.add(source)
-                    queue.append(source)
+            for source in self.inputs[node]:
+                if source is not None and source[0] not in seen:
+                    seen.add(source[0])
+                    queue.append(source[0])
         return queue
 
     def parameters_behind(self, node: int, names: Mapping[Tensor, Any]) -> list[Any]:

@@ -44,10 +44,12 @@ class _Product(NamedTuple):
 class Materializer:
     """Computes the gradients of a block of parameters for parts of some samples, from views that are made once."""
 
-    def __init__(self, params: ParamBlock, grads: Grads, leaves: Sequence[Tensor], samples: SampleBlock) -> None:
+    def __init__(
+        self, params: ParamBlock, grads: Grads, leaves: Sequence[Tensor], samples: SampleBlock, dtype: torch.dtype
+    ) -> None:
         self.columns = params.columns
         self.width = params.width
-        self.dtype = accumulating_dtype(leaves)
+        self.dtype = dtype
         self.grads = grads
         self.leaves = leaves
         self.samples = samples
@@ -110,11 +112,6 @@ class Materializer:
                 grad = grad.real if grad.is_complex() and not tensor.dtype.is_complex else grad
                 sums[k] = sums[k] + grad if k in sums else grad
         return sums
-
-
-def accumulating_dtype(leaves: Sequence[Tensor]) -> torch.dtype:
-    """The dtype in which gradients are multiplied and summed."""
-    return torch.float64 if any(p.dtype == torch.float64 for p in leaves) else torch.float32
 
 
 def _is_product(tensor: ParamTensor) -> bool:

@@ -11,7 +11,7 @@ from harmony.engines.run import Weigh
 from harmony.engines.tape.ghost import ghost
 from harmony.engines.tape.graph import Output
 from harmony.engines.tape.layout import Place
-from harmony.engines.tape.materialize import Materializer, ScratchBuffer, accumulating_dtype
+from harmony.engines.tape.materialize import Materializer, ScratchBuffer
 from harmony.engines.tape.param_use import Grads
 from harmony.engines.tape.plan import ParamBlock, Update
 from harmony.engines.tape.sample_block import SampleBlock, equal_groups, spread
@@ -39,7 +39,7 @@ class PerSampleGradients:
         self.kept: list[tuple[SampleBlock, Buffers]] = []
         self.losses = len(self.grads)
         self.device = self.leaves[0].device
-        self.dtype = accumulating_dtype(self.leaves)
+        self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.leaves) else torch.float32
         self.counted = {n: block for n, block in enumerate(self.blocks) if block.counted}
         self.instantiated = {n: block for n, block in self.counted.items() if block.choice == "instantiate"}
 
@@ -108,7 +108,7 @@ class PerSampleGradients:
                 yield block, *self._gram(materializers, block, keep)
 
     def _materializers(self, blocks: dict[int, ParamBlock], samples: SampleBlock) -> dict[int, Materializer]:
-        return {n: Materializer(block, self.grads, self.leaves, samples) for n, block in blocks.items()}
+        return {n: Materializer(block, self.grads, self.leaves, samples, self.dtype) for n, block in blocks.items()}
 
     def _at_once(self, blocks: Iterable[ParamBlock]) -> int:
         """Groups whose gradients fit in the memory allowed for them, for some blocks of parameters together."""
@@ -157,7 +157,8 @@ class PerSampleGradients:
             mixed = self._mixed(blocks.values(), weights[:, label] if label >= 0 else weights.mean(1))
             with full_precision(self.device.type):
                 for n, block in blocks.items():
-                    totals[n] = Materializer(block, [mixed], self.leaves, whole).fill(whole, ScratchBuffer())[0, 0]
+                    materializer = Materializer(block, [mixed], self.leaves, whole, self.dtype)
+                    totals[n] = materializer.fill(whole, ScratchBuffer())[0, 0]
         grads = {
             p: totals[n][columns].view(self.leaves[p].shape).to(self.leaves[p].dtype)
             for n, block in enumerate(self.blocks)

@@ -72,7 +72,6 @@ def check(
         NotImplementedError: The tape cannot record the encoder.
 
     Examples:
-        >>> import torch, harmony
         >>> losses = lambda f: {"left": f[:, 0], "right": f[:, 1]}
         >>> harmony.check(torch.nn.Linear(3, 2), torch.ones(4, 3), losses).reference
         'vmap'

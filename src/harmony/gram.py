@@ -82,7 +82,6 @@ def gram_vjp(
         ValueError: Shapes that do not fit, a choice of no parameter, an encoder that mixes samples.
 
     Examples:
-        >>> import torch, harmony
         >>> encode = lambda params, x: x @ params["w"]
         >>> losses = lambda f: {"first": f[:, 0], "second": f[:, 0] - f[:, 1]}
         >>> result = harmony.gram_vjp(encode, losses, {"w": torch.eye(2)}, torch.ones(1, 2))

@@ -84,7 +84,6 @@ def plan(
         ValueError: As [gram_vjp][harmony.gram_vjp].
 
     Examples:
-        >>> import torch, harmony
         >>> params = {"w": torch.ones(3, 2), "b": torch.zeros(2)}
         >>> encode = lambda p, x: torch.addmm(p["b"], x, p["w"])
         >>> losses = lambda f: {"left": f[:, 0], "right": f[:, 1]}

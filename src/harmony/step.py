@@ -86,7 +86,6 @@ def harmonized_grad(
         ``grads`` is ``(grads, loss_grads)``. ``info`` is an [Info][harmony.Info].
 
     Examples:
-        >>> import torch, harmony
         >>> step = harmony.harmonized_grad(
         ...     encode=lambda params, x: x * params["w"],
         ...     losses=lambda f: {"up": f.sum(1), "down": -f[:, 0]},
@@ -156,7 +155,6 @@ def backward(
         ValueError: A trainable parameter that is in neither module; several processes, and none named.
 
     Examples:
-        >>> import torch, harmony
         >>> module = torch.nn.Linear(3, 2, bias=False)
         >>> losses = lambda f: {"left": f[:, 0] ** 2, "right": f[:, 1] ** 2}
         >>> info, state = harmony.backward(module, torch.ones(4, 3), losses, harmony.realign.pcgrad)
@@ -205,7 +203,6 @@ def measure(
         An [Info][harmony.Info]; its weights are ones.
 
     Examples:
-        >>> import torch, harmony
         >>> module = torch.nn.Linear(3, 2, bias=False)
         >>> torch.nn.init.ones_(module.weight)
         Parameter containing:

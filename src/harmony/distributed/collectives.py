@@ -30,7 +30,6 @@ def gather(tree: PyTree, process_group: Any = None) -> PyTree:
         ValueError: Tensors with different numbers of rows, or without any axis.
 
     Examples:
-        >>> import torch, harmony
         >>> harmony.distributed.gather({"video": torch.ones(2, 3)})["video"].shape  # a single process
         torch.Size([2, 3])
 

@@ -28,7 +28,6 @@ class Engine:
         ValueError: An unknown choice, or a size below 1.
 
     Examples:
-        >>> import harmony
         >>> harmony.Engine(chunk_size=8).method
         'auto'
     """

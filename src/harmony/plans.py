@@ -110,8 +110,8 @@ def plan(
             return Plan(method, f"the tape cannot record this encoder: {error}", "backward", [])
         update, blocks = recorded.plan(call, engine, per_loss, fused=True)
     rows = explain(call, blocks)
-    isolated = ", ".join(row.name for row in rows if row.choice == "isolated")
-    reason = f"no closed form for what uses {isolated}" if isolated else "a closed form for every use of a parameter"
+    opaque = ", ".join(row.name for row in rows if row.choice == "opaque")
+    reason = f"no closed form for what uses {opaque}" if opaque else "a closed form for every use of a parameter"
     return Plan("tape", f"the autograd graph has {reason}", update, rows)
 
 

@@ -19,7 +19,7 @@ def seeded():
 
 
 CLOSED = ("instantiate", "ghost")
-ISOLATED = {"bilinear", "embedding_bag", "maximum", "lerp", "generalised_mean", "in_place", "custom_function"}
+OPAQUE = {"bilinear", "embedding_bag", "maximum", "lerp", "generalised_mean", "in_place", "custom_function"}
 
 
 # Plan
@@ -46,7 +46,7 @@ def test_a_plan_lists_every_parameter_once_with_its_shape_and_prints():
 @pytest.mark.parametrize("name", zoo.CASES)
 def test_nothing_in_the_zoo_is_isolated_but_what_is_known(name):
     choices = {row.choice for row in harmony.plan(*zoo.CASES[name](), engine=harmony.Engine(method="tape")).rows}
-    assert ("isolated" in choices) == (name in ISOLATED)
+    assert ("opaque" in choices) == (name in OPAQUE)
 
 
 def test_the_choice_follows_from_the_cost():
@@ -102,8 +102,8 @@ def test_other_engines_are_planned_with_a_reason():
     )
     with pytest.raises(NotImplementedError, match="Python loop over the samples"):
         harmony.plan(*loop, engine=harmony.Engine(method="tape"))
-    isolated = harmony.plan(*zoo.CASES["bilinear"]())
-    assert isolated.engine == "tape" and "no closed form for what uses weight" in isolated.reason
+    opaque = harmony.plan(*zoo.CASES["bilinear"]())
+    assert opaque.engine == "tape" and "no closed form for what uses weight" in opaque.reason
 
 
 def test_options_are_checked():
@@ -121,7 +121,7 @@ SAMPLES = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # isolated ops; vmap on what it batches slowly
+@pytest.mark.filterwarnings("ignore::UserWarning")  # opaque ops; vmap on what it batches slowly
 @pytest.mark.parametrize("name", SAMPLES)
 def test_check_passes_on_the_zoo(name):
     case = zoo.CASES[name]()

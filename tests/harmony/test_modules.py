@@ -203,7 +203,7 @@ def test_inputs_that_ask_for_a_gradient_are_inputs():
     torch.testing.assert_close({name: p.grad for name, p in module.named_parameters()}, expected)
     params = {name: p.detach() for name, p in module.named_parameters()}
     encode = lambda p, x: forward(lambda x: torch.func.functional_call(module, p, (x,)), x)  # noqa: E731
-    assert not [row for row in harmony.plan(encode, losses, params, x).rows if row.choice == "isolated"]
+    assert not [row for row in harmony.plan(encode, losses, params, x).rows if row.choice == "opaque"]
 
 
 @pytest.mark.parametrize(

@@ -779,7 +779,7 @@ def test_recurrent_layers_in_float32_have_a_closed_form(kind, layout):
     params = {name: p.detach() for name, p in layer.named_parameters()}
     case = zoo.Case(encode, zoo.supervised, params, x)
     plan = harmony.plan(*case)
-    assert plan.engine == "tape" and all(row.choice != "isolated" for row in plan.rows)
+    assert plan.engine == "tape" and all(row.choice != "opaque" for row in plan.rows)
     double = cast(case, torch.float64)
     assert_exact(case, truth_of(double), tolerance=1e-4)
     torch.testing.assert_close(harmony.gram_vjp(*case).embeddings, encode(params, x))

@@ -52,7 +52,7 @@ class Apart(Encoder):
         return {"a": self.first(x), "b": self.second(x)}
 
 
-class Isolated(Encoder):
+class Opaque(Encoder):
     """An op without a closed form."""
 
     def forward(self, x):
@@ -124,7 +124,7 @@ def test_losses_that_share_no_parameter_are_told_of_once_for_each_line():
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_an_op_without_a_closed_form(name):
-    assert_points_at_the_caller(name, Isolated().double(), "has no closed form")
+    assert_points_at_the_caller(name, Opaque().double(), "has no closed form")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -61,7 +61,7 @@ def test_every_use_has_a_closed_form(name: str, attention: str) -> None:
     """
     plan = harmony.plan(*training(name, attention, 0.1).arguments)
     assert plan.engine == "tape", plan.reason
-    assert not [row for row in plan.rows if row.choice == "isolated"], plan.reason
+    assert not [row for row in plan.rows if row.choice == "opaque"], plan.reason
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -16,7 +16,7 @@ class Row(NamedTuple):
         shape: Its shape.
         ops: The ops that use it, or something made of it, and how often.
         choice: ``"instantiate"``, its per-sample gradients are computed; ``"ghost"``, only their products are;
-            ``"isolated"``, an op has no closed form and runs its own backward once a sample; ``"update only"``, it is
+            ``"opaque"``, an op has no closed form and runs its own backward once a sample; ``"update only"``, it is
             not part of the Gram; ``"unused"``.
         flops: Estimated floating-point operations for the Gram, for one group of samples.
         bytes_moved: Estimated memory traffic, likewise.
@@ -43,7 +43,7 @@ def _row(number: int, call: EncoderCall, block: ParamBlock | None) -> Row:
         return Row(name, shape, "", "unused" if call.selected[number] else "update only", 0.0, 0.0)
     ops = Counter(use.site.node.name().rpartition("::")[2].replace("Backward", " ").split()[0] for use in uses)
     opaque = any(isinstance(use, OpaqueUse) for use in uses)
-    choice = "isolated" if opaque else block.choice if block.counted else "update only"
+    choice = "opaque" if opaque else block.choice if block.counted else "update only"
     place = block.params.index(number)
     listed = ", ".join(f"{op} {count}" for op, count in ops.items())
     return Row(name, shape, listed, choice, block.flops[place], block.bytes[place])

@@ -44,7 +44,7 @@ def test_a_plan_lists_every_parameter_once_with_its_shape_and_prints():
 
 @pytest.mark.filterwarnings("ignore:.*has no closed form:UserWarning")
 @pytest.mark.parametrize("name", zoo.CASES)
-def test_nothing_in_the_zoo_is_isolated_but_what_is_known(name):
+def test_nothing_in_the_zoo_is_opaque_but_what_is_known(name):
     choices = {row.choice for row in harmony.plan(*zoo.CASES[name](), engine=harmony.Engine(method="tape")).rows}
     assert ("opaque" in choices) == (name in OPAQUE)
 

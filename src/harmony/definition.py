@@ -16,6 +16,9 @@ Indices: ``b`` sample, ``r`` row of the loss terms, ``k, l`` loss. ``J_b`` is th
 
 Under "activation" and "loss" the gradients of all samples add up to that of the mean losses; under "anchor" they
 do not: it is a score. With weights of one every pullback is the gradient of the mean losses.
+
+The encoder must be one that ``torch.func`` can differentiate. Torch's attention in eval mode takes a fast path that has
+no derivative; the engines switch it off.
 """
 
 from collections.abc import Callable, Mapping, Sequence

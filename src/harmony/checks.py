@@ -54,8 +54,7 @@ def check(
 
     Run it once on a new encoder. It also finds what no gradient shows: samples whose embeddings depend on their
     neighbours, or on their place in the batch. An encoder that draws random numbers, and sums over groups, are compared
-    with ordinary backward passes through the same graph. Numbers that are zero but for rounding (the gradient of a bias
-    before a normalisation, say) are measured by the scale of the largest.
+    with ordinary backward passes through the same graph. Gradients that are mere rounding are held to the largest.
 
     Args:
         *arguments: ``encode, losses, params, batch`` as in [gram_vjp][harmony.gram_vjp], or ``module, batch, losses``
@@ -67,8 +66,7 @@ def check(
         A [Check][harmony.Check].
 
     Raises:
-        ValueError: The two differ by more than rounding; names what differs most. Or the encoder mixes samples, or
-            gives what is no number.
+        ValueError: They differ by more than rounding, the encoder mixes samples, or something is not finite.
         NotImplementedError: The tape cannot record the encoder.
 
     Examples:

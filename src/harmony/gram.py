@@ -56,7 +56,8 @@ def gram_vjp(
 ) -> GramVJP:
     """Losses, Gram blocks of their per-sample gradients, and a pullback of per-sample weights.
 
-    ``harmony.definition`` says in 200 lines what the numbers mean; the page on concepts explains each keyword.
+    ``harmony.definition`` says what the numbers mean, after Wu et al., 2022 (arXiv:2211.02077); the page on concepts
+    explains each keyword.
 
     Args:
         encode: ``encode(params, batch)`` -> tree of tensors (B, ...), one sample at a time: no op may mix samples.
@@ -85,15 +86,8 @@ def gram_vjp(
         >>> encode = lambda params, x: x @ params["w"]
         >>> losses = lambda f: {"first": f[:, 0], "second": f[:, 0] - f[:, 1]}
         >>> result = harmony.gram_vjp(encode, losses, {"w": torch.eye(2)}, torch.ones(1, 2))
-        >>> result.gram
-        tensor([[[2., 2.],
-                 [2., 4.]]])
-        >>> result.pullback(torch.tensor([[1.0, 0.0]]))["w"]
-        tensor([[1., 0.],
-                [1., 0.]])
-
-    References:
-        Wu et al., 2022 (arXiv:2211.02077).
+        >>> result.gram.tolist(), result.pullback(torch.tensor([[1.0, 0.0]]))["w"].tolist()
+        ([[[2.0, 2.0], [2.0, 4.0]]], [[1.0, 0.0], [1.0, 0.0]])
     """
     options = Options(
         wrt, labels, feature_leaves, attribution, space, group_size, batch_products, process_group, loss_scale, engine

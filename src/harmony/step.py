@@ -136,23 +136,19 @@ def backward(
     parameters are called once. The other keywords are those of [gram_vjp][harmony.gram_vjp].
 
     Args:
-        module: The encoder. Inside ``DistributedDataParallel``, or sharded by ``fully_shard``, its processes share the
-            batch.
+        module: The encoder; the processes of ``DistributedDataParallel``, or ``fully_shard``, share the batch.
         batch: Tree whose tensors have leading axis B.
         losses: ``losses(embeddings) -> {name: (B,) terms or a scalar}``, a function, or a module with parameters.
         harmonizer: A transform, see [chain][harmony.chain], or a function ``gram -> weights``.
         state: Its state; None for a fresh one.
-        forward: ``forward(module, batch) -> embeddings``; default ``module(**batch)``, ``module(*batch)`` or
-            ``module(batch)``, as the batch is packed.
+        forward: ``forward(module, batch) -> embeddings``; default ``module(batch)``, dictionaries and tuples unpacked.
         ids: Ids (B,) of the samples, for rules that remember samples.
         extras: As in [harmonized_grad][harmony.harmonized_grad].
         process_group: Default, the processes that the module is wrapped for; else name them, or None.
 
     Returns:
-        ``info, state``: an [Info][harmony.Info] and the next state.
-
-    Raises:
-        ValueError: A trainable parameter that is in neither module; several processes, and none named.
+        ``info, state``: an [Info][harmony.Info] and the next state. A trainable parameter that is in neither module, or
+        several processes and none named, is a ValueError.
 
     Examples:
         >>> module = torch.nn.Linear(3, 2, bias=False)

@@ -20,9 +20,9 @@ def cross_check(
 ) -> Transform:
     """Drop the pairs of modalities that seem to be misaligned, for each loss its own, as many as there seem to be.
 
-    Of three modalities, two pairs have a loss: video and audio, video and text, say. Audio and text, the third side of
-    the triangle, have none: a wrong text that the losses have learnt by heart still does not fit its sound. (The loss
-    TRIANGLE of Cicchetti et al., 2025, arXiv:2509.24734, is something else: see ``score.triangle_area``.)
+    Of three modalities, two pairs have a loss: video and audio, video and text, say. Audio and text, the third side,
+    have none: a wrong text that the losses have learnt by heart still does not fit its sound. (Not the loss TRIANGLE of
+    Cicchetti et al., 2025, arXiv:2509.24734, which is ``score.triangle_area``.)
 
     Which pairs: in a batch, the score of a pair is its standardised similarity on the third side less its standardised
     loss. How many: on the third side, wrong pairs are above half of the others as often as below, aligned ones are
@@ -32,26 +32,21 @@ def cross_check(
     Args:
         warmup: Steps over which the dropped share rises from zero, linearly.
         share: Share of the pairs to keep of each loss, in [0, 1], a number or a schedule; replaces the estimates.
-        floor: The least share of the clips that counts as aligned, in (0, 1]: an untrained model aligns none, and a
-            rule that keeps nothing learns nothing.
+        floor: The least share of the clips that counts as aligned, in (0, 1]: an untrained model aligns none.
         decay: Weight of the past in the estimates, in [0, 1).
 
     Returns:
-        A transform with weights 0 or 1, (B, 2), for two losses. It needs ``terms`` (B, 2), from every step, and
-        ``sides`` (B, 3, B): ``sides[b, s, c]`` is the similarity of the first modality of sample b and the second of
-        sample c, for the pair of loss 0, the pair of loss 1, and the third pair. Samples without an agreement keep
-        weight 1 and are not counted. Not samplewise.
+        A transform with weights 0 or 1, (B, 2), for two losses; not samplewise. It needs ``terms`` (B, 2) and ``sides``
+        (B, 3, B): ``sides[b, s, c]`` is the similarity of the first modality of sample b and the second of sample c,
+        for the pairs of loss 0, of loss 1, and the third. Samples without an agreement keep weight 1, uncounted.
 
     Examples:
         >>> rule = harmony.curriculum.cross_check(share=0.5)
         >>> aligned = torch.eye(4)  # every clip fits itself alone ...
-        >>> third = aligned.clone()
-        >>> third[:2] = third[[1, 0]]  # ... but for two, the text of which fits the sound of the other
+        >>> third = aligned[[1, 0, 2, 3]]  # ... but for two, the text of which fits the sound of the other
         >>> terms = torch.tensor([[1.0, 3.0], [1.0, 3.0], [1.0, 1.0], [1.0, 1.0]])
-        >>> gram = torch.eye(2).expand(4, 2, 2)
         >>> sides = torch.stack([aligned, aligned, third], 1)
-        >>> weights, _ = rule.update(gram, rule.init(), terms=terms, sides=sides)
-        >>> weights[:, 1]
+        >>> rule.update(torch.eye(2).expand(4, 2, 2), rule.init(), terms=terms, sides=sides)[0][:, 1]
         tensor([0., 0., 1., 1.])
     """
     check_range("warmup", warmup, at_least=0)
@@ -60,20 +55,13 @@ def cross_check(
     check_range("decay", decay, at_least=0, below=1)
     schedule = None if share is None else as_schedule(share)
 
-    def update(
-        gram: Tensor,
-        step: Tensor,
-        below: RunningMean,
-        *,
-        terms: Tensor | None = None,
-        sides: Tensor | None = None,
-        **extras: Any,
-    ) -> tuple[Tensor, RunningMean]:
+    def update(gram: Tensor, step: Tensor, below: RunningMean, **extras: Any) -> tuple[Tensor, RunningMean]:
         b = len(gram)
         if gram.shape[1] != 2:
             raise ValueError(f"cross_check is for two losses; got Gram blocks of {gram.shape[1]}.")
-        terms = require_extra("cross_check", "terms", terms, (b, 2), "harmonized_grad or backward")
-        sides = require_extra("cross_check", "sides", sides, (b, 3, b), 'extras=lambda embeddings: {"sides": ...}')
+        terms = require_extra("cross_check", "terms", extras.get("terms"), (b, 2), "harmonized_grad or backward")
+        source = 'extras=lambda embeddings: {"sides": ...}'
+        sides = require_extra("cross_check", "sides", extras.get("sides"), (b, 3, b), source)
         valid = defined(gram)
         ranks = side_ranks(sides, valid)
         share_below = torch.where(valid[:, None], (ranks < 0.5).to(ranks), 0).sum(0) / valid.sum().clamp(min=1)

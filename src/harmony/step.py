@@ -222,6 +222,11 @@ def as_functions(
     module: nn.Module, losses: Any, forward: Callable[[nn.Module, Any], PyTree] | None, process_group: Any = None
 ) -> tuple[ModuleFunction, ModuleFunction, Any]:
     """A module and its losses as pure functions of their parameters, and the processes that share the batch."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"expected a module, then its batch and losses; got {type(module).__name__}. Functions of parameters go into "
+            "gram_vjp or harmonized_grad."
+        )
     module, wrapped_for = unwrap(module)
     call = forward or call_module
     encoder = ModuleFunction(

@@ -1,6 +1,7 @@
 """One result with names, and one object with the options of the machine; both cannot be changed."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -83,3 +84,11 @@ def test_wrong_options_are_refused_before_anything_runs(name):
     for old in ("method", "update", "memory", "chunk_size", "verify", "has_aux", "toward_batch"):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{old}'"):
             call(**{old: 1})
+
+
+@pytest.mark.parametrize(
+    "step", [harmony.measure, functools.partial(harmony.backward, harmonizer=harmony.realign.pcgrad)]
+)
+def test_what_is_no_module_is_refused(step):
+    with pytest.raises(TypeError, match=r"expected a module.*got function.*gram_vjp or harmonized_grad"):
+        step(lambda x: x, torch.ones(2, 1), lambda f: {"loss": f[:, 0]})

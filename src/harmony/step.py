@@ -224,8 +224,8 @@ def as_functions(
     """A module and its losses as pure functions of their parameters, and the processes that share the batch."""
     if not isinstance(module, nn.Module):
         raise TypeError(
-            f"expected a module, then its batch and losses; got {type(module).__name__}. Functions of parameters go into "
-            "gram_vjp or harmonized_grad."
+            f"expected a module, then its batch and losses; got {type(module).__name__}. Functions of parameters go "
+            "into gram_vjp or harmonized_grad."
         )
     module, wrapped_for = unwrap(module)
     call = forward or call_module

@@ -4,6 +4,7 @@ Every guard is a function of source text, so that each can be shown a bad exampl
 """
 
 import ast
+import dataclasses
 import io
 import re
 import tokenize
@@ -274,11 +275,25 @@ def unformatted(source: str) -> list[int]:
     return [t.start[0] for t in tokens if t.type == tokenize.COMMENT and re.search(r"fmt: *(skip|off)", t.string)]
 
 
+def bare_options(source: str) -> list[str]:
+    """Messages that tell users to write an option of the machine as a keyword of its own, which no function takes."""
+    options = "|".join(field.name for field in dataclasses.fields(harmony.Engine))
+    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    messages = [text for text in texts if isinstance(text, str) and "\n" not in text]
+    return [text for text in messages if re.search(rf"\b({options})=", text) and "Engine(" not in text]
+
+
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_functions_are_short_and_formatted(file: Path) -> None:
     source = file.read_text(encoding="utf-8")
     assert not long_functions(source)
     assert not unformatted(source)
+    assert not bare_options(source)
+
+
+def test_a_message_with_a_keyword_that_is_gone_is_found() -> None:
+    assert bare_options("raise ValueError(f'no {x}. ' 'Pass method=\"loop\".')")
+    assert not bare_options("raise ValueError('Pass engine=harmony.Engine(method=\"loop\").')")
 
 
 def test_a_long_function_is_found() -> None:

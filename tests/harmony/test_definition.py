@@ -18,9 +18,9 @@ ATTRIBUTIONS = ("activation", "loss", "anchor")
 METHODS = ("tape", "vmap", "loop")
 TOLERANCE = 1e-10
 CASES = [
-    "mlp", "convnet", "transformer_train", "shared_backbone", "partly_reached", "single_loss", "never_used",
-    "only_detached", "tied_weights", "raw_parameters", "hypernetwork", "mixture_of_experts", "in_place",
-]  # fmt: skip
+    *("mlp", "convnet", "transformer_train", "shared_backbone", "partly_reached", "single_loss", "never_used"),
+    *("only_detached", "tied_weights", "raw_parameters", "hypernetwork", "mixture_of_experts", "in_place"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -70,17 +70,29 @@ def test_every_engine_agrees_with_the_definition(name, method, attribution):
         assert_defined(result, definition.gram_vjp(*case, **options))
 
 
-@settings(max_examples=40)
-@given(
-    case=encoders(),
-    attribution=st.sampled_from(ATTRIBUTIONS),
-    group_size=st.integers(1, 7),
+ENGINES = st.builds(
+    harmony.Engine,
     method=st.sampled_from(METHODS),
+    update=st.sampled_from(["auto", "kept", "tape", "backward"]),
+    memory=st.sampled_from([1, 4096, 2**28]),
+    chunk_size=st.none() | st.integers(1, 4),
+    verify=st.sampled_from(["auto", "always", "never"]),
 )
-def test_every_engine_agrees_with_the_definition_on_random_encoders(case, attribution, group_size, method):
+
+
+@settings(max_examples=100)
+@given(case=encoders(), attribution=st.sampled_from(ATTRIBUTIONS), group_size=st.integers(1, 7), engine=ENGINES)
+def test_every_engine_agrees_with_the_definition_on_random_encoders(case, attribution, group_size, engine):
     options = {"attribution": attribution, "group_size": group_size}
-    result = harmony.gram_vjp(*case, **options, engine=harmony.Engine(method=method))
-    assert_defined(result, definition.gram_vjp(*case, **options))
+    expected = definition.gram_vjp(*case, **options)
+    assert_defined(harmony.gram_vjp(*case, **options, engine=engine), expected)
+    by_name = harmony.gram_vjp(*case, **options, labels=lambda name: name, engine=engine)
+    assert oracle.relative_error(sum(by_name.gram.values()), expected.gram) < TOLERANCE
+    for curriculum in (harmony.curriculum.agreement_weight(), harmony.curriculum.quantile(0.5)):
+        step = harmony.harmonized_grad(case.encode, case.losses, harmony.chain(curriculum), **options, engine=engine)
+        grads, _, info = step(case.params, case.batch, (curriculum.init(),))
+        assert oracle.relative_error(info.gram, expected.gram) < TOLERANCE
+        torch.testing.assert_close(grads, expected.pullback(info.weights), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("method", METHODS)

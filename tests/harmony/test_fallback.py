@@ -129,7 +129,10 @@ def test_other_random_numbers_than_dropout_cannot_be_compared():
     def encode(p, x):
         return torch.stack([(row + torch.randn_like(row)) @ p["w"] for row in x])
 
-    with warnings.catch_warnings(), pytest.raises(NotImplementedError, match='method="loop" takes each sample alone'):
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(NotImplementedError, match=r'Engine\(method="loop"\) takes each sample alone'),
+    ):
         warnings.simplefilter("ignore")
         harmony.gram_vjp(encode, losses, {"w": PARAMS["w"]}, zoo.randn(5, 4))
     gram = harmony.gram_vjp(

@@ -51,7 +51,7 @@ class LeakedGradientError(ValueError):
         return cls(
             f"the backward pass carries gradients of some samples to the places of others, at the output of {op}, "
             f"which leads to parameter {parameter!r}. Is there a tensor hook that mixes samples? If not, please report "
-            'the encoder; method="loop" takes each sample alone.'
+            'the encoder; engine=harmony.Engine(method="loop") takes each sample alone.'
         )
 
     @classmethod
@@ -59,5 +59,5 @@ class LeakedGradientError(ValueError):
         """A gradient changed between a view of a parameter and the parameter."""
         return cls(
             f"a hook changes the gradient on the way from a view, transpose or copy of parameter {parameter!r} to it. "
-            'Register the hook on the parameter itself, or pass method="loop".'
+            'Register the hook on the parameter itself, or pass engine=harmony.Engine(method="loop").'
         )

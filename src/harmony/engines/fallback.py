@@ -167,8 +167,8 @@ def _compare_in_full_precision(call: EncoderCall, error: Error) -> None:
     if embeddings is None:
         raise UnsupportedError(
             f"the tape engine cannot record this encoder ({error}), and it draws random numbers other than dropout, so "
-            'that its embeddings cannot be compared with those of samples encoded alone. method="loop" takes each '
-            "sample alone and compares nothing."
+            "that its embeddings cannot be compared with those of samples encoded alone. "
+            'engine=harmony.Engine(method="loop") takes each sample alone and compares nothing.'
         ) from error
     _require_equal(*embeddings, min(_rounding(call, embeddings[0]), ROUNDING[torch.float32]), error)
 

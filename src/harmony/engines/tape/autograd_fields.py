@@ -102,7 +102,7 @@ def require_fields() -> None:
     if missing:
         raise UnsupportedError(
             f"torch {torch.__version__} keeps its autograd graph in another way than this engine knows: expected "
-            f'{", ".join(missing)}. Please report it; method="vmap" works without the graph'
+            f'{", ".join(missing)}. Please report it; engine=harmony.Engine(method="vmap") works without the graph'
         )
 
 

@@ -33,7 +33,7 @@ pretrain: $(STAMP)  ## corpus, training, retrieval, report; ARGS="key=value ..."
 	@$(BIN)/python -m recipes.pretrain --config recipes/configs/demo.yaml $(ARGS)
 
 figures: $(STAMP)  ## the figures of the paper's supplement, at a scale of minutes, in runs/figures
-	@$(BIN)/python -m recipes.reproduce $(ARGS)
+	@$(BIN)/python -m recipes.research.reproduce $(ARGS)
 
 test: $(STAMP)  ## all fast tests; ARGS="-k name" narrows them
 	@$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)

@@ -45,6 +45,9 @@ BEST = r"(text|audio)->video (R@(1|5|10)|median_rank|mean_rank)"  # figures of t
 PLAIN = re.compile(r"\$\{[\w.]+\}")  # names another key; what else begins with ${ calls a resolver
 WITH_MEMORY = ("pcgrad_random", "gradvac", "random")  # methods that `harmony.realign` makes, and that count the steps
 
+CONFIGS = Path(__file__).parent / "configs"
+DEMO = CONFIGS / "demo.yaml"
+
 log = logging.getLogger(__name__)
 
 

@@ -19,10 +19,10 @@ from recipes.data.inputs import narrated_clips
 from recipes.data.workers import WorkerError
 from recipes.evaluation import vectors
 from recipes.evaluation.embedding import cut, embedded
-from recipes.parts import Parts, inputs
+from recipes.evaluation.parts import Parts, inputs
+from recipes.model.build import device_of, use_cores
 from recipes.progress import progress_bar
-from recipes.trimodal.build import device_of, use_cores
-from recipes.trimodal.restore import add_options, overrides_of, restore
+from recipes.restore import add_options, overrides_of, restore
 
 ROWS = 1024  # of a part: what memory holds, and what a kill costs at most
 ENDINGS = (".parquet", ".safetensors")

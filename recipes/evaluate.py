@@ -13,7 +13,7 @@ from pathlib import Path
 from recipes.config import ConfigError
 from recipes.data.workers import WorkerError
 from recipes.evaluation import finetune, probe, results, retrieval, tagging
-from recipes.trimodal.restore import add_options
+from recipes.restore import add_options
 
 # A task is a module of recipes/evaluation with NAME, HELP, add_options(parser) and run(options) -> Result.
 TASKS = (retrieval, probe, finetune, tagging)

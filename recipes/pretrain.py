@@ -24,40 +24,32 @@ from torch import nn
 
 import harmony
 from recipes import config as configuration
-from recipes import locks, report
+from recipes import locks
 from recipes.config import Config, ConfigError, TrainConfig
 from recipes.data import identity, storage, vocabulary
 from recipes.data.held_out import limited
 from recipes.data.index import ROWS_AT_ONCE, captions
 from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
-from recipes.data.splits import DataError, Splits, corpus_folder, load_splits, save_splits, train_and_test
 from recipes.data.workers import WorkerError
-from recipes.evaluation import leakage
+from recipes.evaluation import dry_run, leakage
+from recipes.evaluation.during_training import Figures, evaluate, keep_best
 from recipes.evaluation.embedding import Embedded
 from recipes.evaluation.retrieval import table
-from recipes.training import checkpoint, dry_run, dynamics, folders, launch
+from recipes.figures import report
+from recipes.model.build import build, check_wrt, device_of, use_cores
+from recipes.model.harmonizer import gamma_schedule, harmonizer
+from recipes.splits import DataError, Splits, corpus_folder, load_splits, save_splits, train_and_test
+from recipes.training import checkpoint, dynamics, folders, launch
 from recipes.training.bad_steps import BAD_STEPS
 from recipes.training.checkpoint import CheckpointError
 from recipes.training.ema import Ema
-from recipes.training.evaluation import Figures, evaluate, keep_best
 from recipes.training.interruption import Interrupted, Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
-from recipes.training.processes import (
-    ALONE,
-    Processes,
-    check_processes,
-    digest,
-    joined,
-    seed_of,
-    spread,
-    whole_state,
-)
+from recipes.training.processes import ALONE, Processes, check_processes, digest, joined, seed_of, spread, whole_state
 from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
-from recipes.trimodal.build import build, check_wrt, device_of, use_cores
-from recipes.trimodal.harmonizer import gamma_schedule, harmonizer
 
 log = logging.getLogger(__name__)
 

@@ -28,19 +28,19 @@ from recipes.config import Config, ConfigError
 from recipes.data.clips import Clip, NarratedClips, Skipped
 from recipes.data.index import load_index
 from recipes.data.loader import list_loader
-from recipes.data.splits import DataError, held_out
 from recipes.data.workers import WorkerError
-from recipes.parts import Parts, inputs
+from recipes.evaluation.parts import Parts, inputs
+from recipes.model.build import check_wrt, device_of, use_cores
 from recipes.progress import progress_bar
+from recipes.restore import add_options, load_config, overrides_of, own_data, restore
 from recipes.scoring.keep import filtered_manifest
 from recipes.scoring.measure import FIGURES, Reading, measure
 from recipes.scoring.order import shuffled
 from recipes.scoring.table import SCHEMA, columns, facts_of
 from recipes.scoring.tune import tune
+from recipes.splits import DataError, held_out
 from recipes.training import checkpoint
 from recipes.training.processes import ALONE, Processes, joined
-from recipes.trimodal.build import check_wrt, device_of, use_cores
-from recipes.trimodal.restore import add_options, load_config, overrides_of, own_data, restore
 
 log = logging.getLogger(__name__)
 

@@ -215,7 +215,7 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
         `video` uint8 (B, T, H, W, 3); `audio` float32 (B, S) (of features float32: (B, T, 1024), (B, T, 128));
         `audio_valid` bool (B,): zeros and False without sound;
         `text` int64 (B, P, W) and `text_valid` bool (B, P): zeros and False without a word;
-        `text_key` int64 (B, P): equal where captions are, 0 without a word; see `recipes.trimodal.objective`;
+        `text_key` int64 (B, P): equal where captions are, 0 without a word; see `recipes.model.objective`;
         `index` int64 (B,); `id` list of B; `captions` list of B lists; `start` float64 (B,); `skipped` list.
         Where every item was skipped there is `skipped` alone.
     """

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.data.clips import (
+from recipes.data.clips import (  # fmt: skip
     Clip,
     ClipFormat,
     EvalClips,
@@ -13,10 +13,10 @@ from recipes.data.clips import (
     TrainClips,
     encode_captions,
     nearest,
-)  # fmt: skip
+)
 from recipes.data.decode import BrokenClip
+from recipes.data.layouts.youtube8m import AUDIO, Features, dequantize, read_features
 from recipes.data.sampler import Key
-from recipes.data.youtube8m import AUDIO, Features, dequantize, read_features
 
 
 class TrainFeatures(TrainClips):

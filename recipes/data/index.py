@@ -16,21 +16,9 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from recipes.data import (
-    audioset,
-    esc50,
-    folder,
-    hmdb51,
-    howto100m,
-    manifest,
-    msrvtt,
-    shards,
-    storage,
-    ucf101,
-    youcook2,
-    youtube8m,
-)  # fmt: skip
-from recipes.data.listed import folder_of
+from recipes.data import manifest, shards, storage  # fmt: skip
+from recipes.data.layouts import audioset, esc50, folder, hmdb51, howto100m, msrvtt, ucf101, youcook2, youtube8m
+from recipes.data.layouts.listed import folder_of
 
 SCHEMA = pa.schema(
     {

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from recipes.data import audioset, esc50, hmdb51, kinetics, labelled_manifest, manifest, ucf101
+from recipes.data import manifest
 from recipes.data.index import index_of
-from recipes.data.listed import folder_of
+from recipes.data.layouts import audioset, esc50, hmdb51, kinetics, labelled_manifest, ucf101
+from recipes.data.layouts.listed import folder_of
 
 TRAIN, TEST = "train", "test"  # the two parts of a split
 Read = tuple[list[str], list[dict[str, Any]]]

@@ -24,10 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes import locks
-from recipes.data import hub, manifest, shards, storage
+from recipes.data import manifest, shards, storage
 from recipes.data.clips import Skipped
 from recipes.data.decode import BrokenClip, clip_in
 from recipes.data.index import SCHEMA, load_index
+from recipes.data.layouts import hub
 from recipes.data.videos import VIDEOS
 from recipes.data.workers import WorkerError, guarded
 from recipes.progress import progress_bar

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.trimodal.model import MODALITIES, VATT
+from recipes.model.vatt import MODALITIES, VATT
 
 
 class Classifier(nn.Module):

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from recipes.config import Config, ConfigError
 from recipes.data.clips import Skipped
-from recipes.data.splits import DataError
 from recipes.data.windows import WindowedClips, Windows
 from recipes.data.workers import Loader
+from recipes.model.vatt import VATT
 from recipes.progress import progress_bar
-from recipes.trimodal.model import VATT
+from recipes.splits import DataError
 
 
 class Frozen(NamedTuple):

@@ -12,7 +12,7 @@ from datasets import Dataset
 from recipes.config import load
 from recipes.data import identity
 from recipes.data.identity import Seen
-from recipes.data.splits import train_and_test
+from recipes.splits import train_and_test
 
 SHOWN = 5  # clips that a refusal names
 

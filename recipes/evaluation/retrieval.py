@@ -10,16 +10,16 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 
 from recipes.config import Config, ConfigError
-from recipes.data import msrvtt, youcook2
 from recipes.data.clips import NarratedClips
 from recipes.data.held_out import limited, unit
 from recipes.data.index import load_index
 from recipes.data.inputs import eval_clips
+from recipes.data.layouts import msrvtt, youcook2
 from recipes.evaluation import leakage, ranking
 from recipes.evaluation.embedding import Embedded, embed
 from recipes.evaluation.results import Reported, Result, markdown, reported
-from recipes.trimodal.build import device_of, use_cores
-from recipes.trimodal.restore import overrides_of, own_data, restore
+from recipes.model.build import device_of, use_cores
+from recipes.restore import overrides_of, own_data, restore
 
 NAME = "retrieval"
 HELP = "zero-shot retrieval of videos by text and by sound, and of texts by video"

@@ -21,11 +21,11 @@ from recipes.evaluation.disjoint import check_disjoint
 from recipes.evaluation.results import Result
 from recipes.evaluation.tuning import Loss, predict, tune
 from recipes.evaluation.tuning_config import TuneConfig
+from recipes.model.build import device_of, use_cores
+from recipes.model.positions import fit_positions
+from recipes.model.vatt import VATT
+from recipes.restore import overrides_of, restore
 from recipes.training import folders
-from recipes.trimodal.build import device_of, use_cores
-from recipes.trimodal.model import VATT
-from recipes.trimodal.positions import fit_positions
-from recipes.trimodal.restore import overrides_of, restore
 
 Figures = dict[str, Any]
 

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from recipes.config import Config
 from recipes.data.clips import NarratedClips
 from recipes.evaluation.embedding import Embedded
-from recipes.parts import KEY
-from recipes.trimodal.model import SIZES
+from recipes.evaluation.parts import KEY
+from recipes.model.vatt import SIZES
 
 MASKS = ("readable", "has_audio", "has_text")
 NUMPY = {"F32": np.float32, "BOOL": np.bool_}  # safetensors' names of types

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 import harmony
 from recipes.data.clips import Clip, collate
-from recipes.trimodal.build import model_inputs
+from recipes.model.build import model_inputs
 
 FIGURES = ("cosine", "norm_va", "norm_vt", "loss_va", "loss_vt", "similarity_va", "similarity_vt")
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes.data import storage
-from recipes.parts import KEY
+from recipes.evaluation.parts import KEY
 from recipes.scoring.measure import FIGURES
 
 SCHEMA = pa.schema(

@@ -14,9 +14,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from recipes.model.build import INPUTS
 from recipes.training.checkpoint import agreed, attempt
 from recipes.training.processes import ALONE, Processes, whole
-from recipes.trimodal.build import INPUTS
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ newest checkpoint:
     from pathlib import Path
     import torch
     from safetensors.torch import load_file
-    from recipes.trimodal.restore import restore
+    from recipes.restore import restore
     parts = [load_file(file) for file in sorted(Path({place!r}).glob("inputs_*.safetensors"))]
     batch = {{name: torch.cat([part[name] for part in parts]) for name in parts[0]}}
     modules = restore(Path({checkpoint!r}), averaged=False).modules

@@ -22,8 +22,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import harmony
 from recipes.config import Config, ConfigError
+from recipes.model.vatt import VATT
 from recipes.training import launch
-from recipes.trimodal.model import VATT
 
 PATIENCE = timedelta(hours=12)  # for the others: the first reads an index of 10^8 narrations and counts their words
 T = TypeVar("T")

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import harmony
 from recipes.config import Config
+from recipes.model.build import model_inputs
+from recipes.model.harmonizer import gram_options
 from recipes.training.bad_steps import dump
 from recipes.training.dynamics import TRAINING, Cosines
 from recipes.training.precision import LossScale, forward_in
+from recipes.training.probes import probe
 from recipes.training.processes import ALONE, Processes, clip_gradients
-from recipes.trimodal.build import model_inputs
-from recipes.trimodal.harmonizer import gram_options
-from recipes.trimodal.probes import probe
 
 
 @dataclass(frozen=True)

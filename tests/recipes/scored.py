@@ -11,8 +11,8 @@ import torch
 from recipes import config as configuration
 from recipes.config import Config
 from recipes.data import vocabulary
+from recipes.model.build import build
 from recipes.training import checkpoint
-from recipes.trimodal.build import build
 
 SCHEMA = pa.schema(
     [

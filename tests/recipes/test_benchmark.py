@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 import harmony
-from recipes.benchmark import main, parser, sweep
-from recipes.benchmarks import contestants, memory, plots, tables, timing, variants
-from recipes.benchmarks.contestants import CACHED, CONTESTANTS, PLAIN, Contestant, Outcome
-from recipes.benchmarks.timing import Checker, Entrant, Result, WrongAnswer, race
-from recipes.benchmarks.workloads import DEFAULTS, Spec, build
+from recipes.research.benchmark import contestants, memory, plots, tables, timing, variants
+from recipes.research.benchmark.command import main, parser, sweep
+from recipes.research.benchmark.contestants import CACHED, CONTESTANTS, PLAIN, Contestant, Outcome
+from recipes.research.benchmark.timing import Checker, Entrant, Result, WrongAnswer, race
+from recipes.research.benchmark.workloads import DEFAULTS, Spec, build
 from tests.recipes.conftest import DEMO, TINY
 
 TINY_SPEC = Spec(batch=6, tokens=8, width=16, layers=1, heads=2, chunk=4)

@@ -5,11 +5,11 @@ import csv
 import av
 import pytest
 
-from recipes.benchmark import main
-from recipes.benchmarks import loader, web_video
-from recipes.benchmarks.loader import MOVE, REST, STAGES, WHOLE, Stopwatch
 from recipes.data.decode import probe
 from recipes.data.index import load_index
+from recipes.research.benchmark import loader, web_video
+from recipes.research.benchmark.command import main
+from recipes.research.benchmark.loader import MOVE, REST, STAGES, WHOLE, Stopwatch
 from tests.recipes.conftest import DEMO, TINY
 
 

@@ -4,9 +4,9 @@ import csv
 
 import pytest
 
-from recipes.benchmark import main
-from recipes.benchmarks import options
 from recipes.config import load
+from recipes.research.benchmark import options
+from recipes.research.benchmark.command import main
 from tests.recipes.conftest import DEMO, TINY
 
 

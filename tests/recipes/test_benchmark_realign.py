@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import harmony
-from recipes.benchmark import main
-from recipes.benchmarks import realign, timing
-from recipes.benchmarks.realign import ALL_PAIRS, COMPILED, OURS, PEER, Case, Peer, Result
+from recipes.research.benchmark import realign, timing
+from recipes.research.benchmark.command import main
+from recipes.research.benchmark.realign import ALL_PAIRS, COMPILED, OURS, PEER, Case, Peer, Result
 
 
 @pytest.fixture(autouse=True, scope="module")

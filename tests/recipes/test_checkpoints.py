@@ -14,12 +14,12 @@ from recipes import config as configuration
 from recipes.config import ConfigError, load
 from recipes.embed import main as embed_main
 from recipes.evaluate import main as evaluate_main
+from recipes.model.build import WORDS
 from recipes.pretrain import facts_of, latest_checkpoint, learning_rate, optimizer_of, pretrain
+from recipes.restore import own_data, restore
 from recipes.training import checkpoint as checkpoints
 from recipes.training.checkpoint import CHECKSUMS, LATEST, STATE, CheckpointError
 from recipes.training.ema import Ema
-from recipes.trimodal.build import WORDS
-from recipes.trimodal.restore import own_data, restore
 from tests.recipes.conftest import DEMO
 
 

@@ -12,8 +12,8 @@ from recipes.config import ModelConfig
 from recipes.data.augment import center, squares
 from recipes.data.clips import ClipFormat
 from recipes.evaluation.classifier import Classifier, mixup, multi_hot, multi_label_loss, single_label_loss
-from recipes.trimodal.model import VATT
-from recipes.trimodal.positions import fit_positions
+from recipes.model.positions import fit_positions
+from recipes.model.vatt import VATT
 
 CLIP = ClipFormat(frames=4, fps=4, size=32, sample_rate=1024, audio_seconds=1.0)
 

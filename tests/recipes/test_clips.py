@@ -15,19 +15,10 @@ from tokenizers import Tokenizer
 
 from recipes.data import vocabulary
 from recipes.data.augment import TO_RGB, TO_YIQ, AugmentConfig, add_noise, augment, center, jitter, random_crop
-from recipes.data.clips import (
-    Clip,
-    ClipFormat,
-    EvalClips,
-    NarratedClips,
-    Skipped,
-    TrainClips,
-    collate,
-    nearest,
-)
+from recipes.data.clips import Clip, ClipFormat, EvalClips, NarratedClips, Skipped, TrainClips, collate, nearest
 from recipes.data.index import load_index
 from recipes.data.loader import eval_loader, train_loader
-from recipes.trimodal.objective import same_captions
+from recipes.model.objective import same_captions
 from tests.recipes import media
 
 FMT = ClipFormat(frames=4, fps=10.0, size=32, audio_seconds=0.5, narrations=2, words=6)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from recipes.config import Config, as_dict, load
-from recipes.trimodal.model import VATT, parameter_counts
-from recipes.trimodal.objective import Objective
+from recipes.model.objective import Objective
+from recipes.model.vatt import VATT, parameter_counts
 from tests.recipes.conftest import DEMO
 
 STUDY = DEMO.with_name("study.yaml")  # of another kind: see test_study.py

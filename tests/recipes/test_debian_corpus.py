@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.data import debian_corpus
-from recipes.data.debian_corpus import FPS, SAMPLE_RATE, SIZE, PackageError, _concept, _fit, _read_rcc, build
+from recipes.data.corpus import debian as debian_corpus
+from recipes.data.corpus.debian import FPS, SAMPLE_RATE, SIZE, PackageError, _concept, _fit, _read_rcc, build
 from recipes.data.decode import read_window
 from recipes.data.index import load_index
 from tests.recipes.media import frequency_of

@@ -14,16 +14,15 @@ from harmony.stats import Moments
 from recipes.config import Config, ConfigError
 from recipes.data.clips import TrainClips
 from recipes.data.loader import train_loader
-from recipes.data.splits import train_and_test
-from recipes.dynamics import curves, runs, summary, text
-from recipes.dynamics.runs import DynamicsError, Run
-from recipes.figures import main
+from recipes.figures.command import main
+from recipes.figures.dynamics import curves, runs, summary, text
+from recipes.figures.dynamics.runs import DynamicsError, Run
+from recipes.model.build import build, model_inputs
 from recipes.pretrain import pretrain, vocabulary_of
-from recipes.training import dynamics
+from recipes.splits import train_and_test
+from recipes.training import dynamics, probes
 from recipes.training.dynamics import TRAINING, Dynamics
 from recipes.training.metrics import Metrics
-from recipes.trimodal import probes
-from recipes.trimodal.build import build, model_inputs
 from tests.recipes.test_pretrain import same, weights
 
 LIMIT = 50e6  # bytes of 500k steps at batch 2048

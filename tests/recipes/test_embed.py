@@ -15,10 +15,10 @@ from recipes import embed as recipe
 from recipes.data.clips import NarratedClips, collate
 from recipes.data.index import load_index
 from recipes.embed import main
-from recipes.parts import Parts
+from recipes.evaluation.parts import Parts
+from recipes.model.build import model_inputs
 from recipes.pretrain import pretrain
-from recipes.trimodal.build import model_inputs
-from recipes.trimodal.restore import restore
+from recipes.restore import restore
 from tests.recipes import media
 from tests.recipes.test_youtube8m import run as features_run
 

@@ -11,14 +11,14 @@ from recipes.data import vocabulary
 from recipes.data.held_out import limited
 from recipes.data.index import SCHEMA, captions, mapped
 from recipes.data.inputs import eval_clips
-from recipes.data.splits import train_and_test
+from recipes.evaluation.during_training import keep_best
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import table
 from recipes.pretrain import pretrain
+from recipes.restore import restore
+from recipes.splits import train_and_test
 from recipes.training import checkpoint
-from recipes.training.evaluation import keep_best
 from recipes.training.processes import Processes
-from recipes.trimodal.restore import restore
 
 
 def index_of(videos, narrations=5, group=None):

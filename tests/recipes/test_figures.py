@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 import harmony
-from recipes.figures import main
-from recipes.plots import realign
-from recipes.plots.realign import METHODS, PANELS, STRONG
+from recipes.figures import realign
+from recipes.figures.command import main
+from recipes.figures.realign import METHODS, PANELS, STRONG
 
 LARGEST = 60_000  # bytes
 SCALE_OF = {"½": 0.5, "¼": 0.25, "⅛": 0.125}

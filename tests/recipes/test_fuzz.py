@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.fuzz import ALLOWED, fuzz, main
-from recipes.fuzzing import kinds
-from recipes.fuzzing.case import Case, run
-from recipes.fuzzing.kinds import KINDS, Kind
+from recipes.research.fuzz import kinds
+from recipes.research.fuzz.case import Case, run
+from recipes.research.fuzz.command import ALLOWED, fuzz, main
+from recipes.research.fuzz.kinds import KINDS, Kind
 
 
 @pytest.mark.parametrize("kind", ["media", "manifests", "shards", "configurations", "tables"])

@@ -21,15 +21,15 @@ from recipes import config as configuration
 from recipes.data import vocabulary
 from recipes.data.clips import ClipFormat
 from recipes.data.decode import BrokenClip
-from recipes.figures import main
-from recipes.gallery import alignment, media, sample
-from recipes.gallery.alignment import Word, known, p_values, variants, words
-from recipes.gallery.captions import Caption, most_aligned, pieces, share_aligned
-from recipes.gallery.page import Card, Page
-from recipes.gallery.sample import Row, draw
-from recipes.gallery.sheet import CELL, LINES, WIDTH, break_lines, font, sheet
-from recipes.gallery.space import load_space
-from recipes.trimodal.build import model_inputs
+from recipes.figures.command import main
+from recipes.figures.gallery import alignment, media, sample
+from recipes.figures.gallery.alignment import Word, known, p_values, variants, words
+from recipes.figures.gallery.captions import Caption, most_aligned, pieces, share_aligned
+from recipes.figures.gallery.page import Card, Page
+from recipes.figures.gallery.sample import Row, draw
+from recipes.figures.gallery.sheet import CELL, LINES, WIDTH, break_lines, font, sheet
+from recipes.figures.gallery.space import load_space
+from recipes.model.build import model_inputs
 from tests.recipes import media as files
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.faulty import fatal

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.data import howto100m
 from recipes.data import index as indexing
 from recipes.data.index import load_index
+from recipes.data.layouts import howto100m
 from recipes.data.videos import videos_below
 
 WHOLE = {"group": None, "start": None, "end": None}  # the clip is its whole file

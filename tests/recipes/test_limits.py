@@ -10,10 +10,10 @@ import pytest
 
 from recipes.data import limits, vocabulary
 from recipes.data.decode import BrokenClip, Window, read_window
+from recipes.restore import restore
 from recipes.scoring.table import facts_of
 from recipes.training import checkpoint as checkpoints
 from recipes.training import jsonl
-from recipes.trimodal.restore import restore
 from tests.recipes import media
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from recipes import locks
 from recipes.config import ConfigError
-from recipes.data import debian_corpus, pack
+from recipes.data import pack
 from recipes.data.corpus import build
-from recipes.data.splits import corpus_folder
+from recipes.data.corpus import debian as debian_corpus
 from recipes.pretrain import pretrain
+from recipes.splits import corpus_folder
 from recipes.training import folders
 from tests.recipes import media
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from recipes.config import Config, CurriculumConfig, GammaConfig, GramConfig, ObjectiveConfig, RealignConfig
+from recipes.model.harmonizer import harmonizer
+from recipes.model.objective import Objective
 from recipes.training.step import train_step
-from recipes.trimodal.harmonizer import harmonizer
-from recipes.trimodal.objective import Objective
 from tests.harmony import oracle
 from tests.recipes.test_model import batch, model
 

@@ -7,9 +7,9 @@ from torch.func import functional_call
 import harmony
 from recipes.config import ModelConfig, ObjectiveConfig
 from recipes.data.clips import ClipFormat
-from recipes.trimodal.model import VATT, parameter_counts
-from recipes.trimodal.objective import Objective
-from recipes.trimodal.tokens import VideoTokens, drop_tokens
+from recipes.model.objective import Objective
+from recipes.model.tokens import VideoTokens, drop_tokens
+from recipes.model.vatt import VATT, parameter_counts
 from tests.harmony import oracle
 
 CLIP = ClipFormat(frames=4, size=32, sample_rate=4000, audio_seconds=0.32, narrations=2, words=5)

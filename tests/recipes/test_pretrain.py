@@ -15,20 +15,21 @@ import pytest
 import torch
 
 from recipes import pretrain as recipe
-from recipes import report
 from recipes.config import ConfigError
 from recipes.data.clips import EvalClips, TrainClips, collate
 from recipes.data.loader import train_loader
-from recipes.data.splits import train_and_test
 from recipes.evaluate import main as evaluate_main
+from recipes.evaluation import during_training as evaluation
+from recipes.figures import report
+from recipes.model.build import build
+from recipes.model.harmonizer import harmonizer
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
-from recipes.training import checkpoint, dynamics, evaluation, jsonl, metrics
+from recipes.splits import train_and_test
+from recipes.training import checkpoint, dynamics, jsonl, metrics
 from recipes.training.interruption import Interrupted
 from recipes.training.processes import Processes
 from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
-from recipes.trimodal.build import build
-from recipes.trimodal.harmonizer import harmonizer
 from tests.recipes import media
 from tests.recipes.conftest import DEMO, TIMES, TINY
 from tests.recipes.faulty import Faulty, Several, hang, segfault

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from recipes import reproduce as recipe
 from recipes.data.index import load_index
+from recipes.research import reproduce as recipe
 from tests.recipes.conftest import TINY
 
 

@@ -16,10 +16,10 @@ from recipes.data.inputs import eval_clips
 from recipes.evaluate import main
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve
+from recipes.model.build import model_inputs
 from recipes.pretrain import pretrain
+from recipes.restore import restore
 from recipes.training.checkpoint import CHECKSUMS, latest
-from recipes.trimodal.build import model_inputs
-from recipes.trimodal.restore import restore
 from tests.recipes import media, shards
 from tests.recipes.test_youtube8m import run as features_run
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from recipes import config as configuration
-from recipes import scaling
-from recipes.benchmarks.scaling import GIB, Counts, Machine, Operations, clips, count, predict, traffic
-from recipes.trimodal.model import SIZES, VATT
+from recipes.model.vatt import SIZES, VATT
+from recipes.research.benchmark import scaling_command as scaling
+from recipes.research.benchmark.scaling import GIB, Counts, Machine, Operations, clips, count, predict, traffic
 from tests.recipes.conftest import DEMO, TINY
 
 MEDIUM = DEMO.parent / "vatt_medium_howto100m_audioset.yaml"

@@ -24,16 +24,16 @@ from hypothesis import strategies as st
 from recipes.data import vocabulary
 from recipes.data.clips import Clip, NarratedClips, collate
 from recipes.data.index import load_index
-from recipes.data.splits import held_out, train_and_test
-from recipes.parts import Parts
+from recipes.evaluation.parts import Parts
+from recipes.model.build import build, model_inputs
 from recipes.pretrain import pretrain
 from recipes.score import cut, main
 from recipes.scoring import table
 from recipes.scoring.keep import filtered_manifest
 from recipes.scoring.measure import Reading, measure
 from recipes.scoring.order import shuffled
+from recipes.splits import held_out, train_and_test
 from recipes.training import checkpoint
-from recipes.trimodal.build import build, model_inputs
 from tests.recipes import media
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

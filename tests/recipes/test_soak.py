@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from recipes import soak
 from recipes.data.decode import BrokenClip, open_clip
 from recipes.data.index import load_index
-from recipes.soaking.checks import growth
-from recipes.soaking.damage import DAMAGES, damaged_shards
-from recipes.soaking.launch import Watch
+from recipes.research.soak import command as soak
+from recipes.research.soak.checks import growth
+from recipes.research.soak.damage import DAMAGES, damaged_shards
+from recipes.research.soak.launch import Watch
 from tests.recipes.conftest import TINY
 
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from recipes.config import ConfigError, load
-from recipes.data.splits import load_splits, save_splits, train_and_test
+from recipes.splits import load_splits, save_splits, train_and_test
 from tests.recipes.conftest import DEMO
 
 

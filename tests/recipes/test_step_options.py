@@ -8,15 +8,15 @@ from safetensors.torch import load_file
 
 import harmony
 from recipes.config import Config, ConfigError, GramConfig, ObjectiveConfig, TrainConfig
+from recipes.model.objective import Objective
 from recipes.pretrain import TrainingError, pretrain
+from recipes.restore import restore
 from recipes.training import bad_steps, checkpoint, dynamics, metrics
 from recipes.training.bad_steps import BAD_STEPS, MOST
 from recipes.training.ema import Ema
 from recipes.training.precision import GROW_AFTER, LossScale, forward_in, loss_scale
 from recipes.training.processes import Processes, check_processes
 from recipes.training.step import train_step
-from recipes.trimodal.objective import Objective
-from recipes.trimodal.restore import restore
 from tests.recipes.test_model import batch, model
 
 

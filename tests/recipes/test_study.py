@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.mixture import GaussianMixture
 
-from recipes import study
 from recipes.config import CorpusConfig
 from recipes.data.clips import ClipFormat
-from recipes.studies import config, features, media, noise, summary, table, train
-from recipes.studies.mixture import mixture
-from recipes.studies.rince import DENSITY, Q, rince
-from recipes.studies.rules import RULES, Context
-from recipes.trimodal.build import INPUTS
+from recipes.model.build import INPUTS
+from recipes.research.study import command as study
+from recipes.research.study import config, features, media, noise, summary, table, train
+from recipes.research.study.mixture import mixture
+from recipes.research.study.rince import DENSITY, Q, rince
+from recipes.research.study.rules import RULES, Context
 
 WORLD = features.world(96, 48, seed=0)
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from recipes.data import vocabulary
+from recipes.model.build import build
 from recipes.pretrain import latest_checkpoint, pretrain
+from recipes.restore import restore
 from recipes.training import checkpoint, metrics
 from recipes.training.bad_steps import BAD_STEPS
-from recipes.trimodal.build import build
-from recipes.trimodal.restore import restore
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.test_step_options import taken_again
 

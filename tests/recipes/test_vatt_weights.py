@@ -11,12 +11,12 @@ from torch.func import functional_call
 
 import harmony
 from recipes import config as configuration
-from recipes.data.tfrecord import masked_crc
+from recipes.data.layouts.tfrecord import masked_crc
 from recipes.data.vocabulary import encode
-from recipes.pretrained.tensor_bundle import ENTRY, HEADER, MAGIC, TensorBundle
-from recipes.pretrained.vatt import ENCODER, HEADS, VALUE, main
-from recipes.trimodal.model import VATT
-from recipes.trimodal.restore import restore
+from recipes.import_vatt import ENCODER, HEADS, VALUE, main
+from recipes.model.tensor_bundle import ENTRY, HEADER, MAGIC, TensorBundle
+from recipes.model.vatt import VATT
+from recipes.restore import restore
 from tests.recipes.conftest import DEMO, TINY
 
 WIDTH, MLP, SPACE, WORDS = 96, 192, 16, 6

@@ -15,7 +15,7 @@ from recipes.data.clips import ClipFormat, Skipped, collate
 from recipes.data.decode import BrokenClip
 from recipes.data.features import EvalFeatures, TrainFeatures
 from recipes.data.index import load_index
-from recipes.data.youtube8m import read_features
+from recipes.data.layouts.youtube8m import read_features
 from recipes.evaluate import main as evaluate
 from recipes.pretrain import pretrain
 from recipes.score import score

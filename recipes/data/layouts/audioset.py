@@ -1,0 +1,134 @@
+"""AudioSet's layout: the official tables of ten-second segments, their labels, and those videos that one has."""
+
+import csv
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recipes.data.encoding import read_lines
+from recipes.data.layouts.listed import folder_of
+from recipes.data.videos import VIDEOS, videos_by_name
+
+TABLES = {
+    "balanced_train_segments.csv": "train",
+    "unbalanced_train_segments.csv": "train",
+    "eval_segments.csv": "test",
+}
+CLASSES = "class_labels_indices.csv"
+SPLIT = "eval"
+SOUNDS = (".wav", ".flac", ".m4a", ".ogg")  # of which there are labels, but nothing to pre-train on
+
+
+class Segment(NamedTuple):
+    """A part of a video on YouTube, in seconds, its labels, and where the table has it."""
+
+    video: str
+    start: float
+    end: float
+    labels: list[str]
+    where: str
+
+
+def read(root: Path) -> Iterator[dict[str, Any]]:
+    """Reads the index of a folder in AudioSet's layout.
+
+    A video, in `videos/` or in the folder itself, is the whole one, `<YTID>.<mp4|webm|mkv>`, of which the segment is a
+    part, or that part alone, cut out beforehand, whose name says where it begins: `<YTID>_<start>` or
+    `<YTID>_<start>_<end>`, in whole seconds, plain or of six digits, or in milliseconds. Where there are both, the
+    short file is read. Segments without a file are left out, with one warning.
+
+    Args:
+        root: the folder with one or more of `balanced_train_segments.csv`, `unbalanced_train_segments.csv` (split
+            "train") and `eval_segments.csv` (split "test").
+    Returns:
+        Rows of `id` (the YTID), `video`, `split`, `start`, `end`, and no `narrations`, in the order of the tables.
+    Raises:
+        FileNotFoundError: not one of the videos.
+        ValueError: a table of another form; says which file and line.
+    """
+    return (row for row, _ in _located(root, videos_by_name(root)))
+
+
+def read_labelled(root: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Reads it with the labels; see `recipes.data.labels.Layout`. A segment may be a file of sound, named alike.
+
+    The only split trains on the two training tables, or on the one that is there, and tests on the evaluation table.
+
+    Args:
+        root: the folder of `read`, with `class_labels_indices.csv` in it, or the folder around it.
+    Raises:
+        FileNotFoundError: not one of the segments.
+        ValueError: a table of another form, or a label that is not among the classes; says which file and line.
+    """
+    root = folder_of(root, CLASSES)
+    names = _classes(root / CLASSES)
+    rows = []
+    for row, segment in _located(root, videos_by_name(root, SOUNDS) | videos_by_name(root)):
+        if unknown := [label for label in segment.labels if label not in names]:
+            raise ValueError(f"{segment.where}: the label {unknown[0]} is not in {root / CLASSES}")
+        part = "test" if row["split"] == "test" else "train"
+        labels = [names[label] for label in segment.labels]
+        rows.append(row | {"labels": labels, "parts": {SPLIT: part}, "source": segment.video})
+    return list(names.values()), rows
+
+
+def _located(root: Path, files: dict[str, str]) -> Iterator[tuple[dict[str, Any], Segment]]:
+    """The rows of those segments that have a file."""
+    listed = missing = 0
+    for name, split in TABLES.items():
+        for segment in _segments(root / name) if (root / name).is_file() else ():
+            listed += 1
+            cut = next((files[stem] for stem in _names_of_cut(segment) if stem in files), None)
+            if cut is None and segment.video not in files:
+                missing += 1
+                continue
+            part = {"start": None, "end": None} if cut else {"start": segment.start, "end": segment.end}
+            video = cut or files[segment.video]
+            yield {"id": segment.video, "video": video, "split": split, **part, "narrations": []}, segment
+    if listed and missing == listed:
+        raise FileNotFoundError(
+            f"{root}: not one of the {listed} segments in its tables is here; looked for files like "
+            f"{segment.video}{VIDEOS[0]} or {segment.video}_{segment.start:.0f}{VIDEOS[0]} "
+            f"(or {', '.join(VIDEOS[1:])}) in {root / 'videos'} and {root}"
+        )
+    if missing:
+        warnings.warn(f"{root}: {missing} of {listed} segments have no file; left out", stacklevel=2)
+
+
+def _segments(path: Path) -> Iterator[Segment]:
+    lines = (text for _, text in read_lines(path))
+    for number, fields in enumerate(csv.reader(lines, skipinitialspace=True), 1):
+        if not fields or fields[0].startswith("#"):
+            continue
+        try:
+            video, start, end, labels = fields
+            where = f"{path}, line {number}"
+            segment = Segment(video, float(start), float(end), [part.strip() for part in labels.split(",")], where)
+            if not (video and 0 <= segment.start < segment.end):
+                raise ValueError
+        except ValueError as error:
+            raise ValueError(
+                f'{path}, line {number}: expected YTID, start_seconds, end_seconds, "labels" (labels in quotes, '
+                f"start before end); found {fields!r:.80}"
+            ) from error
+        yield segment
+
+
+def _classes(path: Path) -> dict[str, str]:
+    """The display name of each class by its machine id, in the order of the table."""
+    names: dict[str, str] = {}
+    for number, fields in enumerate(csv.reader(text for _, text in read_lines(path)), 1):
+        if number == 1 or not fields:
+            continue
+        if len(fields) != 3 or fields[0] != str(len(names)):
+            raise ValueError(f"{path}, line {number}: expected {len(names)},mid,display_name; found {fields!r:.80}")
+        names[fields[1]] = fields[2]
+    return names
+
+
+def _names_of_cut(segment: Segment) -> list[str]:
+    """How downloaders name the file of a segment, without its ending."""
+    forms = [[f"{time:.0f}", f"{time:06.0f}", f"{1000 * time:.0f}"] for time in (segment.start, segment.end)]
+    starts = [f"{segment.video}_{start}" for start in forms[0]]
+    return starts + [f"{start}_{end}" for start, end in zip(starts, forms[1], strict=True)]

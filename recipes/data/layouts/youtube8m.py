@@ -1,0 +1,139 @@
+"""YouTube-8M's official frame features: TFRecord shards of pictures and sound as vectors, one a second.
+
+There are no videos to download and no text; who has clips and captions of their own brings them by a manifest.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from recipes.data.decode import BrokenClip
+from recipes.data.encoding import clean, read_lines
+from recipes.data.layouts.sequence_example import SequenceExample
+from recipes.data.layouts.tfrecord import read_record, records
+
+SHARDS = "*.tfrecord"
+SPLITS = {"train": "train", "validate": "validate", "test": "test"}  # by what a shard's name begins with
+TEXTS = "texts.jsonl"
+RGB, AUDIO = 1024, 128  # widths of the features
+HEAD = 4096  # bytes of a record in which its id is: the context comes first
+LOW, HIGH = -2.0, 2.0  # what the bytes 0 and 255 stand for, before half a step is added
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a video: `rgb` uint8 (seconds, 1024), `audio` uint8 (seconds, 128), None if it has none."""
+
+    rgb: np.ndarray
+    audio: np.ndarray | None
+
+
+def read(root: Path) -> Iterator[dict[str, Any]]:
+    """Reads the index of a folder of frame-level shards: `train*.tfrecord`, `validate*.tfrecord`, `test*.tfrecord`.
+
+    Only the head of each record is read. What follows a truncated or corrupt length in a shard is left out, with a
+    warning; data that do not match their checksum are noticed when they are read.
+
+    Args:
+        root: the folder, with texts for some of the videos in `texts.jsonl`, if one has any: {"id": ..., "text": ...}.
+    Returns:
+        Rows of `id`, `video` ("shard#offset", see `read_features`), `split` and `narrations`, by shard.
+    Raises:
+        ValueError: a line of `texts.jsonl` that is not as above.
+    """
+    texts = _texts(root / TEXTS) if (root / TEXTS).is_file() else {}
+    for shard in sorted(root.absolute().glob(SHARDS)):
+        split = next((split for begin, split in SPLITS.items() if shard.name.startswith(begin)), "")
+        try:
+            for offset, head in records(shard, HEAD):
+                name = _id(head) or f"{shard.stem}#{offset}"
+                text = texts.get(name)
+                narrations = [{"start": 0.0, "end": np.inf, "text": text}] if text else []
+                yield {"id": name, "video": f"{shard}#{offset}", "split": split, "narrations": narrations}
+        except BrokenClip as broken:
+            warnings.warn(f"{broken}; the rest of this shard is left out", stacklevel=2)
+
+
+def read_features(locator: str) -> Features:
+    """Reads the features of one video.
+
+    Args:
+        locator: "shard#offset".
+    Raises:
+        BrokenClip: not a record of a shard, the shard is missing or truncated, the record corrupt, or not one of frame
+            features.
+    """
+    path, _, offset = locator.rpartition("#")
+    if not offset.isdecimal():
+        raise BrokenClip(locator, "expected the features of a video, SHARD#OFFSET, as the run's clip.inputs says")
+    data = read_record(Path(path), int(offset))
+    try:
+        lists = SequenceExample.FromString(data).feature_lists.entry
+    except DecodeError as error:
+        raise BrokenClip(locator, "the record is not a SequenceExample") from error
+    rgb, audio = _rows(locator, lists, "rgb", RGB), _rows(locator, lists, "audio", AUDIO)
+    if not len(rgb):
+        raise BrokenClip(locator, f"expected a feature list rgb; found {', '.join(sorted(lists)) or 'none'}")
+    seconds = min(len(rgb), len(audio) or len(rgb))  # they may differ by one
+    return Features(rgb[:seconds], audio[:seconds] if len(audio) else None)
+
+
+def dequantize(features: np.ndarray) -> np.ndarray:
+    """Bytes as the numbers that they stand for: uint8 -> float32 of the same shape, in [-2, 2], as the official code.
+
+    Examples:
+        >>> dequantize(np.array([0, 128, 255], np.uint8)).tolist()
+        [-1.9921875, 0.015..., 2.0078125]
+    """
+    step = (HIGH - LOW) / 255
+    return (features * np.float32(step) + np.float32((HIGH - LOW) / 512 + LOW)).astype(np.float32)
+
+
+def _rows(locator: str, lists: Any, name: str, width: int) -> np.ndarray:
+    """A feature list as uint8 (seconds, width); (0, width) where there is none."""
+    if name not in lists:
+        return np.zeros((0, width), np.uint8)
+    rows = [b"".join(feature.bytes_list.value) for feature in lists[name].feature]
+    if wrong := {len(row) for row in rows} - {width}:
+        raise BrokenClip(locator, f"expected {width} bytes of {name} a second; found {min(wrong)}")
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, width)
+
+
+def _id(head: bytes) -> str:
+    """The id in the context of a record of which the first bytes are given; "" where they are not a context."""
+    try:
+        size, at = _varint(head, 1)
+        context = SequenceExample.FromString(head[: at + size]).context if head[0] == 0x0A else None
+        return context.entry["id"].bytes_list.value[0].decode() if context and "id" in context.entry else ""
+    except (DecodeError, IndexError, UnicodeDecodeError):
+        return ""
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number in protobuf's coding, seven bits a byte, and where it ends."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 0x7F) << shift
+        at, shift, more = at + 1, shift + 7, data[at] & 0x80
+        if not more:
+            return value, at
+
+
+def _texts(path: Path) -> dict[str, str]:
+    texts = {}
+    for number, line in read_lines(path):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                texts[row["id"]] = clean(row["text"])
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f'{path}, line {number}: expected {{"id": "...", "text": "..."}}; found {line.strip()[:80]}'
+                ) from error
+    return texts

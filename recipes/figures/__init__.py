@@ -1,0 +1,1 @@
+"""Figures, the gallery and the report of runs."""

@@ -1,0 +1,121 @@
+"""What a gallery shows of a clip: a small mp4 with sound, key frames, loudness, and what the model sees."""
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from recipes.data.augment import center
+from recipes.data.clips import ClipFormat
+from recipes.data.corpus.write import write_mp4
+from recipes.data.decode import BrokenClip, Clip, Probe, open_clip
+from recipes.figures.gallery.sample import Row
+
+KEY_FRAMES = 4
+SHORT_SIDE = 180  # pixels of the player's pictures at most
+FRAME_RATE = 30  # at most
+SAMPLE_RATE = 24_000
+LONGEST = 60.0  # seconds of a window
+OUTLINE = 60  # loudness values of a window
+GAP = 4  # pixels between key frames
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A clip as it is shown.
+
+    Attributes:
+        files: What to write: {".mp4", ".jpg" (the key frames side by side), "-poster.jpg": bytes}.
+        frames: Key frames, uint8 (KEY_FRAMES, H, W, 3).
+        outline: Loudness over the window, (OUTLINE,) in [0, 1]; empty without sound.
+        video: What the model sees, uint8 (T, S, S, 3).
+    """
+
+    files: dict[str, bytes]
+    frames: np.ndarray
+    outline: list[float]
+    video: np.ndarray
+
+
+def read(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
+    """Cut a clip's window out of its video.
+
+    Args:
+        row: The clip.
+        fmt: Shape of the model's clips.
+        folder: That exists, for the mp4 while it is written.
+
+    Raises:
+        BrokenClip: It cannot be read.
+    """
+    with open_clip(row.video) as clip:
+        video = _model_view(clip, row, fmt)
+        pictures, sound, rate = _window(clip, row)
+    with TemporaryDirectory(dir=folder) as place:
+        file = Path(place, "clip.mp4")
+        write_mp4(file, pictures, rate, sound, SAMPLE_RATE)
+        player = file.read_bytes()
+    frames = pictures[[int((i + 0.5) * len(pictures) / KEY_FRAMES) for i in range(KEY_FRAMES)]]
+    files = {
+        ".mp4": player,
+        ".jpg": jpeg(side_by_side(frames)),
+        "-poster.jpg": jpeg(frames[KEY_FRAMES // 2]),
+    }
+    return Shown(files, frames, [] if sound is None else outline(sound), video)
+
+
+def model_view(row: Row, fmt: ClipFormat) -> np.ndarray:
+    """What the model sees of a clip, uint8 (T, S, S, 3), as in evaluation.
+
+    Raises:
+        BrokenClip: It cannot be read.
+    """
+    with open_clip(row.video) as clip:
+        return _model_view(clip, row, fmt)
+
+
+def _model_view(clip: Clip, row: Row, fmt: ClipFormat) -> np.ndarray:
+    window = clip.window(row.start, fmt.frames, fmt.fps, fmt.sample_rate, fmt.samples, fmt.short_side)
+    return center(window.video, fmt.size)
+
+
+def _window(clip: Clip, row: Row) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Pictures with even sides, as H.264 wants them, sound, and the frame rate."""
+    seconds = row.end - row.start
+    if not 0 < seconds <= LONGEST:
+        raise BrokenClip(clip.path, f"expected a window of at most {LONGEST:g} s, got {row.start:g} to {row.end:g} s")
+    rate = frame_rate(clip.probe)
+    frames = max(1, math.ceil(round(seconds * rate, 3)))
+    window = clip.window(row.start, frames, rate, SAMPLE_RATE, round(seconds * SAMPLE_RATE), SHORT_SIDE)
+    height, width = (side - side % 2 for side in window.video.shape[1:3])
+    if not height or not width:
+        raise BrokenClip(clip.path, "its pictures are less than two pixels wide or high")
+    return np.ascontiguousarray(window.video[:, :height, :width]), window.audio, rate
+
+
+def frame_rate(probe: Probe) -> int:
+    """Frames per second of the player: the video's own, whole, and not more than FRAME_RATE."""
+    return min(FRAME_RATE, max(1, round(probe.fps)))
+
+
+def outline(sound: np.ndarray) -> list[float]:
+    """Peak loudness in OUTLINE equal stretches of sound (S,), as shares of the loudest."""
+    peaks = np.array([np.abs(part).max(initial=0.0) for part in np.array_split(sound, OUTLINE)])
+    return (peaks / max(peaks.max(), 1e-6)).round(2).tolist()
+
+
+def side_by_side(frames: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W, 3) in a row on white, uint8 (H, N W + (N - 1) GAP, 3)."""
+    gap = np.full((frames.shape[1], GAP, 3), 255, np.uint8)
+    return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    """A picture, uint8 (H, W, 3), as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,1 +1,0 @@
-"""Random damage to what a user may bring: see `recipes.fuzz`."""

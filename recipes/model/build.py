@@ -1,0 +1,68 @@
+"""The model and its objective from a configuration, and a batch on its way to them."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from recipes.config import Config, ConfigError
+from recipes.data.vocabulary import load_vectors
+from recipes.model.objective import Objective
+from recipes.model.vatt import SIZES, VATT
+
+INPUTS = ("video", "audio", "text", "audio_valid", "text_valid", "text_key", "index")
+
+
+WORDS = "model.tokens.text.words.weight"  # name of the word vectors
+
+
+def build(config: Config, tokenizer: Tokenizer, saved: Mapping[str, torch.Size] | None = None) -> nn.ModuleDict:
+    """{"model": VATT, "objective": Objective}, initialised from torch's random state.
+
+    Args:
+        config: Of the run.
+        tokenizer: Its vocabulary.
+        saved: Shapes of the weights that will be loaded: then the file of word vectors is not read.
+    """
+    vectors = None
+    if config.data.word_vectors:
+        known = saved is not None and WORDS in saved
+        vectors = torch.zeros(saved[WORDS]) if known else load_vectors(config.data.word_vectors, tokenizer)
+    model = VATT(config.model, config.clip, tokenizer.get_vocab_size(), vectors)
+    return nn.ModuleDict({"model": model, "objective": Objective(config.objective, SIZES[config.model.size].output)})
+
+
+def device_of(config: Config) -> torch.device:
+    """The device to run on; under torchrun each process has its own, where there are several."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if config.train.device == "auto" else config.train.device
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return torch.device(name)
+
+
+def use_cores(config: Config) -> None:
+    """Leave the loader's workers a core each: on a CPU, threads that wait for one another lose more than they win.
+
+    OMP_NUM_THREADS, which torchrun sets, has the last word.
+    """
+    if device_of(config).type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - max(1, config.data.workers)))
+
+
+def model_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a batch that the model takes, on the device."""
+    if torch.device(device).type != "cuda":
+        return {name: batch[name].to(device) for name in INPUTS}
+    # Only from pinned memory does the host go on while it is copied.
+    return {name: batch[name].pin_memory().to(device, non_blocking=True) for name in INPUTS}
+
+
+def check_wrt(pattern: str | None, model: nn.Module, key: str) -> None:
+    """Raise a ConfigError where the regular expression, given by ``key``, finds no parameter of the model."""
+    if pattern is not None and not any(re.search(pattern, name) for name, _ in model.named_parameters()):
+        parts = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
+        raise ConfigError(f"{key}={pattern!r} matches no parameter; their names begin with {', '.join(parts)}")

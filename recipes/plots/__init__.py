@@ -1,1 +1,0 @@
-"""Drawings for the documentation."""

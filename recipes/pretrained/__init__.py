@@ -1,1 +1,0 @@
-"""Weights that others have published, as checkpoints of this project."""

@@ -1,0 +1,188 @@
+"""Where the time of a clip goes, from its file to the batch in the training process."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from itertools import islice
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from recipes.config import Config
+from recipes.data import clips, decode, storage
+from recipes.data.inputs import train_clips
+from recipes.data.sampler import BatchSampler
+from recipes.data.workers import Loader
+from recipes.pretrain import vocabulary_of
+from recipes.progress import progress_bar
+from recipes.research.benchmark.timing import quartiles
+from recipes.splits import DataError, train_and_test
+
+# The functions that make a stage. What one of them calls and is timed itself counts there alone.
+STAGES: dict[str, list[tuple[Any, str]]] = {
+    "open, header": [(storage, "open_bytes"), (decode, "_open"), (decode.Clip, "__init__")],
+    "seek, demux": [(decode.Clip, "_packets")],
+    "decode pictures": [(decode.Clip, "pictures")],
+    "scale, convert": [(decode, "_rgb")],
+    "decode sound": [(decode.Clip, "sound")],
+    "augment pictures": [(clips, "augment")],
+    "augment sound": [(clips, "add_noise")],
+    "tokenize": [(clips, "nearest"), (clips, "encode_captions")],
+    "collate": [(clips, "collate")],
+}
+REST = "the rest"  # rows of the index, random numbers, closing
+WHOLE = "all of these"
+MOVE = "from a worker to the training process"
+SENT = 12  # batches that are moved in a round, and as many to get going
+
+
+class Stopwatch:
+    """Seconds of this process by stage, waiting not counted; while one runs, the one around it stands still."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys([*STAGES, REST], 0.0)
+        self.running, self.since = [REST], time.process_time()
+
+    def stop(self) -> None:
+        """Give the time since the last call to the stage that runs."""
+        now = time.process_time()
+        self.seconds[self.running[-1]] += now - self.since
+        self.since = now
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, on the clock of a stage."""
+
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self.stop()
+            self.running.append(stage)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.stop()
+                self.running.pop()
+
+        return wrapper
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, the functions of the stages are timed."""
+        with ExitStack() as stack:
+            for stage, functions in STAGES.items():
+                for owner, name in functions:
+                    stack.enter_context(patch.object(owner, name, self.timed(stage, getattr(owner, name))))
+            yield
+
+
+def measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Read training batches, in this process on one thread, and send one from a worker.
+
+    Args:
+        config: The recipe; the size of its batches, its clips and its data count.
+        rounds: Each is one batch, and `SENT` that are sent.
+
+    Returns:
+        Seconds per clip of each round, by stage, and the facts: clips per batch, bytes per clip, clips that could not
+        be read.
+
+    Raises:
+        DataError: No clip of the first batch can be read.
+    """
+    train, _, sources = train_and_test(config)
+    dataset = train_clips(train, vocabulary_of(train, config), config.clip, config.train.seed, config.augment)
+    keys = iter(BatchSampler(sources, config.train.batch_size, config.train.seed))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
+    try:
+        batch = clips.collate([dataset[key] for key in next(keys)])  # the first one is slower
+        if "video" not in batch:
+            raise DataError(f"no clip of the first batch can be read; the first is {batch['skipped'][0]}")
+        size, skipped = len(batch["id"]), 0
+        seconds: dict[str, list[float]] = {stage: [] for stage in [*STAGES, REST, WHOLE, MOVE]}
+        for todo in progress_bar(iterable=list(islice(keys, rounds)), desc="loader", unit="round"):
+            watch = Stopwatch()
+            with watch.watching():
+                read = clips.collate([dataset[key] for key in todo])
+                watch.stop()
+            skipped += len(read["skipped"])
+            for stage, spent in watch.seconds.items():
+                seconds[stage].append(spent / len(todo))
+            seconds[WHOLE].append(sum(watch.seconds.values()) / len(todo))
+            seconds[MOVE].append(move(batch) / size)
+    finally:
+        torch.set_num_threads(threads)
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+    return seconds, {
+        "batch": size, "bytes": sum(t.nbytes for t in tensors) // size, "skipped": skipped, "clips": rounds * len(todo),
+    }  # fmt: skip
+
+
+class Nothing:
+    """Clips that take no time."""
+
+    index = None
+
+    def row(self, key: int) -> int:
+        """Its row."""
+        return key
+
+    def __getitem__(self, key: int) -> clips.Skipped:
+        return clips.Skipped("", "")
+
+
+def move(batch: dict[str, Any]) -> float:
+    """Seconds that it takes to bring a batch from a worker into this process, where nothing else is done."""
+    batches = iter(Loader(Nothing(), [[0]] * 2 * SENT, partial(_ready, batch), workers=1, timeout=60.0))
+    for _ in range(SENT):
+        next(batches)
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return (time.perf_counter() - start) / SENT
+
+
+def _ready(batch: dict[str, Any], _: list[clips.Skipped]) -> dict[str, Any]:
+    return batch
+
+
+def records(seconds: dict[str, list[float]], config: Config, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """One flat record per stage."""
+    whole = quartiles(seconds[WHOLE])[1]
+    clip = config.clip
+    rows = []
+    for stage, values in seconds.items():
+        low, median, high = quartiles(values)
+        rows.append(
+            {
+                "stage": stage, "ms": 1e3 * median, "ms_low": 1e3 * low, "ms_high": 1e3 * high, "share": median / whole,
+                "clips_per_second": 1 / whole, "data": config.data.manifest or config.corpus.style,
+                "frames": clip.frames, "fps": clip.fps, "size": clip.size, "sample_rate": clip.sample_rate,
+                "audio_seconds": clip.audio_seconds, **facts,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Markdown table."""
+    row = rows[0]
+    lines = [
+        f"## What a clip costs: {row['data']}",
+        "",
+        f"{row['frames']} pictures of {row['size']} px at {row['fps']:g} fps, {row['audio_seconds']:g} s of sound at "
+        f"{row['sample_rate']} Hz; {row['machine']}, torch {row['torch']}, {row['date']}. Time of one core; "
+        f"medians over batches, quartiles in brackets, of {row['clips']} clips, {row['skipped']} of them skipped.",
+        "",
+        "| stage | ms per clip | share |",
+        "|---|---:|---:|",
+    ]
+    for r in rows:
+        share = "" if r["stage"] == MOVE else f"{r['share']:.0%}"
+        lines.append(f"| {r['stage']} | {r['ms']:.2f} [{r['ms_low']:.2f}, {r['ms_high']:.2f}] | {share} |")
+    lines += [
+        "",
+        f"**{row['clips_per_second']:.1f} clips/s per core**; {row['bytes'] / 1e6:.2f} MB per clip are moved.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""Random damage to what a user may bring: see `recipes.research.fuzz`."""

@@ -1,0 +1,256 @@
+"""What is damaged: how its inputs are made, and how one is used."""
+
+import csv
+import io
+import shutil
+import tarfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipes import config as configuration
+from recipes.config import DEMO
+from recipes.data.corpus import build
+from recipes.data.decode import open_clip
+from recipes.data.index import load_index
+from recipes.research.fuzz.damage import altered, damaged, value, written
+
+TINY = (
+    "clip.frames=4", "clip.size=32", "clip.sample_rate=4000", "clip.audio_seconds=0.64", "clip.words=8",
+    "model.audio_patch=128", "objective.audio_space=16", "objective.text_space=16", "train.steps=1",
+    "train.batch_size=4", "train.warmup=0", "train.device=cpu", "evaluate.untrained=false",
+)  # fmt: skip
+MEDIA = (  # encoder of pictures, of sound, container
+    ("libx264", "aac", "mp4"), ("libx265", "aac", "matroska"), ("mpeg4", "mp2", "avi"), ("mpeg2video", "mp2", "mpeg"),
+    ("mpeg2video", "mp2", "mpegts"), ("libx264", "aac", "flv"), ("libvpx-vp9", "libopus", "webm"),
+    ("libsvtav1", "aac", "mp4"), ("wmv2", "mp2", "asf"), ("mjpeg", "pcm_s16le", "mov"),
+)  # fmt: skip
+
+
+class Kind(NamedTuple):
+    """Inputs of one kind.
+
+    Attributes:
+        make: Writes whole ones into a folder, which is not there yet.
+        use: Takes that folder, one to write damaged inputs to, and randomness; uses them as a user would.
+    """
+
+    make: Callable[[Path], None]
+    use: Callable[[Path, Path, np.random.Generator], None]
+
+
+def pick(folder: Path, rng: np.random.Generator, pattern: str = "*") -> Path:
+    """One of the files of a folder, or below it."""
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    return files[rng.integers(len(files))]
+
+
+# --------------------------------------------------------------------------------------------------------------- media
+def make_media(folder: Path) -> None:
+    """A second of noise in several codecs and containers."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for pictures, sound, container in MEDIA:
+        with av.open(str(folder / f"{pictures}-{sound}.{container}"), "w", format=container) as file:
+            stream = file.add_stream(pictures, rate=10)
+            stream.width, stream.height = 96, 64
+            stream.pix_fmt = "yuvj420p" if pictures == "mjpeg" else "yuv420p"
+            stream.codec_context.gop_size = 4
+            track = file.add_stream(sound, rate=48_000, layout="mono")
+            for number in range(12):
+                noise = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+                frame = av.VideoFrame.from_ndarray(noise, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                file.mux(stream.encode(frame))
+                chunk = av.AudioFrame.from_ndarray(rng.integers(-9999, 9999, (1, 4800), dtype=np.int16), "s16", "mono")
+                chunk.sample_rate, chunk.pts, chunk.time_base = 48_000, number * 4800, Fraction(1, 48_000)
+                file.mux(track.encode(chunk))
+            for each in (stream, track):
+                file.mux(each.encode(None))
+
+
+def use_media(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
+    """Read a window."""
+    path = scratch / "clip"
+    path.write_bytes(damaged(pick(folder, rng).read_bytes(), rng))
+    with open_clip(path) as clip:
+        clip.window(rng.random() * 1.5, 4, 10.0, 8000, 4000, 32)
+
+
+# ----------------------------------------------------------------------------------------------------------- manifests
+ROWS = [
+    {"id": f"clip {n}", "video": f"{n}.mp4", "split": "train", "start": 0.0, "end": 5.0, "group": "film",
+     "narrations": [{"start": 0.5, "end": 2.0, "text": "a red circle"}, {"start": 2.0, "end": 4.0, "text": "moves"}]}
+    for n in range(3)
+]  # fmt: skip
+
+
+def make_manifests(folder: Path) -> None:
+    """None: they are written damaged."""
+    folder.mkdir(parents=True)
+
+
+def use_manifests(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
+    """Load one as JSONL, CSV or Parquet, its values altered or its bytes damaged."""
+    rows = [altered(row, rng) if rng.random() < 0.5 else row for row in ROWS]
+    kind = ("jsonl", "csv", "parquet")[rng.integers(3)]
+    path = scratch / f"manifest.{kind}"
+    if kind == "jsonl":
+        data = "\n".join(map(written, rows)).encode()
+    elif kind == "csv":
+        text = io.StringIO()
+        table = csv.writer(text)
+        table.writerow(list(ROWS[0]))
+        for row in rows:
+            values = row.values() if isinstance(row, dict) else [row]
+            table.writerow([written(v) if isinstance(v, list | dict) else str(v)[:9999] for v in values])
+        data = text.getvalue().encode("utf-8", "replace")
+    else:
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(ROWS), sink)
+        data = sink.getvalue()
+    (scratch / "0.mp4").touch()
+    path.write_bytes(damaged(data, rng) if kind == "parquet" or rng.random() < 0.5 else data)
+    load_index(path)
+
+
+# -------------------------------------------------------------------------------------------------------------- shards
+def make_shards(folder: Path) -> None:
+    """A shard of three videos with texts."""
+    make_media(folder / "videos")
+    video = (folder / "videos" / "libx264-aac.mp4").read_bytes()
+    with tarfile.open(folder / "shard.tar", "w") as shard:
+        for number in range(3):
+            for name, data in ((f"{number}.mp4", video), (f"{number}.json", written(ROWS[number]).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                shard.addfile(info, io.BytesIO(data))
+
+
+def use_shards(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
+    """Index it, and read a clip of it."""
+    data = bytearray((folder / "shard.tar").read_bytes())
+    if rng.random() < 0.5:  # in a header, where the damage is worse
+        heads = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
+        at = heads[rng.integers(len(heads))]
+        data[at : at + 512] = damaged(bytes(data[at : at + 512]), rng)[:512].ljust(512, b"\0")
+    path = scratch / "shard.tar"
+    path.write_bytes(bytes(data) if rng.random() < 0.5 else damaged(bytes(data), rng))
+    for row in load_index(path):
+        with open_clip(row["video"]) as clip:
+            clip.window(0.0, 2, 10.0, 8000, 800, 32)
+
+
+# ------------------------------------------------------------------------------------------------------ configurations
+def use_configurations(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
+    """Override some keys, or load a damaged file."""
+    keys = [*configuration.flat(configuration.as_dict(configuration.Config()))]
+    if rng.random() < 0.3:
+        path = scratch / "config.yaml"
+        path.write_bytes(damaged(DEMO.read_bytes(), rng))
+        configuration.load(path)
+        return
+    chosen = [keys[rng.integers(len(keys))] for _ in range(rng.integers(1, 4))]
+    configuration.load(DEMO, [f"{key}={str(value(rng))[:6000]}" for key in chosen])
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+def make_checkpoints(folder: Path) -> None:
+    """A run of one step."""
+    from recipes.pretrain import pretrain
+
+    build(folder / "corpus", "narrated", videos=4, test_videos=2, seed=1, size=48, fps=5, workers=1)
+    overrides = [*TINY, f"run.dir={folder}", "run.name=run", f"data.manifest={folder / 'corpus'}",
+                 f"data.test={folder / 'corpus' / 'test.jsonl'}"]  # fmt: skip
+    pretrain(configuration.load(DEMO, overrides))
+
+
+def use_checkpoints(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
+    """Restore a run of which a file is damaged, missing, or altered with a checksum to match."""
+    from recipes.restore import restore
+    from recipes.training import checkpoint, dynamics, metrics
+
+    run = scratch / "run"
+    shutil.copytree(folder / "run", run)
+    path = pick(run, rng)
+    match rng.integers(4):
+        case 0:
+            path.unlink()
+        case 1 if path.suffix == ".json":
+            path.write_text(written(altered(checkpoint.read_json(path), rng)))
+        case _:
+            path.write_bytes(damaged(path.read_bytes(), rng))
+    if rng.random() < 0.5:
+        for sums in run.rglob(checkpoint.CHECKSUMS):
+            sums.unlink()
+    restored = restore(run)
+    checkpoint.load_facts(restored.folder, data=str, processes=int, counts=dict, results=dict)
+    dynamics.load(restored.folder / dynamics.FILE)
+    metrics.read(run)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+def make_tables(folder: Path) -> None:
+    """A table of scores, and what is true of its clips."""
+    from recipes.scoring.table import SCHEMA
+
+    folder.mkdir(parents=True)
+    rows = []
+    for clip in range(40):
+        row = {field.name: None for field in SCHEMA}
+        numbers = {f.name: float(clip % 7) / 7 for f in SCHEMA if pa.types.is_floating(f.type)}
+        rows.append(row | numbers | {
+            "clip": clip, "id": f"clip {clip}", "video": f"{clip % 9}.mp4", "narration": 0, "caption": "a text",
+            "start": 0.0, "end": 1.0,
+        })  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "scores.parquet")
+
+
+def use_tables(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
+    """Draw a gallery of it, take a quantile of it, or judge it by a truth file."""
+    from recipes.figures.gallery.sample import draw
+    from recipes.scoring import detection, table
+
+    whole, path = pq.read_table(folder / "scores.parquet"), scratch / "scores.parquet"
+    if rng.random() < 0.5:
+        name = whole.column_names[rng.integers(len(whole.column_names))]
+        column = [value(rng)] * len(whole)
+        try:
+            changed = pa.array(column)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError, ValueError, TypeError):
+            changed = pa.array(["x"] * len(whole))
+        whole = whole.drop_columns([name])
+        whole = whole.append_column(name, changed) if rng.random() < 0.8 else whole
+    try:
+        pq.write_table(whole, path)
+    except pa.ArrowException:  # no such table can be
+        return
+    if rng.random() < 0.5:
+        path.write_bytes(damaged(path.read_bytes(), rng))
+    match rng.integers(3):
+        case 0:
+            draw(path, 0.1, 4, 0, 4)
+        case 1:
+            table.quantile(path, "cosine", 0.5)
+        case _:
+            truth = [{"video_id": f"clip {n}", "text": "a text", "aligned": n % 2 > 0} for n in range(40)]
+            lines = [written(altered(line, rng) if rng.random() < 0.02 else line) for line in truth]
+            (scratch / "truth.jsonl").write_text("\n".join(lines))
+            detection.judge(path, scratch / "truth.jsonl")
+
+
+KINDS = {
+    "media": Kind(make_media, use_media),
+    "manifests": Kind(make_manifests, use_manifests),
+    "shards": Kind(make_shards, use_shards),
+    "configurations": Kind(make_manifests, use_configurations),
+    "checkpoints": Kind(make_checkpoints, use_checkpoints),
+    "tables": Kind(make_tables, use_tables),
+}
+"""By the names that the command takes."""

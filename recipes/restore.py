@@ -1,0 +1,95 @@
+"""A trained model from its checkpoint: wherever that was trained, and wherever its data are now."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+from torch import nn
+
+from recipes.config import Config, ConfigError, load
+from recipes.data import vocabulary
+from recipes.data.storage import is_url
+from recipes.model.build import build
+from recipes.splits import Splits, train_and_test
+from recipes.training import checkpoint
+from recipes.training.ema import Ema
+
+CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds, without the state of its training.
+
+    Attributes:
+        folder: The checkpoint itself.
+        config: The configuration of its run, with what was overridden.
+        tokenizer: The run's vocabulary.
+        modules: Model and objective, as training left them, in training mode, on the CPU.
+    """
+
+    folder: Path
+    config: Config
+    tokenizer: Tokenizer
+    modules: nn.ModuleDict
+
+
+def restore(folder: Path, averaged: bool = True, device: str | None = None, overrides: Sequence[str] = ()) -> Restored:
+    """Load a run's newest checkpoint, or the one that ``folder`` is.
+
+    Only what is in the checkpoint is read: neither the data nor the file of word vectors need be there.
+
+    Args:
+        folder: ``runs/NAME``, or a checkpoint's folder.
+        averaged: Take the moving average of the weights, where the run has one (`train.ema`).
+        device: What `train.device` is to be; None: as in training, and where there is no such device, "auto".
+        overrides: ``key=value`` pairs for other keys, which must not change the model: ``data.workers=4``.
+
+    Raises:
+        ConfigError, OSError, ValueError: There is no checkpoint, or it cannot be read.
+    """
+    folder = checkpoint.latest(folder)
+    config = load_config(folder, device, overrides)
+    tokenizer = vocabulary.load(folder / VOCABULARY)
+    modules = build(config, tokenizer, checkpoint.saved(folder))
+    checkpoint.load_weights(folder, modules)
+    if averaged and config.train.ema is not None:
+        ema = Ema(modules, config.train.ema)
+        checkpoint.load(folder, ema.tensors())
+        ema.swap()
+    return Restored(folder, config, tokenizer, modules)
+
+
+def load_config(folder: Path, device: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a checkpoint's run, see `restore`."""
+    chosen = [] if device is None else [f"train.device={device}"]
+    return load(folder / CONFIG, [*chosen, *overrides], to_train=False)
+
+
+def own_data(config: Config) -> Splits:
+    """What a restored run trained on and held out.
+
+    Raises:
+        ConfigError: It is behind a URL: a checkpoint of others does not decide what is fetched from where.
+        ValueError, OSError: See `train_and_test`.
+    """
+    named = [config.data.manifest, config.data.test, *(source.manifest for source in config.data.sources.values())]
+    if urls := [place for place in named if place is not None and is_url(place)]:
+        raise ConfigError(f"the checkpoint names data at {urls[0]}: if it is to be fetched, pass --data {urls[0]}")
+    return train_and_test(config)
+
+
+def add_options(parser: argparse.ArgumentParser, batch_size: bool = True) -> None:
+    """The options of every command that restores."""
+    parser.add_argument("--device", help="cpu, cuda, ... (default: as in training, where that is here)")
+    parser.add_argument("--workers", type=int, help="processes that read clips (default: as in training)")
+    if batch_size:
+        parser.add_argument("--batch-size", type=int, help="clips embedded together (default: evaluate.batch_size)")
+
+
+def overrides_of(options: argparse.Namespace, batch_size: bool = True) -> list[str]:
+    """What `add_options` was given, as overrides of the configuration; `--batch-size` of its `evaluate`."""
+    size = getattr(options, "batch_size", None) if batch_size else None
+    given = {"data.workers": options.workers, "evaluate.batch_size": size}
+    return [f"{key}={value}" for key, value in given.items() if value is not None]

@@ -24,7 +24,6 @@ from torch import nn
 
 import harmony
 from recipes import config as configuration
-from recipes import locks
 from recipes.config import Config, ConfigError, TrainConfig
 from recipes.data import identity, storage, vocabulary
 from recipes.data.held_out import limited
@@ -37,10 +36,11 @@ from recipes.evaluation.during_training import Figures, evaluate, keep_best
 from recipes.evaluation.embedding import Embedded
 from recipes.evaluation.retrieval import table
 from recipes.figures import report
+from recipes.files import folders, locks, write_atomically
 from recipes.model.build import build, check_wrt, device_of, use_cores
 from recipes.model.harmonizer import gamma_schedule, harmonizer
 from recipes.splits import DataError, Splits, corpus_folder, load_splits, save_splits, train_and_test
-from recipes.training import checkpoint, dynamics, folders, launch
+from recipes.training import checkpoint, dynamics, launch
 from recipes.training.bad_steps import BAD_STEPS
 from recipes.training.checkpoint import CheckpointError
 from recipes.training.ema import Ema
@@ -310,7 +310,7 @@ def train(
     keep_best(folder / "checkpoints", step, results["trained"], config.evaluate.best)
     counts["unreadable"] = journal.skip(embedded.skipped)
     try:
-        checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
+        write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
         page = report.write(folder, config, results, embedded, clips, counts, recorded)
     except OSError as error:
         raise TrainingError(f"{error}: training is done and saved; free space, then --resume evaluates") from error

@@ -21,11 +21,12 @@ from recipes.data.loader import train_loader
 from recipes.evaluate import main as evaluate_main
 from recipes.evaluation import during_training as evaluation
 from recipes.figures import report
+from recipes.files import jsonl
 from recipes.model.build import build
 from recipes.model.harmonizer import harmonizer
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
 from recipes.splits import train_and_test
-from recipes.training import checkpoint, dynamics, jsonl, metrics
+from recipes.training import checkpoint, dynamics, metrics
 from recipes.training.interruption import Interrupted
 from recipes.training.processes import Processes
 from recipes.training.skipped import SKIPPED
@@ -125,7 +126,7 @@ def test_a_clip_that_ends_its_worker_is_counted_and_listed(tiny, monkeypatch):
     config = tiny("run.name=faulty")
     monkeypatch.setattr(recipe, "train_clips", clips)
     pretrain(config)
-    (listed,) = jsonl.read(config.folder / SKIPPED)
+    (listed,) = jsonl.read_rows(config.folder / SKIPPED)
     assert "its worker died twice while reading it (signal 11" in listed["reason"]
     assert metrics.read(config.folder)[-1]["skipped_clips"] > 0
 
@@ -320,7 +321,7 @@ def test_what_is_no_file_is_skipped_with_its_reason(tiny, mixed):
     rows += [{"video": f"{name}.mp4", "text": "a word", "split": "train"} for name in reasons]
     config = tiny(f"data.manifest={manifest(folder, rows)}", "data.test=null", "train.batch_size=14", "train.steps=1")
     pretrain(config)
-    listed = {row["id"]: row["reason"] for row in jsonl.read(config.folder / SKIPPED)}
+    listed = {row["id"]: row["reason"] for row in jsonl.read_rows(config.folder / SKIPPED)}
     expected = {name.replace("\0", ""): reason for name, reason in reasons.items()}  # an id holds no control character
     assert listed.keys() == expected.keys() and all(expected[name] in why for name, why in listed.items())
 
@@ -501,7 +502,7 @@ def test_sound_that_is_no_number_costs_its_clip_alone(tiny, mixed):
         f"data.manifest={manifest(mixed.parent, rows)}", "data.test=null", "train.batch_size=8", "train.steps=2"
     )
     pretrain(config)
-    (listed,) = jsonl.read(config.folder / SKIPPED)
+    (listed,) = jsonl.read_rows(config.folder / SKIPPED)
     assert listed["id"] == "loud" and "not finite" in listed["reason"]
     (row,) = metrics.read(config.folder)
     assert row["skipped_steps"] == 0 and row["skipped_clips"] == 2 and np.isfinite(row["loss"])

@@ -10,8 +10,9 @@ from torch import nn
 import harmony
 from recipes.config import Config, CurriculumConfig, RealignConfig
 from recipes.data.clips import Skipped
+from recipes.files import jsonl
 from recipes.model.harmonizer import compares_with_gamma, described, gamma_schedule, gram_options, harmonizer
-from recipes.training import checkpoint, jsonl
+from recipes.training import checkpoint
 from recipes.training.metrics import Metrics, read
 from recipes.training.skipped import SkippedClips
 from recipes.training.step import _idle
@@ -88,7 +89,7 @@ def test_a_torn_list_of_skipped_clips_is_mended(tmp_path):
     (tmp_path / "skipped.jsonl").write_text('{"id": "a", "reason": "x"}\n{"id": "b", "rea')
     skipped = SkippedClips(tmp_path)
     assert skipped.record([Skipped("a", "x"), Skipped("c", "y")]) == 2
-    assert [row["id"] for row in jsonl.read(tmp_path / "skipped.jsonl")] == ["a", "c"]
+    assert [row["id"] for row in jsonl.read_rows(tmp_path / "skipped.jsonl")] == ["a", "c"]
 
 
 def test_old_checkpoints_are_removed(tmp_path):

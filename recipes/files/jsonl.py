@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from recipes.config import ConfigError
+from recipes.errors import ConfigError
 from recipes.files import regular
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils import _pytree as pytree
 
-from recipes.config import ConfigError
+from recipes.errors import ConfigError
 from recipes.files import digest_file, flush, regular, write_atomically
 from recipes.training.processes import ALONE, Processes
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from recipes.config import ConfigError
 from recipes.data import pack
 from recipes.data.corpus import build
 from recipes.data.corpus import debian as debian_corpus
+from recipes.errors import ConfigError
 from recipes.files import folders, locks
 from recipes.pretrain import pretrain
 from recipes.splits import corpus_folder

@@ -15,19 +15,18 @@ import pytest
 import torch
 
 from recipes import pretrain as recipe
-from recipes.config import ConfigError
 from recipes.data.clips import EvalClips, TrainClips, collate
 from recipes.data.loader import train_loader
+from recipes.errors import ConfigError, DataError, Interrupted
 from recipes.evaluate import main as evaluate_main
 from recipes.evaluation import during_training as evaluation
 from recipes.figures import report
 from recipes.files import jsonl
 from recipes.model.build import build, model_inputs
 from recipes.model.harmonizer import harmonizer
-from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
+from recipes.pretrain import TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
 from recipes.splits import train_and_test
 from recipes.training import checkpoint, dynamics, metrics
-from recipes.training.interruption import Interrupted
 from recipes.training.processes import Processes
 from recipes.training.setup import step_options
 from recipes.training.skipped import SKIPPED

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from recipes import config as configuration
-from recipes.config import ConfigError
 from recipes.data.workers import WorkerError
+from recipes.errors import ConfigError, DataError
 from recipes.files import write_atomically
 from recipes.model.build import device_of
 from recipes.progress import progress_bar
@@ -34,7 +34,6 @@ from recipes.research.benchmark import options as step_options
 from recipes.research.benchmark.contestants import CONTESTANTS
 from recipes.research.benchmark.timing import Result, profile, race, reason
 from recipes.research.benchmark.workloads import DEFAULTS, DEMO, DTYPES, WORKLOADS, Spec, WorkloadError
-from recipes.splits import DataError
 
 log = logging.getLogger(__name__)
 

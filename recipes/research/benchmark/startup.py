@@ -21,8 +21,8 @@ WORDS, BYTES = 10, 4096  # of a narration, and of a video
 RUN = """
 import json, sys
 from recipes.config import load
-from recipes.evaluation.dry_run import dry_run
-print(json.dumps(dry_run(load(sys.argv[1], sys.argv[2:]))))
+from recipes.evaluation.plan import rehearse
+print(json.dumps(rehearse(load(sys.argv[1], sys.argv[2:]))[0]))
 """
 
 

@@ -115,7 +115,7 @@ def test_sigterm_ends_a_wait_for_a_clip(tiny, monkeypatch):
         Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
         return Several(index, hang)
 
-    monkeypatch.setattr(recipe, "train_clips", clips)
+    monkeypatch.setattr(recipe, "TrainClips", clips)
     with pytest.raises(Interrupted, match="SIGTERM at step 0"):
         pretrain(tiny("run.name=waiting"))
 
@@ -127,7 +127,7 @@ def test_a_clip_that_ends_its_worker_is_counted_and_listed(tiny, monkeypatch):
         return faulty
 
     config = tiny("run.name=faulty")
-    monkeypatch.setattr(recipe, "train_clips", clips)
+    monkeypatch.setattr(recipe, "TrainClips", clips)
     pretrain(config)
     (listed,) = jsonl.read_rows(config.folder / SKIPPED)
     assert "its worker died twice while reading it (signal 11" in listed["reason"]

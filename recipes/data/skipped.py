@@ -1,0 +1,42 @@
+"""Clips that could not be read: what stands in their place in a batch, and the list of them in a folder."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from recipes.progress import STDERR
+from recipes.training import jsonl
+from recipes.training.checkpoint import write_atomically
+
+SKIPPED = "skipped.jsonl"  # in a run's folder
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A clip that could not be read, and why."""
+
+    id: str
+    reason: str
+
+
+class SkippedClips:
+    """Clips that could not be read, each listed once in skipped.jsonl."""
+
+    def __init__(self, folder: Path) -> None:
+        """Continue the list of a run; a last line that a crash cut off is dropped."""
+        self.file = folder / SKIPPED
+        self.rows = jsonl.Rows(self.file)
+        rows = jsonl.read(self.file, id=str)
+        if rows:
+            write_atomically(self.file, jsonl.dump(rows))
+        self.known = {row["id"] for row in rows}
+
+    def record(self, clips: list[Skipped]) -> int:
+        """Note the clips of a batch; returns how many there were."""
+        for clip in clips:
+            if clip.id not in self.known:
+                self.known.add(clip.id)
+                tqdm.write(f"skipped {clip.id}: {clip.reason}", file=STDERR)
+                self.rows.add(asdict(clip))
+        return len(clips)

@@ -29,6 +29,7 @@ from recipes.data.clips import EvalClips, TrainClips
 from recipes.data.held_out import limited
 from recipes.data.index import ROWS_AT_ONCE, captions
 from recipes.data.loader import train_loader
+from recipes.data.skipped import SKIPPED
 from recipes.errors import ConfigError, DataError, Failure
 from recipes.evaluation import dry_run, leakage
 from recipes.evaluation.during_training import Figures, evaluate, keep_best
@@ -49,7 +50,6 @@ from recipes.training.precision import loss_scale, use_tf32
 from recipes.training.probes import probe
 from recipes.training.processes import ALONE, Processes, check_processes, digest, joined, seed_of, spread, whole_state
 from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
-from recipes.training.skipped import SKIPPED
 from recipes.training.step import Learner, idle_step, too_few, train_step
 
 log = logging.getLogger(__name__)

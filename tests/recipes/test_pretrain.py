@@ -17,6 +17,7 @@ import torch
 from recipes import pretrain as recipe
 from recipes.data.clips import EvalClips, TrainClips, collate
 from recipes.data.loader import train_loader
+from recipes.data.skipped import SKIPPED
 from recipes.errors import ConfigError, DataError, Interrupted
 from recipes.evaluate import main as evaluate_main
 from recipes.evaluation import during_training as evaluation
@@ -29,7 +30,6 @@ from recipes.splits import train_and_test
 from recipes.training import checkpoint, dynamics, metrics
 from recipes.training.processes import Processes
 from recipes.training.setup import step_options
-from recipes.training.skipped import SKIPPED
 from recipes.training.step import Learner, idle_step, too_few, train_step
 from tests.recipes import media
 from tests.recipes.conftest import DEMO, TIMES, TINY

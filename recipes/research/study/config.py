@@ -21,7 +21,7 @@ class WorldConfig:
     source: Literal["features", "media"] = "features"
     clips: int = 1024  # to train on; of media at most what the corpus has
     test_clips: int = 400
-    heard: int = 3  # of the three attributes that words tell, how many sound tells too; features only
+    audio_attributes: int = 3  # of the three attributes that words tell, how many sound tells too; features only
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     clip: ClipFormat = field(default_factory=ClipFormat)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -37,7 +37,7 @@ class CellConfig:
     kind: str = "text"
     share: float = 0.6
     clips: int | None = None  # in place of the world's
-    heard: int | None = None  # in place of the world's
+    audio_attributes: int | None = None  # in place of the world's
     steps: int | None = None  # in place of the world's
     rules: list[str] = MISSING
 
@@ -53,7 +53,7 @@ class StudyConfig:
     def world(self, cell: str) -> WorldConfig:
         """The world of a cell, with what the cell changes in it."""
         chosen = self.cells[cell]
-        changes = {name: value for name in ("clips", "heard") if (value := getattr(chosen, name)) is not None}
+        changes = {name: value for name in ("clips", "audio_attributes") if (value := getattr(chosen, name)) is not None}
         world = replace(self.worlds[chosen.world], **changes)
         return world if chosen.steps is None else replace(world, train=replace(world.train, steps=chosen.steps))
 

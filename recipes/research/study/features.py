@@ -1,71 +1,93 @@
-"""A world of features: concepts and attributes that video, sound and words tell parts of. Made in a second, no media.
+"""A world of features, drawn in a second: concepts and attributes that video, sound and text carry.
 
-A clip has a concept, one of a category, and three attributes. Its video and its words tell all of them, its sound the
-concept and some of the attributes. Clips of one recording share category and first attribute.
+A clip has a concept, which belongs to a category, and three attributes. Video and text carry all of them; sound
+carries the concept and some of the attributes. Clips of one recording share the category and the first attribute.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from recipes.data.layouts.youtube8m import AUDIO, RGB
-from recipes.research.study.clips import Clips, World, keys, rare_concepts
+from recipes.research.study.clips import Clips, World, rare_concepts, text_keys
 
-CATEGORIES, CONCEPTS = 8, 6  # concepts of each category
-ATTRIBUTES, VALUES = 3, 6
-WIDTH = 32  # of what is behind the features
-CLIPS_A_RECORDING = 4
+CATEGORIES = 8
+PER_CATEGORY = 6  # concepts
+CONCEPTS = CATEGORIES * PER_CATEGORY
+ATTRIBUTES = 3
+VALUES = 6  # of each attribute
+WIDTH = 32  # of the vectors behind the features
+CLIPS_PER_RECORDING = 4
 WORDS = 5
-FILLERS = 20  # words that say nothing
-TAIL = 1.0  # exponent of Zipf's law, by which concepts are frequent or rare
-NOISE = 0.7  # of features, beside a signal of one
+FILLERS = 20  # words without meaning
+TAIL = 1.0  # exponent of Zipf's law for the frequency of concepts
+NOISE = 0.7  # standard deviation of the features' noise; that of the signal is one
+VOCABULARY = 1 + CONCEPTS + ATTRIBUTES * VALUES + FILLERS
 
 
-def world(clips: int, test_clips: int, seed: int, heard: int = ATTRIBUTES) -> World:
+def world(clips: int, test_clips: int, seed: int, audio_attributes: int = ATTRIBUTES) -> World:
     """Draw a world.
 
     Args:
-        clips: To train on.
-        test_clips: To test on; their concepts are all equally frequent.
-        seed: Of everything.
-        heard: How many of the attributes sound tells.
+        clips: Number of training clips.
+        test_clips: Number of test clips; their concepts are equally frequent.
+        seed: Of all draws.
+        audio_attributes: How many of the attributes sound carries.
     """
     g = torch.Generator().manual_seed(seed)
-    embed = [torch.randn(n, WIDTH, generator=g) for n in (CATEGORIES, CATEGORIES * CONCEPTS, *[VALUES] * ATTRIBUTES)]
-    mix = {size: torch.randn(2 * WIDTH, size, generator=g) / (2 * WIDTH) ** 0.5 for size in (RGB, AUDIO)}
-    within = torch.randn(2, WIDTH, 2 * WIDTH, generator=g) / WIDTH**0.5
-    number = CATEGORIES * CONCEPTS
-    frequency = 1 / torch.arange(1, number + 1) ** TAIL
-    frequency = frequency[torch.randperm(number, generator=g)]
-    train = _clips(clips, frequency, heard, embed, mix, within, g)
-    test = _clips(test_clips, torch.ones(number), heard, embed, mix, within, g)
-    words = 1 + number + ATTRIBUTES * VALUES + FILLERS
-    return World(train, test, rare_concepts(train.concept, number), words)
+    encoder = _Encoder.draw(audio_attributes, g)
+    frequency = 1 / torch.arange(1, CONCEPTS + 1) ** TAIL
+    train = _draw_clips(clips, frequency[torch.randperm(CONCEPTS, generator=g)], encoder, g)
+    test = _draw_clips(test_clips, torch.ones(CONCEPTS), encoder, g)
+    return World(train, test, rare_concepts(train.concept, CONCEPTS), VOCABULARY)
 
 
-def _clips(
-    count: int, frequency: Tensor, heard: int, embed: list[Tensor], mix: dict[int, Tensor], within: Tensor,
-    g: torch.Generator,
-) -> Clips:  # fmt: skip
-    recording = torch.arange(count) // CLIPS_A_RECORDING
-    by_category = frequency.view(CATEGORIES, CONCEPTS)
+@dataclass(frozen=True)
+class _Encoder:
+    """How concepts and attributes become features."""
+
+    category: Tensor  # (categories, WIDTH)
+    concept: Tensor  # (concepts, WIDTH)
+    attributes: list[Tensor]  # (values, WIDTH) each
+    output: dict[str, Tensor]  # modality: (2 WIDTH, channels)
+    hidden: dict[str, Tensor]  # modality: (WIDTH, 2 WIDTH)
+    audio_attributes: int
+
+    @classmethod
+    def draw(cls, audio_attributes: int, g: torch.Generator) -> "_Encoder":
+        category, concept, *attributes = (
+            torch.randn(n, WIDTH, generator=g) for n in (CATEGORIES, CONCEPTS, *[VALUES] * ATTRIBUTES)
+        )
+        channels = {"video": RGB, "audio": AUDIO}
+        output = {name: torch.randn(2 * WIDTH, n, generator=g) / (2 * WIDTH) ** 0.5 for name, n in channels.items()}
+        hidden = torch.randn(2, WIDTH, 2 * WIDTH, generator=g) / WIDTH**0.5
+        return cls(category, concept, attributes, output, dict(zip(channels, hidden, strict=True)), audio_attributes)
+
+    def features(
+        self, modality: str, category: Tensor, concept: Tensor, attributes: Tensor, g: torch.Generator
+    ) -> Tensor:
+        """Noisy features (N, 1, channels), not linear in the concept and the attributes."""
+        carried = ATTRIBUTES if modality == "video" else self.audio_attributes
+        vector = self.category[category] + self.concept[concept]
+        for k in range(carried):
+            vector = vector + self.attributes[k][attributes[:, k]]
+        signal = torch.tanh(vector @ self.hidden[modality] / 2) @ self.output[modality]
+        signal = signal / signal.std()
+        return (signal + NOISE * torch.randn(signal.shape, generator=g))[:, None]
+
+
+def _draw_clips(count: int, frequency: Tensor, encoder: _Encoder, g: torch.Generator) -> Clips:
+    recording = torch.arange(count) // CLIPS_PER_RECORDING
+    by_category = frequency.view(CATEGORIES, PER_CATEGORY)
     category = torch.multinomial(by_category.sum(1), int(recording[-1]) + 1, replacement=True, generator=g)[recording]
-    concept = category * CONCEPTS + torch.multinomial(by_category[category], 1, generator=g)[:, 0]
+    concept = category * PER_CATEGORY + torch.multinomial(by_category[category], 1, generator=g)[:, 0]
     attributes = torch.randint(VALUES, (count, ATTRIBUTES), generator=g)
-    attributes[:, 0] = attributes[recording * CLIPS_A_RECORDING, 0]
+    attributes[:, 0] = attributes[recording * CLIPS_PER_RECORDING, 0]
+    video, audio = (encoder.features(name, category, concept, attributes, g) for name in ("video", "audio"))
 
-    of_concept = embed[0][category] + embed[1][concept]
-    told = [of_concept, *(table[attributes[:, k]] for k, table in enumerate(embed[2:]))]
-    video = _seen(sum(told), within[0], mix[RGB], g)
-    audio = _seen(sum(told[: 1 + heard]), within[1], mix[AUDIO], g)
-    first = 1 + CATEGORIES * CONCEPTS
-    said = [1 + concept, *(first + k * VALUES + attributes[:, k] for k in range(ATTRIBUTES))]
-    fillers = first + ATTRIBUTES * VALUES + torch.randint(FILLERS, (count, WORDS - len(said)), generator=g)
-    text = torch.cat([torch.stack(said, 1), fillers], 1)[:, None]
-    return Clips(video, audio, text, keys(text[..., : len(said)]), concept, category, recording)
-
-
-def _seen(hidden: Tensor, within: Tensor, mix: Tensor, g: torch.Generator) -> Tensor:
-    """Noisy features (N, 1, C) of what is behind them (N, WIDTH), not linear in it."""
-    signal = torch.tanh(hidden @ within / 2) @ mix
-    signal = signal / signal.std()
-    return (signal + NOISE * torch.randn(signal.shape, generator=g))[:, None]
+    first = 1 + CONCEPTS  # word ids: padding, concepts, values of the attributes, fillers
+    meaning = torch.cat([1 + concept[:, None], first + VALUES * torch.arange(ATTRIBUTES) + attributes], 1)
+    fillers = torch.randint(FILLERS, (count, WORDS - meaning.shape[1]), generator=g) + first + ATTRIBUTES * VALUES
+    text = torch.cat([meaning, fillers], 1)[:, None]
+    return Clips(video, audio, text, text_keys(meaning[:, None]), concept, category, recording)

@@ -1,14 +1,15 @@
 """Kinds of noise: which clips lose their own text or sound, and what they get instead."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from recipes.research.study.clips import Clips
 
-KINDS = ("text", "similar_text", "shifted_text", "text_not_of_rare", "sound", "silence")
+Kind = Literal["text", "similar_text", "shifted_text", "text_not_of_rare", "sound", "silence"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Noisy(NamedTuple):

@@ -21,6 +21,7 @@ WARMUP = 0.1  # share of the steps in which rules of the literature keep everyth
 FEATURES = GramConfig(space="features")  # gradients at the video's representation, which both losses reach
 LAYER = r"^backbone\.layers\.\d+"
 
+
 @dataclass(frozen=True)
 class Context:
     """What a rule may know.

@@ -72,7 +72,7 @@ class Command(Generic[T]):
         return typed_keys.load(self.keys, path, overrides)
 
     def check(self, arguments: Sequence[str]) -> None:
-        """Raise a ConfigError, or SystemExit for an unknown flag, where a command line cannot be run; do nothing else."""
+        """Raise a ConfigError, or SystemExit for an unknown flag, if a command line is wrong; do nothing else."""
         options = self._parse(arguments)
         if self.needs_config and options.config is None:
             raise ConfigError(f"{self.name} needs --config FILE")

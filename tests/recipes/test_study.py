@@ -199,8 +199,8 @@ def test_a_wrong_cell_fails_before_any_work(tmp_path, capsys, change, message):
     ("argument", "message"),
     [
         ("row=center/baseline", "expected CELL/RULE/SEED"),
-        ("row=moon/baseline/0", "row=moon/baseline/0: the study has no such cell; it has center, clean"),
-        ("row=clean/mgda/0", "row=clean/mgda/0: the cell has no such rule; it has baseline"),
+        ("row=moon/baseline/0", "row=moon/baseline/0: the study has no such run; its cells are center, clean"),
+        ("row=clean/mgda/0", "row=clean/mgda/0: the study has no such run"),
         ("worlds.features.train.ema=0.9", "worlds.features.train.ema=0.9 has no effect"),
         ("worlds.features.source=media", "worlds.features.clip.inputs=features: source=media needs raw"),
         *(

@@ -1,6 +1,6 @@
 """Clips with known truth, in memory: what the study trains and tests on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,10 +45,6 @@ class Clips:
             "text_key": self.text_key[rows],
             "index": rows,
         }
-
-    def with_text_of(self, donors: Tensor) -> "Clips":
-        """The same clips, each with the text of its donor (N,)."""
-        return replace(self, text=self.text[donors], text_key=self.text_key[donors])
 
 
 @dataclass(frozen=True)

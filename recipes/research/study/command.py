@@ -1,7 +1,10 @@
 """Study what harmonization buys: rules against noise with known truth, paired over seeds.
 
-python -m recipes.research.study --config recipes/configs/study.yaml                          run what is missing, then report
-python -m recipes.research.study --config recipes/configs/study.yaml row=center/cross_check/0 run one row again, and compare
+It runs what is missing in the tables, then writes the report:
+    python -m recipes.research.study --config recipes/configs/study.yaml
+
+It runs one row again and compares it with the table:
+    python -m recipes.research.study --config recipes/configs/study.yaml row=center/cross_check/0
 
 Each run appends a line to runs.csv and some to curves.csv as it finishes: stop at any time, and start again.
 """

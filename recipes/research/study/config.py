@@ -12,9 +12,7 @@ from recipes.research.study.noise import Kind
 from recipes.research.study.rules import RULES
 from recipes.research.study.table import Row
 
-TRAIN_KEYS = (
-    "steps", "batch_size", "lr", "end_lr", "warmup", "optimizer", "betas", "eps", "weight_decay", "clip_norm"
-)  # fmt: skip
+USED = ("steps", "batch_size", "lr", "end_lr", "warmup", "optimizer", "betas", "eps", "weight_decay", "clip_norm")
 
 
 @dataclass
@@ -41,7 +39,7 @@ class WorldConfig:
             yield from Config(harmonize="none", clip=self.clip, model=self.model).problems()
         for field in fields(TrainConfig):
             value = getattr(self.train, field.name)
-            if field.name not in TRAIN_KEYS and value != field.default:
+            if field.name not in USED and value != field.default:
                 yield f"train.{field.name}={value} has no effect on a study: leave it out"
 
 
@@ -75,14 +73,12 @@ class StudyConfig:
     row: str | None = key(None, "CELL/RULE/SEED: run this one again, and compare it with the table")
     part: str = key("1/1", "i/n: run the i-th of n parts; start a process for each")
 
-    def world(self, cell: str) -> WorldConfig:
+    def world(self, name: str) -> WorldConfig:
         """The world of a cell, with the cell's changes."""
-        config = self.cells[cell]
-        changes = {
-            name: value for name in ("clips", "audio_attributes") if (value := getattr(config, name)) is not None
-        }
-        world = replace(self.worlds[config.world], **changes)
-        return world if config.steps is None else replace(world, train=replace(world.train, steps=config.steps))
+        cell = self.cells[name]
+        changes = {"clips": cell.clips, "audio_attributes": cell.audio_attributes}
+        world = replace(self.worlds[cell.world], **{key: value for key, value in changes.items() if value is not None})
+        return world if cell.steps is None else replace(world, train=replace(world.train, steps=cell.steps))
 
     def rows(self) -> list[Row]:
         """All runs, cell by cell, and within a cell seed by seed: an unfinished cell has whole pairs."""
@@ -101,16 +97,5 @@ class StudyConfig:
         number = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part)
         if number is None or not 1 <= int(number[1]) <= int(number[2]):
             yield f"part={self.part}: expected i/n with i from 1 to n, for example 2/3"
-        if self.row is not None:
-            yield from self._row_problems(self.row)
-
-    def _row_problems(self, name: str) -> Iterator[str]:
-        try:
-            row = Row.parse(name)
-        except ValueError as error:
-            yield str(error)
-            return
-        if row.cell not in self.cells:
-            yield f"row={name}: the study has no such cell; it has {', '.join(self.cells)}"
-        elif row.rule not in self.cells[row.cell].rules:
-            yield f"row={name}: the cell has no such rule; it has {', '.join(self.cells[row.cell].rules)}"
+        if self.row is not None and Row.parse(self.row)[:2] not in {row[:2] for row in self.rows()}:
+            yield f"row={self.row}: the study has no such run; its cells are {', '.join(self.cells)}"

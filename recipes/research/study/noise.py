@@ -60,7 +60,7 @@ def corrupt(clips: Clips, kind: str, share: float, rare: Tensor, seed: int) -> N
         return Noisy(replace(clips, audio=clips.audio[sources]), aligned)
     if kind == "silence":
         return Noisy(replace(clips, audio=clips.audio.index_fill(0, chosen, 0)), aligned)
-    return Noisy(clips.with_text_of(sources), aligned)
+    return Noisy(replace(clips, text=clips.text[sources], text_key=clips.text_key[sources]), aligned)
 
 
 def _donors(clips: Clips, kind: str, g: torch.Generator) -> Tensor:

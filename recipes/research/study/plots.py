@@ -1,6 +1,5 @@
 """One plot for each question of the study."""
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from matplotlib.figure import Figure
 from recipes.research.study.config import StudyConfig
 from recipes.research.study.summary import AIM, TEXT, Results, metric_of
 
-DPI = 150
 GREY = "#444444"
 COLOURS = {
     "baseline": "#777777",
@@ -24,6 +22,7 @@ COLOURS = {
 }
 SHARES = {"clean": 0.0, "share 0.3": 0.3, "center": 0.6}
 CLIPS = {"512 clips": 512, "center": 1024, "2048 clips": 2048}
+Band = dict[float, list[float]]  # a value for each seed, by x
 
 
 def draw(study: StudyConfig, results: Results, out: Path) -> list[Path]:
@@ -32,19 +31,18 @@ def draw(study: StudyConfig, results: Results, out: Path) -> list[Path]:
     Returns:
         The files.
     """
-    plots: dict[str, tuple[set[str], Callable[[], Figure]]] = {
-        "rules.png": ({"center"}, lambda: gains(study, results, "center")),
-        "kinds.png": ({"center", "clean"}, lambda: kinds(study, results)),
-        "share.png": (set(SHARES), lambda: factor(results, SHARES, "share of wrong texts")),
-        "clips.png": (set(CLIPS), lambda: factor(results, CLIPS, "training clips")),
-        "training.png": ({"center", "media"}, lambda: training(results, ["center", "media"])),
-        "cost.png": ({"center"}, lambda: costs(study, results, "center")),
+    plots = {
+        "rules.png": (["center"], lambda: gains(study, results, "center")),
+        "kinds.png": (["center", "clean"], lambda: kinds(study, results)),
+        "share.png": (list(SHARES), lambda: factor(results, SHARES, "share of wrong texts")),
+        "clips.png": (list(CLIPS), lambda: factor(results, CLIPS, "training clips")),
+        "training.png": (["center", "media"], lambda: training(results, ["center", "media"])),
+        "cost.png": (["center"], lambda: costs(study, results, "center")),
     }
-    complete = {name for name in study.cells if results.rules(name, ["baseline"])}
     files = []
     for name, (cells, plot) in plots.items():
-        if cells <= complete:
-            plot().savefig(out / name, dpi=DPI)
+        if all(results.rules(cell, ["baseline"]) for cell in cells):
+            plot().savefig(out / name, dpi=150)
             files.append(out / name)
     return files
 
@@ -54,7 +52,8 @@ def gains(study: StudyConfig, results: Results, cell: str) -> Figure:
     rules = [rule for rule in results.rules(cell, study.cells[cell].rules) if rule != "baseline"]
     comparisons = {rule: results.compare(cell, rule, TEXT) for rule in rules}
     rules.sort(key=lambda rule: comparisons[rule].difference)
-    figure, axes = _figure(7, 0.27 * len(rules) + 1.2)
+    figure = Figure(figsize=(7, 0.27 * len(rules) + 1.2), layout="constrained")
+    axes = figure.subplots()
     for y, rule in enumerate(rules):
         comparison, colour = comparisons[rule], COLOURS.get(rule, GREY)
         axes.plot([100 * comparison.low, 100 * comparison.high], [y, y], color=colour, lw=1.6)
@@ -70,17 +69,18 @@ def kinds(study: StudyConfig, results: Results) -> Figure:
     """What rules recover of the distance from baseline to oracle, for every kind of noise."""
     needed = ["baseline", "oracle", "cross_check"]
     cells = [name for name, cell in study.cells.items() if cell.share and results.rules(name, needed) == needed]
-    rules = [rule for rule in study.cells["clean"].rules if rule not in needed[:2]]
-    figure, axes = _figure(8.5, 4)
+    rules = [rule for rule in study.cells["clean"].rules if rule not in ("baseline", "oracle")]
+    figure = Figure(figsize=(8.5, 4), layout="constrained")
+    axes = figure.subplots()
     width = 0.8 / len(rules)
     for k, rule in enumerate(rules):
-        recovered = {
-            x + (k - (len(rules) - 1) / 2) * width: 100
-            * results.compare(c, rule, metric_of(study.cells[c].kind)).recovered
-            for x, c in enumerate(cells)
-            if results.rules(c, [rule])
+        bars = {
+            x + (k - (len(rules) - 1) / 2) * width: results.compare(cell, rule, metric_of(study.cells[cell].kind))
+            for x, cell in enumerate(cells)
+            if results.rules(cell, [rule])
         }
-        axes.bar(list(recovered), list(recovered.values()), width, label=rule, color=COLOURS.get(rule, GREY))
+        heights = [100 * comparison.recovered for comparison in bars.values()]
+        axes.bar(list(bars), heights, width, label=rule, color=COLOURS.get(rule, GREY))
     axes.axhline(0, color=COLOURS["baseline"], lw=0.8)
     axes.axhline(100 * AIM, color=COLOURS["oracle"], lw=0.8, ls="--")
     axes.set_xticks(range(len(cells)), cells, rotation=20, ha="right", fontsize=8)
@@ -91,12 +91,11 @@ def kinds(study: StudyConfig, results: Results) -> Figure:
 
 def factor(results: Results, cells: dict[str, float], label: str) -> Figure:
     """Retrieval by rule along one factor: {cell: value of the factor}."""
-    figure, axes = _figure(5.5, 3.6)
-    for rule in COLOURS:
-        values = {x: list(results.values(cell, rule, TEXT).values()) for cell, x in cells.items()}
-        if all(values.values()):
-            _band(axes, values, rule)
-    _finish(axes, xlabel=label, xticks=list(cells.values()))
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    bands = {
+        rule: {x: list(results.values(cell, rule, TEXT).values()) for cell, x in cells.items()} for rule in COLOURS
+    }
+    _draw_bands(figure.subplots(), bands, label)
     return figure
 
 
@@ -104,17 +103,17 @@ def training(results: Results, cells: list[str]) -> Figure:
     """Retrieval during training."""
     figure = Figure(figsize=(4.6 * len(cells), 3.8), layout="constrained")
     for axes, cell in zip(figure.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
-        for rule in COLOURS:
-            curves = list(results.curve(cell, rule, TEXT).values())
-            if curves:
-                _band(axes, {step: [curve[step] for curve in curves] for step in curves[0]}, rule)
-        _finish(axes, xlabel="steps", title=cell)
+        curves = {rule: list(results.curve(cell, rule, TEXT).values()) for rule in COLOURS}
+        bands = {rule: {step: [c[step] for c in own] for step in own[0]} for rule, own in curves.items() if own}
+        _draw_bands(axes, bands, "steps")
+        axes.set_title(cell)
     return figure
 
 
 def costs(study: StudyConfig, results: Results, cell: str) -> Figure:
     """The cost of each rule against its retrieval."""
-    figure, axes = _figure(7, 4)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for rule in results.rules(cell, study.cells[cell].rules):
         x, y = results.cost(cell, rule), 100 * results.compare(cell, rule, TEXT).mean
         axes.plot(x, y, "o", color=COLOURS.get(rule, GREY), ms=5)
@@ -124,20 +123,14 @@ def costs(study: StudyConfig, results: Results, cell: str) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _band(axes: Axes, values: dict[float, list[float]], rule: str) -> None:
-    """The mean over the seeds, and the range from the lowest to the highest: {x: a value per seed}."""
-    low, mean, high = (100 * np.array([of(v) for v in values.values()]) for of in (min, np.mean, max))
-    axes.plot(list(values), mean, color=COLOURS[rule], label=rule, lw=1.6, marker=".", ms=4)
-    axes.fill_between(list(values), low, high, color=COLOURS[rule], alpha=0.12, lw=0)
-
-
-def _finish(axes: Axes, **labels: str | Iterable[float]) -> None:
-    axes.set(ylabel=f"{TEXT}, %", **labels)
+def _draw_bands(axes: Axes, bands: dict[str, Band], label: str) -> None:
+    """For each rule that has run at every x, the mean over the seeds and the range from lowest to highest."""
+    for rule, band in bands.items():
+        if all(band.values()):
+            low, mean, high = (100 * np.array([of(values) for values in band.values()]) for of in (min, np.mean, max))
+            axes.plot(list(band), mean, color=COLOURS[rule], label=rule, lw=1.6, marker=".", ms=4)
+            axes.fill_between(list(band), low, high, color=COLOURS[rule], alpha=0.12, lw=0)
+    axes.set(xlabel=label, ylabel=f"{TEXT}, %")
     axes.set_ylim(bottom=0)
     axes.grid(lw=0.3)
     axes.legend(fontsize=7, frameon=False)

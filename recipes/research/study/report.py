@@ -10,11 +10,11 @@ from recipes.research.study.table import CURVES, RUNS, read_lines
 
 TABLES = "tables.md"
 HEAD = (
-    "Written by `python -m recipes.research.study --config recipes/configs/study.yaml`. Recall in percent at the end of "
-    "training; differences from the baseline of the same seed with their 95% intervals (Student's t). *Effect* is the "
-    "mean difference over its standard deviation, *recovered* the difference over that of the oracle, *cost* the CPU "
-    "time over the baseline's. *Kept* is the mean weight of the pairs that have the noise, *aligned* the share of it on "
-    "aligned pairs."
+    "Written by `python -m recipes.research.study --config recipes/configs/study.yaml`. Recall in percent at the end "
+    "of training; differences from the baseline of the same seed with their 95% intervals (Student's t). *Effect* is "
+    "the mean difference over its standard deviation, *recovered* the difference over that of the oracle, *cost* the "
+    "CPU time over the baseline's. *Kept* is the mean weight of the pairs that have the noise, *aligned* the share of "
+    "it on aligned pairs."
 )
 
 
@@ -85,8 +85,8 @@ def _overview(study: StudyConfig, results: Results) -> list[str]:
             verdicts = {rule: _verdict(results, name, rule, metric, cell.share) for rule in rules}
             rows.append({"cell": name, "judged by": metric} | ends | verdicts)
     aim = (
-        f"The aim, set beforehand: at least {AIM:.0%} of the distance from the baseline to the oracle, and without noise "
-        f"at most {100 * MARGIN:.0f} points below the baseline, over all clips and over those of rare concepts."
+        f"The aim, set beforehand: at least {AIM:.0%} of the distance from the baseline to the oracle; and without "
+        f"noise at most {100 * MARGIN:.0f} points below the baseline, over all clips and over those of rare concepts."
     )
     return [aim, "", *_markdown(rows)]
 

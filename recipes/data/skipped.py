@@ -5,9 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from recipes.files import jsonl, write_atomically
 from recipes.progress import STDERR
-from recipes.training import jsonl
-from recipes.training.checkpoint import write_atomically
 
 SKIPPED = "skipped.jsonl"  # in a run's folder
 

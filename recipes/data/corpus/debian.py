@@ -23,11 +23,12 @@ import av
 import numpy as np
 from PIL import Image
 
-from recipes import cli, locks
+from recipes import cli
 from recipes.cli import Command
 from recipes.data.corpus.folder import megabytes, render_all, whole_folder, write_rows
 from recipes.data.corpus.packages import PACKAGES, Entry, PackageError, check_root, download, read_entries
 from recipes.data.corpus.write import write_mp4
+from recipes.files import locks
 from recipes.keys import key
 
 LICENSES = {  # file by file: usr/share/doc/<package>/copyright

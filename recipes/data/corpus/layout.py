@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from recipes import keys, locks
+from recipes import keys
 from recipes.data.corpus.folder import render_all, whole_folder, write_rows
 from recipes.data.corpus.plan import STYLES, Plan, plan_video
 from recipes.data.corpus.scene import draw
 from recipes.data.corpus.sound import synthesise
 from recipes.data.corpus.thing import SHAPES
 from recipes.data.corpus.write import write_mp4
+from recipes.files import locks
 from recipes.keys import key
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)

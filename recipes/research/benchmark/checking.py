@@ -108,5 +108,3 @@ def relative_error(actual: list[Tensor | None], expected: list[Tensor | None]) -
 
 def _squared(x: Tensor | None) -> float:
     return 0.0 if x is None else float(x.double().square().sum())
-
-

@@ -6,6 +6,7 @@ The suite sweeps batch, tokens and width, each with the others at the base point
 .png after every point: an interruption loses one point at most.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,13 +18,15 @@ from recipes import cli
 from recipes.cli import Command
 from recipes.keys import key
 from recipes.progress import progress_bar
-from recipes.research.benchmark import machine, peak, step_tables, tables
+from recipes.research.benchmark import machine, peak, step_plot, step_tables, tables
 from recipes.research.benchmark.checking import Checker
 from recipes.research.benchmark.contestants import CONTESTANTS, PLAIN, pcgrad
 from recipes.research.benchmark.racing import Entrant, Rules, race, reason, reported
 from recipes.research.benchmark.step_tables import SWEPT, Result
 from recipes.research.benchmark.suite import DeviceKeys
 from recipes.research.benchmark.workloads import Spec, WorkloadError, build, default
+
+log = logging.getLogger(__name__)
 
 SWEEPS = {
     "reference": {"batch": [8, 16, 32, 64, 128], "tokens": [64, 128, 256], "width": [128, 256, 512]},
@@ -48,7 +51,9 @@ class StepKeys(DeviceKeys):
     symmetric: bool = key(False, "contrast both ways (reference workload)")
     chunk: int = key(8, "samples per chunk, for contestants that work in chunks", least=1)
     dtype: Literal["float32", "bfloat16"] = key("float32", "bfloat16 is by autocast")
-    memory: Literal["auto", "base", "all", "none"] = key("auto", "points to measure peak memory at; auto: base, or none if quick")
+    memory: Literal["auto", "base", "all", "none"] = key(
+        "auto", "where to measure peak memory; auto: base, or none if quick"
+    )
     contestants: list[str] = key([], "names of those who take part beside the plain step; []: all")
     profile: str | None = key(None, "contestant whose operations to print, and nothing more")
 
@@ -82,7 +87,7 @@ def run(keys: StepKeys) -> None:
             text = step_tables.report(results, base, about)
             files = tables.write(keys.out, stem, step_tables.records(results, about), text)
             if any(r.seconds for r in results):
-                files.append(step_tables.plot(keys.out / f"{stem}.png", results, base))
+                files.append(step_plot.save(keys.out / f"{stem}.png", results, base))
     tables.show(text, files)
 
 
@@ -138,8 +143,8 @@ def measure(
     del checker
     advance()
     race(entrants, rules, lambda: workloads[0].draw(specs[0].batch), advance)
-    for result in results[::-1]:  # the plain step, the first, comes last: it is the base of the others
-        result.relate(results[0].seconds)
+    for result in results:
+        result.relate(results[0].seconds)  # of the plain step
     return results
 
 
@@ -151,7 +156,7 @@ def measure_memory(results: list[Result], limit: float) -> None:
             try:
                 result.memory = peak.alone(__name__, request, timeout=120 + 4 * limit)
             except (RuntimeError, TimeoutError) as error:
-                step_tables.log.warning("no peak memory of %s: %s", result.label, reason(error))
+                log.warning("no peak memory of %s: %s", result.label, reason(error))
 
 
 def one_step(contestant: str, spec: dict[str, Any]) -> tuple[Callable[[], Any], str]:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import torch
 
+from recipes import config as configuration
 from recipes import keys
 from recipes.cli import Command
+from recipes.config import Config
 from recipes.keys import key
 from recipes.research.benchmark.racing import Rules
 
@@ -53,12 +55,15 @@ class DeviceKeys(RaceKeys):
         return Rules(self.rounds, self.limit, self.device, at_least)
 
 
+def demo() -> Config:
+    """The configuration of recipes/configs/demo.yaml."""
+    return configuration.load(configuration.DEMO)
+
+
 class RecipeCommand(Command[Any]):
     """A suite whose keys hold a section ``recipe``, the configuration of a run; --config is that run's file."""
 
     def load(self, path: Path | None, overrides: Sequence[str]) -> Any:
-        """The keys; ``recipe.*`` overrides what the file says, or recipes/configs/demo.yaml."""
-        from recipes import config as configuration
-
-        recipe = configuration.load(path or configuration.DEMO)
+        """The keys; ``recipe.*`` overrides what the file says, or the demo's."""
+        recipe = demo() if path is None else configuration.load(path)
         return keys.load(self.keys, overrides=overrides, base=self.keys(recipe=recipe))

@@ -41,15 +41,15 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> list[str]:
     """Lines of a Markdown table.
 
     Args:
         head: Names of the columns.
         rows: Their cells; a row may be shorter than the head.
-        words: Columns on the left that hold words; the others hold numbers, to the right.
+        words: Columns that hold words, to the left; the others hold numbers, to the right.
     """
-    rules = ["---" if place < words else "---:" for place in range(len(head))]
+    rules = ["---" if place in words else "---:" for place in range(len(head))]
     cells = [[*(cell.replace("|", "\\|") for cell in row), *[""] * (len(head) - len(row))] for row in rows]
     return [f"| {' | '.join(head)} |", f"|{'|'.join(rules)}|", *(f"| {' | '.join(row)} |" for row in cells)]
 

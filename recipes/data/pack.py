@@ -23,7 +23,6 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes import locks
 from recipes.data import manifest, shards, storage
 from recipes.data.clips import Skipped
 from recipes.data.decode import BrokenClip, clip_in
@@ -31,8 +30,8 @@ from recipes.data.index import SCHEMA, load_index
 from recipes.data.layouts import hub
 from recipes.data.videos import VIDEOS
 from recipes.data.workers import WorkerError, guarded
+from recipes.files import locks, write_atomically
 from recipes.progress import progress_bar
-from recipes.training.checkpoint import write_atomically
 from recipes.training.skipped import SkippedClips
 
 CONTENTS = "pack.json"  # in the folder of shards: what they are made of

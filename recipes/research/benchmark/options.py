@@ -4,26 +4,29 @@ OMP_NUM_THREADS=1 python -m recipes.research.benchmark options --config recipes/
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from recipes import cli, keys
 from recipes.config import Config
 from recipes.data import vocabulary
 from recipes.keys import key, section
-from recipes.model.build import build, device_of
+from recipes.model.build import build, device_of, model_inputs
 from recipes.model.harmonizer import harmonizer
 from recipes.progress import progress_bar
 from recipes.research.benchmark import machine, peak, tables
 from recipes.research.benchmark.clips import random_clips
-from recipes.research.benchmark.racing import Entrant, Rules, Timing, race, reported
+from recipes.research.benchmark.racing import MIB, Entrant, Rules, Timing, quartiles, race, reported
 from recipes.research.benchmark.suite import RaceKeys, RecipeCommand, demo
 from recipes.training.precision import loss_scale
-from recipes.training.step import train_step
+from recipes.training.setup import make_optimizer, step_options
+from recipes.training.step import Learner, train_step
 
 PLAIN = "plain"
 WORDS = 200
@@ -100,16 +103,72 @@ def measure_time(
 
 def measure_memory(results: list[Result], recipe: Config, timeout: float) -> None:
     """Fill in the peak memory of a step, each in a process of its own."""
-    for result in results:
-        if not result.skipped:
-            with reported(result):
-                request = {"recipe": keys.as_dict(variant(recipe, result.label))}
-                result.memory = peak.alone(__name__, request, timeout)
+    with TemporaryDirectory(prefix="benchmark-") as folder:
+        path = Path(folder) / "config.yaml"
+        for result in results:
+            if not result.skipped:
+                with reported(result):
+                    keys.save(variant(recipe, result.label), path)
+                    result.memory = peak.alone(__name__, {"path": str(path)}, timeout)
 
 
-def one_step(recipe: dict[str, Any]) -> tuple[Callable[[], Any], str]:
-    """A step on a batch, after a warm-up, and its device; see `peak`."""
-    config = keys.from_dict(Config, recipe)
+def one_step(path: str) -> tuple[Callable[[], Any], str]:
+    """A step of a configuration on a batch, after a warm-up, and its device; see `peak`."""
+    config = keys.load(Config, path)
     trainer = Trainer(config)
     trainer.step(trainer.draw(config.train.batch_size if config.train.compile else peak.WARM_UP))
     return partial(trainer.step, trainer.draw(config.train.batch_size)), trainer.device.type
+
+
+class Trainer:
+    """The recipe's training step on random clips."""
+
+    def __init__(self, config: Config) -> None:
+        torch.manual_seed(config.train.seed)
+        self.clip, self.device = config.clip, device_of(config)
+        tokenizer = vocabulary.build(f"word{i}" for i in range(WORDS))
+        self.words = tokenizer.get_vocab_size()
+        modules = build(config, tokenizer).to(self.device)
+        scale = loss_scale(config.train)
+        self.learner = Learner(modules, make_optimizer(config.train, modules), harmonizer(config), loss_scale=scale)
+        forward = torch.compile(modules["model"]) if config.train.compile else None
+        self.options = step_options(config, step=1, forward=forward)
+
+    def draw(self, size: int) -> dict[str, Tensor]:
+        """A batch of clips."""
+        return random_clips(self.clip, self.words, size)
+
+    def step(self, batch: dict[str, Tensor]) -> None:
+        """Train on a batch.
+
+        Raises:
+            RuntimeError: The step was not taken, and why.
+        """
+        result = train_step(self.learner, model_inputs(batch, self.device), self.options)
+        if not result.taken:
+            raise RuntimeError(f"a step was not taken: {result.reason}")
+
+
+def report(results: list[Result], run_facts: dict[str, Any], about: dict[str, Any]) -> str:
+    """Markdown."""
+    rows = []
+    for r in results:
+        seconds, ratio = quartiles(r.seconds)[1], quartiles(r.ratios)[1]
+        times = [f"{seconds:.3f}" if r.seconds else "", f"{ratio:.2f}" if r.ratios else ""]
+        rows.append([r.label, *times, "" if r.memory is None else f"{r.memory / MIB:.0f}", r.skipped])
+    lines = [
+        "## Options of a step: {run}, model {model}, B={batch}".format(**run_facts),
+        "",
+        f"{machine.described(about)}. Medians, ratios taken round by round to the plain step; memory is the peak of a "
+        "step above model, optimizer and batch.",
+        "",
+        *tables.markdown(["step", "seconds", "to plain", "MiB", "skipped"], rows, words=(0, 4)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+COMMAND = RecipeCommand("recipes.research.benchmark options", __doc__, OptionsKeys, run)
+main = COMMAND.main
+
+if __name__ == "__main__":
+    cli.exit(main)

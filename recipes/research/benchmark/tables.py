@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.files import write_atomically
 from recipes.research.benchmark.racing import quartiles
-from recipes.training.checkpoint import write_atomically
 
 
 def write(out: Path, stem: str, rows: list[dict[str, Any]], text: str) -> list[Path]:

@@ -8,9 +8,10 @@ import numpy as np
 
 from recipes.config import Config
 from recipes.data.sampler import BatchSampler
+from recipes.files import jsonl
 from recipes.research.soak.launch import Watch
 from recipes.splits import Splits
-from recipes.training import checkpoint, jsonl, metrics
+from recipes.training import checkpoint, metrics
 from recipes.training.skipped import SKIPPED
 
 GROWTH = 0.05  # of memory over the quiet part, at most
@@ -41,7 +42,7 @@ def checks(config: Config, splits: Splits, broken: dict[str, str], watch: Watch)
     saved = checkpoint.load_facts(checkpoint.latest(config.folder))["step"]
     visits = visited(config, splits, last)
     expected = {name: count for name, count in visits.items() if name in broken}
-    skipped = [row["id"] for row in jsonl.read(config.folder / SKIPPED)]
+    skipped = [row["id"] for row in jsonl.read_rows(config.folder / SKIPPED)]
     counted = rows[-1]["skipped_clips"] if rows else 0
     losses = [row["loss"] for row in rows if "loss" in row]
     tenth = max(len(losses) // 10, 1)

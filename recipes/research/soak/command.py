@@ -16,6 +16,7 @@ from recipes import keys
 from recipes.cli import Command
 from recipes.config import DEMO, Config, RunConfig
 from recipes.errors import ConfigError
+from recipes.files import write_atomically
 from recipes.keys import key, section
 from recipes.research.benchmark import machine
 from recipes.research.benchmark.tables import markdown
@@ -25,7 +26,6 @@ from recipes.research.soak.damage import damaged_shards
 from recipes.research.soak.launch import Faults, Watch, soak
 from recipes.splits import procedural_corpus, train_and_test
 from recipes.training import metrics
-from recipes.training.checkpoint import write_atomically
 
 ENDLESS = ["train.steps=1000000", "gamma.steps=5000", "train.log_every=1", "train.checkpoint_every=50"]
 SHARDS, RUN = "shards", "run"

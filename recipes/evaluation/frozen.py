@@ -11,7 +11,7 @@ from recipes.data.windows import WindowedClips, collate
 from recipes.data.workers import Loader
 from recipes.evaluation.embedding import cut, evaluating
 from recipes.progress import progress_bar
-from recipes.splits import DataError
+from recipes.errors import DataError
 
 
 class Outputs(NamedTuple):

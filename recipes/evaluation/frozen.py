@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from recipes.data.clips import Skipped
 from recipes.data.windows import WindowedClips, collate
 from recipes.data.workers import Loader
+from recipes.errors import DataError
 from recipes.evaluation.embedding import cut, evaluating
 from recipes.progress import progress_bar
-from recipes.errors import DataError
 
 
 class Outputs(NamedTuple):

@@ -66,7 +66,9 @@ def test_recall_median_and_mean_are_those_of_a_plain_count(seed, n):
     result = ranking.evaluate(queries, items, ["v"] * n, resamples=2)
     for k in (1, 5, 10):
         assert result[f"R@{k}"] == pytest.approx(len([r for r in found if r <= k]) / n)
-    assert result["median_rank"] == statistics.median(found) and result["mean_rank"] == pytest.approx(statistics.mean(found))
+    assert result["median_rank"] == statistics.median(found) and result["mean_rank"] == pytest.approx(
+        statistics.mean(found)
+    )
 
 
 def test_ties_and_nan_count_against_us():

@@ -42,7 +42,7 @@ class EmbedKeys(EmbeddingKeys):
     def problems(self) -> Iterator[str]:
         """A file of another kind."""
         if self.out.suffix not in ENDINGS:
-            yield f"out={self.out} must be a name that ends in {' or '.join(ENDINGS)}"
+            yield f"out={self.out}: expected a name that ends in {' or '.join(ENDINGS)}"
 
     @property
     def parts(self) -> Path:

@@ -1,4 +1,4 @@
-"""Fine-tune the model on labelled video, as VATT is on Kinetics, and test it on several windows and crops of each clip."""
+"""Fine-tune the model on labelled video, as VATT is on Kinetics, and test it on windows and crops of each clip."""
 
 from functools import partial
 

@@ -35,9 +35,11 @@ class Job(NamedTuple):
         return f"Kinetics-{len(self.data.names)}" if self.data.dataset == "Kinetics" else self.data.dataset
 
     def plan(self, work: str) -> str:
-        """What would be done: `work`, and the clips of each split."""
-        splits = (f"{split.name} ({len(split.train)} to train on, {len(split.test)} to test on)" for split in self.splits)
-        return f"{self.restored.folder} {work}, {len(self.data.names)} classes; splits: {', '.join(splits)}; {self.leakage.summary}."
+        """What would be done: `work`, on which splits."""
+        text = f"{self.restored.folder} {work}; {len(self.data.names)} classes; {self.leakage.summary}."
+        parts = ((split.name, len(split.train), len(split.test)) for split in self.splits)
+        lines = [f"split {name}: {train} clips to train on, {test} to test on" for name, train, test in parts]
+        return "\n".join([text, *lines])
 
 
 def prepare(keys: LabelledKeys, task: str, single: bool) -> Job:

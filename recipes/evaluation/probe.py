@@ -1,4 +1,4 @@
-"""Judge linear classifiers of frozen features on the splits of a labelled data set: UCF101, HMDB51, ESC-50, manifests."""
+"""Judge linear classifiers of frozen features on the splits of a labelled data set: UCF101, HMDB51, ESC-50, ..."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,9 +149,7 @@ def probe(data: Labelled, splits: Sequence[Split], frozen: Outputs, device: torc
     return figures
 
 
-def predict(
-    train: Examples, test: Examples, classes: int, device: torch.device
-) -> tuple[dict[str, np.ndarray], float]:
+def predict(train: Examples, test: Examples, classes: int, device: torch.device) -> tuple[dict[str, np.ndarray], float]:
     """Classes of the test clips by each classifier, and the C of the logistic regression."""
     model, strength = logistic(train.windows.mean(1).numpy(), train.labels, train.groups)
     by_model = model.predict(test.windows.mean(1).numpy())

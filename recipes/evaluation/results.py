@@ -93,7 +93,7 @@ class EvaluationKeys(RestoreKeys):
     def problems(self) -> Iterator[str]:
         """A file of another kind."""
         if self.out is not None and self.out.suffix != ".json":
-            yield f"out={self.out} must be a name that ends in .json"
+            yield f"out={self.out}: expected a name that ends in .json"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What fine-tuning and tagging share: a classifier is trained and tested on each split of a labelled data set."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recipes import keys as typed_keys
-from recipes.config import Config
+from recipes import locks
 from recipes.data.clips import Skipped
 from recipes.data.labels import Labelled, Split
 from recipes.data.windows import RandomWindows, WindowedClips
@@ -22,9 +22,8 @@ from recipes.evaluation.tuning import Loss, Tuning, predict, tune
 from recipes.keys import key
 from recipes.model.build import device_of
 from recipes.model.positions import fit_positions
-from recipes.model.vatt import VATT
-from recipes.restore import load_config, restore_with
-from recipes.training import checkpoint
+from recipes.restore import Restored, load_config, restore_with
+from recipes.training import checkpoint, folders
 
 Figures = dict[str, Any]
 
@@ -106,7 +105,8 @@ def run(task: Task, keys: TuningKeys, resume: bool = False) -> Result:
             folders.make(place, "split-*")
         for split in job.splits:
             restored = restore_with(keys) if figures else job.restored  # every split begins with the checkpoint
-            figures[split.name], unread = on_split(task, keys, restored, data, split, place, resume)
+            folder = place / f"split-{split.name}"
+            figures[split.name], unread = on_split(task, keys, restored, data, split, folder, resume)
             skipped += unread
     if len(job.splits) > 1:
         figures["mean"] = mean(list(figures.values()))
@@ -120,11 +120,11 @@ def run(task: Task, keys: TuningKeys, resume: bool = False) -> Result:
         task=task.name,
         checkpoint=job.restored.folder,
         data=job.name or keys.data,
-        protocol={name: value for name, value in typed_keys.as_dict(keys).items() if name in Tuning.names()},
+        protocol=keys.protocol(),
         counts=counts,
         leakage=job.leakage,
         figures=figures,
-        table=table(task, f"{keys.checkpoint}{job.leakage.mark}", data, figures),
+        table=table(task, f"{keys.checkpoint}{job.leakage.mark}", job, figures),
         skipped=skipped,
     )
     results.write(result, place / "result.json")
@@ -152,7 +152,7 @@ def on_split(
     return figures | {"clips": len(predictions.rows), "skipped": len(predictions.skipped)}, predictions.skipped
 
 
-def table(task: Task, model: str, job_name: str, data: Labelled, figures: dict[str, Figures]) -> str:
+def table(task: Task, model: str, job: Job, figures: dict[str, Figures]) -> str:
     """Markdown table of {split: figures}, beside what others report on the data, and the task's notes."""
 
     def row(name: str, split: str, values: Figures) -> dict[str, str]:
@@ -160,8 +160,8 @@ def table(task: Task, model: str, job_name: str, data: Labelled, figures: dict[s
         return {"model": name, "split": split, **written}
 
     rows = [row(model, split, values) for split, values in figures.items()]
-    rows += [row(paper.cited, "", paper.figures) for paper in results.reported(task.name, job_name)]
-    return "\n\n".join(filter(None, [results.markdown(rows), task.notes(data, figures)]))
+    rows += [row(paper.cited, "", paper.figures) for paper in results.reported(task.name, job.name)]
+    return "\n\n".join(filter(None, [results.markdown(rows), task.notes(job.data, figures)]))
 
 
 def mean(figures: list[Figures]) -> Figures:

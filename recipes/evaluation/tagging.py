@@ -1,17 +1,16 @@
 """Train the model to tag sound, as VATT is on AudioSet: mean average precision, area under the ROC curve, d-prime."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
+from recipes.config import BILLION
 from recipes.data.labels import Labelled
 from recipes.evaluation import multilabel, supervised
 from recipes.evaluation.classifier import multi_hot, multi_label_loss
 from recipes.evaluation.results import percent
 from recipes.evaluation.supervised import Figures, Task, TuningKeys
-from recipes.config import BILLION
 from recipes.keys import key
 
 COLUMNS = (

@@ -4,9 +4,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import harmony
-from recipes.data.clips import Skipped
+from recipes.config import BILLION, AugmentConfig, ClipFormat, DataConfig
 from recipes.data.sampler import BatchSampler, Source
 from recipes.data.windows import RandomWindows, WindowedClips, collate
 from recipes.data.workers import Loader
 from recipes.errors import ConfigError, DataError
 from recipes.evaluation.classifier import Classifier, mixup, multi_hot
-from recipes.evaluation.tuning_config import TuneConfig
+from recipes.evaluation.frozen import Outputs, outputs
+from recipes.keys import key, section
 from recipes.progress import progress_bar
 from recipes.training import checkpoint, jsonl
 from recipes.training.interruption import Interruption
@@ -28,29 +29,52 @@ from recipes.training.skipped import SkippedClips
 
 log = logging.getLogger(__name__)
 
-FREE = ("workers", "timeout", "log_every", "checkpoint_every", "windows", "crops")  # may change on resume
+FREE = ("timeout", "log_every", "checkpoint_every", "windows", "crops")  # may change on resume
 PATIENCE = 20  # batches in a row without a clip that can be read, before it stops
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class Predictions(NamedTuple):
-    """What a classifier says of test clips.
+@dataclass
+class Tuning:
+    """Training of a linear head, and of the encoder with it; the defaults are VATT's for Kinetics, but for mixup."""
 
-    Attributes:
-        logits: (N, C), means over the windows and crops of each clip.
-        rows: Of the index, the N that could be read.
-        skipped: Those that could not.
-    """
+    steps: int = key(100_000, "steps of the optimizer", least=1, most=BILLION)
+    batch_size: int = key(64, "clips of a step", least=1, most=2**20)
+    lr: float = key(0.005, "learning rate after the warm-up; half a cosine takes it down to 0", least=0)
+    warmup: int = key(2500, "steps of the warm-up", least=0, most=BILLION)
+    momentum: float = key(0.9, "momentum of SGD", least=0, less_than=1)
+    clip_norm: float | None = key(0.75, "longest gradient of the encoder; the head's is not clipped", more_than=0)
+    label_smoothing: float = key(0.1, "label smoothing", least=0, less_than=1)
+    mixup: float = key(0.2, "clips are mixed in shares from Beta(mixup, mixup); 0: not at all, as VATT's code", least=0)
+    head_dropout: float = key(0.5, "dropout before the head", least=0, less_than=1)
+    drop_token: float = key(0.5, "share of the tokens that training drops", least=0, less_than=1)
+    frozen: bool = key(False, "train the head alone")
+    seed: int = key(0, "seed of everything random", least=0, most=2**32 - 1)
+    precision: Literal["fp32", "bf16"] = key("fp32", "precision of the model")
+    windows: int = key(4, "windows of each test clip, whose logits are averaged", least=1, most=1000)
+    crops: int = key(3, "squares of each window, from one end of its longer side to the other", least=1, most=1000)
+    timeout: float = key(60.0, "seconds that a worker may read one clip", more_than=0, most=7 * 86_400)
+    log_every: int = key(50, "steps between lines of metrics.jsonl", least=1, most=BILLION)
+    checkpoint_every: int = key(1000, "steps between checkpoints", least=1, most=BILLION)
+    clip: ClipFormat = section(ClipFormat, "the shape of a clip; default: as in training")
+    augment: AugmentConfig = section(AugmentConfig, "how much to vary a clip; default: as in training")
 
-    logits: Tensor
-    rows: list[int]
-    skipped: list[Skipped]
+    def protocol(self) -> dict[str, Any]:
+        """These keys as plain values, without those that a subclass adds."""
+        values = asdict(self)
+        return {f.name: values[f.name] for f in fields(Tuning)}
 
 
 def tune(
-    classifier: Classifier, clips: RandomWindows, labels: Sequence[Sequence[int]], loss: Loss, config: TuneConfig,
-    folder: Path, resume: bool,
-) -> bool:  # fmt: skip
+    classifier: Classifier,
+    clips: RandomWindows,
+    labels: Sequence[Sequence[int]],
+    loss: Loss,
+    how: Tuning,
+    data: DataConfig,
+    folder: Path,
+    resume: bool,
+) -> None:
     """Train a classifier by SGD with momentum.
 
     Args:
@@ -58,112 +82,91 @@ def tune(
         clips: To train on.
         labels: Class numbers of each of them.
         loss: Of logits and targets (b, c).
-        config: How.
+        how: Keys of the training.
+        data: How to read: workers, timeout.
         folder: For checkpoints, metrics.jsonl and skipped.jsonl.
         resume: Continue from the newest checkpoint in ``folder``, if there is one, as if training had never stopped.
-
-    Returns:
-        Whether it is done; False: it was interrupted, and can be resumed.
 
     Raises:
         ConfigError: Another configuration, or other data, than those of the training to resume.
         DataError: `PATIENCE` batches in a row had no clip that can be read, or a loss is not finite.
+        Interrupted: By a signal; what was done is saved.
     """
-    torch.manual_seed(config.seed)
-    optimizer = torch.optim.SGD(trained(classifier), lr=config.lr, momentum=config.momentum)
-    facts = {"config": fixed(config), "data": fingerprint(clips, labels)}
+    torch.manual_seed(how.seed)
+    optimizer = torch.optim.SGD(trained(classifier), lr=how.lr, momentum=how.momentum)
+    facts = {"config": fixed(how), "data": fingerprint(clips, labels)}
     step = restore(classifier, optimizer, facts, folder) if resume else 0
-    rate = harmony.schedule.warmup(
-        harmony.schedule.cosine(config.lr, 0.0, max(config.steps - config.warmup, 1)), config.warmup
-    )
+    rate = harmony.schedule.warmup(harmony.schedule.cosine(how.lr, 0.0, max(how.steps - how.warmup, 1)), how.warmup)
     skipped = SkippedClips(folder)
     rows = [row for row in jsonl.read(folder / "metrics.jsonl") if row["step"] <= step]
     checkpoint.write_atomically(folder / "metrics.jsonl", jsonl.dump(rows))
     losses: list[float] = []
     unread = 0
-    order = BatchSampler([Source(len(clips))], config.batch_size, config.seed, step)
-    loader = Loader(clips, order, collate, config.workers, config.timeout)
+    order = BatchSampler([Source(len(clips))], how.batch_size, how.seed, step)
+    loader = Loader(clips, order, collate, data.workers, data.timeout, data.prefetch_gib)
     classifier.train()
-    bar = progress_bar(total=config.steps, initial=step, unit="step")
-    with Interruption() as interruption, interruption.deferred(), bar:
-        for batch in interruption.awaited(loader, {"skipped": []}):
-            if step >= config.steps or interruption.asked:
-                break
-            skipped.record(batch["skipped"])
-            optimizer.param_groups[0]["lr"] = float(rate(torch.tensor(step)))
-            if "raw" in batch:
-                losses.append(take_step(classifier, optimizer, batch, labels, loss, config, step))
-                unread = 0
-            else:
-                unread += 1
-            if unread == PATIENCE:
-                raise DataError(f"{PATIENCE} batches in a row without a clip that can be read, see {skipped.file}")
-            step += 1
-            bar.update()
-            at_end = step == config.steps
-            if (step % config.log_every == 0 or at_end) and losses:
-                jsonl.append(folder / "metrics.jsonl", {"step": step, "loss": float(np.mean(losses))})
-                bar.set_postfix(loss=f"{np.mean(losses):.3f}")
-                losses = []
-            if step % config.checkpoint_every == 0 or at_end:
+    bar = progress_bar(total=how.steps, initial=step, unit="step")
+    with Interruption() as interruption, bar:
+        with interruption.deferred():
+            for batch in interruption.awaited(loader, {"skipped": []}):
+                if step >= how.steps or interruption.asked:
+                    break
+                skipped.record(batch["skipped"])
+                optimizer.param_groups[0]["lr"] = float(rate(torch.tensor(step)))
+                if "raw" in batch:
+                    losses.append(take_step(classifier, optimizer, batch, labels, loss, how, step))
+                    unread = 0
+                else:
+                    unread += 1
+                if unread == PATIENCE:
+                    raise DataError(f"{PATIENCE} batches in a row without a clip that can be read, see {skipped.file}")
+                step += 1
+                bar.update()
+                at_end = step == how.steps
+                if (step % how.log_every == 0 or at_end) and losses:
+                    jsonl.append(folder / "metrics.jsonl", {"step": step, "loss": float(np.mean(losses))})
+                    bar.set_postfix(loss=f"{np.mean(losses):.3f}")
+                    losses = []
+                if step % how.checkpoint_every == 0 or at_end:
+                    save(classifier, optimizer, facts, folder, step)
+            if step < how.steps:
                 save(classifier, optimizer, facts, folder, step)
-        if step < config.steps:
-            save(classifier, optimizer, facts, folder, step)
-            log.info("interrupted at step %d; continue with --resume", step)
-    return step == config.steps
+        interruption.advice = f" at step {step}: the same command with --resume goes on"
+        interruption.stop()
 
 
 def take_step(
     classifier: Classifier, optimizer: torch.optim.Optimizer, batch: dict[str, Any],
-    labels: Sequence[Sequence[int]], loss: Loss, config: TuneConfig, step: int,
+    labels: Sequence[Sequence[int]], loss: Loss, how: Tuning, step: int,
 ) -> float:  # fmt: skip
     """Take one step on a batch of `collate`; returns the loss before it."""
     device = next(classifier.parameters()).device
     raw = batch["raw"][:, 0].to(device)
     targets = multi_hot([labels[row] for row in batch["row"].tolist()], classifier.head.out_features).to(device)
-    raw, targets = mixup(raw, targets, config.mixup, np.random.default_rng([config.seed, step]))
-    value = loss(logits_of(classifier, raw, config), targets)
+    raw, targets = mixup(raw, targets, how.mixup, np.random.default_rng([how.seed, step]))
+    value = loss(logits_of(classifier, raw, how), targets)
     if not value.isfinite():
-        raise DataError(f"the loss of step {step} is {value.item()}: try a smaller lr, it was {config.lr:g}")
+        raise DataError(f"the loss of step {step} is {value.item()}: try a smaller lr, it was {how.lr:g}")
     optimizer.zero_grad()
     value.backward()
-    if config.clip_norm is not None and not config.frozen:
-        clip_grad_norm_(classifier.encoder.parameters(), config.clip_norm)
+    if how.clip_norm is not None and not how.frozen:
+        clip_grad_norm_(classifier.encoder.parameters(), how.clip_norm)
     optimizer.step()
     return float(value.detach())
 
 
-@torch.inference_mode()
-def predict(classifier: Classifier, clips: WindowedClips, config: TuneConfig) -> Predictions:
-    """The logits of every clip, averaged over its windows and crops.
+def predict(classifier: Classifier, clips: WindowedClips, how: Tuning, data: DataConfig) -> Outputs:
+    """Logits (N, C) of every clip, averaged over its windows and crops; see `outputs`."""
 
-    Raises:
-        DataError: Not one clip could be read.
-    """
-    classifier.eval()
-    device = next(classifier.parameters()).device
-    logits: list[Tensor] = []
-    rows: list[int] = []
-    skipped: list[Skipped] = []
-    size = max(config.batch_size // (config.windows * config.crops), 1)
-    batches = [range(first, min(first + size, len(clips))) for first in range(0, len(clips), size)]
-    with progress_bar(total=len(clips), desc="testing", unit="clip", leave=False) as bar:
-        for batch in Loader(clips, batches, collate, config.workers, config.timeout):
-            skipped += batch["skipped"]
-            if "raw" in batch:
-                raw = batch["raw"]
-                of_views = logits_of(classifier, raw.flatten(0, 1).to(device), config)
-                logits.append(of_views.unflatten(0, raw.shape[:2]).mean(1).cpu())
-                rows += batch["row"].tolist()
-            bar.update(len(batch["skipped"]) + len(batch.get("row", [])))
-    if not rows:
-        raise DataError(f"none of the {len(clips)} test clips could be read; the first: {skipped[0]}")
-    return Predictions(torch.cat(logits), rows, skipped)
+    def encode(raw: Tensor) -> Tensor:
+        return logits_of(classifier, raw.flatten(0, 1), how).unflatten(0, raw.shape[:2]).mean(1)
+
+    return outputs(classifier, encode, clips, how.batch_size, data)
 
 
-def logits_of(classifier: Classifier, raw: Tensor, config: TuneConfig) -> Tensor:
+def logits_of(classifier: Classifier, raw: Tensor, how: Tuning) -> Tensor:
     """Logits in the precision of the configuration."""
-    with torch.autocast(raw.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+    with torch.autocast(raw.device.type, dtype=torch.bfloat16, enabled=how.precision == "bf16"):
         return classifier(raw)
 
 
@@ -172,9 +175,9 @@ def trained(classifier: Classifier) -> list[Tensor]:
     return [p for p in classifier.parameters() if p.requires_grad]
 
 
-def fixed(config: TuneConfig) -> dict[str, Any]:
-    """What must not change on resume, as JSON gives it back."""
-    return json.loads(json.dumps({key: value for key, value in asdict(config).items() if key not in FREE}))
+def fixed(how: Tuning) -> dict[str, Any]:
+    """The keys that must not change on resume, as JSON gives them back."""
+    return json.loads(json.dumps({name: value for name, value in how.protocol().items() if name not in FREE}))
 
 
 def fingerprint(clips: RandomWindows, labels: Sequence[Sequence[int]]) -> str:
@@ -199,7 +202,7 @@ def restore(classifier: Classifier, optimizer: torch.optim.Optimizer, facts: dic
         return 0
     found = checkpoint.load_facts(newest)
     if found["data"] != facts["data"]:
-        raise ConfigError(f"{folder} was begun on other clips or labels: choose another --dir, or leave out --resume")
+        raise ConfigError(f"{folder} was begun on other clips or labels: choose another dir=, or leave out --resume")
     wanted = facts["config"]
     changed = [f"{key}: {old} -> {wanted[key]}" for key, old in found["config"].items() if wanted[key] != old]
     if changed:

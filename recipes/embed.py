@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from recipes import cli
 from recipes.data.clips import NarratedClips
 from recipes.data.index import load_index
-from recipes.data.inputs import narrated_clips
 from recipes.evaluation import vectors
 from recipes.evaluation.embedding import cut, embedded
 from recipes.evaluation.parts import Parts, inputs
@@ -72,7 +71,7 @@ def prepare(keys: EmbedKeys) -> Job:
     """
     restored = restore_with(keys)
     index = load_index(keys.data, keys.split)
-    clips = narrated_clips(index, restored.tokenizer, restored.config.clip, keys.windows)
+    clips = NarratedClips(index, restored.tokenizer, restored.config.clip, keys.windows)
     facts = {**inputs(restored.folder, restored.modules, index), "windows": keys.windows}
     if keys.out.exists() and vectors.facts_of(keys.out) != facts:
         raise ValueError(f"{keys.out} holds other embeddings: remove it, or choose another out=")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recipes.evaluation import supervised
-from recipes.evaluation.classifier import single_label_loss
+from recipes.evaluation.classifier import Loss, single_label_loss
 from recipes.evaluation.results import percent
 from recipes.evaluation.supervised import Figures, Task, TuningKeys
 
@@ -19,7 +19,7 @@ COLUMNS = (
 )
 
 
-def loss(keys: TuningKeys) -> supervised.Loss:
+def loss(keys: TuningKeys) -> Loss:
     """Cross-entropy, smoothed."""
     return partial(single_label_loss, smoothing=keys.label_smoothing)
 

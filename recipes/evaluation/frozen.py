@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.config import DataConfig
-from recipes.data.clips import Skipped
+from recipes.data.skipped import Skipped
 from recipes.data.windows import WindowedClips, collate
 from recipes.data.workers import Loader
 from recipes.errors import DataError

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.data.clips import Skipped
+from recipes.data.skipped import Skipped
 from recipes.evaluation.leakage import Leakage
+from recipes.files import write_atomically
 from recipes.keys import key
 from recipes.restore import RestoreKeys
 from recipes.training import checkpoint
-from recipes.training.checkpoint import write_atomically
 
 VATT = "Akbari et al. 2021, arXiv:2104.11178"
 VATT_CODE = "github.com/google-research/google-research/tree/master/vatt, README"

@@ -13,7 +13,6 @@ from recipes.config import Config
 from recipes.data.clips import EvalClips, NarratedClips
 from recipes.data.held_out import limited, unit
 from recipes.data.index import load_index
-from recipes.data.inputs import eval_clips
 from recipes.data.layouts import msrvtt, youcook2
 from recipes.errors import ConfigError
 from recipes.evaluation import leakage, ranking
@@ -74,7 +73,7 @@ def prepare(keys: Keys) -> Job:
     restored = restore_with(keys)
     data = retrieval_set(keys.data, keys.split, restored.config, restored.tokenizer)
     leaks = leakage.check(restored.folder, data.index, data.origins, keys.allow_leakage)
-    clips = eval_clips(data.index, restored.tokenizer, restored.config.clip, keys.windows or data.windows)
+    clips = EvalClips(data.index, restored.tokenizer, restored.config.clip, keys.windows or data.windows)
     return Job(restored, data, clips, leaks)
 
 

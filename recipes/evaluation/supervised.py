@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from recipes import keys as typed_keys
-from recipes import locks
-from recipes.data.clips import Skipped
 from recipes.data.labels import Labelled, Split
+from recipes.data.skipped import Skipped
 from recipes.data.windows import RandomWindows, WindowedClips
 from recipes.evaluation import labelled, results
-from recipes.evaluation.classifier import Classifier
+from recipes.evaluation.classifier import Encoder, Loss, classifier
 from recipes.evaluation.labelled import Job, LabelledKeys
 from recipes.evaluation.results import Result
-from recipes.evaluation.tuning import Loss, Tuning, predict, tune
+from recipes.evaluation.tuning import Tuning, predict, tune
+from recipes.files import folders, locks
 from recipes.keys import key
 from recipes.model.build import device_of
 from recipes.model.positions import fit_positions
 from recipes.restore import Restored, load_config, restore_with
-from recipes.training import checkpoint, folders
+from recipes.training import checkpoint
 
 Figures = dict[str, Any]
 
@@ -140,14 +140,14 @@ def on_split(
     model, config = restored.modules["model"], restored.config
     fit_positions(model, config.model, keys.clip)
     model.drop_token = keys.drop_token
-    classifier = Classifier(model, task.modality, len(data.names), keys.head_dropout, keys.frozen)
-    classifier.to(device_of(config))
+    encoder = Encoder(model, task.modality, keys.frozen)
+    modules = classifier(encoder, len(data.names), keys.head_dropout, task.loss(keys)).to(device_of(config))
     clips = RandomWindows(data.index.select(split.train), keys.clip, task.modality, keys.seed, keys.augment)
     labels = [data.labels[row] for row in split.train]
     reading = replace(config.data, timeout=keys.timeout)
-    tune(classifier, clips, labels, task.loss(keys), keys, reading, folder, resume)
+    tune(modules, clips, labels, keys, reading, folder, resume)
     test = WindowedClips(data.index, keys.clip, task.modality, keys.windows, split.test, keys.crops)
-    predictions = predict(classifier, test, keys, reading)
+    predictions = predict(modules, test, keys, reading)
     figures = task.score(predictions.values, [data.labels[row] for row in predictions.rows])
     return figures | {"clips": len(predictions.rows), "skipped": len(predictions.skipped)}, predictions.skipped
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from recipes.config import BILLION
 from recipes.data.labels import Labelled
 from recipes.evaluation import multilabel, supervised
-from recipes.evaluation.classifier import multi_hot, multi_label_loss
+from recipes.evaluation.classifier import Loss, multi_hot, multi_label_loss
 from recipes.evaluation.results import percent
 from recipes.evaluation.supervised import Figures, Task, TuningKeys
 from recipes.keys import key
@@ -35,7 +35,7 @@ class Keys(TuningKeys):
     crops: int = key(1, "sound has no crops", least=1, most=1)
 
 
-def loss(keys: TuningKeys) -> supervised.Loss:
+def loss(keys: TuningKeys) -> Loss:
     """Sigmoid cross-entropy."""
     return multi_label_loss
 

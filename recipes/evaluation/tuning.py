@@ -1,37 +1,38 @@
 """Training of a classifier on labelled clips, which can be interrupted and resumed, and its logits on test clips."""
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor, nn
 
 import harmony
 from recipes.config import BILLION, AugmentConfig, ClipFormat, DataConfig
 from recipes.data.sampler import BatchSampler, Source
+from recipes.data.skipped import SkippedClips
 from recipes.data.windows import RandomWindows, WindowedClips, collate
 from recipes.data.workers import Loader
-from recipes.errors import ConfigError, DataError
-from recipes.evaluation.classifier import Classifier, mixup, multi_hot
+from recipes.errors import ConfigError, Failure
+from recipes.evaluation.classifier import mixup, multi_hot
 from recipes.evaluation.frozen import Outputs, outputs
-from recipes.keys import key, section
+from recipes.files import digest, jsonl, write_atomically
+from recipes.keys import as_dict, flat, key, section
 from recipes.progress import progress_bar
-from recipes.training import checkpoint, jsonl
+from recipes.training import checkpoint
 from recipes.training.interruption import Interruption
-from recipes.training.skipped import SkippedClips
+from recipes.training.precision import forward_in
+from recipes.training.setup import set_learning_rate
+from recipes.training.step import Learner, StepOptions, StepResult, idle_step, train_step
 
 log = logging.getLogger(__name__)
 
 FREE = ("timeout", "log_every", "checkpoint_every", "windows", "crops")  # may change on resume
-PATIENCE = 20  # batches in a row without a clip that can be read, before it stops
-Loss = Callable[[Tensor, Tensor], Tensor]
+PATIENCE = 20  # steps in a row that cannot be taken, before training stops
 
 
 @dataclass
@@ -61,15 +62,76 @@ class Tuning:
 
     def protocol(self) -> dict[str, Any]:
         """These keys as plain values, without those that a subclass adds."""
-        values = asdict(self)
+        values = as_dict(self)
         return {f.name: values[f.name] for f in fields(Tuning)}
+
+    def fixed(self) -> dict[str, Any]:
+        """The keys that must not change on resume, by dotted names, as JSON gives them back."""
+        values = {name: value for name, value in self.protocol().items() if name not in FREE}
+        return json.loads(json.dumps(flat(values)))
+
+
+@dataclass
+class Run:
+    """A training of a classifier, and what its checkpoints hold.
+
+    Attributes:
+        learner: The classifier {"model", "objective"} with its optimizer.
+        folder: Folder of checkpoints, metrics.jsonl and skipped.jsonl.
+        facts: Keys and data, which must be the same when the training is resumed.
+        step: Steps so far.
+        skipped_steps: Steps of these that were not taken.
+    """
+
+    learner: Learner
+    folder: Path
+    facts: dict[str, Any]
+    step: int = 0
+    skipped_steps: int = 0
+
+    def save(self, last: bool) -> None:
+        """Write a checkpoint in place of the one before; unless it is the last, training goes on without it.
+
+        Raises:
+            Failure: The last one cannot be written.
+        """
+        modules = self.learner.modules
+        tensors = checkpoint.optimizer_tensors(modules, self.learner.optimizer) | checkpoint.random_tensors()
+        facts = self.facts | {"skipped_steps": self.skipped_steps}
+        try:
+            checkpoint.save(self.folder / "checkpoints", self.step, modules, tensors, facts, keep=1)
+        except OSError as error:
+            if last:
+                raise Failure(f"{error}. The checkpoint before is whole: free space, then --resume") from error
+            log.error("%s; training goes on, and the next one is tried", error)
+
+    def load(self) -> None:
+        """Load the newest checkpoint, if there is one.
+
+        Raises:
+            ConfigError: The training has other keys or data than the one to resume.
+        """
+        try:
+            newest = checkpoint.latest(self.folder)
+        except FileNotFoundError:
+            return
+        saved = checkpoint.load_facts(newest, config=dict, data=str)
+        if saved["data"] != self.facts["data"]:
+            raise ConfigError(
+                f"{self.folder} was begun on other clips or labels: choose another dir=, or leave out --resume"
+            )
+        if changed := differences(saved["config"], self.facts["config"]):
+            raise ConfigError(f"{self.folder} was begun with another configuration:\n  " + "\n  ".join(changed))
+        checkpoint.load_weights(newest, self.learner.modules)
+        checkpoint.load_optimizer(newest, self.learner.modules, self.learner.optimizer)
+        checkpoint.load_random(checkpoint.read(newest, "random."))
+        self.step, self.skipped_steps = saved["step"], saved.get("skipped_steps", 0)
 
 
 def tune(
-    classifier: Classifier,
+    modules: nn.ModuleDict,
     clips: RandomWindows,
     labels: Sequence[Sequence[int]],
-    loss: Loss,
     how: Tuning,
     data: DataConfig,
     folder: Path,
@@ -78,136 +140,106 @@ def tune(
     """Train a classifier by SGD with momentum.
 
     Args:
-        classifier: To train, on its device; with ``resume`` its weights are those of the last checkpoint.
-        clips: To train on.
+        modules: A `classifier`, on its device; with ``resume`` its weights become those of the last checkpoint.
+        clips: Clips to train on.
         labels: Class numbers of each of them.
-        loss: Of logits and targets (b, c).
         how: Keys of the training.
         data: How to read: workers, timeout.
-        folder: For checkpoints, metrics.jsonl and skipped.jsonl.
-        resume: Continue from the newest checkpoint in ``folder``, if there is one, as if training had never stopped.
+        folder: Folder for checkpoints, metrics.jsonl and skipped.jsonl.
+        resume: Go on from the newest checkpoint in ``folder``, if there is one, as if training had never stopped.
 
     Raises:
-        ConfigError: Another configuration, or other data, than those of the training to resume.
-        DataError: `PATIENCE` batches in a row had no clip that can be read, or a loss is not finite.
+        ConfigError: See `Run.load`.
+        Failure: `PATIENCE` steps in a row could not be taken, or the last checkpoint could not be written.
         Interrupted: By a signal; what was done is saved.
     """
     torch.manual_seed(how.seed)
-    optimizer = torch.optim.SGD(trained(classifier), lr=how.lr, momentum=how.momentum)
-    facts = {"config": fixed(how), "data": fingerprint(clips, labels)}
-    step = restore(classifier, optimizer, facts, folder) if resume else 0
+    trained = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=how.lr, momentum=how.momentum)
+    facts = {"config": how.fixed(), "data": fingerprint(clips, labels)}
+    run = Run(Learner(modules, optimizer), folder, facts)
+    if resume:
+        run.load()
     rate = harmony.schedule.warmup(harmony.schedule.cosine(how.lr, 0.0, max(how.steps - how.warmup, 1)), how.warmup)
-    skipped = SkippedClips(folder)
-    rows = [row for row in jsonl.read(folder / "metrics.jsonl") if row["step"] <= step]
-    checkpoint.write_atomically(folder / "metrics.jsonl", jsonl.dump(rows))
-    losses: list[float] = []
-    unread = 0
-    order = BatchSampler([Source(len(clips))], how.batch_size, how.seed, step)
+    skipped, metrics = SkippedClips(folder), metrics_of(run)
+    order = BatchSampler([Source(len(clips))], how.batch_size, how.seed, run.step)
     loader = Loader(clips, order, collate, data.workers, data.timeout, data.prefetch_gib)
-    classifier.train()
-    bar = progress_bar(total=how.steps, initial=step, unit="step")
-    with Interruption() as interruption, bar:
+    modules.train()
+    losses: list[float] = []
+    bad_in_a_row = 0
+    with Interruption() as interruption, progress_bar(total=how.steps, initial=run.step, unit="step") as bar:
         with interruption.deferred():
             for batch in interruption.awaited(loader, {"skipped": []}):
-                if step >= how.steps or interruption.asked:
+                if run.step >= how.steps or interruption.asked:
                     break
                 skipped.record(batch["skipped"])
-                optimizer.param_groups[0]["lr"] = float(rate(torch.tensor(step)))
-                if "raw" in batch:
-                    losses.append(take_step(classifier, optimizer, batch, labels, loss, how, step))
-                    unread = 0
-                else:
-                    unread += 1
-                if unread == PATIENCE:
-                    raise DataError(f"{PATIENCE} batches in a row without a clip that can be read, see {skipped.file}")
-                step += 1
+                set_learning_rate(optimizer, float(rate(torch.tensor(run.step))))
+                result = take_step(run.learner, batch, labels, how, run.step)
+                run.step += 1
+                run.skipped_steps += not result.taken
+                bad_in_a_row = 0 if result.taken else bad_in_a_row + 1
+                losses += [result.numbers["loss"]] * result.taken
                 bar.update()
-                at_end = step == how.steps
-                if (step % how.log_every == 0 or at_end) and losses:
-                    jsonl.append(folder / "metrics.jsonl", {"step": step, "loss": float(np.mean(losses))})
-                    bar.set_postfix(loss=f"{np.mean(losses):.3f}")
+                at_end = run.step == how.steps
+                if (run.step % how.log_every == 0 or at_end) and losses:
+                    loss = float(np.mean(losses))
+                    metrics.add({"step": run.step, "loss": loss, "skipped_steps": run.skipped_steps})
+                    bar.set_postfix(loss=f"{loss:.3f}")
                     losses = []
-                if step % how.checkpoint_every == 0 or at_end:
-                    save(classifier, optimizer, facts, folder, step)
-            if step < how.steps:
-                save(classifier, optimizer, facts, folder, step)
-        interruption.advice = f" at step {step}: the same command with --resume goes on"
+                if run.step % how.checkpoint_every == 0 or at_end:
+                    run.save(last=at_end)
+                if bad_in_a_row >= PATIENCE:
+                    raise Failure(
+                        f"{bad_in_a_row} steps in a row could not be taken, the last one because {result.reason}; "
+                        f"stopped at step {run.step}. Clips that could not be read are listed in {skipped.file}; a "
+                        f"loss that is not finite may take a smaller lr than {how.lr:g}."
+                    )
+            if run.step < how.steps:
+                run.save(last=True)
+        interruption.advice = f" at step {run.step}: the same command with --resume goes on"
         interruption.stop()
 
 
 def take_step(
-    classifier: Classifier, optimizer: torch.optim.Optimizer, batch: dict[str, Any],
-    labels: Sequence[Sequence[int]], loss: Loss, how: Tuning, step: int,
-) -> float:  # fmt: skip
-    """Take one step on a batch of `collate`; returns the loss before it."""
-    device = next(classifier.parameters()).device
-    raw = batch["raw"][:, 0].to(device)
-    targets = multi_hot([labels[row] for row in batch["row"].tolist()], classifier.head.out_features).to(device)
+    learner: Learner, batch: dict[str, Any], labels: Sequence[Sequence[int]], how: Tuning, step: int
+) -> StepResult:
+    """Take one step on a batch of `collate`, mixed."""
+    if "raw" not in batch:
+        return idle_step(learner, "no clip of the batch could be read")
+    head = learner.modules["objective"].linear
+    targets = multi_hot([labels[row] for row in batch["row"].tolist()], head.out_features).to(head.weight.device)
+    raw = batch["raw"][:, 0].to(head.weight.device)
     raw, targets = mixup(raw, targets, how.mixup, np.random.default_rng([how.seed, step]))
-    value = loss(logits_of(classifier, raw, how), targets)
-    if not value.isfinite():
-        raise DataError(f"the loss of step {step} is {value.item()}: try a smaller lr, it was {how.lr:g}")
-    optimizer.zero_grad()
-    value.backward()
-    if how.clip_norm is not None and not how.frozen:
-        clip_grad_norm_(classifier.encoder.parameters(), how.clip_norm)
-    optimizer.step()
-    return float(value.detach())
+    clip_norm = None if how.frozen else how.clip_norm
+    options = StepOptions(weigh="nothing", precision=how.precision, clip_norm=clip_norm, clip_only="model")
+    return train_step(learner, {"raw": raw, "targets": targets}, options)
 
 
-def predict(classifier: Classifier, clips: WindowedClips, how: Tuning, data: DataConfig) -> Outputs:
+def predict(modules: nn.ModuleDict, clips: WindowedClips, how: Tuning, data: DataConfig) -> Outputs:
     """Logits (N, C) of every clip, averaged over its windows and crops; see `outputs`."""
+    encoder, head = modules["model"], modules["objective"]
 
     def encode(raw: Tensor) -> Tensor:
-        return logits_of(classifier, raw.flatten(0, 1), how).unflatten(0, raw.shape[:2]).mean(1)
+        embeddings = forward_in(how.precision, raw.device)(encoder, {"raw": raw.flatten(0, 1)})
+        return head.logits(embeddings["representation"]).unflatten(0, raw.shape[:2]).mean(1)
 
-    return outputs(classifier, encode, clips, how.batch_size, data)
-
-
-def logits_of(classifier: Classifier, raw: Tensor, how: Tuning) -> Tensor:
-    """Logits in the precision of the configuration."""
-    with torch.autocast(raw.device.type, dtype=torch.bfloat16, enabled=how.precision == "bf16"):
-        return classifier(raw)
-
-
-def trained(classifier: Classifier) -> list[Tensor]:
-    """Parameters that are trained."""
-    return [p for p in classifier.parameters() if p.requires_grad]
-
-
-def fixed(how: Tuning) -> dict[str, Any]:
-    """The keys that must not change on resume, as JSON gives them back."""
-    return json.loads(json.dumps({name: value for name, value in how.protocol().items() if name not in FREE}))
+    return outputs(modules, encode, clips, how.batch_size, data)
 
 
 def fingerprint(clips: RandomWindows, labels: Sequence[Sequence[int]]) -> str:
     """Hash of the clips in their order and of their labels."""
-    lines = (f"{name} {list(numbers)}" for name, numbers in zip(clips.index["id"], labels, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    lines = (f"{name} {list(numbers)}\n" for name, numbers in zip(clips.index["id"], labels, strict=True))
+    return digest(line.encode() for line in lines)
 
 
-def save(
-    classifier: Classifier, optimizer: torch.optim.Optimizer, facts: dict[str, Any], folder: Path, step: int
-) -> None:
-    """Write a checkpoint; the one before is removed."""
-    tensors = checkpoint.optimizer_tensors(classifier, optimizer) | checkpoint.random_tensors()
-    checkpoint.save(folder / "checkpoints", step, classifier, tensors, facts, keep=1)
+def metrics_of(run: Run) -> jsonl.Rows:
+    """The file of metrics; rows after the step of the checkpoint, from a training that died, are dropped."""
+    file = run.folder / "metrics.jsonl"
+    rows = [row for row in jsonl.read_rows(file, step=int) if row["step"] <= run.step]
+    write_atomically(file, jsonl.as_text(rows))
+    return jsonl.Rows(file)
 
 
-def restore(classifier: Classifier, optimizer: torch.optim.Optimizer, facts: dict[str, Any], folder: Path) -> int:
-    """Load the newest checkpoint; returns its step, 0 where there is none."""
-    try:
-        newest = checkpoint.latest(folder)
-    except FileNotFoundError:
-        return 0
-    found = checkpoint.load_facts(newest)
-    if found["data"] != facts["data"]:
-        raise ConfigError(f"{folder} was begun on other clips or labels: choose another dir=, or leave out --resume")
-    wanted = facts["config"]
-    changed = [f"{key}: {old} -> {wanted[key]}" for key, old in found["config"].items() if wanted[key] != old]
-    if changed:
-        raise ConfigError(f"{folder} was begun with another configuration:\n  " + "\n  ".join(changed))
-    checkpoint.load_weights(newest, classifier)
-    checkpoint.load_optimizer(newest, classifier, optimizer)
-    checkpoint.load_random(checkpoint.read(newest, "random."))
-    return int(found["step"])
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys whose values differ, as ``key: old -> new``."""
+    return [f"{name}: {value} -> {new.get(name)}" for name, value in old.items() if new.get(name) != value]

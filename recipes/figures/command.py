@@ -28,9 +28,9 @@ from recipes.figures.dynamics import plot as dynamics
 from recipes.figures.dynamics import runs as recorded
 from recipes.figures.dynamics import text
 from recipes.figures.gallery.build import build as build_gallery
+from recipes.files import write_atomically
 from recipes.restore import add_options, overrides_of
 from recipes.scoring import detection
-from recipes.training.checkpoint import write_atomically
 from recipes.training.dynamics import TRAINING
 
 COLOURS = 96  # of a picture's palette: a third of the size of true colours, and as smooth

@@ -31,8 +31,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from recipes import locks
 from recipes.data.corpus.write import write_mp4
+from recipes.files import locks
 from recipes.progress import progress_bar
 
 QABCS, GCOMPRIS = "usr/share/qabcs/abcs", "usr/share/gcompris-qt/rcc"

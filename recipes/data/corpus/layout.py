@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes import locks
+from recipes.files import locks
 from recipes.progress import progress_bar
 
 from .plan import STYLES, Plan, plan_video

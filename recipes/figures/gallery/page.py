@@ -15,7 +15,7 @@ from recipes.figures.gallery.alignment import FEWEST, THRESHOLD
 from recipes.figures.gallery.captions import Caption, most_aligned, share_aligned
 from recipes.figures.gallery.media import Shown, side_by_side
 from recipes.figures.gallery.sample import BINS, Row, Sample
-from recipes.training.checkpoint import write_atomically
+from recipes.files import write_atomically
 
 GROUPS = ("top", "bottom")
 INLINE_PLAYERS = 100

@@ -12,7 +12,6 @@ import torch
 
 from recipes.config import Config
 from recipes.data import clips, decode, storage
-from recipes.data.inputs import train_clips
 from recipes.data.sampler import BatchSampler
 from recipes.data.workers import Loader
 from recipes.errors import DataError
@@ -92,7 +91,7 @@ def measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[s
         DataError: No clip of the first batch can be read.
     """
     train, _, sources = train_and_test(config)
-    dataset = train_clips(train, vocabulary_of(train, config), config.clip, config.train.seed, config.augment)
+    dataset = clips.TrainClips(train, vocabulary_of(train, config), config.clip, config.train.seed, config.augment)
     keys = iter(BatchSampler(sources, config.train.batch_size, config.train.seed))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker

@@ -6,10 +6,9 @@ python -m recipes.research.benchmark.options '{"config": "recipes/configs/demo.y
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,13 +16,14 @@ import torch
 from recipes import config as configuration
 from recipes.config import Config
 from recipes.data import vocabulary
-from recipes.model.build import build, device_of
+from recipes.model.build import build, device_of, model_inputs
 from recipes.model.harmonizer import harmonizer
 from recipes.research.benchmark import memory
 from recipes.research.benchmark.timing import quartiles, relate, reported, timed
 from recipes.research.benchmark.workloads import Batch, random_clips
 from recipes.training.precision import loss_scale
-from recipes.training.step import train_step
+from recipes.training.setup import step_options
+from recipes.training.step import Learner, train_step
 
 PLAIN = "plain"
 WORDS = 200
@@ -66,16 +66,15 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         torch.manual_seed(config.train.seed)
-        self.scratch = TemporaryDirectory(prefix="benchmark-")  # for steps that go wrong, which dump what they saw
-        self.config = replace(config, run=replace(config.run, dir=self.scratch.name))
+        self.config = config
         self.device = device_of(config)
         tokenizer = vocabulary.build(f"word{i}" for i in range(WORDS))
         self.words = tokenizer.get_vocab_size()
         self.modules = build(config, tokenizer).to(self.device)
-        self.optimizer = torch.optim.Adam(self.modules.parameters(), lr=config.train.lr)
-        self.transform = harmonizer(config)
-        self.state, self.scale = self.transform.init(), loss_scale(config.train)
-        self.forward = torch.compile(self.modules["model"]) if config.train.compile else None
+        optimizer = torch.optim.Adam(self.modules.parameters(), lr=config.train.lr)
+        self.learner = Learner(self.modules, optimizer, harmonizer(config), loss_scale=loss_scale(config.train))
+        forward = torch.compile(self.modules["model"]) if config.train.compile else None
+        self.options = step_options(config, 1, forward=forward)
 
     def draw(self, size: int) -> dict[str, Any]:
         """So many clips."""
@@ -85,12 +84,9 @@ class Trainer:
 
     def step(self, batch: dict[str, Any]) -> None:
         """Train on a batch."""
-        found, self.state = train_step(
-            self.config, self.modules, self.optimizer, self.transform, self.state, batch, 1, self.device,
-            forward=self.forward, loss_scale=self.scale,
-        )  # fmt: skip
-        if not found.taken:
-            raise RuntimeError(f"a step was not taken: {found.reason}")
+        result = train_step(self.learner, model_inputs(batch, self.device), self.options)
+        if not result.taken:
+            raise RuntimeError(f"a step was not taken: {result.reason}")
 
 
 def race(

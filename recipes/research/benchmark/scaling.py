@@ -96,7 +96,7 @@ def count(config: Config) -> Counts:
     with FakeTensorMode():
         model = VATT(config.model, config.clip, config.data.vocabulary)
         objective = Objective(config.objective, SIZES[config.model.size].output)
-        encode = forward_in(config.train, torch.device("cpu"))
+        encode = forward_in(config.train.precision, torch.device("cpu"))
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         # What is held once, such as weights in another precision, drops out of the difference.
         held = [_held(lambda n=n: encode(model, clips(config, n)), weights) for n in (2, 4)]

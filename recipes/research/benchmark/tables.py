@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from recipes.files import write_atomically
 from recipes.research.benchmark.contestants import CACHED, CHUNKED, FUSED, PLAIN, TORCHJD
 from recipes.research.benchmark.timing import Result, quartiles
 from recipes.research.benchmark.workloads import Spec
-from recipes.training.checkpoint import write_atomically
 
 SWEPT = ("batch", "tokens", "width")
 MIB = 2**20

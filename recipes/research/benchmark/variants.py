@@ -19,12 +19,13 @@ from recipes.errors import ConfigError, DataError
 from recipes.model.build import build, device_of, model_inputs, use_cores
 from recipes.model.harmonizer import harmonizer
 from recipes.model.vatt import SIZES
-from recipes.pretrain import learning_rate, vocabulary_of
+from recipes.pretrain import vocabulary_of
 from recipes.progress import progress_bar
 from recipes.restore import load_config, own_data
 from recipes.splits import train_and_test
 from recipes.training import checkpoint
-from recipes.training.step import train_step
+from recipes.training.setup import learning_rate, set_learning_rate, step_options
+from recipes.training.step import Learner, train_step
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ def compare(config: Config, points: list[int], batches: int, run: Path | None = 
     probes = [model_inputs(batch, device) for batch in _readable(loader(config.train.seed + PROBE_SEED), batches)]
     last_layer = f"backbone.layers.{SIZES[config.model.size].layers - 1}."
     optimizer = torch.optim.Adam([p for p in modules.parameters() if p.requires_grad], betas=(0.9, 0.999))
-    transform, rate = harmonizer(config), learning_rate(config)
-    state, stream = transform.init(), iter(loader(config.train.seed)) if folder is None else iter(())
+    learner, rate = Learner(modules, optimizer, harmonizer(config)), learning_rate(config.train)
+    stream = iter(loader(config.train.seed)) if folder is None else iter(())
 
     rows: list[dict[str, Any]] = []
     goals = sorted(set(points))
@@ -108,9 +109,10 @@ def compare(config: Config, points: list[int], batches: int, run: Path | None = 
     with progress_bar(total=goals[-1] - step + len(goals) * batches * len(VARIANTS), desc="variants") as bar:
         for goal in goals:
             while step < goal:
-                for group in optimizer.param_groups:
-                    group["lr"] = float(rate(torch.tensor(step)))
-                _, state = train_step(config, modules, optimizer, transform, state, next(stream), step, device)
+                set_learning_rate(optimizer, float(rate(torch.tensor(step))))
+                batch = next(stream)
+                if len(batch.get("id", [])) > 1:
+                    train_step(learner, model_inputs(batch, device), step_options(config, step))
                 step += 1
                 bar.update()
             rows += measure(modules, probes, last_layer, step, bar.update)

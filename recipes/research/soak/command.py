@@ -16,6 +16,7 @@ from pathlib import Path
 from recipes import config as configuration
 from recipes.config import DEMO
 from recipes.errors import ConfigError
+from recipes.files import write_atomically
 from recipes.research.benchmark.tables import machine
 from recipes.research.soak import plot
 from recipes.research.soak.checks import Check, checks
@@ -23,7 +24,6 @@ from recipes.research.soak.damage import damaged_shards
 from recipes.research.soak.launch import Watch, soak
 from recipes.splits import procedural_corpus, train_and_test
 from recipes.training import metrics
-from recipes.training.checkpoint import write_atomically
 
 # Longer than the run, and each step written down.
 ENDLESS = ["train.steps=1000000", "gamma.steps=5000", "train.log_every=1", "train.checkpoint_every=50"]

@@ -1,76 +1,110 @@
 """The typed configuration of a run: a YAML file and key=value overrides, checked before any work starts."""
 
 import logging
-import math
-import operator
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from recipes import bounds
-from recipes.data.augment import AugmentConfig
-from recipes.data.clips import ClipFormat
-
-AT_LEAST = {
-    "gamma.steps": 1, "curriculum.share": 0, "curriculum.history": 0,
-    "curriculum.warmup": 0, "gram.group_size": 1, "gram.chunk_size": 1,
-    "gram.every": 0, "gram.probe_every": 1, "corpus.videos": 2,
-    "corpus.test_videos": 1, "data.workers": 0, "data.vocabulary": 3, "clip.frames": 1, "clip.size": 1,
-    "clip.narrations": 1, "clip.words": 1, "clip.sample_rate": 1, "model.audio_patch": 1, "model.word_width": 1,
-    "model.drop_token": 0, "model.dropout": 0, "objective.audio_space": 1, "objective.text_space": 1, "train.steps": 1,
-    "train.batch_size": 2, "train.lr": 0, "train.end_lr": 0, "train.warmup": 0, "train.log_every": 1,
-    "train.checkpoint_every": 1, "train.keep": 1, "train.max_bad_steps": 1, "train.weight_decay": 0,
-    "evaluate.batch_size": 1, "evaluate.limit": 2, "evaluate.every": 0,
-}  # fmt: skip
-MORE_THAN = {
-    "curriculum.temperature": 0,
-    "clip.fps": 0,
-    "clip.audio_seconds": 0,
-    "data.timeout": 0,
-    "data.prefetch_gib": 0,
-    "objective.temperature": 0,
-    "train.clip_norm": 0,
-    "train.ema": 0,
-    "train.eps": 0,
-}
-LESS_THAN = {"curriculum.history": 1, "model.drop_token": 1, "model.dropout": 1, "train.ema": 1}
-DEVICES = ("cpu", "cuda", "mps", "xpu")  # that hold numbers
-BEST = r"(text|audio)->video (R@(1|5|10)|median_rank|mean_rank)"  # figures of the clips that are held out
-PLAIN = re.compile(r"\$\{[\w.]+\}")  # names another key; what else begins with ${ calls a resolver
-WITH_MEMORY = ("pcgrad_random", "gradvac", "random")  # methods that `harmony.realign` makes, and that count the steps
+from recipes import keys
+from recipes.keys import check, key, section
 
 CONFIGS = Path(__file__).parent / "configs"
 DEMO = CONFIGS / "demo.yaml"
+BILLION = 10**9  # more than anybody means
+CLIP_BYTES = 2**30  # the most that one clip may take
+DEVICES = ("cpu", "cuda", "mps", "xpu")  # that hold numbers
+BEST = r"(text|audio)->video (R@(1|5|10)|median_rank|mean_rank)"  # figures of the clips that are held out
+WITH_MEMORY = ("pcgrad_random", "gradvac", "random")  # methods that `harmony.realign` makes, and that count the steps
 
 log = logging.getLogger(__name__)
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run."""
+@dataclass(frozen=True)
+class ClipFormat:
+    """The shape of a clip. Pictures and sound of a window begin together; the longer of the two is the window.
+
+    Features come one a second: `frames` of them are a clip, at `fps` 1; the keys of pixels and samples are not used.
+    """
+
+    inputs: Literal["raw", "features"] = key("raw", "pictures and sound, or what YouTube-8M has in place of them")
+    frames: int = key(8, "pictures of a clip", least=1, most=4096)
+    fps: float = key(10.0, "pictures a second", more_than=0, most=1000)
+    size: int = key(64, "side of the square picture, pixels", least=1, most=4096)
+    sample_rate: int = key(16_000, "samples of sound a second", least=1, most=384_000)
+    audio_seconds: float = key(0.8, "length of the sound", more_than=0, most=3600)
+    narrations: int = key(3, "texts of a clip", least=1, most=256)
+    words: int = key(16, "words of a text", least=1, most=4096)
+
+    @property
+    def samples(self) -> int:
+        """Samples of sound per clip."""
+        return round(self.audio_seconds * self.sample_rate)
+
+    @property
+    def seconds(self) -> float:
+        """Length of the window."""
+        return max(self.frames / self.fps, self.audio_seconds)
+
+    @property
+    def short_side(self) -> int:
+        """Pictures are decoded at this size, a seventh above `size`, before they are cropped."""
+        return round(self.size * 8 / 7)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with a clip as a whole."""
+        size = 3 * self.frames * self.size**2 + 4 * self.samples + 8 * self.narrations * self.words
+        if self.inputs == "raw" and size > CLIP_BYTES:
+            pictures = f"{self.frames} pictures of {self.size}x{self.size}"
+            yield f"frames={self.frames}: one clip of {pictures} would take {size / 2**30:.1f} GiB"
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How much to vary a training clip; the defaults are VATT's."""
+
+    crop_area: tuple[float, float] = key((0.08, 1.0), "share of the picture: least, most", more_than=0, most=1)
+    crop_aspect: tuple[float, float] = key((0.5, 2.0), "width over height: least, most", more_than=0, most=100)
+    flip: float = key(0.5, "probability", least=0, most=1)
+    colour: float = key(0.8, "probability of the four below", least=0, most=1)
+    brightness: float = key(32 / 255, "largest shift, of the full range", least=0, most=1)
+    contrast: tuple[float, float] = key((0.6, 1.4), "factor: least, most", least=0, most=100)
+    saturation: tuple[float, float] = key((0.6, 1.4), "factor: least, most", least=0, most=100)
+    hue: float = key(0.2, "largest shift, of the full circle", least=0, most=1)
+    noise: float = key(0.01, "deviation of the noise on the sound, of its peak", least=0, most=100)
+
+    def problems(self) -> Iterator[str]:
+        """Ranges that are none."""
+        for name in ("crop_area", "crop_aspect", "contrast", "saturation"):
+            low, high = getattr(self, name)
+            if low > high:
+                yield f"{name}=[{low}, {high}] must be [low, high] with low <= high"
 
 
 @dataclass
 class RunConfig:
     """Where a run writes: everything is under `dir`/`name`."""
 
-    name: str = "demo"
-    dir: str = "runs"
+    name: str = key("demo", "of the run's folder")
+    dir: str = key("runs", "folder of runs")
+
+    def problems(self) -> Iterator[str]:
+        """A name that is no folder's."""
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            yield f"name={self.name!r} must be a folder name of letters, digits, '.', '_' and '-'"
 
 
 @dataclass
 class GammaConfig:
     """The curriculum's threshold on the cosine, from `start` to `end`."""
 
-    start: float = -0.3
-    end: float = 0.0
-    schedule: Literal["linear", "cosine", "constant"] = "linear"  # constant: `start` throughout
-    steps: int | None = None  # None: the whole run
+    start: float = key(-0.3, "cosine at the first step")
+    end: float = key(0.0, "cosine at the last step")
+    schedule: Literal["linear", "cosine", "constant"] = key("linear", "constant: `start` throughout")
+    steps: int | None = key(None, "from start to end; null: the whole run", least=1, most=BILLION)
 
 
 @dataclass
@@ -78,14 +112,16 @@ class CurriculumConfig:
     """Which clips to learn from: a rule of `harmony.curriculum` on a score of `harmony.score`."""
 
     rule: Literal["threshold", "soft_threshold", "quantile", "running_quantile", "agreement_weight", "cross_check"] = (
-        "threshold"  # cross_check has a score of its own
+        key("threshold", "cross_check has a score of its own")
     )
-    score: Literal["agreement", "batch_agreement", "small_loss", "norm_ratio", "gradient_norm"] = "agreement"
-    share: float = 0.7  # of the clips that the quantile rules keep
-    temperature: float = 0.1  # of soft_threshold
-    history: float = 0.0  # weight of a clip's own past in its score
-    warmup: int = 0  # steps over which cross_check comes to drop what it would
-    renormalize: bool = False  # make up for the clips that are dropped
+    score: Literal["agreement", "batch_agreement", "small_loss", "norm_ratio", "gradient_norm"] = key(
+        "agreement", "by which the rule judges"
+    )
+    share: float = key(0.7, "of the clips that the quantile rules keep", least=0)
+    temperature: float = key(0.1, "of soft_threshold", more_than=0, most=10**6)
+    history: float = key(0.0, "weight of a clip's own past in its score", least=0, less_than=1)
+    warmup: int = key(0, "steps over which cross_check comes to drop what it would", least=0, most=BILLION)
+    renormalize: bool = key(False, "make up for the clips that are dropped")
 
 
 @dataclass
@@ -93,148 +129,208 @@ class RealignConfig:
     """What to make of conflicting gradients: a method of `harmony.realign`."""
 
     method: Literal[
-        "pcgrad", "pcgrad_random", "gradvac", "upgrad", "dualproj", "mgda", "cagrad", "imtl_g", "nash_mtl", "fairgrad",
-        "aligned_mtl", "config", "normalized", "mean", "random",
-    ] = "pcgrad"  # fmt: skip
-    layers: str | None = None  # regular expression: what it finds in a parameter's name has a Gram of its own
+        "pcgrad",
+        "pcgrad_random",
+        "gradvac",
+        "upgrad",
+        "dualproj",
+        "mgda",
+        "cagrad",
+        "imtl_g",
+        "nash_mtl",
+        "fairgrad",
+        "aligned_mtl",
+        "config",
+        "normalized",
+        "mean",
+        "random",
+    ] = key("pcgrad", "see docs/methods.md")
+    layers: str | None = key(
+        None, "regular expression: what it matches in a parameter's name has a Gram block of its own"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """A pattern that is none."""
+        if not _compiles(self.layers):
+            yield f"layers={self.layers!r} is not a regular expression"
 
 
 @dataclass
 class GramConfig:
     """How per-sample gradients are read, see `harmony.gram_vjp`."""
 
-    attribution: Literal["activation", "loss", "anchor"] = "activation"
-    space: Literal["parameters", "features"] = "parameters"
-    wrt: str | None = r"^backbone\."  # regular expression on parameter names; feature space ignores it
-    group_size: int = 1
-    chunk_size: int | None = None
-    every: int = 1  # without harmonization: measure agreement at every n-th step, 0 for never
-    probe: list[Literal["layers", "groups", "paths"]] = field(default_factory=list)  # measure also over these parts
-    probe_every: int = 100  # at every n-th step; costs up to two harmonized steps each time
+    attribution: Literal["activation", "loss", "anchor"] = key("activation", "what the gradient of a sample is")
+    space: Literal["parameters", "features"] = key("parameters", "over which gradients are compared")
+    wrt: str | None = key(r"^backbone\.", "regular expression on parameter names; feature space ignores it")
+    group_size: int = key(1, "clips that share a Gram block", least=1, most=2**20)
+    chunk_size: int | None = key(None, "clips encoded at a time, where memory is short", least=1, most=2**20)
+    every: int = key(
+        1, "without harmonization: measure agreement at every n-th step, 0 for never", least=0, most=BILLION
+    )
+    probe: list[Literal["layers", "groups", "paths"]] = key([], "measure also over these parts")
+    probe_every: int = key(100, "at every n-th step; costs up to two harmonized steps each time", least=1, most=BILLION)
+
+    def problems(self) -> Iterator[str]:
+        """A pattern that is none."""
+        if not _compiles(self.wrt):
+            yield f"wrt={self.wrt!r} is not a regular expression"
 
 
 @dataclass
 class CorpusConfig:
     """The procedural corpus, built on first use where `data.manifest` is not given."""
 
-    style: Literal["narrated", "wild"] = "wild"
-    dir: str = "corpora"
-    videos: int = 320
-    test_videos: int = 60
-    seed: int = 0
+    style: Literal["narrated", "wild"] = key("wild", "what is said fits what is seen; or often does not")
+    dir: str = key("corpora", "folder of corpora")
+    videos: int = key(320, "to train on", least=2, most=10**7)
+    test_videos: int = key(60, "held out", least=1, most=10**7)
+    seed: int = key(0, "of everything in it", least=0, most=2**32 - 1)
 
 
 @dataclass
 class SourceConfig:
     """One of several data sets that are trained on together."""
 
-    manifest: str = MISSING
-    weight: float = 1.0  # its share of every batch, relative to the others'
+    manifest: str = key(meaning="see docs/data.md")
+    weight: float = key(1.0, "its share of every batch, relative to the others'", more_than=0, most=BILLION)
 
 
 @dataclass
 class DataConfig:
     """What to train on and what to hold out."""
 
-    manifest: str | None = None  # see docs/data.md; None, and no sources: the procedural corpus
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # by name, in place of a manifest: a mixture
-    test: str | None = None  # another manifest to evaluate on; None: the test splits of what is trained on
-    workers: int = 1  # processes that read clips, at least one: 0 counts as 1
-    timeout: float = 60.0  # seconds that a worker may read one clip
-    prefetch_gib: float = 4.0  # of batches that are read ahead, in /dev/shm; one for each worker in any case
-    vocabulary: int = 65536  # most frequent words that are kept
-    word_vectors: str | None = None  # word2vec or GloVe text file; frozen
+    manifest: str | None = key(None, "see docs/data.md; null, and no sources: the procedural corpus")
+    sources: dict[str, SourceConfig] = key({}, "by name, in place of a manifest: a mixture")
+    test: str | None = key(None, "another manifest to evaluate on; null: the test splits of what is trained on")
+    workers: int = key(1, "processes that read clips, at least one: 0 counts as 1", least=0, most=1024)
+    timeout: float = key(60.0, "seconds that a worker may read one clip", more_than=0, most=7 * 86_400)
+    prefetch_gib: float = key(
+        4.0, "of batches that are read ahead, in /dev/shm; one for each worker in any case", more_than=0, most=2**14
+    )
+    vocabulary: int = key(65536, "most frequent words that are kept", least=3, most=10**8)
+    word_vectors: str | None = key(None, "word2vec or GloVe text file; frozen")
+
+    def problems(self) -> Iterator[str]:
+        """Two answers to one question."""
+        if self.manifest and self.sources:
+            yield "manifest and sources exclude each other"
 
 
 @dataclass
 class ModelConfig:
     """The shared transformer and the tokenizers in front of it."""
 
-    size: Literal["demo", "small", "base", "medium", "large"] = "demo"
-    video_patch: tuple[int, int, int] = (4, 16, 16)  # frames, rows, columns
-    audio_patch: int = 128  # samples
-    word_width: int = 300
-    position_norm: bool = (
-        False  # normalise positions before they are added, as VATT's code does and its paper does not say
+    size: Literal["demo", "small", "base", "medium", "large"] = key("demo", "of the transformer")
+    video_patch: tuple[int, int, int] = key((4, 16, 16), "frames, rows, columns", least=1, most=4096)
+    audio_patch: int = key(128, "samples", least=1, most=2**20)
+    word_width: int = key(300, "of a word's vector", least=1, most=2**14)
+    position_norm: bool = key(
+        False, "normalise positions before they are added, as VATT's code does and its paper does not say"
     )
-    drop_token: float = 0.5
-    dropout: float = 0.1
-    checkpoint: bool = False  # compute a layer's activations again in the backward pass; see docs/engines.md
+    drop_token: float = key(0.5, "share of the tokens of video and sound that training drops", least=0, less_than=1)
+    dropout: float = key(0.1, "in the transformer", least=0, less_than=1)
+    checkpoint: bool = key(False, "compute a layer's activations again in the backward pass; see docs/engines.md")
 
 
 @dataclass
 class ObjectiveConfig:
     """The two common spaces and their losses."""
 
-    audio_space: int = 512
-    text_space: int = 256
-    norm: Literal["batch", "layer", "none"] = "batch"
-    temperature: float = 0.07
-    symmetric: bool = False
+    audio_space: int = key(512, "width of the space of video and sound", least=1, most=2**16)
+    text_space: int = key(256, "width of the space of video and text", least=1, most=2**16)
+    norm: Literal["batch", "layer", "none"] = key("batch", "in the heads")
+    temperature: float = key(0.07, "of the similarities", more_than=0, most=10**6)
+    symmetric: bool = key(False, "contrast both ways")
 
 
 @dataclass
 class TrainConfig:
     """Optimization: Adam or AdamW, warm-up, quarter-period cosine."""
 
-    steps: int = 500_000
-    batch_size: int = 32
-    seed: int = 0
-    lr: float = 1e-4
-    end_lr: float = 5e-5
-    warmup: int = 10_000  # where that is longer than the run, a tenth of its steps
-    optimizer: Literal["adam", "adamw"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0  # of adamw, on parameters with two or more axes: not on biases and norms
-    init_from: str | None = None  # a run or a checkpoint whose weights and vocabulary to begin with
-    clip_norm: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the encoder; fp16 with loss scaling
-    tf32: bool = False  # let CUDA multiply float32 matrices in TF32
-    compile: bool = False  # the encoder of plain passes, for a single process; see docs/engines.md
-    ema: float | None = None  # decay of a moving average of the weights, which is then what is evaluated
-    device: str = "auto"
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: all parameters in every process, or a part in each
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    keep: int = 2  # checkpoints, the newest
-    max_bad_steps: int = 20  # steps in a row without a finite gradient or a readable clip before the run stops
+    steps: int = key(500_000, "of the optimizer", least=1, most=BILLION)
+    batch_size: int = key(32, "clips, of all processes together", least=2, most=2**20)
+    seed: int = key(0, "of weights, order and everything random", least=0, most=2**32 - 1)
+    lr: float = key(1e-4, "learning rate after the warm-up", least=0)
+    end_lr: float = key(5e-5, "learning rate at the last step", least=0)
+    warmup: int = key(10_000, "steps; where that is longer than the run, a tenth of its steps", least=0, most=BILLION)
+    optimizer: Literal["adam", "adamw"] = key("adam", "adamw lets weights decay")
+    betas: tuple[float, float] = key((0.9, 0.999), "of Adam's two averages", least=0, less_than=1)
+    eps: float = key(1e-8, "of Adam", more_than=0, most=1)
+    weight_decay: float = key(
+        0.0, "of adamw, on parameters with two or more axes: not on biases and norms", least=0, most=1000
+    )
+    init_from: str | None = key(None, "a run or a checkpoint whose weights and vocabulary to begin with")
+    clip_norm: float | None = key(None, "longest gradient of all parameters together", more_than=0)
+    precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "of the encoder; fp16 with loss scaling")
+    tf32: bool = key(False, "let CUDA multiply float32 matrices in TF32")
+    compile: bool = key(False, "the encoder of plain passes, for a single process; see docs/engines.md")
+    ema: float | None = key(
+        None, "decay of a moving average of the weights, which is then what is evaluated", more_than=0, less_than=1
+    )
+    device: str = key("auto", "cpu, cuda, ...; auto: a GPU where there is one")
+    parallel: Literal["ddp", "fsdp"] = key("ddp", "under torchrun: all parameters in every process, or a part in each")
+    log_every: int = key(50, "steps", least=1, most=BILLION)
+    checkpoint_every: int = key(1000, "steps", least=1, most=BILLION)
+    keep: int = key(2, "checkpoints, the newest", least=1, most=10**6)
+    max_bad_steps: int = key(
+        20, "steps in a row without a finite gradient or a readable clip before the run stops", least=1, most=BILLION
+    )
 
     @property
     def warmup_steps(self) -> int:
         """The length of the warm-up: `warmup`, and where that is longer than the run, a tenth of its steps."""
         return self.warmup if self.warmup <= self.steps else self.steps // 10
 
+    def problems(self) -> Iterator[str]:
+        """What does not fit together."""
+        if self.weight_decay and self.optimizer == "adam":
+            yield f"weight_decay={self.weight_decay} needs train.optimizer=adamw"
+        if not device_exists(self.device):
+            yield f"device={self.device!r} is not a device here"
+
 
 @dataclass
 class EvalConfig:
     """Zero-shot retrieval among clips of what is held out: at the end, before training, and in between."""
 
-    batch_size: int = 32
-    limit: int | None = 4096  # the most clips, drawn by a hash from as many videos as there are; null: all narrations
-    untrained: bool = True  # also before the first step
-    every: int = 0  # also after every n-th step, which gets a checkpoint; 0: at the end alone
-    best: str | None = None  # figure by which the best checkpoint stays as checkpoints/best: "text->video R@10"
+    batch_size: int = key(32, "clips embedded together", least=1, most=2**20)
+    limit: int | None = key(
+        4096,
+        "the most clips, drawn by a hash from as many videos as there are; null: all narrations",
+        least=2,
+        most=BILLION,
+    )
+    untrained: bool = key(True, "also before the first step")
+    every: int = key(
+        0, "also after every n-th step, which gets a checkpoint; 0: at the end alone", least=0, most=BILLION
+    )
+    best: str | None = key(None, 'figure by which the best checkpoint stays as checkpoints/best: "text->video R@10"')
+
+    def problems(self) -> Iterator[str]:
+        """A figure that is none."""
+        if self.best is not None and not re.fullmatch(BEST, self.best):
+            figures = "R@1, R@5, R@10, median_rank or mean_rank"
+            yield f"best={self.best!r} must be text->video or audio->video, a blank, and {figures}"
 
 
 @dataclass
 class Config:
     """One run."""
 
-    run: RunConfig = field(default_factory=RunConfig)
-    harmonize: Literal["none", "realign", "curriculum", "both"] = "both"
-    realign: RealignConfig = field(default_factory=RealignConfig)
-    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
-    gamma: GammaConfig = field(default_factory=GammaConfig)
-    gram: GramConfig = field(default_factory=GramConfig)
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    clip: ClipFormat = field(default_factory=ClipFormat)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = section(RunConfig)
+    harmonize: Literal["none", "realign", "curriculum", "both"] = key("both", "which of the two techniques to apply")
+    realign: RealignConfig = section(RealignConfig)
+    curriculum: CurriculumConfig = section(CurriculumConfig)
+    gamma: GammaConfig = section(GammaConfig)
+    gram: GramConfig = section(GramConfig)
+    corpus: CorpusConfig = section(CorpusConfig)
+    data: DataConfig = section(DataConfig)
+    clip: ClipFormat = section(ClipFormat)
+    augment: AugmentConfig = section(AugmentConfig)
+    model: ModelConfig = section(ModelConfig)
+    objective: ObjectiveConfig = section(ObjectiveConfig)
+    train: TrainConfig = section(TrainConfig)
+    evaluate: EvalConfig = section(EvalConfig)
 
     @property
     def folder(self) -> Path:
@@ -258,12 +354,72 @@ class Config:
         """Whether conflicting gradients are realigned."""
         return self.harmonize in ("realign", "both")
 
+    def problems(self) -> Iterator[str]:
+        """What sections say that does not fit together."""
+        yield from self._input_problems()
+        if self.has_curriculum:
+            yield from self._curriculum_problems()
+        if self.has_realignment and self.realign.layers is not None:
+            if self.gram.space == "features":
+                yield "realign.layers needs gram.space=parameters: features have no layers"
+            if self.realign.method in WITH_MEMORY:
+                yield f"realign.layers needs a method without memory, not realign.method={self.realign.method}"
+        if self.train.compile and (self.harmonize != "none" or self.gram.every == 1):
+            yield (
+                "train.compile is for plain passes, harmonize=none with gram.every=0 (or more than 1): a step that "
+                "measures gradients reads the graph of every operation, and a compiled encoder has but one"
+            )
+
+    def _input_problems(self) -> Iterator[str]:
+        """Clips that the model cannot take."""
+        clip = self.clip
+        if clip.inputs == "features":
+            if clip.fps != 1:
+                yield f"clip.inputs=features come one a second: clip.fps={clip.fps:g} must be 1"
+            if not (self.data.manifest or self.data.sources):
+                yield "clip.inputs=features needs data.manifest or data.sources, see docs/data.md"
+        elif not keys.problems(clip):
+            (t, h, w), patch = (max(1, axis) for axis in self.model.video_patch), max(1, self.model.audio_patch)
+            if clip.frames % t:
+                yield f"clip.frames={clip.frames} is not a multiple of {t} (model.video_patch)"
+            if clip.size % h or clip.size % w:
+                yield f"clip.size={clip.size} is not a multiple of {h}x{w} (model.video_patch)"
+            if clip.samples % patch or clip.samples < patch:
+                samples = f"clip.audio_seconds * clip.sample_rate = {clip.samples} samples"
+                yield f"{samples} is not a multiple of model.audio_patch={patch}"
+
+    def _curriculum_problems(self) -> Iterator[str]:
+        """Rules that cannot judge so."""
+        rule, gamma, gram = self.curriculum, self.gamma, self.gram
+        groups = -(-self.train.batch_size // max(gram.group_size, 1))
+        if rule.share > 1:
+            yield f"curriculum.share={rule.share} must be at most 1"
+        if rule.rule == "quantile" and 0 <= rule.share < 0.5 / groups:
+            yield f"curriculum.share={rule.share} keeps none of {groups} Gram blocks"
+        cosines = [gamma.start] + [gamma.end] * (gamma.schedule != "constant")
+        if rule.rule.endswith("threshold") and not all(-1 <= cosine <= 1 for cosine in cosines):
+            yield f"gamma={cosines} must be cosines, between -1 and 1"
+        if not rule.rule.endswith("quantile") and rule.score in ("small_loss", "gradient_norm"):
+            yield (
+                f"curriculum.rule={rule.rule} compares cosines or ratios: it needs another score than {rule.score}, or "
+                "a quantile rule"
+            )
+        if rule.score == "batch_agreement" and gram.attribution != "activation":
+            yield "curriculum.score=batch_agreement needs gram.attribution=activation"
+        if (rule.score == "small_loss" or rule.history > 0) and gram.group_size > 1:
+            yield "curriculum.score=small_loss and curriculum.history are of single clips: they need gram.group_size=1"
+        if rule.rule == "cross_check":
+            if rule.score != "agreement" or rule.history > 0:
+                yield (
+                    "curriculum.rule=cross_check has a score of its own: leave curriculum.score and "
+                    "curriculum.history alone"
+                )
+            if gram.group_size > 1:
+                yield "curriculum.rule=cross_check judges single clips: it needs gram.group_size=1"
+
 
 def load(path: str | Path, overrides: Sequence[str] | None = None, to_train: bool = True) -> Config:
-    """Read a configuration file and apply overrides.
-
-    Values may name other keys (``${train.steps}``). Resolvers (``${oc.env:HOME}``) are refused, also in a user's own
-    file: a run's configuration is copied into its checkpoints, which others load, and must mean the same there.
+    """Read the configuration of a run, see `recipes.keys.load`.
 
     Args:
         path: YAML file with any of the keys of `Config`.
@@ -273,134 +429,17 @@ def load(path: str | Path, overrides: Sequence[str] | None = None, to_train: boo
     Raises:
         ConfigError: Unknown key, wrong type, or values that do not fit together; the message names file and key.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file")
-    for override in overrides or []:
-        if "=" not in override:
-            raise ConfigError(f"override {override!r}: expected key=value, for example train.steps=100")
-        if not override.partition("=")[2].strip():
-            raise ConfigError(f"override {override!r}: it has no value; null stands for none")
-    where = str(path)
-    try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), without_resolvers(OmegaConf.load(path)))
-        where = "command line"
-        config = OmegaConf.merge(config, without_resolvers(OmegaConf.from_dotlist(list(overrides or []))))
-        loaded: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None)
-        raise ConfigError(f"{where}: {f'key {key!r}: ' if key else ''}{str(error).splitlines()[0]}") from None
-    except Exception as error:  # a YAML syntax error comes with its line
-        raise ConfigError(f"{where}: not a YAML file of keys and values: {error}") from None
-    asked = any(override.startswith("train.device=") for override in overrides or [])
-    if not to_train and not asked and not _device_exists(loaded.train.device):
-        log.info("%s: trained on %s, which is not here: taking what is", path, loaded.train.device)
-        loaded.train.device = "auto"
-    check(loaded)
-    return loaded
-
-
-def without_resolvers(node: Any) -> Any:
-    """What was read, if no value of it calls a resolver.
-
-    Raises:
-        ValueError: One does; the message names it.
-    """
-    values = [OmegaConf.to_container(node, resolve=False)]
-    while values:
-        value = values.pop()
-        if isinstance(value, dict):
-            values += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
-            values += value
-        elif isinstance(value, str) and "${" in PLAIN.sub("", value):
-            raise ValueError(f"{value!r} calls a resolver: write the value itself; only other keys may be named")
-    return node
-
-
-def check(config: Config) -> None:
-    """Raise a ConfigError that lists every value that cannot work, all at once."""
-    t, h, w = (max(1, axis) for axis in config.model.video_patch)
-    problems = [
-        f"{key}={value} must be {kind} {bound}"
-        for kind, compare, limits in (
-            ("at least", operator.ge, AT_LEAST),
-            ("more than", operator.gt, MORE_THAN),
-            ("less than", operator.lt, LESS_THAN),
-        )
-        for key, bound in limits.items()
-        if (value := _value(config, key)) is not None and not compare(value, bound)
-    ]
-    problems += bounds.problems(config)
-    if min(config.model.video_patch) < 1:
-        problems.append(f"model.video_patch={list(config.model.video_patch)} must be positive")
-    clip, patch = config.clip, max(1, config.model.audio_patch)
-    raw = clip.inputs == "raw"
-    samples = patch if any(problem.startswith("clip.") for problem in problems) else clip.samples
-    train = config.train
-    problems += [
-        message
-        for wrong, message in [
-            (raw and clip.frames % t, f"clip.frames={clip.frames} is not a multiple of {t} (model.video_patch)"),
-            (
-                raw and (clip.size % h or clip.size % w),
-                f"clip.size={clip.size} is not a multiple of {h}x{w} (model.video_patch)",
-            ),
-            (
-                raw and (samples % patch or samples < patch),
-                f"clip.audio_seconds * clip.sample_rate = {samples} samples is not a multiple of "
-                f"model.audio_patch={patch}",
-            ),
-            (not raw and clip.fps != 1, f"clip.inputs=features come one a second: clip.fps={clip.fps:g} must be 1"),
-            (
-                not raw and not (config.data.manifest or config.data.sources),
-                "clip.inputs=features needs data.manifest or data.sources, see docs/data.md",
-            ),
-            (config.data.manifest and config.data.sources, "data.manifest and data.sources exclude each other"),
-            (
-                config.evaluate.best is not None and not re.fullmatch(BEST, config.evaluate.best),
-                f"evaluate.best={config.evaluate.best!r} must be text->video or audio->video, a blank, and R@1, R@5, "
-                "R@10, median_rank or mean_rank",
-            ),
-            *(
-                (not 0 < source.weight < math.inf, f"data.sources.{name}.weight={source.weight} must be more than 0")
-                for name, source in config.data.sources.items()
-            ),
-            (
-                config.train.compile and (config.harmonize != "none" or config.gram.every == 1),
-                "train.compile is for plain passes, harmonize=none with gram.every=0 (or more than 1): a step that "
-                "measures gradients reads the graph of every operation, and a compiled encoder has but one",
-            ),
-            (not _compiles(config.gram.wrt), f"gram.wrt={config.gram.wrt!r} is not a regular expression"),
-            *_harmonizer_problems(config),
-            (
-                not _compiles(config.realign.layers),
-                f"realign.layers={config.realign.layers!r} is not a regular expression",
-            ),
-            (
-                not all(0 < low <= high for low, high in (config.augment.crop_area, config.augment.crop_aspect)),
-                "augment.crop_area and augment.crop_aspect must be [low, high] with 0 < low <= high",
-            ),
-            (config.augment.crop_area[1] > 1, "augment.crop_area is a share of the picture: at most 1"),
-            (
-                not re.fullmatch(r"\w[\w.-]*", config.run.name),
-                f"run.name={config.run.name!r} must be a folder name of letters, digits, '.', '_' and '-'",
-            ),
-            (not all(0 <= beta < 1 for beta in train.betas), f"train.betas={list(train.betas)} must be in [0, 1)"),
-            (
-                train.weight_decay and train.optimizer == "adam",
-                f"train.weight_decay={train.weight_decay} needs train.optimizer=adamw",
-            ),
-            (not _device_exists(config.train.device), f"train.device={config.train.device!r} is not a device here"),
-        ]
-        if wrong
-    ]
-    if problems:
-        raise ConfigError("the configuration cannot be run:\n" + "\n".join(f"  - {p}" for p in problems))
+    config = keys.fill(Config, path, overrides or [])
+    chosen = any(override.startswith("train.device=") for override in overrides or [])
+    if not to_train and not chosen and not device_exists(config.train.device):
+        log.info("%s: trained on %s, which is not here: taking what is", path, config.train.device)
+        config.train.device = "auto"
+    check(config)
+    return config
 
 
 def unfinished_schedules(config: Config) -> list[str]:
-    """What to tell of schedules that are longer than the run."""
+    """Warnings about schedules that are longer than the run."""
     steps, gamma, rule = config.train.steps, config.gamma, config.curriculum
     rising = gamma.schedule != "constant" and gamma.steps is not None and rule.rule.endswith("threshold")
     lines = {
@@ -416,71 +455,8 @@ def unfinished_schedules(config: Config) -> list[str]:
     return [f"longer than train.steps={steps}: {line}" for line, holds in lines.items() if holds]
 
 
-def _harmonizer_problems(config: Config) -> list[tuple[bool, str]]:
-    """What cannot be harmonized so: whether it is wrong, and why."""
-    rule, gamma, gram = config.curriculum, config.gamma, config.gram
-    groups = -(-config.train.batch_size // gram.group_size) if gram.group_size > 0 else 1
-    numbers = [gamma.start] + [gamma.end] * (gamma.schedule != "constant")
-    problems = {
-        f"curriculum.share={rule.share} must be at most 1": rule.share > 1,
-        f"curriculum.share={rule.share} keeps none of {groups} Gram blocks": rule.rule == "quantile"
-        and 0 <= rule.share < 0.5 / groups,
-        f"gamma={numbers} must be cosines, between -1 and 1": rule.rule.endswith("threshold")
-        and not all(-1 <= g <= 1 for g in numbers),
-        f"curriculum.rule={rule.rule} compares cosines or ratios: it needs another score than {rule.score}, or a "
-        "quantile rule": not rule.rule.endswith("quantile") and rule.score in ("small_loss", "gradient_norm"),
-        "curriculum.score=batch_agreement needs gram.attribution=activation": rule.score == "batch_agreement"
-        and gram.attribution != "activation",
-        "curriculum.score=small_loss and curriculum.history are of single clips: they need gram.group_size=1": (
-            rule.score == "small_loss" or rule.history > 0
-        )
-        and gram.group_size > 1,
-        "curriculum.rule=cross_check has a score of its own: leave curriculum.score and curriculum.history alone": (
-            rule.rule == "cross_check" and (rule.score != "agreement" or rule.history > 0)
-        ),
-        "curriculum.rule=cross_check judges single clips: it needs gram.group_size=1": rule.rule == "cross_check"
-        and gram.group_size > 1,
-    }
-    method = config.realign.method
-    layers = {
-        "realign.layers needs gram.space=parameters: features have no layers": gram.space == "features",
-        f"realign.layers needs a method without memory, not realign.method={method}": method in WITH_MEMORY,
-    }
-    layered = config.has_realignment and config.realign.layers is not None
-    return [(config.has_curriculum and wrong, why) for why, wrong in problems.items()] + [
-        (layered and wrong, why) for why, wrong in layers.items()
-    ]
-
-
-def save(config: Config, path: Path) -> None:
-    """Write the whole configuration as YAML; `load` reads it back."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(as_dict(config))), encoding="utf-8")
-
-
-def as_dict(config: Config) -> dict[str, Any]:
-    """Nested dictionaries of plain values."""
-    return asdict(config)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots."""
-    if not isinstance(tree, dict):
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}" if prefix else key).items()}
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """Keys whose values differ, as ``key: old -> new``."""
-    a, b = flat(as_dict(old)), flat(as_dict(new))
-    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in a | b if a.get(key) != b.get(key)]
-
-
-def _value(config: Config, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
-
-
-def _device_exists(name: str) -> bool:
+def device_exists(name: str) -> bool:
+    """Whether torch can compute on a device here."""
     try:
         return name == "auto" or torch.empty(0, device=name).device.type in DEVICES
     except (RuntimeError, AssertionError):  # unknown, or a build without CUDA

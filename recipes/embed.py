@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.config import ConfigError
 from recipes.data.index import load_index
 from recipes.data.inputs import narrated_clips
 from recipes.data.workers import WorkerError
+from recipes.errors import ConfigError
 from recipes.evaluation import vectors
 from recipes.evaluation.embedding import cut, embedded
 from recipes.evaluation.parts import Parts, inputs

@@ -10,8 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
-from recipes.config import ConfigError
 from recipes.data.workers import WorkerError
+from recipes.errors import ConfigError
 from recipes.evaluation import finetune, probe, results, retrieval, tagging
 from recipes.restore import add_options
 

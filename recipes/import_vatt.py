@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from recipes import config as configuration
-from recipes.config import CONFIGS, Config, ConfigError
+from recipes import keys
+from recipes.config import CONFIGS, Config
 from recipes.data import vocabulary
 from recipes.data.encoding import read_lines
+from recipes.errors import ConfigError
 from recipes.model.build import build
 from recipes.model.tensor_bundle import TensorBundle
 from recipes.model.vatt import MODALITIES
@@ -144,7 +146,7 @@ def convert(prefix: Path, words: Path | None, config: Config, out: Path) -> Path
     step = int(prefix.name.rpartition("-")[2]) if prefix.name.rpartition("-")[2].isdecimal() else 0
     return checkpoint.save(
         out / "checkpoints", step, modules, {}, {"source": str(prefix)},
-        lambda place: configuration.save(config, place / "config.yaml"),
+        lambda place: keys.save(config, place / "config.yaml"),
         lambda place: vocabulary.save(tokenizer, place / "vocabulary.json"),
     )  # fmt: skip
 

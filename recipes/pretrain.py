@@ -7,12 +7,10 @@ Everything of a run is under runs/NAME: config.yaml, metrics.jsonl, tensorboard/
 skipped.jsonl, report.html.
 """
 
-import argparse
 import hashlib
 import json
 import logging
 import os
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,15 +21,16 @@ from tokenizers import Tokenizer
 from torch import nn
 
 import harmony
+from recipes import cli, keys, locks
 from recipes import config as configuration
-from recipes import locks
-from recipes.config import Config, ConfigError, TrainConfig
+from recipes.cli import Command
+from recipes.config import Config, TrainConfig
 from recipes.data import identity, storage, vocabulary
 from recipes.data.held_out import limited
 from recipes.data.index import ROWS_AT_ONCE, captions
 from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
-from recipes.data.workers import WorkerError
+from recipes.errors import ConfigError, DataError, Failure
 from recipes.evaluation import dry_run, leakage
 from recipes.evaluation.during_training import Figures, evaluate, keep_best
 from recipes.evaluation.embedding import Embedded
@@ -39,12 +38,12 @@ from recipes.evaluation.retrieval import table
 from recipes.figures import report
 from recipes.model.build import build, check_wrt, device_of, use_cores
 from recipes.model.harmonizer import gamma_schedule, harmonizer
-from recipes.splits import DataError, Splits, corpus_folder, load_splits, save_splits, train_and_test
+from recipes.splits import Splits, corpus_folder, load_splits, save_splits, train_and_test
 from recipes.training import checkpoint, dynamics, folders, launch
 from recipes.training.bad_steps import BAD_STEPS
 from recipes.training.checkpoint import CheckpointError
 from recipes.training.ema import Ema
-from recipes.training.interruption import Interrupted, Interruption
+from recipes.training.interruption import Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
 from recipes.training.processes import ALONE, Processes, check_processes, digest, joined, seed_of, spread, whole_state
@@ -64,7 +63,7 @@ VOCABULARY = "vocabulary.json"  # of the run, and of each checkpoint
 GOES_ON = ": the same command with --resume goes on from the latest checkpoint"
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Failure):
     """A run that cannot go on; its last checkpoint is whole."""
 
 
@@ -223,7 +222,7 @@ def train(
                 folder / "checkpoints", step, modules, tensors | checkpoint.tree_tensors("harmonizer", state),
                 {"counts": counts, "results": results, "data": data, "processes": group.world,
                  "loss_scale": None if scale is None else scale.state()},
-                lambda place: configuration.save(config, place / "config.yaml"),
+                lambda place: keys.save(config, place / "config.yaml"),
                 lambda place: vocabulary.save(tokenizer, place / VOCABULARY),
                 lambda place: identity.save(seen, place / identity.FILE),
                 lambda place: dynamics.save(recorded, place / dynamics.FILE),
@@ -410,7 +409,7 @@ def learning_rate(config: Config) -> harmony.schedule.Schedule:
 def save_config(config: Config, path: Path) -> None:
     """Write a configuration whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    configuration.save(config, temporary)
+    keys.save(config, temporary)
     os.replace(temporary, path)
 
 
@@ -424,7 +423,7 @@ def begin(folder: Path, config: Config, splits: Splits) -> None:
         videos = (video for part in (splits.train, splits.test) for video in part["video"])
         folders.check(folder, reads=sorted({str(Path(v).parent) for v in videos if not storage.is_url(v)}))
     folders.make(folder)
-    configuration.save(config, folder / "config.yaml")
+    keys.save(config, folder / "config.yaml")
 
 
 def read_by(config: Config) -> list[str]:
@@ -439,7 +438,7 @@ def read_by(config: Config) -> list[str]:
 def check_same(config: Config, group: Processes) -> None:
     """Raise a ConfigError in all processes where one of them has another configuration than the first."""
     theirs = group.decide(lambda: config)
-    changed = [line for line in configuration.differences(theirs, config) if not line.startswith(OWN)]
+    changed = [line for line in keys.differences(theirs, config) if not line.startswith(OWN)]
     changed = group.collect([f"process {group.rank}: {line}" for line in changed])
     if changed:
         raise ConfigError("the processes have different configurations:\n  " + "\n  ".join(changed))
@@ -466,7 +465,7 @@ def latest_checkpoint(config: Config) -> Path | None:
         raise ConfigError(f"{config.folder}: there is no run to resume; start it without --resume")
     begun = configuration.load(config.folder / "config.yaml", to_train=False)
     longer = ("train.steps:",) if config.train.steps > begun.train.steps else ()
-    changed = [line for line in configuration.differences(begun, config) if not line.startswith(FREE + longer)]
+    changed = [line for line in keys.differences(begun, config) if not line.startswith(FREE + longer)]
     if changed:
         raise ConfigError(f"{config.folder} was started with another configuration:\n  " + "\n  ".join(changed))
     try:
@@ -476,34 +475,24 @@ def latest_checkpoint(config: Config) -> Path | None:
         return None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see recipes/config.py for the keys")
-    parser.add_argument("--resume", action="store_true", help="continue the run from its latest checkpoint")
-    parser.add_argument("--dry-run", action="store_true", help="time what comes before the first step, and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override keys: train.steps=100")
-    options = parser.parse_args(arguments)
-    try:
-        config = configuration.load(options.config, options.overrides)
-        if options.dry_run:
-            print(dry_run.table(dry_run.dry_run(config)))
-            return 0
-        with Interruption(": nothing was begun; the same command starts the run"), joined() as group:
-            if not group.first:
-                log.setLevel(logging.WARNING)  # once is enough
-            pretrain(config, options.resume, group)
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        return error.code
-    except (ConfigError, DataError, TrainingError, WorkerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def run(config: Config, resume: bool = False) -> None:
+    """Pre-train, alone or as one of the processes that torchrun started."""
+    with Interruption(": nothing was begun; the same command starts the run"), joined() as group:
+        if not group.first:
+            log.setLevel(logging.WARNING)  # once is enough
+        pretrain(config, resume, group)
 
+
+COMMAND = Command(
+    "recipes.pretrain",
+    __doc__,
+    Config,
+    run,
+    plan=lambda config: dry_run.table(dry_run.dry_run(config)),
+    flags={"resume": "continue the run from its latest checkpoint"},
+    needs_config=True,
+)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main())
+    cli.exit(main)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 from torch import nn
 
-from recipes.config import Config, ConfigError, load
+from recipes.config import Config, load
 from recipes.data import vocabulary
 from recipes.data.storage import is_url
+from recipes.errors import ConfigError
 from recipes.model.build import build
 from recipes.splits import Splits, train_and_test
 from recipes.training import checkpoint

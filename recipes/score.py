@@ -24,11 +24,12 @@ import pyarrow as pa
 from datasets import Dataset
 from torch import nn
 
-from recipes.config import Config, ConfigError
+from recipes.config import Config
 from recipes.data.clips import Clip, NarratedClips, Skipped
 from recipes.data.index import load_index
 from recipes.data.loader import list_loader
 from recipes.data.workers import WorkerError
+from recipes.errors import ConfigError, DataError
 from recipes.evaluation.parts import Parts, inputs
 from recipes.model.build import check_wrt, device_of, use_cores
 from recipes.progress import progress_bar
@@ -38,7 +39,7 @@ from recipes.scoring.measure import FIGURES, Reading, measure
 from recipes.scoring.order import shuffled
 from recipes.scoring.table import SCHEMA, columns, facts_of
 from recipes.scoring.tune import tune
-from recipes.splits import DataError, held_out
+from recipes.splits import held_out
 from recipes.training import checkpoint
 from recipes.training.processes import ALONE, Processes, joined
 

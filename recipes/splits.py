@@ -27,10 +27,6 @@ HOLDOUT = 0.1  # share of videos held out where a manifest names no test split
 log = logging.getLogger(__name__)
 
 
-class DataError(ValueError):
-    """Data that a run cannot use."""
-
-
 class Splits(NamedTuple):
     """The training index and the test index, and the sources that the first is put together of, one after the other."""
 

@@ -1,29 +1,14 @@
 """Random crops, flips, colours and noise: pure functions of an array and a generator, one draw for a whole clip."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from recipes.config import AugmentConfig
+
 # From RGB to luma and two axes of chroma (YIQ, as in NTSC television), and back.
 TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 TO_RGB = np.linalg.inv(TO_YIQ)
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """How much to vary a training clip; the defaults are VATT's."""
-
-    crop_area: tuple[float, float] = (0.08, 1.0)  # share of the picture
-    crop_aspect: tuple[float, float] = (0.5, 2.0)  # width / height
-    flip: float = 0.5  # probability
-    colour: float = 0.8  # probability of the four below
-    brightness: float = 32 / 255  # largest shift, of the full range
-    contrast: tuple[float, float] = (0.6, 1.4)
-    saturation: tuple[float, float] = (0.6, 1.4)
-    hue: float = 0.2  # largest shift, of the full circle
-    noise: float = 0.01  # deviation of the noise on the sound, of its peak
 
 
 def augment(video: np.ndarray, size: int, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:

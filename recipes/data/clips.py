@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,44 +15,13 @@ from datasets import Dataset as Index
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
-from recipes.data.augment import AugmentConfig, add_noise, augment, center
+from recipes.config import AugmentConfig, ClipFormat
+from recipes.data.augment import add_noise, augment, center
 from recipes.data.decode import BrokenClip, Window, open_clip
 from recipes.data.decode import Clip as OpenClip
 from recipes.data.index import PLACES, mapped, narration_places
 from recipes.data.sampler import Key
 from recipes.data.vocabulary import UNKNOWN, encode
-
-
-@dataclass(frozen=True)
-class ClipFormat:
-    """The shape of a clip. Pictures and sound of a window begin together; the longer of the two is the window.
-
-    Features come one a second: `frames` of them are a clip, at `fps` 1; the keys of pixels and samples are not used.
-    """
-
-    inputs: Literal["raw", "features"] = "raw"  # pictures and sound, or what YouTube-8M has in place of them
-    frames: int = 8
-    fps: float = 10.0
-    size: int = 64  # side of the square, pixels
-    sample_rate: int = 16_000
-    audio_seconds: float = 0.8
-    narrations: int = 3  # P, texts per clip
-    words: int = 16  # W, words per text
-
-    @property
-    def samples(self) -> int:
-        """Samples of sound per clip."""
-        return round(self.audio_seconds * self.sample_rate)
-
-    @property
-    def seconds(self) -> float:
-        """Length of the window."""
-        return max(self.frames / self.fps, self.audio_seconds)
-
-    @property
-    def short_side(self) -> int:
-        """Pictures are decoded at this size, a seventh above `size`, before they are cropped."""
-        return round(self.size * 8 / 7)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from torch.multiprocessing import get_context  # its pickler lets tensors cross 
 
 from recipes.data.clips import Clip, Skipped
 from recipes.data.decode import BrokenClip
+from recipes.errors import Failure
 
 AHEAD = 4  # batches under way, for each worker, at most
 DEATHS = 5  # of one worker and its successors between two clips, without a batch between them, that are too many
@@ -41,7 +42,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-class WorkerError(RuntimeError):
+class WorkerError(Failure):
     """Workers that die although they read nothing."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from recipes.data import storage
 from recipes.data.labels import Labelled, Split
-from recipes.splits import DataError
+from recipes.errors import DataError
 
 
 def check_disjoint(data: Labelled, split: Split) -> None:

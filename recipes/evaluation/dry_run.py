@@ -12,11 +12,12 @@ from recipes.data import identity, vocabulary
 from recipes.data.held_out import limited
 from recipes.data.index import captions
 from recipes.data.inputs import eval_clips
+from recipes.errors import DataError
 from recipes.evaluation import leakage
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.results import markdown
 from recipes.model.build import build, device_of, use_cores
-from recipes.splits import DataError, train_and_test
+from recipes.splits import train_and_test
 
 SAMPLE = 8  # clips that are embedded, to know what all take
 

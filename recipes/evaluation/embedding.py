@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from recipes.config import Config
 from recipes.data.clips import NarratedClips, Skipped
 from recipes.data.loader import eval_loader
+from recipes.errors import DataError
 from recipes.model.build import model_inputs
 from recipes.progress import progress_bar
-from recipes.splits import DataError
 from recipes.training.processes import ALONE, Processes
 
 

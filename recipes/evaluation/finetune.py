@@ -5,8 +5,8 @@ import argparse
 import torch
 from torch import Tensor
 
-from recipes.config import ConfigError
 from recipes.data.labels import Labelled
+from recipes.errors import ConfigError
 from recipes.evaluation import supervised
 from recipes.evaluation.classifier import single_label_loss
 from recipes.evaluation.results import Result

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recipes.config import Config, ConfigError
+from recipes.config import Config
 from recipes.data.clips import Skipped
 from recipes.data.windows import WindowedClips, Windows
 from recipes.data.workers import Loader
+from recipes.errors import ConfigError, DataError
 from recipes.model.vatt import VATT
 from recipes.progress import progress_bar
-from recipes.splits import DataError
 
 
 class Frozen(NamedTuple):

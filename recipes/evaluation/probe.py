@@ -11,6 +11,7 @@ from torch import nn
 from recipes.data import storage
 from recipes.data.labels import Labelled, Split, load_labelled
 from recipes.data.windows import WindowedClips
+from recipes.errors import DataError
 from recipes.evaluation import leakage
 from recipes.evaluation.accuracy import Judged, accuracy
 from recipes.evaluation.disjoint import check_disjoint
@@ -19,7 +20,6 @@ from recipes.evaluation.linear import averaged, logistic, vatt_head
 from recipes.evaluation.results import Result, markdown, reported
 from recipes.model.build import build, device_of, use_cores
 from recipes.restore import overrides_of, restore
-from recipes.splits import DataError
 
 NAME = "probe"
 HELP = "accuracy of linear classifiers on frozen features: UCF101, HMDB51, ESC-50, or a labelled manifest"

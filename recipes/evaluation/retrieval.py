@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from tokenizers import Tokenizer
 
-from recipes.config import Config, ConfigError
+from recipes.config import Config
 from recipes.data.clips import NarratedClips
 from recipes.data.held_out import limited, unit
 from recipes.data.index import load_index
 from recipes.data.inputs import eval_clips
 from recipes.data.layouts import msrvtt, youcook2
+from recipes.errors import ConfigError
 from recipes.evaluation import leakage, ranking
 from recipes.evaluation.embedding import Embedded, embed
 from recipes.evaluation.results import Reported, Result, markdown, reported

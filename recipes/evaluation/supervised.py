@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from recipes import locks
-from recipes.config import Config, ConfigError
+from recipes.config import Config
 from recipes.data.clips import Skipped
 from recipes.data.labels import Labelled, Split, load_labelled
 from recipes.data.windows import RandomWindows, WindowedClips
+from recipes.errors import ConfigError
 from recipes.evaluation import leakage, results, tuning_config
 from recipes.evaluation.classifier import Classifier
 from recipes.evaluation.disjoint import check_disjoint

@@ -4,8 +4,8 @@ import argparse
 
 from torch import Tensor
 
-from recipes.config import ConfigError
 from recipes.data.labels import Labelled
+from recipes.errors import ConfigError
 from recipes.evaluation import multilabel, supervised
 from recipes.evaluation.classifier import multi_hot, multi_label_loss
 from recipes.evaluation.results import Result

@@ -14,15 +14,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import harmony
-from recipes.config import ConfigError
 from recipes.data.clips import Skipped
 from recipes.data.sampler import BatchSampler, Source
 from recipes.data.windows import RandomWindows, WindowedClips, collate
 from recipes.data.workers import Loader
+from recipes.errors import ConfigError, DataError
 from recipes.evaluation.classifier import Classifier, mixup, multi_hot
 from recipes.evaluation.tuning_config import TuneConfig
 from recipes.progress import progress_bar
-from recipes.splits import DataError
 from recipes.training import checkpoint, jsonl
 from recipes.training.interruption import Interruption
 from recipes.training.skipped import SkippedClips

@@ -4,13 +4,12 @@ import operator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from recipes import config as configuration
-from recipes.config import Config, ConfigError
+from recipes import keys
+from recipes.config import Config
 from recipes.data.augment import AugmentConfig
 from recipes.data.clips import ClipFormat
+from recipes.errors import ConfigError
 
 AT_LEAST = {
     "steps": 1, "batch_size": 1, "lr": 0, "warmup": 0, "momentum": 0, "label_smoothing": 0, "mixup": 0,
@@ -61,18 +60,8 @@ def load(defaults: TuneConfig, trained: Config, overrides: list[str]) -> TuneCon
     Raises:
         ConfigError: Unknown key, wrong type, or values that cannot work; the message names all of them.
     """
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"override {override!r}: expected key=value, for example steps=100")
     start = replace(defaults, clip=trained.clip, augment=trained.augment)
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(start), configuration.without_resolvers(OmegaConf.from_dotlist(overrides))
-        )
-        config: TuneConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        key = getattr(error, "full_key", None)
-        raise ConfigError(f"command line: {f'key {key!r}: ' if key else ''}{str(error).splitlines()[0]}") from None
+    config = keys.fill(TuneConfig, None, overrides, start)
     check(config, trained)
     return config
 
@@ -86,7 +75,7 @@ def check(config: TuneConfig, trained: Config) -> None:
         for key, bound in limits.items()
         if (value := getattr(config, key)) is not None and not compare(value, bound)
     ]
-    problems += configuration.bounds.problems(config)
+    problems += keys.problems(config)
     if config.clip.inputs != "raw" or trained.clip.inputs != "raw":
         problems.append("clip.inputs must be raw: a model of features has seen neither pictures nor sound")
     if problems:

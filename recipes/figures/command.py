@@ -21,7 +21,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from recipes.config import ConfigError
+from recipes.errors import ConfigError
 from recipes.figures import realign
 from recipes.figures.dynamics import page as dynamics_page
 from recipes.figures.dynamics import plot as dynamics

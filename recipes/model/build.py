@@ -9,8 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from recipes.config import Config, ConfigError
+from recipes.config import Config
 from recipes.data.vocabulary import load_vectors
+from recipes.errors import ConfigError
 from recipes.model.objective import Objective
 from recipes.model.vatt import SIZES, VATT
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from recipes import config as configuration
-from recipes import pretrain, score
+from recipes import keys, pretrain, score
 from recipes.config import DEMO
 from recipes.figures import command as figures
 from recipes.splits import procedural_corpus
@@ -33,17 +33,17 @@ ITERATIONS, BATCH = 200, 64  # of further optimisation, as in the paper
 def reproduce(out: Path, overrides: list[str]) -> int:
     """Do everything; returns the first exit status that is not 0."""
     for name, (style, harmonize) in RUNS.items():
-        keys = [f"run.dir={out}", f"run.name={name}", f"corpus.style={style}", f"harmonize={harmonize}", *PROBES]
-        keys += overrides
+        settings = [f"run.dir={out}", f"run.name={name}", f"corpus.style={style}", f"harmonize={harmonize}", *PROBES]
+        settings += overrides
         if (out / name / "retrieval.json").exists():
             there = configuration.load(out / name / "config.yaml")
-            if changed := configuration.differences(there, configuration.load(DEMO, keys)):
+            if changed := keys.differences(there, configuration.load(DEMO, settings)):
                 print(f"error: {out / name} is of another configuration; choose another --out:", *changed, sep="\n  ")
                 return 2
             logging.info("%s is trained already", out / name)
             continue
         resume = ["--resume"] if (out / name / "config.yaml").exists() else []
-        if status := pretrain.main(["--config", str(DEMO), *resume, *keys]):
+        if status := pretrain.main(["--config", str(DEMO), *resume, *settings]):
             return status
     wild = procedural_corpus(configuration.load(out / "baseline" / "config.yaml").corpus)
     truth, runs = str(wild / "truth.jsonl"), [str(out / name) for name in RUNS]

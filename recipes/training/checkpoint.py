@@ -28,8 +28,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils import _pytree as pytree
 
-from recipes.config import ConfigError
 from recipes.data import storage
+from recipes.errors import ConfigError
 from recipes.training.processes import ALONE, Processes
 
 TENSORS, STATE, CHECKSUMS, LATEST = "tensors", "state.json", "checksums.json", "latest"

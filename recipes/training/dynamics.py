@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harmony import stats
 from harmony.stats import Histogram, Moments
-from recipes.config import ConfigError
+from recipes.errors import ConfigError
 
 BINS = 100  # 0 is an edge, so that negative cosines are counted, not estimated
 MOST = 1000  # intervals

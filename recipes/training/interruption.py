@@ -5,15 +5,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from recipes.errors import Interrupted
+
 T = TypeVar("T")
-
-
-class Interrupted(KeyboardInterrupt):
-    """The work was asked to stop by a signal, and has stopped; the message says how to go on."""
-
-    def __init__(self, number: int, advice: str = "") -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}{advice}")
-        self.code = 128 + number  # the exit status that tells of it
 
 
 class Interruption:

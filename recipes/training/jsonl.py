@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from recipes.config import ConfigError
 from recipes.data import storage
+from recipes.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import harmony
-from recipes.config import Config, ConfigError
+from recipes.config import Config
+from recipes.errors import ConfigError
 from recipes.model.vatt import VATT
 from recipes.training import launch
 

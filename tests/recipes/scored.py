@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from recipes import config as configuration
+from recipes import keys
 from recipes.config import Config
 from recipes.data import vocabulary
 from recipes.model.build import build
@@ -53,6 +53,6 @@ def write_checkpoint(folder: Path, config: Config, captions: list[str]) -> Path:
         modules["objective"].va_to_vt(modules["objective"].video_to_va(modules["model"].encode("video", videos)))
     return checkpoint.save(
         folder, 1, modules, {}, {},
-        lambda place: configuration.save(config, place / "config.yaml"),
+        lambda place: keys.save(config, place / "config.yaml"),
         lambda place: vocabulary.save(tokenizer, place / "vocabulary.json"),
     )  # fmt: skip

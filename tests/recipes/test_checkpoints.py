@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from recipes import config as configuration
-from recipes.config import ConfigError, load
+from recipes import keys
+from recipes.config import load
 from recipes.embed import main as embed_main
+from recipes.errors import ConfigError
 from recipes.evaluate import main as evaluate_main
 from recipes.model.build import WORDS
 from recipes.pretrain import facts_of, latest_checkpoint, learning_rate, optimizer_of, pretrain
@@ -98,7 +100,7 @@ WRONG = [None, True, -1, 1.5, "x", [], {"a": "b"}]
 def test_facts_of_the_wrong_type_are_refused_by_file_and_key(run):
     place = run / "checkpoints" / "step_00000002"
     config = load(run / "config.yaml", [f"run.dir={run.parent}", f"run.name={run.name}"])
-    configuration.save(config, run / "config.yaml")
+    keys.save(config, run / "config.yaml")
     shutil.rmtree(run / "checkpoints" / "step_00000001")
     facts = json.loads((place / STATE).read_text())
     for key in ("step", "data", "processes", "counts", "results", "loss_scale"):
@@ -246,7 +248,7 @@ def test_every_problem_is_listed_at_once():
 @pytest.mark.parametrize("row", ["[1]", "{}", '"x"', '{"step": "a", "id": 3}'])
 def test_rows_of_the_wrong_type_are_refused_by_file_and_line(run, name, row):
     config = load(run / "config.yaml", [f"run.dir={run.parent}", f"run.name={run.name}", "train.steps=3"])
-    configuration.save(config, run / "config.yaml")
+    keys.save(config, run / "config.yaml")
     (run / name).write_text(row + "\n")
     with pytest.raises(ConfigError, match=f"{name}, line 1"):
         pretrain(config, resume=True)

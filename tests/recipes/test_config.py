@@ -4,8 +4,9 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from recipes import config as configuration
-from recipes.config import Config, ConfigError, load
+from recipes import keys
+from recipes.config import Config, load
+from recipes.errors import ConfigError
 from tests.recipes.conftest import DEMO
 
 
@@ -13,10 +14,10 @@ def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
     config = load(DEMO, ["train.steps=7", "model.video_patch=[2,8,8]", "gram.wrt=null", "run.name=x"])
     assert config.train.steps == 7 and config.model.video_patch == (2, 8, 8) and config.gram.wrt is None
     assert config.folder.name == "x"
-    configuration.save(config, tmp_path / "config.yaml")
+    keys.save(config, tmp_path / "config.yaml")
     again = load(tmp_path / "config.yaml")
-    assert again == config and configuration.differences(config, again) == []
-    assert configuration.differences(config, load(DEMO, ["train.steps=8"]))[-1] == "train.steps: 7 -> 8"
+    assert again == config and keys.differences(config, again) == []
+    assert keys.differences(config, load(DEMO, ["train.steps=8"]))[-1] == "train.steps: 7 -> 8"
 
 
 @pytest.mark.parametrize(
@@ -35,10 +36,10 @@ def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
         ("objective: {temperature: 0}", r"objective\.temperature=0.0 must be more than 0"),
         ("gram: {chunk_size: 0}", r"gram\.chunk_size=0 must be at least 1"),
         ("data: {workers: -1}", r"data\.workers=-1 must be at least 0"),
-        ("train: {lr: .nan}", r"train\.lr=nan must be at least 0"),
+        ("train: {lr: .nan}", r"train\.lr=nan must be a finite number"),
         ("clip: {fps: 0}", r"clip\.fps=0.0 must be more than 0"),
-        ("model: {video_patch: [0, 16, 16]}", "must be positive"),
-        ("augment: {crop_area: [1.0, 0.5]}", "0 < low <= high"),
+        ("model: {video_patch: [0, 16, 16]}", r"model\.video_patch=0 must be at least 1"),
+        ("augment: {crop_area: [1.0, 0.5]}", r"augment\.crop_area=.*low <= high"),
         ("curriculum: {rule: top}", "expected one of"),
         ("curriculum: {share: 1.5}", r"curriculum\.share=1.5 must be at most 1"),
         ("curriculum: {history: 1.0}", r"curriculum\.history=1.0 must be less than 1"),
@@ -48,7 +49,10 @@ def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
         ("gamma: {start: 2}", r"gamma=\[2.0, 0.0\] must be cosines"),
         ("gamma: {end: .nan}", r"gamma\.end=nan must be a finite number"),
         ("clip: {size: 100000}", r"clip\.size=100000 must be at most 4096"),
-        ("clip: {size: 2048, frames: 1024}", r"clip: one clip of 1024 pictures of 2048x2048 would take 12\.0 GiB"),
+        (
+            "clip: {size: 2048, frames: 1024}",
+            r"clip\.frames=1024: one clip of 1024 pictures of 2048x2048 would take 12\.0 GiB",
+        ),
         ("clip: {audio_seconds: 1.0e+308, sample_rate: 1000}", r"clip\.audio_seconds=1e\+308 must be at most 3600"),
         (f"clip: {{sample_rate: {10**400}}}", r"clip\.sample_rate=10+ must be at most 384000"),
         ("data: {manifest: ''}", r"data\.manifest= is empty"),

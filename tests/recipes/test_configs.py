@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.config import Config, as_dict, load
+from recipes.config import Config, load
+from recipes.keys import as_dict
 from recipes.model.objective import Objective
 from recipes.model.vatt import VATT, parameter_counts
 from tests.recipes.conftest import DEMO

@@ -11,9 +11,10 @@ from scipy.stats import chi2
 
 import harmony
 from harmony.stats import Moments
-from recipes.config import Config, ConfigError
+from recipes.config import Config
 from recipes.data.clips import TrainClips
 from recipes.data.loader import train_loader
+from recipes.errors import ConfigError
 from recipes.figures.command import main
 from recipes.figures.dynamics import curves, runs, summary, text
 from recipes.figures.dynamics.runs import DynamicsError, Run

@@ -6,11 +6,11 @@ import threading
 import pytest
 import torch
 
-from recipes.config import ConfigError
 from recipes.data import vocabulary
 from recipes.data.held_out import limited
 from recipes.data.index import SCHEMA, captions, mapped
 from recipes.data.inputs import eval_clips
+from recipes.errors import ConfigError
 from recipes.evaluation.during_training import keep_best
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import table

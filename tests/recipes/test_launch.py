@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed import HashStore
 
 from recipes import pretrain as recipe
-from recipes.config import ConfigError
+from recipes.errors import ConfigError
 from recipes.pretrain import TrainingError, check_agreement, check_same
 from recipes.training import launch
 from recipes.training.processes import Processes

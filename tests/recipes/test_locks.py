@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from recipes import locks
-from recipes.config import ConfigError
 from recipes.data import pack
 from recipes.data.corpus import build
 from recipes.data.corpus import debian as debian_corpus
+from recipes.errors import ConfigError
 from recipes.pretrain import pretrain
 from recipes.splits import corpus_folder
 from recipes.training import folders

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from recipes import pretrain as recipe
-from recipes.config import ConfigError
 from recipes.data.clips import EvalClips, TrainClips, collate
 from recipes.data.loader import train_loader
+from recipes.errors import ConfigError, Interrupted
 from recipes.evaluate import main as evaluate_main
 from recipes.evaluation import during_training as evaluation
 from recipes.figures import report
@@ -26,7 +26,6 @@ from recipes.model.harmonizer import harmonizer
 from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
 from recipes.splits import train_and_test
 from recipes.training import checkpoint, dynamics, jsonl, metrics
-from recipes.training.interruption import Interrupted
 from recipes.training.processes import Processes
 from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step

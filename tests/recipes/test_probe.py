@@ -17,6 +17,7 @@ from recipes.data.clips import ClipFormat, Skipped
 from recipes.data.index import load_index
 from recipes.data.labels import Labelled, Split, load_labelled
 from recipes.data.windows import WindowedClips, Windows
+from recipes.errors import DataError
 from recipes.evaluate import main
 from recipes.evaluation import linear
 from recipes.evaluation.accuracy import Judged, accuracy
@@ -24,7 +25,6 @@ from recipes.evaluation.disjoint import check_disjoint
 from recipes.evaluation.frozen import Frozen, frozen_features
 from recipes.evaluation.probe import probe
 from recipes.restore import restore
-from recipes.splits import DataError
 from tests.recipes import media
 
 COLOURS = {"Archery": (200, 40, 40), "Bowling": (40, 200, 40), "Diving": (40, 40, 200)}

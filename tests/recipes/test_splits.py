@@ -5,7 +5,8 @@ import logging
 
 import pytest
 
-from recipes.config import ConfigError, load
+from recipes.config import load
+from recipes.errors import ConfigError
 from recipes.splits import load_splits, save_splits, train_and_test
 from tests.recipes.conftest import DEMO
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import harmony
-from recipes.config import Config, ConfigError, GramConfig, ObjectiveConfig, TrainConfig
+from recipes.config import Config, GramConfig, ObjectiveConfig, TrainConfig
+from recipes.errors import ConfigError
 from recipes.model.objective import Objective
 from recipes.pretrain import TrainingError, pretrain
 from recipes.restore import restore

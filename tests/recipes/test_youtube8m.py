@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from recipes import config as configuration
-from recipes.config import ConfigError
 from recipes.data import vocabulary
 from recipes.data.augment import AugmentConfig
 from recipes.data.clips import ClipFormat, Skipped, collate
@@ -16,6 +15,7 @@ from recipes.data.decode import BrokenClip
 from recipes.data.features import EvalFeatures, TrainFeatures
 from recipes.data.index import load_index
 from recipes.data.layouts.youtube8m import read_features
+from recipes.errors import ConfigError
 from recipes.evaluate import main as evaluate
 from recipes.pretrain import pretrain
 from recipes.score import score

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from recipes import config as configuration
-from recipes.config import ConfigError
 from recipes.data.workers import WorkerError
+from recipes.errors import ConfigError, DataError
 from recipes.model.build import device_of
 from recipes.progress import progress_bar
 from recipes.research.benchmark import loader, memory, plots, realign, tables, variants
@@ -33,7 +33,6 @@ from recipes.research.benchmark import options as step_options
 from recipes.research.benchmark.contestants import CONTESTANTS
 from recipes.research.benchmark.timing import Result, profile, race, reason
 from recipes.research.benchmark.workloads import DEFAULTS, DEMO, DTYPES, WORKLOADS, Spec, WorkloadError
-from recipes.splits import DataError
 from recipes.training.checkpoint import write_atomically
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,11 @@ from recipes.data import clips, decode, storage
 from recipes.data.inputs import train_clips
 from recipes.data.sampler import BatchSampler
 from recipes.data.workers import Loader
+from recipes.errors import DataError
 from recipes.pretrain import vocabulary_of
 from recipes.progress import progress_bar
 from recipes.research.benchmark.timing import quartiles
-from recipes.splits import DataError, train_and_test
+from recipes.splits import train_and_test
 
 # The functions that make a stage. What one of them calls and is timed itself counts there alone.
 STAGES: dict[str, list[tuple[Any, str]]] = {

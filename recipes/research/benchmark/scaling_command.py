@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from recipes import config as configuration
-from recipes.config import Config, ConfigError
+from recipes.config import Config
+from recipes.errors import ConfigError
 from recipes.research.benchmark.scaling import GIB, Counts, Machine, count, measured_traffic, predict, traffic
 
 STEPS = (4, 12)  # of the two runs whose difference is measured

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import harmony
-from recipes.config import Config, ConfigError
+from recipes.config import Config
 from recipes.data import vocabulary
 from recipes.data.clips import TrainClips
 from recipes.data.loader import train_loader
+from recipes.errors import ConfigError, DataError
 from recipes.model.build import build, device_of, model_inputs, use_cores
 from recipes.model.harmonizer import harmonizer
 from recipes.model.vatt import SIZES
 from recipes.pretrain import learning_rate, vocabulary_of
 from recipes.progress import progress_bar
 from recipes.restore import load_config, own_data
-from recipes.splits import DataError, train_and_test
+from recipes.splits import train_and_test
 from recipes.training import checkpoint
 from recipes.training.step import train_step
 

@@ -10,10 +10,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 import recipes
-from recipes.config import ConfigError
 from recipes.data.decode import BrokenClip
 from recipes.data.workers import WorkerError
-from recipes.splits import DataError
+from recipes.errors import ConfigError, DataError
 
 OWN = str(Path(recipes.__file__).parent)
 REFUSALS = (ConfigError, DataError, WorkerError)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes import config as configuration
+from recipes import keys
 from recipes.config import DEMO
 from recipes.data.corpus import build
 from recipes.data.decode import open_clip
@@ -150,13 +151,13 @@ def use_shards(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
 # ------------------------------------------------------------------------------------------------------ configurations
 def use_configurations(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
     """Override some keys, or load a damaged file."""
-    keys = [*configuration.flat(configuration.as_dict(configuration.Config()))]
+    names = [*keys.flat(keys.as_dict(configuration.Config()))]
     if rng.random() < 0.3:
         path = scratch / "config.yaml"
         path.write_bytes(damaged(DEMO.read_bytes(), rng))
         configuration.load(path)
         return
-    chosen = [keys[rng.integers(len(keys))] for _ in range(rng.integers(1, 4))]
+    chosen = [names[rng.integers(len(names))] for _ in range(rng.integers(1, 4))]
     configuration.load(DEMO, [f"{key}={str(value(rng))[:6000]}" for key in chosen])
 
 

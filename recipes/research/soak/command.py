@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from recipes import config as configuration
-from recipes.config import DEMO, ConfigError
+from recipes.config import DEMO
+from recipes.errors import ConfigError
 from recipes.research.benchmark.tables import machine
 from recipes.research.soak import plot
 from recipes.research.soak.checks import Check, checks

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recipes.config import ConfigError
+from recipes.errors import ConfigError
 from recipes.model.objective import Objective
 from recipes.model.vatt import SIZES, VATT
 from recipes.progress import progress_bar

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
-from recipes import bounds
-from recipes.config import ClipFormat, ConfigError, CorpusConfig, ModelConfig, ObjectiveConfig, without_resolvers
+from recipes import keys
+from recipes.config import ClipFormat, CorpusConfig, ModelConfig, ObjectiveConfig
+from recipes.errors import ConfigError
 from recipes.research.study.noise import KINDS
 from recipes.research.study.rules import RULES
 from recipes.research.study.train import Settings
@@ -64,14 +64,8 @@ def load(path: Path) -> StudyConfig:
     Raises:
         ConfigError: Unknown keys, worlds, kinds or rules; the message names file and cell.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(StudyConfig), without_resolvers(OmegaConf.load(path)))
-        study: StudyConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
-    problems = bounds.problems(study)
+    study = keys.fill(StudyConfig, path)
+    problems = keys.problems(study)
     for name, cell in study.cells.items():
         known = {"world": study.worlds, "kind": KINDS}
         problems += [

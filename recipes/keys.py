@@ -7,6 +7,7 @@ All that is wrong is listed at once.
 
 import copy
 import math
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
@@ -33,17 +34,16 @@ class Bounds(NamedTuple):
 
     def violations(self, value: float) -> list[str]:
         """What a number must be and is not: "at least 1"."""
-        tests = {
-            f"at least {self.least}": self.least is None or value >= self.least,
-            f"more than {self.more_than}": self.more_than is None or value > self.more_than,
-            f"at most {self.most}": self.most is None or value <= self.most,
-            f"less than {self.less_than}": self.less_than is None or value < self.less_than,
-        }
-        return [bound for bound, holds in tests.items() if not holds]
+        limits = zip(self, (operator.ge, operator.gt, operator.le, operator.lt), self.words(), strict=True)
+        return [words for limit, holds, words in limits if limit is not None and not holds(value, limit)]
+
+    def words(self) -> list[str]:
+        """Each bound in words, the absent ones too."""
+        kinds = ("at least", "more than", "at most", "less than")
+        return [f"{kind} {limit}" for kind, limit in zip(kinds, self, strict=True)]
 
     def __str__(self) -> str:
-        words = {"at least": self.least, "more than": self.more_than, "at most": self.most, "less than": self.less_than}
-        return ", ".join(f"{word} {value:g}" for word, value in words.items() if value is not None)
+        return ", ".join(words for words, limit in zip(self.words(), self, strict=True) if limit is not None)
 
 
 class Key(NamedTuple):

@@ -1,4 +1,4 @@
-"""The numbers of a run's cosines: curves over its steps, moments with intervals, normality, the ratio of two corpora."""
+"""The numbers of cosines: curves over steps, moments with intervals, normality, the ratio of two corpora."""
 
 import math
 from typing import Any, NamedTuple

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from recipes.figures.dynamics.numbers import EDGES, MIDDLES, QUANTILES, Curves, curves, distribution, extent
+from recipes.figures.dynamics.numbers import EDGES, MIDDLES, Curves, curves, distribution, extent
 from recipes.figures.dynamics.runs import Run
 from recipes.figures.dynamics.text import BEFORE
 from recipes.figures.style import BLUE, INK, ORANGE, PALE, figure

@@ -20,10 +20,11 @@ from recipes.config import CONFIGS, Config
 from recipes.data import vocabulary
 from recipes.data.encoding import read_lines
 from recipes.errors import ConfigError
+from recipes.files import folders
 from recipes.model.build import build
 from recipes.model.tensor_bundle import TensorBundle
 from recipes.model.vatt import MODALITIES
-from recipes.training import checkpoint, folders
+from recipes.training import checkpoint
 
 ENCODER = "model/layer_with_weights-0/_base_layer/unified_backbone/unified_transformer"
 HEADS = "model/layer_with_weights-0/_head_layer/_bridge_heads/0"

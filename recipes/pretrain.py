@@ -20,35 +20,37 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from torch import nn
 
-import harmony
-from recipes import cli, keys, locks
+from recipes import cli, keys
 from recipes import config as configuration
 from recipes.cli import Command
-from recipes.config import Config, TrainConfig
+from recipes.config import Config
 from recipes.data import identity, storage, vocabulary
+from recipes.data.clips import EvalClips, TrainClips
 from recipes.data.held_out import limited
 from recipes.data.index import ROWS_AT_ONCE, captions
-from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
+from recipes.data.skipped import SKIPPED
 from recipes.errors import ConfigError, DataError, Failure
 from recipes.evaluation import dry_run, leakage
 from recipes.evaluation.during_training import Figures, evaluate, keep_best
 from recipes.evaluation.embedding import Embedded
 from recipes.evaluation.retrieval import table
 from recipes.figures import report
-from recipes.model.build import build, check_wrt, device_of, use_cores
+from recipes.files import folders, locks, write_atomically
+from recipes.model.build import build, check_wrt, device_of, model_inputs, use_cores
 from recipes.model.harmonizer import gamma_schedule, harmonizer
 from recipes.splits import Splits, corpus_folder, load_splits, save_splits, train_and_test
-from recipes.training import checkpoint, dynamics, folders, launch
-from recipes.training.bad_steps import BAD_STEPS
+from recipes.training import checkpoint, dynamics, launch
+from recipes.training.bad_steps import BAD_STEPS, dump
 from recipes.training.checkpoint import CheckpointError
 from recipes.training.ema import Ema
 from recipes.training.interruption import Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
+from recipes.training.probes import probe
 from recipes.training.processes import ALONE, Processes, check_processes, digest, joined, seed_of, spread, whole_state
-from recipes.training.skipped import SKIPPED
-from recipes.training.step import train_step
+from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
+from recipes.training.step import Learner, idle_step, too_few, train_step
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +134,7 @@ def train(
             if group.first:
                 test = limited(splits.test, tokenizer, config.clip.words, config.evaluate.limit)
                 splits = splits._replace(test=test)
-            clips = eval_clips(splits.test, tokenizer, config.clip)
+            clips = EvalClips(splits.test, tokenizer, config.clip)
             torch.manual_seed(config.train.seed)
             source = start or initial
             modules = build(config, tokenizer, None if source is None else checkpoint.saved(source)).to(device)
@@ -171,14 +173,12 @@ def train(
     torch.manual_seed(seed_of(config.train.seed, group.rank))
     forward = spread(modules["model"], config.train.parallel, group, device, plain=config.harmonize == "none")
     forward = torch.compile(forward) if config.train.compile else forward
-    optimizer = optimizer_of(config.train, modules)
-    transform = harmonizer(config)
-    state, step, counts = (
-        transform.init(),
-        0,
-        {"skipped_clips": 0, "skipped_steps": 0, "failed_checkpoints": 0, "failed_writes": 0},
+    learner = Learner(
+        modules, make_optimizer(config.train, modules), harmonizer(config), loss_scale=loss_scale(config.train)
     )
-    recorded, scale = dynamics.Dynamics(), loss_scale(config.train)
+    step = 0
+    counts = {"skipped_clips": 0, "skipped_steps": 0, "failed_checkpoints": 0, "failed_writes": 0}
+    recorded = dynamics.Dynamics()
     ema = None if config.train.ema is None else Ema(modules, config.train.ema)
     data = fingerprint(train)
     if start is not None:
@@ -188,9 +188,9 @@ def train(
                 f"the training videos are not those that {start} was trained on: a run cannot go on with others"
             )
         checkpoint.load_weights(start, modules)
-        checkpoint.load_optimizer(start, modules, optimizer)
-        state = checkpoint.load_tree("harmonizer", state, checkpoint.read(start, "harmonizer."))
-        scale = loss_scale(config.train, facts.get("loss_scale"))
+        checkpoint.load_optimizer(start, modules, learner.optimizer)
+        learner.state = checkpoint.load_tree("harmonizer", learner.state, checkpoint.read(start, "harmonizer."))
+        learner.loss_scale = loss_scale(config.train, facts.get("loss_scale"))
         if ema is not None:
             checkpoint.load(start, ema.tensors())
         recorded = dynamics.load(start / dynamics.FILE)
@@ -215,13 +215,13 @@ def train(
 
     def save(step: int) -> None:
         """Write a checkpoint; one that cannot be written is tried again at the next interval, unless it is the last."""
-        tensors = checkpoint.optimizer_tensors(modules, optimizer) | checkpoint.random_tensors(group.rank)
+        tensors = checkpoint.optimizer_tensors(modules, learner.optimizer) | checkpoint.random_tensors(group.rank)
         tensors |= {} if ema is None else ema.tensors()
         try:
             checkpoint.save(
-                folder / "checkpoints", step, modules, tensors | checkpoint.tree_tensors("harmonizer", state),
+                folder / "checkpoints", step, modules, tensors | checkpoint.tree_tensors("harmonizer", learner.state),
                 {"counts": counts, "results": results, "data": data, "processes": group.world,
-                 "loss_scale": None if scale is None else scale.state()},
+                 "loss_scale": None if learner.loss_scale is None else learner.loss_scale.state()},
                 lambda place: keys.save(config, place / "config.yaml"),
                 lambda place: vocabulary.save(tokenizer, place / VOCABULARY),
                 lambda place: identity.save(seen, place / identity.FILE),
@@ -235,12 +235,12 @@ def train(
             log.error("%s; training goes on, and the next one is tried", error)
 
     # ------------------------------------------------------------------------------------------------- the loop
-    dataset = train_clips(train, tokenizer, config.clip, config.train.seed, config.augment)
+    dataset = TrainClips(train, tokenizer, config.clip, config.train.seed, config.augment)
     loader = train_loader(
         dataset, config.train.batch_size, config.train.seed, config.data.workers, step, sources, group.rank,
         group.world, config.data.timeout, config.data.prefetch_gib,
     )  # fmt: skip
-    rate, gamma = learning_rate(config), gamma_schedule(config.gamma, config.train.steps)
+    rate, gamma = learning_rate(config.train), gamma_schedule(config.gamma, config.train.steps)
     try:
         journal = Journal(config, step, group.first, device)
     except OSError as error:
@@ -258,25 +258,29 @@ def train(
             if any(skips):
                 counts["skipped_clips"] += sum(skips)
                 journal.skip(group.collect(batch["skipped"]))
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = float(rate(torch.tensor(step)))
-            found, state = train_step(
-                config, modules, optimizer, transform, state, batch, step, device, shares, forward, group, scale
-            )
-            if ema is not None and found.taken:
+            set_learning_rate(learner.optimizer, float(rate(torch.tensor(step))))
+            inputs, few, probes = model_inputs(batch, device), too_few(shares), {}
+            if few:
+                result = idle_step(learner, few)
+            else:
+                if step % config.gram.probe_every == 0:
+                    probes = probe(config.gram, modules, inputs, group.group)
+                result = train_step(learner, inputs, step_options(config, step, forward=forward, processes=group))
+            undumped = result.broken and dump(folder, step, result, modules, batch, group)
+            if ema is not None and result.taken:
                 ema.update()
             step += 1
 
-            bad_in_a_row = 0 if found.taken else bad_in_a_row + 1
-            counts["skipped_steps"] += not found.taken
-            counts["failed_writes"] += found.undumped + journal.failures - failures
+            bad_in_a_row = 0 if result.taken else bad_in_a_row + 1
+            counts["skipped_steps"] += not result.taken
+            counts["failed_writes"] += undumped + journal.failures - failures
             failures = journal.failures
-            recorded = recorded.add(step, found.measured)
-            journal.add(found, sum(shares))
+            recorded = recorded.add(step, result.measured | probes)
+            journal.add(result, sum(shares))
             evaluating = is_due(step, config.evaluate.every) and step < config.train.steps
             at_checkpoint = is_due(step, config.train.checkpoint_every) or evaluating or step == config.train.steps
             if step % config.train.log_every == 0 or at_checkpoint:
-                lr = optimizer.param_groups[0]["lr"]
+                lr = learner.optimizer.param_groups[0]["lr"]
                 journal.write(step, lr=lr, gamma=float(gamma(torch.tensor(step - 1))), **counts)
             if at_checkpoint:
                 journal.draw(step)
@@ -287,7 +291,7 @@ def train(
                     keep_best(folder / "checkpoints", step, results[f"step {step}"], config.evaluate.best)
             if bad_in_a_row >= config.train.max_bad_steps:
                 raise TrainingError(
-                    f"{bad_in_a_row} steps in a row could not be taken, the last one because {found.reason}; "
+                    f"{bad_in_a_row} steps in a row could not be taken, the last one because {result.reason}; "
                     f"stopped at step {step}. Clips that could not be read are listed in {folder / SKIPPED}, "
                     f"losses and gradients that were not finite in {folder / BAD_STEPS}."
                 )
@@ -309,7 +313,7 @@ def train(
     keep_best(folder / "checkpoints", step, results["trained"], config.evaluate.best)
     counts["unreadable"] = journal.skip(embedded.skipped)
     try:
-        checkpoint.write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
+        write_atomically(folder / "retrieval.json", json.dumps(results, indent=1))
         page = report.write(folder, config, results, embedded, clips, counts, recorded)
     except OSError as error:
         raise TrainingError(f"{error}: training is done and saved; free space, then --resume evaluates") from error
@@ -356,20 +360,6 @@ def vocabulary_of(train: Dataset, config: Config, start: Path | None = None, gro
     return vocabulary.build(captions(train), config.data.vocabulary)
 
 
-def optimizer_of(train: TrainConfig, modules: nn.ModuleDict) -> torch.optim.Optimizer:
-    """Adam or AdamW over what is trained; weights decay, biases and norms (parameters with one axis) do not."""
-    parts = [[p for p in modules[name].parameters() if p.requires_grad] for name in ("model", "objective")]
-    if train.optimizer == "adam":
-        return torch.optim.Adam([{"params": part} for part in parts], betas=train.betas, eps=train.eps)
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for part in parts
-        for decay, matrices in ((train.weight_decay, True), (0.0, False))
-        if (params := [p for p in part if (p.ndim > 1) == matrices])
-    ]
-    return torch.optim.AdamW(groups, betas=train.betas, eps=train.eps)
-
-
 def facts_of(start: Path, config: Config) -> dict[str, Any]:
     """What a checkpoint says of its run.
 
@@ -397,13 +387,6 @@ def facts_of(start: Path, config: Config) -> dict[str, Any]:
     if wrong := [what for what, holds in problems.items() if holds]:
         raise CheckpointError(f"{start / checkpoint.STATE}: " + "; ".join(wrong))
     return facts
-
-
-def learning_rate(config: Config) -> harmony.schedule.Schedule:
-    """Warm-up, then a quarter period of a cosine down to the last rate."""
-    train = config.train
-    decay = harmony.schedule.cosine(train.lr, train.end_lr, max(train.steps - train.warmup_steps, 1), period=0.25)
-    return harmony.schedule.warmup(decay, train.warmup_steps)
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -3,12 +3,10 @@
 A locator is a path or URL, with `#offset:size` after it where it means a part.
 """
 
-import errno
 import io
 import logging
 import os
 import re
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +17,13 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 
 from recipes.data import urls
+from recipes.files import regular
 
 PART = re.compile(r"#(\d{1,18}):(\d{1,18})$")
 ATTEMPTS = 3  # to open a URL or read from it
 PAUSE = 1.0  # seconds before the second attempt; twice as many before the third
 PATIENCE = 30.0  # seconds for one answer of a storage behind a URL
 FINAL = (FileNotFoundError, PermissionError, ImportError, ValueError, NotImplementedError)  # no use in trying again
-KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}  # of what is no regular file
 
 Value = TypeVar("Value")
 log = logging.getLogger(__name__)
@@ -65,23 +63,6 @@ def same(locator: str) -> str:
 def exists(locator: str) -> bool:
     """Whether there is a file; of a URL it is seen when it is read."""
     return is_url(locator) or os.path.isfile(_parse(locator)[0])  # False for a name that no file can have
-
-
-def regular(path: str | Path) -> Path:
-    """The path of a regular file, links followed: whatever else there may be, opening it might never end.
-
-    Raises:
-        FileNotFoundError: there is nothing at this path.
-        OSError: something else is, or it is no path at all.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except ValueError as error:  # a NUL, or half a surrogate pair
-        raise OSError(errno.EINVAL, f"not the name of a file ({error})", repr(str(path))) from error
-    if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "device")
-        raise OSError(errno.EINVAL, f"a {kind}, not a regular file", str(path))
-    return Path(path)
 
 
 def open_bytes(locator: str | Path) -> BinaryIO:

@@ -13,7 +13,7 @@ from tokenizers.normalizers import NFKC, Lowercase, Sequence
 from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import WordLevelTrainer
 
-from recipes.data import storage
+from recipes.files import regular
 
 PAD, UNK = "[PAD]", "[UNK]"  # ids 0 and 1
 UNKNOWN = 1
@@ -97,7 +97,7 @@ def load_vectors(path: str | Path, tok: Tokenizer, dim: int | None = None, seed:
         ValueError: a malformed line (says which), another dimension than `dim`, or not one word of the vocabulary.
     """
     vocabulary, found = tok.get_vocab(), {}
-    with open(storage.regular(path), encoding="utf-8", errors="replace") as file:
+    with open(regular(path), encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             line = line.rstrip()
             if not line or (number == 1 and re.fullmatch(r"\d+ \d+", line)):

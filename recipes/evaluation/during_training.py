@@ -13,7 +13,7 @@ from recipes.config import Config
 from recipes.data.clips import EvalClips
 from recipes.evaluation.embedding import Embedded, embed
 from recipes.evaluation.retrieval import retrieve
-from recipes.training.checkpoint import write_atomically
+from recipes.files import write_atomically
 from recipes.training.processes import Processes
 
 DIRECTIONS = ("text->video", "audio->video")

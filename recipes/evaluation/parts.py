@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from torch import nn
 
+from recipes.files import write_atomically
 from recipes.training import checkpoint
-from recipes.training.checkpoint import write_atomically
 
 KEY = b"harmony"  # of the facts in a table's metadata
 FACTS = "facts.json"  # of what a folder of parts belongs to

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from recipes.data.clips import Skipped
 from recipes.evaluation.leakage import Leakage
+from recipes.files import write_atomically
 from recipes.training import checkpoint
-from recipes.training.checkpoint import write_atomically
 
 VATT = "Akbari et al. 2021, arXiv:2104.11178"
 VATT_CODE = "github.com/google-research/google-research/tree/master/vatt, README"

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes import locks
 from recipes.config import Config
 from recipes.data.clips import Skipped
 from recipes.data.labels import Labelled, Split, load_labelled
@@ -22,11 +21,11 @@ from recipes.evaluation.disjoint import check_disjoint
 from recipes.evaluation.results import Result
 from recipes.evaluation.tuning import Loss, predict, tune
 from recipes.evaluation.tuning_config import TuneConfig
+from recipes.files import folders, locks
 from recipes.model.build import device_of, use_cores
 from recipes.model.positions import fit_positions
 from recipes.model.vatt import VATT
 from recipes.restore import overrides_of, restore
-from recipes.training import folders
 
 Figures = dict[str, Any]
 

@@ -16,15 +16,16 @@ from torch.nn.utils import clip_grad_norm_
 import harmony
 from recipes.data.clips import Skipped
 from recipes.data.sampler import BatchSampler, Source
+from recipes.data.skipped import SkippedClips
 from recipes.data.windows import RandomWindows, WindowedClips, collate
 from recipes.data.workers import Loader
 from recipes.errors import ConfigError, DataError
 from recipes.evaluation.classifier import Classifier, mixup, multi_hot
 from recipes.evaluation.tuning_config import TuneConfig
+from recipes.files import jsonl, write_atomically
 from recipes.progress import progress_bar
-from recipes.training import checkpoint, jsonl
+from recipes.training import checkpoint
 from recipes.training.interruption import Interruption
-from recipes.training.skipped import SkippedClips
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,8 @@ def tune(
         harmony.schedule.cosine(config.lr, 0.0, max(config.steps - config.warmup, 1)), config.warmup
     )
     skipped = SkippedClips(folder)
-    rows = [row for row in jsonl.read(folder / "metrics.jsonl") if row["step"] <= step]
-    checkpoint.write_atomically(folder / "metrics.jsonl", jsonl.dump(rows))
+    rows = [row for row in jsonl.read_rows(folder / "metrics.jsonl") if row["step"] <= step]
+    write_atomically(folder / "metrics.jsonl", jsonl.as_text(rows))
     losses: list[float] = []
     unread = 0
     order = BatchSampler([Source(len(clips))], config.batch_size, config.seed, step)
@@ -102,7 +103,7 @@ def tune(
             bar.update()
             at_end = step == config.steps
             if (step % config.log_every == 0 or at_end) and losses:
-                jsonl.append(folder / "metrics.jsonl", {"step": step, "loss": float(np.mean(losses))})
+                jsonl.append_rows(folder / "metrics.jsonl", {"step": step, "loss": float(np.mean(losses))})
                 bar.set_postfix(loss=f"{np.mean(losses):.3f}")
                 losses = []
             if step % config.checkpoint_every == 0 or at_end:

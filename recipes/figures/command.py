@@ -10,9 +10,9 @@ from recipes.figures.dynamics import plot, runs, text
 from recipes.figures.gallery.build import build
 from recipes.figures.gallery.keys import GalleryKeys
 from recipes.figures.style import save_png
+from recipes.files import write_atomically
 from recipes.keys import key
 from recipes.scoring import detection
-from recipes.training.checkpoint import write_atomically
 from recipes.training.dynamics import TRAINING
 
 

@@ -16,9 +16,9 @@ from recipes.data.clips import EvalClips, Skipped
 from recipes.data.loader import list_loader
 from recipes.evaluation import ranking
 from recipes.evaluation.embedding import Embedded
+from recipes.files import write_atomically
 from recipes.model.harmonizer import compares_with_gamma, described
 from recipes.training import metrics
-from recipes.training.checkpoint import write_atomically
 from recipes.training.dynamics import BINS, TRAINING, Dynamics
 
 matplotlib.use("Agg")

@@ -55,11 +55,12 @@ def use_cores(config: Config) -> None:
 
 
 def model_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a batch that the model takes, on the device."""
+    """The tensors of a batch that the model takes, on the device; {} of a batch without clips."""
+    names = [name for name in INPUTS if name in batch]
     if torch.device(device).type != "cuda":
-        return {name: batch[name].to(device) for name in INPUTS}
+        return {name: batch[name].to(device) for name in names}
     # Only from pinned memory does the host go on while it is copied.
-    return {name: batch[name].pin_memory().to(device, non_blocking=True) for name in INPUTS}
+    return {name: batch[name].pin_memory().to(device, non_blocking=True) for name in names}
 
 
 def check_wrt(pattern: str | None, model: nn.Module, key: str) -> None:

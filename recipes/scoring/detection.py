@@ -10,8 +10,8 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
+from recipes.files import jsonl
 from recipes.scoring.table import SCHEMA, opened
-from recipes.training import jsonl
 
 RESAMPLES = 300
 
@@ -59,7 +59,7 @@ def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
         ValueError: A clip of which the truth file says nothing, or another text.
     """
     told: dict[str, list[dict[str, Any]]] = {}
-    lines = jsonl.read(truth, video_id=str, text=str, aligned=bool)
+    lines = jsonl.read_rows(truth, video_id=str, text=str, aligned=bool)
     if not lines:
         raise ValueError(f"{truth}: expected JSON lines with video_id, text and aligned, such as a corpus' truth.jsonl")
     for line in lines:

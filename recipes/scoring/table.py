@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.data import storage
 from recipes.evaluation.parts import KEY
+from recipes.files import regular
 from recipes.scoring.measure import FIGURES
 
 SCHEMA = pa.schema(
@@ -39,7 +39,7 @@ def opened(path: Path, names: Iterable[str] = SCHEMA.names) -> Iterator[pq.Parqu
         ValueError: Not a table of scores, or damaged: also where the reader sees that later.
     """
     try:
-        with pq.ParquetFile(storage.regular(path)) as table:
+        with pq.ParquetFile(regular(path)) as table:
             schema = table.schema_arrow
             missing = [name for name in names if name not in schema.names]
             wrong = [

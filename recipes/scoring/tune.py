@@ -1,7 +1,5 @@
 """Further optimisation of a checkpoint on the data that is to be scored, as in the paper, before it is scored."""
 
-import copy
-import os
 from pathlib import Path
 
 import torch
@@ -10,12 +8,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-import harmony
 from recipes.config import Config
 from recipes.data.clips import TrainClips
 from recipes.data.loader import train_loader
+from recipes.files import replacing
+from recipes.model.build import model_inputs
 from recipes.progress import progress_bar
-from recipes.training.step import train_step
+from recipes.training.step import Learner, StepOptions, train_step
 
 
 def tune(
@@ -39,20 +38,18 @@ def tune(
         modules.load_state_dict(load_file(file))
         return
     device = next(modules.parameters()).device
-    plain = copy.deepcopy(config)
-    plain.harmonize, plain.gram.every = "none", 0
     torch.manual_seed(seed)
     optimizer = torch.optim.Adam([p for p in modules.parameters() if p.requires_grad], lr=config.train.end_lr)
-    transform = harmony.chain()
-    state = transform.init()
+    learner = Learner(modules, optimizer)
+    plain = StepOptions(weigh="nothing", precision=config.train.precision, clip_norm=config.train.clip_norm)
     modules.train()
     clips = TrainClips(train, tokenizer, config.clip, seed, config.augment)
     data = config.data
     loader = train_loader(clips, batch_size, seed, data.workers, timeout=data.timeout, prefetch=data.prefetch_gib)
     with progress_bar(total=iterations, desc="further optimisation", unit="step") as bar:
-        for step, batch in zip(range(iterations), loader, strict=False):
-            train_step(plain, modules, optimizer, transform, state, batch, step, device)
+        for _, batch in zip(range(iterations), loader, strict=False):
+            if len(batch.get("id", [])) > 1:
+                train_step(learner, model_inputs(batch, device), plain)
             bar.update()
-    temporary = file.with_name(f".{file.name}.tmp")
-    save_file({name: t.detach().contiguous().cpu() for name, t in modules.state_dict().items()}, temporary)
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        save_file({name: t.detach().contiguous().cpu() for name, t in modules.state_dict().items()}, temporary)

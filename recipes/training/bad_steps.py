@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from recipes.model.build import INPUTS
 from recipes.training.checkpoint import agreed, attempt
 from recipes.training.processes import ALONE, Processes, whole
+from recipes.training.step import StepResult
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,9 @@ newest checkpoint:
 def dump(
     folder: Path,
     step: int,
-    reason: str,
+    result: StepResult,
     modules: nn.ModuleDict,
     batch: dict[str, Any],
-    measured: dict[str, Any],
     processes: Processes = ALONE,
 ) -> bool:
     """Write what is known of a bad step, whole or not at all; the run has at most `MOST` dumps.
@@ -55,10 +55,9 @@ def dump(
     Args:
         folder: The run's folder.
         step: Number of the step.
-        reason: Why it was not taken.
+        result: What the step saw, the same in every process.
         modules: {"model", "objective"}, the gradients of the step in ``.grad``.
         batch: This process's clips, as `collate` gives them.
-        measured: {name: value, list or tensor}, of the whole batch: loss terms, cosines.
         processes: All of which have to call this.
 
     Returns:
@@ -68,11 +67,12 @@ def dump(
     enough = place.exists() or len(list(place.parent.glob("step_*"))) >= MOST
     if processes.exchange(enough)[0][0]:  # as the first sees it
         return False
-    facts = {"step": step, "reason": reason, "clips": processes.collect(_clips(batch)), **measured}
+    facts = {"step": step, "reason": result.reason, "clips": processes.collect(_clips(batch))}
+    facts |= {"loss": result.numbers, "terms": result.terms, "cosines": result.cosines}
     norms = {name: {"norm": _norm(p), "gradient_norm": _norm(p.grad)} for name, p in named(modules)}
     texts = {
         "facts.json": json.dumps(_plain(facts | {"parameters": norms}), indent=1, ensure_ascii=False),
-        "README.txt": README.format(step=step, reason=reason, checkpoint=str(folder), place=str(place)),
+        "README.txt": README.format(step=step, reason=result.reason, checkpoint=str(folder), place=str(place)),
     }
     temporary = place.with_name(f".{place.name}.tmp")
     inputs = {name: batch[name].contiguous() for name in INPUTS}
@@ -84,7 +84,7 @@ def dump(
         failure = failure or attempt(lambda: _finish(temporary, place, texts))
         if failure:
             shutil.rmtree(temporary, ignore_errors=True)
-            log.error("step %d, %s, could not be dumped: %s", step, reason, failure)
+            log.error("step %d, %s, could not be dumped: %s", step, result.reason, failure)
     return bool(failure)
 
 

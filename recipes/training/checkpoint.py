@@ -8,7 +8,6 @@ Tensors are written by `torch.distributed.checkpoint`: every process writes its 
 what it needs.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -28,8 +27,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils import _pytree as pytree
 
-from recipes.data import storage
 from recipes.errors import ConfigError
+from recipes.files import digest_file, flush, regular, write_atomically
 from recipes.training.processes import ALONE, Processes
 
 TENSORS, STATE, CHECKSUMS, LATEST = "tensors", "state.json", "checksums.json", "latest"
@@ -117,7 +116,7 @@ def _finish(
     for file in (p for p in temporary.rglob("*") if p.is_file()):
         shutil.copymode(state, file)  # safetensors lets only the owner read; this has what the umask says
     for file in (*temporary.iterdir(), *(temporary / TENSORS).iterdir(), temporary):
-        _flush(file)
+        flush(file)
     if final.exists():  # the same step again: at no moment is there neither
         os.replace(final, folder / f".{final.name}.old")
     os.replace(temporary, final)
@@ -130,11 +129,7 @@ def _finish(
 
 def checksums(checkpoint: Path, files: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of files, by their names in a checkpoint."""
-    sums = {}
-    for name in files:
-        with (checkpoint / name).open("rb") as file:
-            sums[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+    return {name.as_posix(): digest_file(checkpoint / name) for name in files}
 
 
 def verify(checkpoint: Path) -> None:
@@ -291,7 +286,7 @@ def read(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
 def _metadata(checkpoint: Path) -> dict[str, Any]:
     try:
         for file in (checkpoint / TENSORS).iterdir():
-            storage.regular(file)
+            regular(file)
         return HuggingFaceStorageReader(str(checkpoint / TENSORS)).read_metadata().state_dict_metadata
     except Exception as error:  # the reader raises what it stumbles over
         raise CheckpointError(f"{checkpoint / TENSORS}: damaged: {error}") from error
@@ -323,7 +318,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: It does not, or cannot be read.
     """
     try:
-        content = json.loads(storage.regular(path).read_text(encoding="utf-8"))
+        content = json.loads(regular(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -384,24 +379,6 @@ def load_random(tensors: dict[str, Tensor], rank: int = 0) -> None:
             torch.cuda.set_rng_state(tensors[f"random.{rank}.cuda"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"the checkpoint holds no random state of process {rank}: {error}") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

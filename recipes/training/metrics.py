@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from recipes.training import jsonl
-from recipes.training.checkpoint import write_atomically
+from recipes.files import jsonl, write_atomically
 from recipes.training.dynamics import NOTHING, seen_in
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ class Metrics:
     def __init__(self, folder: Path, step: int) -> None:
         """Continue the metrics of a run at a step; rows after it, from a run that died, are dropped."""
         self.file = folder / "metrics.jsonl"
-        write_atomically(self.file, jsonl.dump([row for row in read(folder) if row["step"] <= step]))
+        write_atomically(self.file, jsonl.as_text([row for row in read(folder) if row["step"] <= step]))
         self.rows, self.failures = jsonl.Rows(self.file), 0
         self.board: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.undrawn = NOTHING
@@ -103,7 +102,7 @@ class Metrics:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics."""
-    return jsonl.read(folder / "metrics.jsonl", step=int)
+    return jsonl.read_rows(folder / "metrics.jsonl", step=int)
 
 
 def finite(value: Tensor) -> float | None:

@@ -16,14 +16,14 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GROW_AFTER = 2000  # steps without an overflow, as torch.amp.GradScaler has it
 
 
-def forward_in(config: TrainConfig, device: torch.device) -> Forward:
-    """How to call the model: in the precision of `train.precision`, its embeddings in float32.
+def forward_in(precision: str, device: torch.device) -> Forward:
+    """How to call the model: in a precision as `train.precision` names it, its embeddings in float32.
 
     Heads and losses, a small part of the work, stay in float32: differences of cosines over a temperature of 0.07 are
     lost in half precision. Autocast begins and ends with the encoder, so that no cast of a weight made without a graph
     is found again by a pass that needs one.
     """
-    dtype = AUTOCAST.get(config.precision)
+    dtype = AUTOCAST.get(precision)
 
     def forward(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if dtype is None:

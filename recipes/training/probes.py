@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import harmony
-from recipes.config import Config
+from recipes.config import GramConfig
 from recipes.training.dynamics import Cosines
 
 FAMILIES = ("layers", "groups", "paths")
@@ -23,13 +23,13 @@ PAIRS = {
 """The four parts of <g_va, g_vt>: what loss va sends through the one encoder, and loss vt through the other."""
 
 
-def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None) -> Cosines:
+def probe(gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None) -> Cosines:
     """Cosines of each sample's two gradients over parts of the backbone, as `gram.probe` asks for.
 
     The random numbers are those that the step to come will use, and neither they nor running statistics move.
 
     Args:
-        config: What to measure, and how gradients are read; parameters, also where training reads features.
+        gram: What to measure, and how gradients are read; of parameters, also where training reads features.
         modules: {"model", "objective"}.
         inputs: The batch that the model takes.
         process_group: Processes that share the batch.
@@ -39,17 +39,17 @@ def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], pro
         "paths/audio-text": ...}; {} where nothing is asked for.
     """
     blocks: dict[str, Tensor] = {}
-    wanted = set(config.gram.probe)
+    wanted = set(gram.probe)
     if wanted & {"layers", "groups"}:
-        parts = gram_of_parts(config, modules, inputs, process_group)
+        parts = gram_of_parts(gram, modules, inputs, process_group)
         for family, which in (("layers", 0), ("groups", 1)):
             if family in wanted:
-                blocks |= {f"{family}/{name}": gram for name, gram in summed(parts, which).items()}
+                blocks |= {f"{family}/{name}": block for name, block in summed(parts, which).items()}
     if "paths" in wanted:
-        gram = gram_of_paths(config, modules, inputs, process_group)
+        by_path = gram_of_paths(gram, modules, inputs, process_group)
         for name, pair in PAIRS.items():
             i = [PATHS.index(path) for path in pair]
-            blocks[f"paths/{name}"] = gram[:, i][:, :, i]
+            blocks[f"paths/{name}"] = by_path[:, i][:, :, i]
     cosines = {name: harmony.agreement(gram) for name, gram in blocks.items()}
     return {
         name: (cosine.cpu(), (harmony.defined(blocks[name]) & cosine.isfinite()).cpu())
@@ -58,23 +58,23 @@ def probe(config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], pro
 
 
 def gram_of_parts(
-    config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
+    gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
 ) -> dict[str, Tensor]:
     """Gram blocks (groups, 2, 2) of the losses va, vt over the parts of the backbone: {"layer group": block}."""
-    blocks: dict[str, Tensor] = _gram(config, modules, inputs, _losses, {"labels": part_of}, process_group)
+    blocks: dict[str, Tensor] = _gram(gram, modules, inputs, _losses, {"labels": part_of}, process_group)
     return blocks
 
 
 def gram_of_paths(
-    config: Config, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
+    gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
 ) -> Tensor:
     """Gram blocks (groups, 4, 4) over the backbone, of each loss through the one encoder and through the other.
 
     The losses are `PATHS`. The gradients of the two paths of a loss add up to the gradient of the loss.
     """
     backbone = {"wrt": lambda name: name.startswith("backbone.")}
-    gram: Tensor = _gram(config, modules, inputs, _losses_by_path, backbone, process_group)
-    return gram
+    by_path: Tensor = _gram(gram, modules, inputs, _losses_by_path, backbone, process_group)
+    return by_path
 
 
 def part_of(name: str) -> str | None:
@@ -104,7 +104,7 @@ def summed(parts: dict[str, Tensor], which: int) -> dict[str, Tensor]:
 
 
 def _gram(
-    config: Config,
+    gram: GramConfig,
     modules: nn.ModuleDict,
     inputs: dict[str, Tensor],
     losses: Any,
@@ -122,10 +122,10 @@ def _gram(
             params,
             inputs,
             loss_params=heads,
-            attribution=config.gram.attribution,
-            group_size=config.gram.group_size,
+            attribution=gram.attribution,
+            group_size=gram.group_size,
             process_group=process_group,
-            engine=harmony.Engine(chunk_size=config.gram.chunk_size),
+            engine=harmony.Engine(chunk_size=gram.chunk_size),
             **selection,
         ).gram
 

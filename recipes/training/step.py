@@ -1,54 +1,107 @@
-"""One training step: harmonized or plain gradients, the checks before the update, and what to report of it."""
+"""One optimizer step: clips are weighed, the loss and the gradient are checked, and the parameters move or stay."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 import harmony
-from recipes.config import Config
-from recipes.model.build import model_inputs
-from recipes.model.harmonizer import gram_options
-from recipes.training.bad_steps import dump
 from recipes.training.dynamics import TRAINING, Cosines
 from recipes.training.precision import LossScale, forward_in
-from recipes.training.probes import probe
 from recipes.training.processes import ALONE, Processes, clip_gradients
+
+Weigh = Literal["nothing", "terms", "gradients"]
+Extras = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass
+class Learner:
+    """What a step changes.
+
+    Attributes:
+        modules: {"model", "objective"}: ``objective(model(**inputs))`` gives the loss terms {name: (B,)}.
+        optimizer: Of their parameters.
+        harmonizer: Weighs the terms of each clip.
+        state: Of the harmonizer; a new one by default.
+        loss_scale: Of float16; None for other precisions.
+    """
+
+    modules: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+    harmonizer: harmony.Transform = field(default_factory=harmony.chain)
+    state: Any = None
+    loss_scale: LossScale | None = None
+
+    def __post_init__(self) -> None:
+        if self.state is None:
+            self.state = self.harmonizer.init()
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How to take a step.
+
+    Attributes:
+        weigh: What clips are weighed by: "nothing"; "terms", the harmonizer sees loss terms and extras but no gradients,
+            which costs nothing; "gradients", it sees the Gram blocks of per-clip gradients.
+        gram: Keywords of `harmony.backward` for "gradients": how these are read.
+        extras: ``extras(objective, embeddings)`` is what the harmonizer sees besides.
+        precision: Of the encoder, as `train.precision`.
+        clip_norm: Norm that gradients are scaled down to; None: as they are.
+        clip_only: Module whose gradients are scaled down, "model" for instance; None: both as one.
+        forward: Called in place of the model for "nothing" and "terms", see `processes.spread`.
+        processes: All of which take the step together.
+    """
+
+    weigh: Weigh = "gradients"
+    gram: Mapping[str, Any] = field(default_factory=dict)
+    extras: Extras | None = None
+    precision: str = "fp32"
+    clip_norm: float | None = None
+    clip_only: str | None = None
+    forward: nn.Module | None = None
+    processes: Processes = ALONE
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step saw, on the host.
+    """What one step saw, the same on every process.
 
     Attributes:
-        values: Scalars to log; those that are not finite are left out.
-        cosines: Agreement (B,) before realignment; None where it was not measured.
-        defined: Mask (B,) of the samples that have one.
+        numbers: Scalars to log, on the host: losses, norm of the gradient, figures of the harmonizer.
         reason: Why the step was not taken; empty if it was.
-        probes: Cosines over parts of the backbone, where they were asked for.
-        undumped: Whether it was to be dumped, and could not be.
+        terms: Loss terms {name: (B,)} of the whole batch.
+        weights: What the terms were weighed with, (B, K), or (groups, K) for groups of clips; None: with nothing.
+        cosines: Agreement (groups,) before realignment, on the host; None where it was not measured.
+        defined: Mask (groups,) of the cosines that are defined.
+        broken: Whether the step is worth a look: its loss or gradient is not finite, and float16 does not explain it.
     """
 
-    values: dict[str, float]
+    numbers: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
     cosines: Tensor | None = None
     defined: Tensor | None = None
-    reason: str = ""
-    probes: Cosines = field(default_factory=dict)
-    undumped: bool = False
-
-    @property
-    def measured(self) -> Cosines:
-        """All cosines, those of training under the name `TRAINING`."""
-        of_training = {} if self.cosines is None else {TRAINING: (self.cosines, self.defined)}
-        return of_training | self.probes
+    broken: bool = False
 
     @property
     def taken(self) -> bool:
         """Whether the parameters moved."""
         return not self.reason
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The numbers that are finite."""
+        return {name: value for name, value in self.numbers.items() if math.isfinite(value)}
+
+    @property
+    def measured(self) -> Cosines:
+        """The cosines that training measured, under the name `TRAINING`."""
+        return {} if self.cosines is None else {TRAINING: (self.cosines, self.defined)}
 
     def shown(self, throughput: float) -> dict[str, str]:
         """For the progress bar."""
@@ -57,116 +110,66 @@ class StepResult:
         return shown | {"clips/s": f"{throughput:.0f}"}
 
 
-def train_step(
-    config: Config,
-    modules: nn.ModuleDict,
-    optimizer: torch.optim.Optimizer,
-    transform: harmony.Transform,
-    state: Any,
-    batch: dict[str, Any],
-    step: int,
-    device: torch.device,
-    shares: Sequence[int] | None = None,
-    forward: nn.Module | None = None,
-    processes: Processes = ALONE,
-    loss_scale: LossScale | None = None,
-) -> tuple[StepResult, Any]:
+@dataclass
+class _Pass:
+    """Forward pass of a learner: loss terms, their weights, and the buffers as they were before."""
+
+    buffers: dict[str, Tensor]
+    terms: dict[str, Tensor]
+    losses: dict[str, Tensor]
+    weights: Tensor | None = None
+    info: harmony.Info | None = None
+    measured: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train_step(learner: Learner, inputs: dict[str, Tensor], options: StepOptions) -> StepResult:
     """Take one optimizer step, or say why it was not taken.
 
-    A batch of fewer than two clips has nothing to contrast; a loss or gradient that is not finite, or a batch of
-    which the curriculum kept nothing, leaves the parameters, the running statistics and the optimizer as they were.
+    A loss or gradient that is not finite, or a batch of which the harmonizer keeps nothing, leaves the parameters,
+    the running statistics and the optimizer as they were.
 
     Args:
-        config: The run's.
-        modules: {"model", "objective"}.
-        optimizer: Of their parameters.
-        transform: The harmonizer.
-        state: Its state.
-        batch: This process's clips.
-        step: Number of the step, from 0.
-        device: To compute on.
-        shares: How many clips each of the processes has; None: this one is alone.
-        forward: What to call in place of the model in a plain pass, see `processes.spread`.
-        processes: All of which take the step together.
-        loss_scale: Of float16; it is updated.
-
-    Returns:
-        What the step saw, the same on every process, and the harmonizer's next state.
+        learner: Changed in place; gradients stay in ``.grad``.
+        inputs: What the model takes, on its device: the clips of this process. To be weighed, they need an "index" (b,).
+        options: How.
     """
-    shares = [len(batch.get("id", []))] if shares is None else shares
-    if min(shares) < 1 or sum(shares) < 2:
-        state = _idle(transform, state)  # schedules follow the steps, taken or not
-        few = "fewer than two clips of the batch" if sum(shares) < 2 else "none of the clips of one process"
-        return StepResult({}, reason=f"{few} could be read"), state
-    model, objective = modules["model"], modules["objective"]
-    inputs = model_inputs(batch, device)
-    probes = probe(config, modules, inputs, processes.group) if step % config.gram.probe_every == 0 else {}
-    buffers = {name: b.clone() for name, b in modules.named_buffers()}
-    optimizer.zero_grad(set_to_none=True)
-    encode = forward_in(config.train, device)
-    scale = None if loss_scale is None else loss_scale.tensor(device)
+    if options.weigh != "gradients":
+        return co_teach([learner], inputs, options)[0]
+    return _update(learner, _harmonized_pass(learner, inputs, options), options)
 
-    if config.harmonize == "none" and not (config.gram.every and step % config.gram.every == 0):
-        embeddings = processes.gather(encode(model if forward is None else forward, inputs))
-        terms = objective(embeddings)
-        losses = {name: term.mean() for name, term in terms.items()}
-        total = torch.stack(list(losses.values())).sum()
-        (total if scale is None else total * scale).backward()
-        measured, info = {}, None
-    else:
-        info, state = harmony.backward(
-            model,
-            inputs,
-            objective,
-            transform,
-            state,
-            forward=encode,
-            ids=batch["index"].to(device),
-            extras=extras_of(config, objective),
-            process_group=processes.group,
-            loss_scale=scale,
-            **gram_options(config),
-        )
-        losses, terms = info.values, dict(zip(info.values, info.terms.unbind(1), strict=True))
-        measured = {
-            "agreement": info.agreement.nanmean(),
-            "conflicts": harmony.stats.conflict_rate(info.gram),
-            "kept": info.kept / len(info.weights),
-        }
 
-    if loss_scale is not None:
-        loss_scale.unscale(modules.parameters())
-    norm = clip_gradients(modules, config.train.clip_norm or math.inf)
-    device_values = {"loss": sum(losses.values()), **{f"loss_{k}": v for k, v in losses.items()}, "gradient_norm": norm}
-    device_values |= measured
-    # The decision below needs the numbers on the host: the one place where a step waits for the device. Those of one
-    # process, whichever way the last digit fell elsewhere: all have to decide alike.
-    decisive = processes.agree(torch.stack([v.detach().to(widest(device)) for v in device_values.values()]))
-    numbers = dict(zip(device_values, decisive.tolist(), strict=True))
-    values = {name: v for name, v in numbers.items() if math.isfinite(v)}
+def co_teach(learners: Sequence[Learner], inputs: dict[str, Tensor], options: StepOptions) -> list[StepResult]:
+    """Take a step of each of two learners on one batch, each weighed by the other; a lone learner weighs its own clips.
 
-    reason = ""
-    if not math.isfinite(numbers["loss"]):
-        reason = "the loss is not finite"
-    elif not math.isfinite(numbers["gradient_norm"]):
-        reason = "the gradient is not finite"
-    elif numbers.get("kept") == 0:
-        reason = "the curriculum kept no sample"
-    if loss_scale is not None:
-        loss_scale.update(math.isfinite(numbers["gradient_norm"]))
-    if reason:
-        for name, b in modules.named_buffers():
-            b.copy_(buffers[name])
-    else:
-        optimizer.step()
-    cosines = None if info is None else info.agreement.cpu()
-    defined = None if info is None else (info.defined & info.agreement.isfinite()).cpu()
-    overflow = loss_scale is not None and math.isfinite(numbers["loss"])  # to be expected: the scale is too large
-    undumped = False
-    if reason.endswith("not finite") and not overflow:
-        measured = {"loss": numbers, "terms": terms, "cosines": cosines}
-        undumped = dump(config.folder, step, reason, modules, batch, measured, processes)
-    return StepResult(values, cosines, defined, reason, probes, undumped), state
+    The clips are weighed by nothing or by terms, see `train_step`.
+    """
+    passes = [_forward_pass(learner, inputs, options) for learner in learners]
+    weights = [own.weights for own in reversed(passes)]
+    for learner, own, given in zip(learners, passes, weights, strict=True):
+        own.weights = given
+        _backward_pass(learner, own)
+    return [_update(learner, own, options) for learner, own in zip(learners, passes, strict=True)]
+
+
+def idle_step(learner: Learner, reason: str) -> StepResult:
+    """A step that is not taken for lack of clips; schedules of the harmonizer move on."""
+    learner.state = idle_state(learner.harmonizer, learner.state)
+    return StepResult(reason=reason)
+
+
+def idle_state(harmonizer: harmony.Transform, state: Any) -> Any:
+    """The harmonizer's state after a batch of no clips."""
+    gram = torch.zeros(0, 2, 2)
+    none = torch.zeros(0, dtype=torch.int64)
+    extras = {"terms": gram[:, 0], "batch_products": gram[:, 0], "ids": none, "sides": torch.zeros(0, 3, 0)}
+    return harmonizer.update({"the rest": gram} if harmonizer.layerwise else gram, state, **extras)[1]
+
+
+def too_few(shares: Sequence[int]) -> str:
+    """Why these numbers of clips, one for each process, make no step; empty if they do: a contrast takes two."""
+    if sum(shares) < 2:
+        return "fewer than two clips of the batch could be read"
+    return "none of the clips of one process could be read" if min(shares) < 1 else ""
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -174,16 +177,112 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def extras_of(config: Config, objective: nn.Module) -> Callable[[dict[str, Tensor]], dict[str, Tensor]] | None:
-    """What the curriculum sees of the embeddings."""
-    if not (config.has_curriculum and config.curriculum.rule == "cross_check"):
-        return None
-    return lambda embeddings: {"sides": objective.sides(embeddings)}
+def _harmonized_pass(learner: Learner, inputs: dict[str, Tensor], options: StepOptions) -> _Pass:
+    """Forward and backward pass of harmonized gradients."""
+    objective, device = learner.modules["objective"], _device_of(inputs)
+    buffers = _begin(learner)
+    extras = options.extras
+    info, learner.state = harmony.backward(
+        learner.modules["model"],
+        inputs,
+        objective,
+        learner.harmonizer,
+        learner.state,
+        forward=forward_in(options.precision, device),
+        ids=inputs["index"],
+        extras=None if extras is None else lambda embeddings: extras(objective, embeddings),
+        process_group=options.processes.group,
+        loss_scale=None if learner.loss_scale is None else learner.loss_scale.tensor(device),
+        **options.gram,
+    )
+    terms = dict(zip(info.values, info.terms.unbind(1), strict=True))
+    measured = {
+        "agreement": info.agreement.nanmean(),
+        "conflicts": harmony.stats.conflict_rate(info.gram),
+        "kept": info.kept / len(info.weights),
+    }
+    return _Pass(buffers, terms, dict(info.values), info.weights, info, measured)
 
 
-def _idle(transform: harmony.Transform, state: Any) -> Any:
-    """The harmonizer's state after a batch of no clips."""
-    gram = torch.zeros(0, 2, 2)
-    none = torch.zeros(0, dtype=torch.int64)
-    extras = {"terms": gram[:, 0], "batch_products": gram[:, 0], "ids": none, "sides": torch.zeros(0, 3, 0)}
-    return transform.update({"the rest": gram} if transform.layerwise else gram, state, **extras)[1]
+def _forward_pass(learner: Learner, inputs: dict[str, Tensor], options: StepOptions) -> _Pass:
+    """Forward pass, and the weights that this learner gives the clips."""
+    buffers = _begin(learner)
+    model = learner.modules["model"] if options.forward is None else options.forward
+    embeddings = options.processes.gather(forward_in(options.precision, _device_of(inputs))(model, inputs))
+    objective = learner.modules["objective"]
+    terms = objective(embeddings)
+    own = _Pass(buffers, terms, {name: term.mean() for name, term in terms.items()})
+    if options.weigh == "terms":
+        stacked = torch.stack(list(terms.values()), 1).detach()
+        every_loss = torch.eye(stacked.shape[1]).expand(len(stacked), -1, -1)  # rules read but which losses a clip has
+        extras = {} if options.extras is None else options.extras(objective, embeddings)
+        own.weights, learner.state = learner.harmonizer.update(
+            every_loss.to(stacked), learner.state, terms=stacked, ids=embeddings["index"], **extras
+        )
+        own.measured = {"kept": own.weights.any(1).double().mean()}
+    return own
+
+
+def _backward_pass(learner: Learner, own: _Pass) -> None:
+    """Gradients of the plain or weighed losses."""
+    losses = list(own.losses.values())
+    if own.weights is not None:
+        losses = list((own.weights * torch.stack(list(own.terms.values()), 1)).mean(0).unbind())
+    total = torch.stack(losses).sum()
+    scale = None if learner.loss_scale is None else learner.loss_scale.tensor(total.device)
+    (total if scale is None else total * scale).backward()
+
+
+def _update(learner: Learner, own: _Pass, options: StepOptions) -> StepResult:
+    """Move the parameters by the gradients, where everything is finite; else undo what the forward pass changed."""
+    scale, modules = learner.loss_scale, learner.modules
+    if scale is not None:
+        scale.unscale(modules.parameters())
+    limit = options.clip_norm or math.inf
+    norm = clip_gradients(modules, math.inf if options.clip_only else limit)
+    if options.clip_only is not None and limit < math.inf:
+        clip_gradients(modules[options.clip_only], limit)
+    losses = {f"loss_{name}": loss for name, loss in own.losses.items()}
+    values = {"loss": sum(own.losses.values()), **losses, "gradient_norm": norm, **own.measured}
+    # The decision below needs the numbers on the host: the one place where a step waits for the device. All processes
+    # take those of the first, whichever way the last digit fell elsewhere: they have to decide alike.
+    stacked = torch.stack([v.detach().to(widest(norm.device)) for v in values.values()])
+    numbers = dict(zip(values, options.processes.agree(stacked).tolist(), strict=True))
+    finite = math.isfinite(numbers["gradient_norm"])
+    if scale is not None:
+        scale.update(finite)
+    reason = _why_not(numbers)
+    if reason:
+        for name, buffer in modules.named_buffers():
+            buffer.copy_(own.buffers[name])
+    else:
+        learner.optimizer.step()
+    info, weights = own.info, own.weights
+    return StepResult(
+        numbers,
+        reason,
+        terms={name: term.detach() for name, term in own.terms.items()},
+        weights=None if weights is None else weights.detach(),
+        cosines=None if info is None else info.agreement.cpu(),
+        defined=None if info is None else (info.defined & info.agreement.isfinite()).cpu(),
+        broken=not math.isfinite(numbers["loss"]) or (not finite and scale is None),
+    )
+
+
+def _why_not(numbers: dict[str, float]) -> str:
+    """Why a step with such losses and gradients is not taken; empty if it is."""
+    if not math.isfinite(numbers["loss"]):
+        return "the loss is not finite"
+    if not math.isfinite(numbers["gradient_norm"]):
+        return "the gradient is not finite"
+    return "the curriculum kept no sample" if numbers.get("kept") == 0 else ""
+
+
+def _begin(learner: Learner) -> dict[str, Tensor]:
+    """Clear the gradients; returns the buffers as they are before the forward pass."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    return {name: b.clone() for name, b in learner.modules.named_buffers()}
+
+
+def _device_of(inputs: dict[str, Tensor]) -> torch.device:
+    return next(iter(inputs.values())).device

@@ -17,11 +17,12 @@ from recipes.embed import main as embed_main
 from recipes.errors import ConfigError
 from recipes.evaluate import main as evaluate_main
 from recipes.model.build import WORDS
-from recipes.pretrain import facts_of, latest_checkpoint, learning_rate, optimizer_of, pretrain
+from recipes.pretrain import facts_of, latest_checkpoint, pretrain
 from recipes.restore import own_data, restore
 from recipes.training import checkpoint as checkpoints
 from recipes.training.checkpoint import CHECKSUMS, LATEST, STATE, CheckpointError
 from recipes.training.ema import Ema
+from recipes.training.setup import learning_rate, make_optimizer
 from tests.recipes.conftest import DEMO
 
 
@@ -200,7 +201,7 @@ def test_a_run_grows_begins_elsewhere_and_may_use_adamw(tiny):
 def test_weights_decay_and_biases_do_not():
     modules = nn.ModuleDict({"model": nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "objective": nn.Linear(2, 2)})
     train = configuration.TrainConfig(optimizer="adamw", weight_decay=0.1, betas=(0.5, 0.6), eps=1e-3)
-    optimizer = optimizer_of(train, modules)
+    optimizer = make_optimizer(train, modules)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert [decays[id(p)] for p in modules.parameters()] == [0.1 if p.ndim == 2 else 0 for p in modules.parameters()]
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.6) and optimizer.param_groups[0]["eps"] == 1e-3
@@ -230,7 +231,7 @@ def test_averages_with_batch_norm_evaluate_as_computed_independently():
 def test_a_warm_up_longer_than_the_run_is_a_tenth_of_it():
     config = load(DEMO, ["train.steps=40", "train.warmup=10000", "gamma.steps=50"])
     assert config.train.warmup_steps == 4
-    assert float(learning_rate(config)(torch.tensor(4))) == pytest.approx(config.train.lr)
+    assert float(learning_rate(config.train)(torch.tensor(4))) == pytest.approx(config.train.lr)
     lines = configuration.unfinished_schedules(config)
     assert [line.split(": ")[1].split("=")[0] for line in lines] == ["train.warmup", "gamma.steps"]
     assert configuration.unfinished_schedules(load(DEMO)) == []

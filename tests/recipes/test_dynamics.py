@@ -180,8 +180,8 @@ def gram_of_training(config, modules, inputs):
 @pytest.mark.parametrize("overrides", [[], ["gram.attribution=loss"], ["objective.norm=layer", "gram.chunk_size=2"]])
 def test_parts_add_up_to_what_training_measures(batch_of, overrides):
     config, modules, inputs = batch_of(*overrides)
-    parts = probes.gram_of_parts(config, modules, inputs)
-    four = probes.gram_of_paths(config, modules, inputs)
+    parts = probes.gram_of_parts(config.gram, modules, inputs)
+    four = probes.gram_of_paths(config.gram, modules, inputs)
     whole = gram_of_training(config, modules, inputs)
     close = {"rtol": 1e-4, "atol": 1e-5 * float(whole.abs().max())}
     for which in (0, 1):
@@ -194,7 +194,7 @@ def test_probes_are_named_measured_where_defined_and_leave_everything_as_it_was(
     inputs["audio_valid"][0] = False
     before = {name: t.clone() for name, t in modules.state_dict().items()}
     random = torch.get_rng_state()
-    found = probes.probe(config, modules, inputs)
+    found = probes.probe(config.gram, modules, inputs)
     assert list(found) == [
         "layers/0", "layers/1", "layers/norm", "groups/norm", "groups/attention", "groups/mlp",
         "paths/video-video", "paths/audio-video", "paths/video-text", "paths/audio-text",
@@ -204,7 +204,7 @@ def test_probes_are_named_measured_where_defined_and_leave_everything_as_it_was(
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(t, before[name]) for name, t in modules.state_dict().items())
     assert all(p.grad is None for p in modules.parameters())
-    assert probes.probe(Config(), modules, inputs) == {}
+    assert probes.probe(Config().gram, modules, inputs) == {}
 
 
 @pytest.mark.parametrize("harmonize", ["both", "none"])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes import locks
 from recipes.data.corpus.write import write_mp4
 from recipes.data.labels import Labelled, Split, load_labelled
 from recipes.evaluate import main
@@ -16,6 +15,7 @@ from recipes.evaluation import finetune, tuning
 from recipes.evaluation.finetune import accuracy
 from recipes.evaluation.supervised import Task, table
 from recipes.evaluation.tuning_config import TuneConfig
+from recipes.files import locks
 from tests.recipes import media
 from tests.recipes.conftest import Crash
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from recipes.data.clips import Skipped
+from recipes.data.skipped import SkippedClips
+from recipes.files import jsonl, write_atomically
 from recipes.pretrain import TrainingError, pretrain
 from recipes.progress import progress_bar
-from recipes.training import bad_steps, checkpoint, journal, jsonl, metrics
+from recipes.training import bad_steps, checkpoint, journal, metrics
 from recipes.training.journal import Clock, peak_memory
 from recipes.training.metrics import Metrics
-from recipes.training.skipped import SkippedClips
 from recipes.training.step import widest
 
 
@@ -60,7 +61,7 @@ def test_skipped_clips_wait_for_room(tmp_path):
     assert skipped.rows.failures == 2
     skipped.record([Skipped("a", "x")])
     skipped.record([Skipped("c", "z")])
-    assert [row["id"] for row in jsonl.read(tmp_path / "skipped.jsonl")] == ["a", "b", "c"]
+    assert [row["id"] for row in jsonl.read_rows(tmp_path / "skipped.jsonl")] == ["a", "b", "c"]
 
 
 def test_a_log_on_a_full_disk_ends_no_work(monkeypatch):
@@ -107,15 +108,14 @@ def test_a_dump_that_cannot_be_written_is_counted(tiny, monkeypatch):
 
 def test_an_evaluation_that_cannot_be_written_is_done_again(tiny, monkeypatch):
     config = tiny("train.steps=2")
-    atomically = checkpoint.write_atomically
 
     def no_room(path, text):
         if path.name == "retrieval.json":
             raise OSError(28, "No space left on device")
-        atomically(path, text)
+        write_atomically(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_atomically", no_room)
+        patch.setattr("recipes.pretrain.write_atomically", no_room)
         with pytest.raises(TrainingError, match=r"No space left.*training is done.*--resume evaluates"):
             pretrain(config)
     assert pretrain(config, resume=True)["trained"]

@@ -10,10 +10,10 @@ import pytest
 
 from recipes.data import limits, vocabulary
 from recipes.data.decode import BrokenClip, Window, read_window
+from recipes.files import jsonl
 from recipes.restore import restore
 from recipes.scoring.table import facts_of
 from recipes.training import checkpoint as checkpoints
-from recipes.training import jsonl
 from tests.recipes import media
 
 
@@ -127,7 +127,7 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path, checkpoint: Path) 
         with pytest.raises(OSError, match=f"a {kind}, not a regular file"):
             vocabulary.load_vectors(path, words)
         with pytest.raises(ValueError, match=f"a {kind}, not a regular file"):
-            jsonl.read(path)
+            jsonl.read_rows(path)
         with pytest.raises(ValueError, match=f"a {kind}, not a regular file"):
             facts_of(path)
     run = shutil.copytree(checkpoint, tmp_path / "run")

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from recipes import locks
 from recipes.data import pack
-from recipes.data.corpus import build
+from recipes.data.corpus import Corpus, build
 from recipes.data.corpus import debian as debian_corpus
 from recipes.errors import ConfigError
+from recipes.files import folders, locks
 from recipes.pretrain import pretrain
 from recipes.splits import corpus_folder
-from recipes.training import folders
 from tests.recipes import media
 
 
@@ -38,7 +37,7 @@ def test_a_lock_is_held_once_names_its_holder_and_leaves_nothing(tmp_path):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    code = "import sys, time, pathlib; from recipes import locks\nwith locks.hold(pathlib.Path(sys.argv[1])):\n"
+    code = "import sys, time, pathlib; from recipes.files import locks\nwith locks.hold(pathlib.Path(sys.argv[1])):\n"
     code += " print('held', flush=True); time.sleep(99)"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
@@ -67,8 +66,8 @@ def test_a_folder_is_built_by_one_process_at_a_time(corpus, tmp_path):
     out = tmp_path / "corpus"
     with locks.hold(out):
         for work in (
-            lambda: build(out, "narrated", videos=2, test_videos=1, workers=1),
-            lambda: build(out, "narrated", videos=2, test_videos=1, workers=1, force=True),
+            lambda: build(Corpus(out, "narrated", videos=2, test_videos=1, workers=1)),
+            lambda: build(Corpus(out, "narrated", videos=2, test_videos=1, workers=1, force=True)),
             lambda: debian_corpus.build(out, root=tmp_path),
         ):
             with pytest.raises(locks.Held):

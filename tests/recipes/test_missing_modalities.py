@@ -12,7 +12,8 @@ from torch.func import functional_call
 from recipes.config import Config, CurriculumConfig, GammaConfig, GramConfig, ObjectiveConfig, RealignConfig
 from recipes.model.harmonizer import harmonizer
 from recipes.model.objective import Objective
-from recipes.training.step import train_step
+from recipes.training.setup import step_options
+from recipes.training.step import Learner, train_step
 from tests.harmony import oracle
 from tests.recipes.test_model import batch, model
 
@@ -102,11 +103,9 @@ def assert_bypassed(config: Config, mixture: str) -> None:
     """A step of the recipe gives the gradient that plain autograd gives, with weights for the whole clips alone."""
     net, objective = networks()
     inputs, modules = inputs_of(mixture), torch.nn.ModuleDict({"model": net, "objective": objective})
-    optimizer, transform = torch.optim.SGD(modules.parameters(), lr=0.0), harmonizer(config)
-    state = transform.init()
+    learner = Learner(modules, torch.optim.SGD(modules.parameters(), lr=0.0), harmonizer(config))
     for step in range(STEPS):
-        clips = inputs | {"id": list("abcdef")}
-        result, state = train_step(config, modules, optimizer, transform, state, clips, step, torch.device("cpu"))
+        result = train_step(learner, inputs, step_options(config, step))
     assert result.taken
 
     weights = weights_of(config, mixture)

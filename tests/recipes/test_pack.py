@@ -12,8 +12,8 @@ from datasets import Dataset, DatasetDict
 
 from recipes.data import pack, storage
 from recipes.data.index import load_index
+from recipes.files import jsonl
 from recipes.pretrain import pretrain
-from recipes.training import jsonl
 from tests.recipes import media
 from tests.recipes.faulty import fatal
 
@@ -52,7 +52,7 @@ def test_shards_hold_what_was_packed(videos: Path, tmp_path: Path, capsys) -> No
     assert names == ["index.parquet", "pack.json", *(f"shard-00000{i}.tar" for i in range(4)), "skipped.jsonl"]
     expected = [row for row in load_index(videos) if row["id"] not in ("clip.3", "clip.5")]
     assert contents(load_index(tmp_path / "shards")) == contents(Dataset.from_list(expected))
-    skipped = {row["id"]: row["reason"] for row in jsonl.read(tmp_path / "shards" / "skipped.jsonl")}
+    skipped = {row["id"]: row["reason"] for row in jsonl.read_rows(tmp_path / "shards" / "skipped.jsonl")}
     assert set(skipped) == {"clip.3", "clip.5"} and "No such file" in skipped["clip.5"]
 
     shutil.move(tmp_path / "shards", tmp_path / "elsewhere")  # and the shards alone are enough
@@ -101,7 +101,7 @@ def test_a_pack_that_is_killed_at_any_write_goes_on(videos: Path, tmp_path: Path
     monkeypatch.setattr(os, "replace", killed)
     codes = [packed(*command) for _ in range(6)]
     assert codes == [2, 2, 2, 2, 2, 0] and len(left) == 5  # its contents, two shards, what is skipped, the index
-    assert [row["id"] for row in jsonl.read(tmp_path / "s" / "skipped.jsonl")] == ["clip.3", "clip.5"]
+    assert [row["id"] for row in jsonl.read_rows(tmp_path / "s" / "skipped.jsonl")] == ["clip.3", "clip.5"]
     assert len(load_index(tmp_path / "s")) == 5
 
 
@@ -111,7 +111,7 @@ def test_videos_that_end_the_process_that_reads_them_are_listed(
     monkeypatch.setattr(pack, "open_header", fatal)
     assert packed("--data", videos, "--out", tmp_path / "s") == 2
     assert "there is not one clip in it" in capsys.readouterr().err
-    rows = jsonl.read(tmp_path / "s" / "skipped.jsonl")
+    rows = jsonl.read_rows(tmp_path / "s" / "skipped.jsonl")
     assert len(rows) == 7 and all("signal 11" in row["reason"] for row in rows)
 
 
@@ -130,7 +130,7 @@ def test_training_on_shards_is_training_on_their_videos(tiny, tmp_path: Path, co
     for name, where in (("files", corpus), ("shards", tmp_path / "shards")):
         config = tiny(f"run.name={name}", f"data.manifest={where}")
         pretrain(config)
-        losses.append([row["loss"] for row in jsonl.read(config.folder / "metrics.jsonl") if "loss" in row])
+        losses.append([row["loss"] for row in jsonl.read_rows(config.folder / "metrics.jsonl") if "loss" in row])
     assert losses[0] == losses[1] and losses[0]
 
 

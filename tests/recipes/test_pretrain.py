@@ -17,18 +17,20 @@ import torch
 from recipes import pretrain as recipe
 from recipes.data.clips import EvalClips, TrainClips, collate
 from recipes.data.loader import train_loader
-from recipes.errors import ConfigError, Interrupted
+from recipes.data.skipped import SKIPPED
+from recipes.errors import ConfigError, DataError, Interrupted
 from recipes.evaluate import main as evaluate_main
 from recipes.evaluation import during_training as evaluation
 from recipes.figures import report
-from recipes.model.build import build
+from recipes.files import jsonl
+from recipes.model.build import build, model_inputs
 from recipes.model.harmonizer import harmonizer
-from recipes.pretrain import DataError, TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
+from recipes.pretrain import TrainingError, latest_checkpoint, main, pretrain, vocabulary_of
 from recipes.splits import train_and_test
-from recipes.training import checkpoint, dynamics, jsonl, metrics
+from recipes.training import checkpoint, dynamics, metrics
 from recipes.training.processes import Processes
-from recipes.training.skipped import SKIPPED
-from recipes.training.step import train_step
+from recipes.training.setup import step_options
+from recipes.training.step import Learner, idle_step, too_few, train_step
 from tests.recipes import media
 from tests.recipes.conftest import DEMO, TIMES, TINY
 from tests.recipes.faulty import Faulty, Several, hang, segfault
@@ -90,8 +92,11 @@ def test_sigterm_writes_a_checkpoint_and_resuming_goes_on(tiny, monkeypatch):
     whole, torn = tiny("run.name=whole", "data.workers=1"), tiny("run.name=torn", "data.workers=1")
     pretrain(whole)
 
+    calls = []
+
     def asked(*arguments):
-        if arguments[6] == 3:  # the step
+        calls.append(1)
+        if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(*arguments)
 
@@ -110,7 +115,7 @@ def test_sigterm_ends_a_wait_for_a_clip(tiny, monkeypatch):
         Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
         return Several(index, hang)
 
-    monkeypatch.setattr(recipe, "train_clips", clips)
+    monkeypatch.setattr(recipe, "TrainClips", clips)
     with pytest.raises(Interrupted, match="SIGTERM at step 0"):
         pretrain(tiny("run.name=waiting"))
 
@@ -122,9 +127,9 @@ def test_a_clip_that_ends_its_worker_is_counted_and_listed(tiny, monkeypatch):
         return faulty
 
     config = tiny("run.name=faulty")
-    monkeypatch.setattr(recipe, "train_clips", clips)
+    monkeypatch.setattr(recipe, "TrainClips", clips)
     pretrain(config)
-    (listed,) = jsonl.read(config.folder / SKIPPED)
+    (listed,) = jsonl.read_rows(config.folder / SKIPPED)
     assert "its worker died twice while reading it (signal 11" in listed["reason"]
     assert metrics.read(config.folder)[-1]["skipped_clips"] > 0
 
@@ -319,7 +324,7 @@ def test_what_is_no_file_is_skipped_with_its_reason(tiny, mixed):
     rows += [{"video": f"{name}.mp4", "text": "a word", "split": "train"} for name in reasons]
     config = tiny(f"data.manifest={manifest(folder, rows)}", "data.test=null", "train.batch_size=14", "train.steps=1")
     pretrain(config)
-    listed = {row["id"]: row["reason"] for row in jsonl.read(config.folder / SKIPPED)}
+    listed = {row["id"]: row["reason"] for row in jsonl.read_rows(config.folder / SKIPPED)}
     expected = {name.replace("\0", ""): reason for name, reason in reasons.items()}  # an id holds no control character
     assert listed.keys() == expected.keys() and all(expected[name] in why for name, why in listed.items())
 
@@ -353,16 +358,17 @@ def step(tiny):
     tokenizer = vocabulary_of(train, config)
     torch.manual_seed(0)
     modules = build(config, tokenizer)
-    optimizer = torch.optim.Adam(modules.parameters(), lr=1e-3)
-    transform = harmonizer(config)
+    learner = Learner(modules, torch.optim.Adam(modules.parameters(), lr=1e-3), harmonizer(config))
     clips = TrainClips(train, tokenizer, config.clip, 0, config.augment)
     batch = next(iter(train_loader(clips, 4, seed=0, workers=0)))
 
     def take(batch):
         before = {n: t.clone() for n, t in modules.state_dict().items()}
-        result, take.state = train_step(
-            config, modules, optimizer, transform, transform.init(), batch, 0, torch.device("cpu")
-        )
+        learner.state = learner.harmonizer.init()
+        few = too_few([len(batch["id"])])
+        inputs = model_inputs(batch, torch.device("cpu"))
+        result = idle_step(learner, few) if few else train_step(learner, inputs, step_options(config, 0))
+        take.state = learner.state
         moved = [n for n, t in modules.state_dict().items() if not torch.equal(t, before[n])]
         return result, moved
 
@@ -500,7 +506,7 @@ def test_sound_that_is_no_number_costs_its_clip_alone(tiny, mixed):
         f"data.manifest={manifest(mixed.parent, rows)}", "data.test=null", "train.batch_size=8", "train.steps=2"
     )
     pretrain(config)
-    (listed,) = jsonl.read(config.folder / SKIPPED)
+    (listed,) = jsonl.read_rows(config.folder / SKIPPED)
     assert listed["id"] == "loud" and "not finite" in listed["reason"]
     (row,) = metrics.read(config.folder)
     assert row["skipped_steps"] == 0 and row["skipped_clips"] == 2 and np.isfinite(row["loss"])

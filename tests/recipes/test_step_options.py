@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import harmony
 from recipes.config import Config, GramConfig, ObjectiveConfig, TrainConfig
 from recipes.errors import ConfigError
 from recipes.model.objective import Objective
@@ -17,7 +16,8 @@ from recipes.training.bad_steps import BAD_STEPS, MOST
 from recipes.training.ema import Ema
 from recipes.training.precision import GROW_AFTER, LossScale, forward_in, loss_scale
 from recipes.training.processes import Processes, check_processes
-from recipes.training.step import train_step
+from recipes.training.setup import step_options
+from recipes.training.step import Learner, train_step
 from tests.recipes.test_model import batch, model
 
 
@@ -51,7 +51,7 @@ def test_only_the_encoder_is_in_half_precision():
     seen = []
     net.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0].dtype))
     net.backbone.layers[0].qkv.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    embeddings = forward_in(TrainConfig(precision="bf16"), torch.device("cpu"))(net, inputs)
+    embeddings = forward_in("bf16", torch.device("cpu"))(net, inputs)
     assert torch.bfloat16 in seen
     assert {embeddings[m].dtype for m in ("video", "audio", "text")} == {torch.float32}
     assert embeddings["text_valid"].dtype == torch.bool and embeddings["index"].dtype == torch.int64
@@ -143,13 +143,9 @@ def test_plain_training_in_chunks_is_plain_training():
         objective = Objective(ObjectiveConfig(audio_space=6, text_space=5, temperature=0.5), 96)
         modules = torch.nn.ModuleDict({"model": net, "objective": objective}).double()
         inputs = {name: x.double() if x.is_floating_point() else x for name, x in batch(5).items()}
-        optimizer, transform = torch.optim.SGD(modules.parameters(), lr=0.0), harmony.chain()
-        clips = inputs | {"id": list("abcde")}
-        found, _ = train_step(
-            Config(harmonize="none", gram=gram), modules, optimizer, transform, transform.init(), clips, 0,
-            torch.device("cpu"),
-        )  # fmt: skip
-        assert found.taken and (found.cosines is None) == (gram.every == 0)
+        learner = Learner(modules, torch.optim.SGD(modules.parameters(), lr=0.0))
+        result = train_step(learner, inputs, step_options(Config(harmonize="none", gram=gram), step=0))
+        assert result.taken and (result.cosines is None) == (gram.every == 0)
         grads.append({name: p.grad for name, p in modules.named_parameters()})
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-12)
 

@@ -10,11 +10,12 @@ from torch import nn
 import harmony
 from recipes.config import Config, CurriculumConfig, RealignConfig
 from recipes.data.clips import Skipped
+from recipes.data.skipped import SkippedClips
+from recipes.files import jsonl
 from recipes.model.harmonizer import compares_with_gamma, described, gamma_schedule, gram_options, harmonizer
-from recipes.training import checkpoint, jsonl
+from recipes.training import checkpoint
 from recipes.training.metrics import Metrics, read
-from recipes.training.skipped import SkippedClips
-from recipes.training.step import _idle
+from recipes.training.step import idle_state
 
 
 def modules():
@@ -88,7 +89,7 @@ def test_a_torn_list_of_skipped_clips_is_mended(tmp_path):
     (tmp_path / "skipped.jsonl").write_text('{"id": "a", "reason": "x"}\n{"id": "b", "rea')
     skipped = SkippedClips(tmp_path)
     assert skipped.record([Skipped("a", "x"), Skipped("c", "y")]) == 2
-    assert [row["id"] for row in jsonl.read(tmp_path / "skipped.jsonl")] == ["a", "c"]
+    assert [row["id"] for row in jsonl.read_rows(tmp_path / "skipped.jsonl")] == ["a", "c"]
 
 
 def test_old_checkpoints_are_removed(tmp_path):
@@ -137,7 +138,7 @@ def test_every_rule_on_every_score(rule, score):
     extras = {"terms": torch.rand(3, 2), "batch_products": torch.rand(3, 2), "ids": torch.arange(3)}
     config = Config(curriculum=CurriculumConfig(rule=rule, score=score, history=0.5, renormalize=True))
     transform = harmonizer(config)
-    weights, state = transform.update(gram, _idle(transform, transform.init()), **extras)
+    weights, state = transform.update(gram, idle_state(transform, transform.init()), **extras)
     assert weights.shape == (3, 2) and weights.isfinite().all()
     assert f"{rule} of {score} (history 0.5)" in described(config) and "renormalized; pcgrad" in described(config)
     assert compares_with_gamma(config) == (rule.endswith("threshold") and score == "agreement")
@@ -169,7 +170,7 @@ def test_every_method_takes_a_step_of_a_model(method, layers):
     step = harmony.harmonized_grad(
         encode, lambda f: {"a": f[:, 0], "b": f[:, 1] - f[:, 0]}, transform, **gram_options(config)
     )
-    grads, _, info = step(parameters, torch.rand(5, 2), _idle(transform, transform.init()))
+    grads, _, info = step(parameters, torch.rand(5, 2), idle_state(transform, transform.init()))
     assert all(g.isfinite().all() for g in grads.values())
     labels = {"backbone.layers.0", "backbone.layers.1", "the rest"} if layers else set()
     assert set(info.weights_of) == labels and info.weights.isfinite().all()

@@ -21,10 +21,10 @@ from recipes.figures.gallery.page import Card, Media, page
 from recipes.figures.gallery.sample import Row, Sample, draw
 from recipes.figures.gallery.sheet import ROWS, draw_sheet
 from recipes.figures.gallery.words import References, judge
+from recipes.files import write_atomically
 from recipes.model.build import device_of
 from recipes.progress import progress_bar
 from recipes.restore import Restored, restore_with
-from recipes.training.checkpoint import write_atomically
 
 REFERENCES = 256  # windows that words are tested against, those of a clip's own video among them, which do not count
 

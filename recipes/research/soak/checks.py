@@ -8,10 +8,11 @@ import numpy as np
 
 from recipes.config import Config
 from recipes.data.sampler import BatchSampler
+from recipes.data.skipped import SKIPPED
+from recipes.files import jsonl
 from recipes.research.soak.launch import Watch
 from recipes.splits import Splits
-from recipes.training import checkpoint, jsonl, metrics
-from recipes.training.skipped import SKIPPED
+from recipes.training import checkpoint, metrics
 
 GROWTH = 0.05  # of memory over the quiet part, at most
 SETTLED = 0.25  # of the quiet part, after which memory is compared
@@ -19,11 +20,11 @@ SETTLED = 0.25  # of the quiet part, after which memory is compared
 
 @dataclass(frozen=True)
 class Check:
-    """A statement, whether it holds, and what was found."""
+    """A statement, whether it holds, and what was seen."""
 
     statement: str
     holds: bool
-    found: str
+    seen: str
 
 
 def checks(config: Config, splits: Splits, broken: dict[str, str], watch: Watch) -> list[Check]:
@@ -41,7 +42,7 @@ def checks(config: Config, splits: Splits, broken: dict[str, str], watch: Watch)
     saved = checkpoint.load_facts(checkpoint.latest(config.folder))["step"]
     visits = visited(config, splits, last)
     expected = {name: count for name, count in visits.items() if name in broken}
-    skipped = [row["id"] for row in jsonl.read(config.folder / SKIPPED)]
+    skipped = [row["id"] for row in jsonl.read_rows(config.folder / SKIPPED)]
     counted = rows[-1]["skipped_clips"] if rows else 0
     losses = [row["loss"] for row in rows if "loss" in row]
     tenth = max(len(losses) // 10, 1)

@@ -3,17 +3,18 @@
 import json
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from recipes.data import storage
 from recipes.errors import ConfigError
+from recipes.files import regular
 
 log = logging.getLogger(__name__)
 
 
-def read(path: Path, **types: type) -> list[dict[str, Any]]:
+def read_rows(path: Path, **types: type) -> list[dict[str, Any]]:
     """The rows of a file, none if it is not there; what follows a line that a crash cut off is left out.
 
     Args:
@@ -24,7 +25,7 @@ def read(path: Path, **types: type) -> list[dict[str, Any]]:
         ConfigError: The file cannot be read, or a row is not such an object.
     """
     try:
-        text = storage.regular(path).read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        text = regular(path).read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         lines = text.splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
@@ -42,13 +43,13 @@ def read(path: Path, **types: type) -> list[dict[str, Any]]:
     return rows
 
 
-def append(path: Path, *rows: dict[str, Any]) -> None:
+def append_rows(path: Path, *rows: dict[str, Any]) -> None:
     """Add rows, all of them or none.
 
     Raises:
         OSError: They could not be written.
     """
-    text = memoryview(dump(list(rows)).encode())
+    text = memoryview(as_text(rows).encode())
     with path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         try:
@@ -75,7 +76,7 @@ class Rows:
         """Write a row, and those that wait."""
         self._waiting.append(row)
         try:
-            append(self.path, *self._waiting)
+            append_rows(self.path, *self._waiting)
         except OSError as error:
             self.failures += 1
             log.warning("%s cannot be written (%s): %d line(s) wait", self.path, error, len(self._waiting))
@@ -83,6 +84,6 @@ class Rows:
             self._waiting.clear()
 
 
-def dump(rows: list[dict[str, Any]]) -> str:
+def as_text(rows: Iterable[dict[str, Any]]) -> str:
     """The text of a file of rows."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,16 +1,22 @@
-"""The list of clips that could not be read."""
+"""Clips that could not be read: what stands in their place in a batch, and the list of them in a folder."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from recipes.data.clips import Skipped
+from recipes.files import jsonl, write_atomically
 from recipes.progress import STDERR
-from recipes.training import jsonl
-from recipes.training.checkpoint import write_atomically
 
 SKIPPED = "skipped.jsonl"  # in a run's folder
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A clip that could not be read, and why."""
+
+    id: str
+    reason: str
 
 
 class SkippedClips:
@@ -20,9 +26,9 @@ class SkippedClips:
         """Continue the list of a run; a last line that a crash cut off is dropped."""
         self.file = folder / SKIPPED
         self.rows = jsonl.Rows(self.file)
-        rows = jsonl.read(self.file, id=str)
+        rows = jsonl.read_rows(self.file, id=str)
         if rows:
-            write_atomically(self.file, jsonl.dump(rows))
+            write_atomically(self.file, jsonl.as_text(rows))
         self.known = {row["id"] for row in rows}
 
     def record(self, clips: list[Skipped]) -> int:

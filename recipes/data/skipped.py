@@ -26,9 +26,9 @@ class SkippedClips:
         """Continue the list of a run; a last line that a crash cut off is dropped."""
         self.file = folder / SKIPPED
         self.rows = jsonl.Rows(self.file)
-        rows = jsonl.read(self.file, id=str)
+        rows = jsonl.read_rows(self.file, id=str)
         if rows:
-            write_atomically(self.file, jsonl.dump(rows))
+            write_atomically(self.file, jsonl.as_text(rows))
         self.known = {row["id"] for row in rows}
 
     def record(self, clips: list[Skipped]) -> int:

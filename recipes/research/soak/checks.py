@@ -20,11 +20,11 @@ SETTLED = 0.25  # of the quiet part, after which memory is compared
 
 @dataclass(frozen=True)
 class Check:
-    """A statement, whether it holds, and what was found."""
+    """A statement, whether it holds, and what was seen."""
 
     statement: str
     holds: bool
-    found: str
+    seen: str
 
 
 def checks(config: Config, splits: Splits, broken: dict[str, str], watch: Watch) -> list[Check]:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from recipes.config import Config, load
 from recipes.data import vocabulary
 from recipes.data.storage import is_url
 from recipes.errors import ConfigError
+from recipes.keys import key
 from recipes.model.build import build
 from recipes.splits import Splits, train_and_test
 from recipes.training import checkpoint
@@ -34,6 +36,35 @@ class Restored(NamedTuple):
     config: Config
     tokenizer: Tokenizer
     modules: nn.ModuleDict
+
+
+@dataclass
+class RestoreKeys:
+    """Keys of every command that restores a checkpoint."""
+
+    checkpoint: Path = key(meaning="a run's folder, or one of its checkpoints")
+    device: str | None = key(None, "cpu, cuda, ...; null: as in training, where that is here")
+    workers: int | None = key(None, "processes that read clips; null: as in training", least=0, most=1024)
+
+    def overrides(self) -> list[str]:
+        """What these keys change in the configuration of the run, as key=value."""
+        return [] if self.workers is None else [f"data.workers={self.workers}"]
+
+
+@dataclass
+class EmbeddingKeys(RestoreKeys):
+    """Keys of every command that embeds clips with the checkpoint."""
+
+    batch_size: int | None = key(None, "windows embedded together; null: evaluate.batch_size", least=1, most=2**20)
+
+    def overrides(self) -> list[str]:
+        """See `RestoreKeys.overrides`."""
+        return super().overrides() + [f"evaluate.batch_size={self.batch_size}"] * (self.batch_size is not None)
+
+
+def restore_with(keys: RestoreKeys) -> Restored:
+    """`restore` what the keys of a command name."""
+    return restore(keys.checkpoint, device=keys.device, overrides=keys.overrides())
 
 
 def restore(folder: Path, averaged: bool = True, device: str | None = None, overrides: Sequence[str] = ()) -> Restored:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from datasets import Dataset
 from tokenizers import Tokenizer
 
@@ -121,17 +122,14 @@ def retrieve(
     Returns:
         {direction: figures}.
     """
-    spaces = {"text->video": ("vt", 1), "video->text": ("vt", 0), "audio->video": ("va", 1)}
-    valid = {"vt": embedded.text_valid, "va": embedded.audio_valid}
-    videos = videos_of(embedded, clips)
+    videos = np.array(videos_of(embedded, clips))
     results = {}
     for direction in directions:
-        space, query = spaces[direction]
-        there = valid[space]
-        if there.any():
-            queries, items = (embedded.spaces[space][side][there] for side in (query, 1 - query))
-            groups = [video for video, has in zip(videos, there.tolist(), strict=True) if has]
-            results[direction] = ranking.evaluate(queries, items, groups).as_dict()
+        query, item = direction.split("->")
+        space, valid = ("va", embedded.audio_valid) if query == "audio" else ("vt", embedded.text_valid)
+        if valid.any():
+            queries, items = (embedded.vectors[f"{space}_{modality}"][valid] for modality in (query, item))
+            results[direction] = ranking.evaluate(queries, items, videos[valid.numpy()])
     return results
 
 

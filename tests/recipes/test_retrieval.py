@@ -121,11 +121,11 @@ def test_windows_are_averaged(checkpoint: Path, youcook2: Path) -> None:
         with torch.no_grad():
             encoded = [modules["model"](**model_inputs(collate([s]), torch.device("cpu"))) for s in singles]
             spaces = [modules["objective"].project(e) for e in encoded]
-        for space, side in (("va", 0), ("va", 1), ("vt", 0)):
+        for name, space, side in (("va_video", "va", 0), ("va_audio", "va", 1), ("vt_video", "vt", 0)):
             mean = sum(s[space][side][0] for s in spaces) / 4
-            assert torch.allclose(found.spaces[space][side][i], mean, atol=1e-5)
-        assert torch.allclose(found.spaces["vt"][1][i], spaces[0]["vt"][1][0, 0], atol=1e-5)
-        assert torch.allclose(found.representations["video"][i], sum(e["video"][0] for e in encoded) / 4, atol=1e-5)
+            assert torch.allclose(found.vectors[name][i], mean, atol=1e-5)
+        assert torch.allclose(found.vectors["vt_text"][i], spaces[0]["vt"][1][0, 0], atol=1e-5)
+        assert torch.allclose(found.vectors["model_video"][i], sum(e["video"][0] for e in encoded) / 4, atol=1e-5)
 
 
 def test_of_a_clip_with_a_broken_window_there_is_nothing(checkpoint: Path, msrvtt: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_sound_is_averaged_over_the_windows_that_have_it(checkpoint: Path, tmp_p
     with torch.no_grad():
         alone = modules["objective"].project(modules["model"](**model_inputs(first, torch.device("cpu"))))
     assert found.audio_valid.tolist() == [True]
-    assert torch.allclose(found.spaces["va"][1], alone["va"][1], atol=1e-5)
+    assert torch.allclose(found.vectors["va_audio"], alone["va"][1], atol=1e-5)
 
 
 def test_windows_of_features_are_spread_too(tmp_path: Path, checkpoint: Path) -> None:
@@ -188,12 +188,15 @@ def test_directions_are_searched_by_hand(checkpoint: Path, corpus: Path) -> None
     clips = EvalClips(load_index(corpus / "test.jsonl"), tokenizer, config.clip)
     found = embed(modules, clips, config, workers=0)
     results = retrieve(found, clips)
-    sides = {"text->video": ("vt", 1, 0), "video->text": ("vt", 0, 1), "audio->video": ("va", 1, 0)}
+    sides = {
+        "text->video": ("vt_text", "vt_video"), "video->text": ("vt_video", "vt_text"),
+        "audio->video": ("va_audio", "va_video"),
+    }  # fmt: skip
     assert list(results) == list(sides)
-    for direction, (space, query, item) in sides.items():
+    for direction, (query, item) in sides.items():
         ranks = []
-        for i, q in enumerate(found.spaces[space][query].double()):
-            cosines = [float(F.cosine_similarity(q, x, dim=0)) for x in found.spaces[space][item].double()]
+        for i, q in enumerate(found.vectors[query].double()):
+            cosines = [float(F.cosine_similarity(q, x, dim=0)) for x in found.vectors[item].double()]
             ranks.append(sum(c >= cosines[i] - 1e-6 for c in cosines))
         figures = results[direction]
         assert figures["R@5"] == pytest.approx(np.mean(np.array(ranks) <= 5)), direction

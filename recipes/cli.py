@@ -71,6 +71,13 @@ class Command(Generic[T]):
             raise ConfigError(f"{self.name} needs --config FILE: python -m {self.name} --config recipes/configs/...")
         return typed_keys.load(self.keys, path, overrides)
 
+    def check(self, arguments: Sequence[str]) -> None:
+        """Raise a ConfigError, or SystemExit for an unknown flag, if a command line is wrong; do nothing else."""
+        options = self._parse(arguments)
+        if self.needs_config and options.config is None:
+            raise ConfigError(f"{self.name} needs --config FILE")
+        typed_keys.load(self.keys, options.config, options.overrides)
+
     def help(self) -> str:
         """Usage, what the command does, and every key with its type, default, bounds and meaning."""
         flags = "".join(f" [--{flag}]" for flag in self.flags)
@@ -110,6 +117,13 @@ class Commands:
             return 2
         print(self.help())
         return 0
+
+    def check(self, arguments: Sequence[str]) -> None:
+        """See `Command.check`."""
+        word = arguments[0] if arguments else ""
+        if word not in self.commands:
+            raise ConfigError(f"python -m {self.name} {word}: expected one of {', '.join(self.commands)}")
+        self.commands[word].check(arguments[1:])
 
     def help(self) -> str:
         """What there is to call."""

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from recipes.data.clips import NarratedClips
 from recipes.data.index import load_index
-from recipes.data.inputs import narrated_clips
 from recipes.data.workers import WorkerError
 from recipes.errors import ConfigError
 from recipes.evaluation import vectors
@@ -54,7 +54,7 @@ def embed(
     """
     folder, config, tokenizer, modules = restore(folder, device=device, overrides=overrides)
     index = load_index(data, split)
-    clips = narrated_clips(index, tokenizer, config.clip, windows)
+    clips = NarratedClips(index, tokenizer, config.clip, windows)
     columns = vectors.schema(config)
     facts = {**inputs(folder, modules, index), "windows": windows}
     if out.exists():

@@ -25,10 +25,11 @@ from recipes import config as configuration
 from recipes.cli import Command
 from recipes.config import Config
 from recipes.data import identity, storage, vocabulary
+from recipes.data.clips import EvalClips, TrainClips
 from recipes.data.held_out import limited
 from recipes.data.index import ROWS_AT_ONCE, captions
-from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
+from recipes.data.skipped import SKIPPED
 from recipes.errors import ConfigError, DataError, Failure
 from recipes.evaluation import dry_run, leakage
 from recipes.evaluation.during_training import Figures, evaluate, keep_best
@@ -49,7 +50,6 @@ from recipes.training.precision import loss_scale, use_tf32
 from recipes.training.probes import probe
 from recipes.training.processes import ALONE, Processes, check_processes, digest, joined, seed_of, spread, whole_state
 from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
-from recipes.training.skipped import SKIPPED
 from recipes.training.step import Learner, idle_step, too_few, train_step
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def train(
             if group.first:
                 test = limited(splits.test, tokenizer, config.clip.words, config.evaluate.limit)
                 splits = splits._replace(test=test)
-            clips = eval_clips(splits.test, tokenizer, config.clip)
+            clips = EvalClips(splits.test, tokenizer, config.clip)
             torch.manual_seed(config.train.seed)
             source = start or initial
             modules = build(config, tokenizer, None if source is None else checkpoint.saved(source)).to(device)
@@ -235,7 +235,7 @@ def train(
             log.error("%s; training goes on, and the next one is tried", error)
 
     # ------------------------------------------------------------------------------------------------- the loop
-    dataset = train_clips(train, tokenizer, config.clip, config.train.seed, config.augment)
+    dataset = TrainClips(train, tokenizer, config.clip, config.train.seed, config.augment)
     loader = train_loader(
         dataset, config.train.batch_size, config.train.seed, config.data.workers, step, sources, group.rank,
         group.world, config.data.timeout, config.data.prefetch_gib,

@@ -23,16 +23,15 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.data import manifest, shards, storage
+from recipes.data import hub, manifest, shards, storage
 from recipes.data.clips import Skipped
 from recipes.data.decode import BrokenClip, clip_in
 from recipes.data.index import SCHEMA, load_index
-from recipes.data.layouts import hub
+from recipes.data.skipped import SkippedClips
 from recipes.data.videos import VIDEOS
 from recipes.data.workers import WorkerError, guarded
 from recipes.files import locks, write_atomically
 from recipes.progress import progress_bar
-from recipes.training.skipped import SkippedClips
 
 CONTENTS = "pack.json"  # in the folder of shards: what they are made of
 CLIPS = 256  # of a shard
@@ -69,7 +68,7 @@ def pack(rows: Rows, total: int | None, contents: dict[str, Any], out: Path, cli
             _write_shard(out / f"shard-{number:06d}{shards.ENDING}", block, start)
             bar.update(len(block))
             number, start = number + 1, start + len(block)
-    return write_index(shards.read(out), out / shards.INDEX, out)
+    return write_index(shards.read_shards(out), out / shards.INDEX, out)
 
 
 def write_index(rows: Iterable[dict[str, Any]], path: Path, root: Path) -> int:
@@ -144,8 +143,8 @@ def _of_index(data: str) -> tuple[Rows, int, dict[str, Any]]:
 
 
 def _of_hub(name: str, split: str, columns: dict[str, str | None]) -> tuple[Rows, None, dict[str, Any]]:
-    data = hub.load(name, split)
-    return lambda start: hub.rows(data, **columns, start=start), None, {"hub": name, "split": split, **columns}
+    data = hub.open_split(name, split)
+    return lambda start: hub.read_rows(data, **columns, start=start), None, {"hub": name, "split": split, **columns}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -171,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.out.suffix != ".parquet":
                 p.error(f"--out {options.out}: expected the name of an index to end in .parquet")
             index = options.out
-            count = write_index(shards.read(options.shards), index, index.absolute().parent)
+            count = write_index(shards.read_shards(options.shards), index, index.absolute().parent)
         else:
             columns = {"video": options.video, "text": options.text, "name": options.id}
             rows = _of_index(options.data) if options.data else _of_hub(options.hub, options.split, columns)

@@ -9,9 +9,9 @@ import torch
 
 from recipes.config import Config
 from recipes.data import identity, vocabulary
+from recipes.data.clips import EvalClips
 from recipes.data.held_out import limited
 from recipes.data.index import captions
-from recipes.data.inputs import eval_clips
 from recipes.errors import DataError
 from recipes.evaluation import leakage
 from recipes.evaluation.embedding import embed
@@ -53,14 +53,14 @@ def dry_run(config: Config) -> Phases:
             tokenizer = vocabulary.build(captions(splits.train), config.data.vocabulary)
         with phase("clips to evaluate"):
             test = limited(splits.test, tokenizer, config.clip.words, config.evaluate.limit)
-            clips = eval_clips(test, tokenizer, config.clip)
+            clips = EvalClips(test, tokenizer, config.clip)
         with phase("model"):
             torch.manual_seed(config.train.seed)
             modules = build(config, tokenizer).to(device_of(config))
         with phase("fingerprints of the videos, leakage"):
             leakage.recognised(test, identity.seen(splits.train), index=lambda: splits.train)
         if config.evaluate.untrained:
-            sample = eval_clips(limited(test, tokenizer, config.clip.words, SAMPLE), tokenizer, config.clip)
+            sample = EvalClips(limited(test, tokenizer, config.clip.words, SAMPLE), tokenizer, config.clip)
             with phase(name := f"evaluation of {len(clips)} clips, from {len(sample)}"):
                 embed(modules, sample, config, workers=0)
             seconds, peak = phases[name]

@@ -10,10 +10,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 
 from recipes.config import Config
-from recipes.data.clips import NarratedClips
+from recipes.data.clips import EvalClips, NarratedClips
 from recipes.data.held_out import limited, unit
 from recipes.data.index import load_index
-from recipes.data.inputs import eval_clips
 from recipes.data.layouts import msrvtt, youcook2
 from recipes.errors import ConfigError
 from recipes.evaluation import leakage, ranking
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> Result:
     leaks = leakage.check(folder, data.index, data.origins, options.allow_leakage)
     modules.to(device_of(config))
     use_cores(config)
-    clips = eval_clips(data.index, tokenizer, config.clip, windows)
+    clips = EvalClips(data.index, tokenizer, config.clip, windows)
     embedded = embed(modules, clips, config, config.data.workers)
     figures = retrieve(embedded, clips)
     others = [row for row in reported(NAME, data.name) if row.part in figures]

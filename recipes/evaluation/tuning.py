@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 import harmony
 from recipes.data.clips import Skipped
 from recipes.data.sampler import BatchSampler, Source
+from recipes.data.skipped import SkippedClips
 from recipes.data.windows import RandomWindows, WindowedClips, collate
 from recipes.data.workers import Loader
 from recipes.errors import ConfigError, DataError
@@ -25,7 +26,6 @@ from recipes.files import jsonl, write_atomically
 from recipes.progress import progress_bar
 from recipes.training import checkpoint
 from recipes.training.interruption import Interruption
-from recipes.training.skipped import SkippedClips
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The recipes are layers: a module imports its own layer's folder and what lies below it, wherever the import stands."""
+"""The recipes are layers: a module imports its own folder and what lies below it, wherever the import stands."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import recipes
 
 ROOT = Path(recipes.__file__).parent
-FOUNDATION = [("errors", "files"), ("keys",), ("config",), ("progress",)]
+FOUNDATION = [("errors",), ("files",), ("keys",), ("config",), ("progress",)]
 FOLDERS = [("data",), ("model",), ("training",), ("splits",), ("restore",), ("evaluation",), ("scoring",), ("figures",)]
 COMMANDS = ("pretrain", "evaluate", "embed", "score", "import_vatt")
 LAYERS = [*FOUNDATION, ("cli",), *FOLDERS, COMMANDS, ("research",)]

@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from recipes.data.clips import Clip, EvalClips, Skipped, collate
-from recipes.data.features import EvalFeatures
 from recipes.data.index import load_index
-from recipes.data.inputs import eval_clips
 from recipes.evaluate import main
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve
@@ -164,7 +162,7 @@ def test_windows_of_features_are_spread_too(tmp_path: Path, checkpoint: Path) ->
     seconds = 40
     rgb = np.repeat(np.arange(seconds, dtype=np.uint8)[:, None], 1024, 1)
     shards.write(tmp_path / "test0.tfrecord", shards.example("a", rgb, rgb[:, :128]))
-    clips = EvalFeatures(load_index(tmp_path), tokenizer, config.clip, 4)
+    clips = EvalClips(load_index(tmp_path), tokenizer, config.clip, 4)
     assert [clips[0, window].start for window in range(4)] == [3, 13, 23, 33]
 
 
@@ -187,7 +185,7 @@ def test_a_command_evaluates_an_official_set(checkpoint, name, request, tmp_path
 def test_directions_are_searched_by_hand(checkpoint: Path, corpus: Path) -> None:
     """R@1 and ranks of each direction from plain loops over cosines of single vectors."""
     _, config, tokenizer, modules = restore(checkpoint)
-    clips = eval_clips(load_index(corpus / "test.jsonl"), tokenizer, config.clip)
+    clips = EvalClips(load_index(corpus / "test.jsonl"), tokenizer, config.clip)
     found = embed(modules, clips, config, workers=0)
     results = retrieve(found, clips)
     sides = {"text->video": ("vt", 1, 0), "video->text": ("vt", 0, 1), "audio->video": ("va", 1, 0)}

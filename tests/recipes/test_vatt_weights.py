@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 import harmony
 from recipes import config as configuration
-from recipes.data.layouts.tfrecord import masked_crc
+from recipes.data.tfrecord import masked_crc
 from recipes.data.vocabulary import encode
 from recipes.import_vatt import ENCODER, HEADS, VALUE, main
 from recipes.model.tensor_bundle import ENTRY, HEADER, MAGIC, TensorBundle

@@ -16,7 +16,6 @@ import torch
 
 from recipes.config import Config
 from recipes.data import clips, decode, storage
-from recipes.data.inputs import train_clips
 from recipes.data.sampler import BatchSampler
 from recipes.data.workers import Loader
 from recipes.errors import DataError
@@ -115,7 +114,7 @@ def measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[s
         DataError: No clip of the first batch can be read.
     """
     train, _, sources = train_and_test(config)
-    dataset = train_clips(train, vocabulary_of(train, config), config.clip, config.train.seed, config.augment)
+    dataset = clips.TrainClips(train, vocabulary_of(train, config), config.clip, config.train.seed, config.augment)
     batches = iter(BatchSampler(sources, config.train.batch_size, config.train.seed))
     seconds: dict[str, list[float]] = {stage: [] for stage in [*STAGES, REST, WHOLE, MOVE]}
     with one_thread():

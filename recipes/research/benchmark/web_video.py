@@ -1,5 +1,6 @@
 """Encode the videos of a data set once more as web video is, to time the loader on: large pictures, few key frames.
 
+python -m recipes.data.corpus out=corpora/square style=wild videos=14 test_videos=2 size=360 fps=25
 python -m recipes.research.benchmark web_video data=corpora/square out=corpora/web size=[640,360] fps=25 key_every=250
 """
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from recipes import config as configuration
 from recipes import keys
 from recipes.config import DEMO, Config
-from recipes.data.corpus import build
+from recipes.data.corpus import Corpus, build
 from recipes.data.decode import open_clip
 from recipes.data.index import load_index
 from recipes.errors import ConfigError
@@ -196,7 +196,7 @@ def make_checkpoints(folder: Path) -> None:
     """A run of one step."""
     from recipes.pretrain import pretrain
 
-    build(folder / "corpus", "narrated", videos=4, test_videos=2, seed=1, size=48, fps=5, workers=1)
+    build(Corpus(folder / "corpus", "narrated", videos=4, test_videos=2, seed=1, size=48, fps=5, workers=1))
     overrides = [*TINY, f"run.dir={folder}", "run.name=run", f"data.manifest={folder / 'corpus'}",
                  f"data.test={folder / 'corpus' / 'test.jsonl'}"]  # fmt: skip
     pretrain(configuration.load(DEMO, overrides))

@@ -8,11 +8,11 @@ import numpy as np
 
 from recipes.config import Config
 from recipes.data.sampler import BatchSampler
+from recipes.data.skipped import SKIPPED
 from recipes.files import jsonl
 from recipes.research.soak.launch import Watch
 from recipes.splits import Splits
 from recipes.training import checkpoint, metrics
-from recipes.training.skipped import SKIPPED
 
 GROWTH = 0.05  # of memory over the quiet part, at most
 SETTLED = 0.25  # of the quiet part, after which memory is compared

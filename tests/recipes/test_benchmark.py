@@ -141,7 +141,7 @@ def test_everybody_takes_every_round_and_the_order_rotates(monkeypatch):
 
 
 def test_a_tiny_step_suite_from_end_to_end(tmp_path, capsys):
-    sizes = "quick=true batch=[6,12] tokens=[8] width=[16,32] heads=2 layers=1 chunk=4 repeats=2 limit=30"
+    sizes = "batch=[6,12] tokens=[8] width=[16,32] heads=2 layers=1 chunk=4 repeats=2 limit=30 memory=none"
     names = [PLAIN, CACHED, "features, loss", LOOP]
     chosen = f'contestants=[{PLAIN},{CACHED},"features, loss",{LOOP}]'
     assert main(["step", *sizes.split(), f"out={tmp_path}", chosen]) == 0
@@ -211,7 +211,7 @@ def test_a_sweep_goes_along_its_axes_and_refuses_what_a_workload_has_not(capsys)
     assert base == Spec() and points[0] == base
     sizes = {(32, 128, 256), (8, 128, 256), (32, 64, 256), (32, 128, 512)}
     assert {(p.batch, p.tokens, p.width) for p in points} == sizes
-    assert sweep(StepKeys(quick=True, layers=3))[0] == Spec(batch=4, tokens=16, width=32, layers=3)
+    assert sweep(StepKeys(batch=[4, 8], tokens=[16], layers=3))[0] == Spec(batch=4, tokens=16, layers=3)
     for arguments, message in (
         (["workload=demo", "width=[64]"], "has its own size"),
         (["workload=demo", "layers=2"], "has its own size"),
@@ -229,7 +229,7 @@ def test_a_dry_run_names_the_points(capsys):
 
 
 def test_a_profile_is_of_one_contestant(capsys):
-    assert main(["step", "quick=true", "profile=tape"]) == 0
+    assert main(["step", "batch=[4]", "tokens=[8]", "width=[16]", "profile=tape"]) == 0
     assert "aten::" in capsys.readouterr().out
 
 

@@ -123,7 +123,7 @@ def test_what_is_missing_or_too_slow_is_skipped_with_its_reason(fake):
     assert missing.skipped == "not available: no solver"
     slow, *_ = results = measure(all_methods(Case(6, 2), ["upgrad"], 2), Rules(1, limit=0.0))
     assert slow.skipped.startswith("a call takes") and "more than the limit of 0 s" in slow.skipped
-    text = realign.report(results, [], {"machine": "m", "threads": 1, "torch": "t", "torchjd": "j", "date": "d"})
+    text = realign.report(results, {"machine": "m", "threads": 1, "torch": "t", "torchjd": "j", "date": "d"})
     assert "not available: no solver" in text and "more than the limit" in text
 
 
@@ -148,7 +148,7 @@ def test_cells():
     none = Result(case, "normalized", PEER, 4, skipped="has none")
     alone = Result(case, "normalized", OURS, 100, seconds=[1e-6] * 3, ratios=[1.0] * 3)
     facts = {"machine": "m", "threads": 1, "torch": "t", "torchjd": "j", "date": "d"}
-    text = realign.report([ours, theirs, alone, none], [], facts)
+    text = realign.report([ours, theirs, alone, none], facts)
     assert "TorchJD, ms (4 samples timed, scaled up)" in text
     assert "| pcgrad | 1.10 | 11.0 | 220 | 2200 | 200 [195, 205] | 2e-16, so |" in text
     assert "| normalized | 0.00100 | 0.0100 | has none |  |  |  |" in text
@@ -156,8 +156,8 @@ def test_cells():
     assert (row["samples_timed"], row["us_per_sample"], row["ratio"]) == (4, pytest.approx(2200), 200)
 
 
-def test_a_quick_suite_from_end_to_end(tmp_path, capsys):
-    arguments = "realign quick=true batch=[12] losses=[2,3] repeats=2 samples=3 full=4"
+def test_a_small_suite_from_end_to_end(tmp_path, capsys):
+    arguments = "realign batch=[12] losses=[2,3] repeats=2 samples=3 full=4"
     methods = "methods=[summed,normalized,pcgrad,dualproj,imtl_g]"
     assert main([*arguments.split(), f"out={tmp_path}", methods]) == 0
     out = capsys.readouterr().out

@@ -31,8 +31,7 @@ class WorkloadError(ValueError):
 class Spec:
     """One point of a sweep, named as the keys of the suite; all of it fits into JSON.
 
-    Tokens are those of the longest sequence: of video on the reference workload. If `compiled`, the encoder goes through
-    `torch.compile`.
+    `tokens` are those of the longest sequence. If `compiled`, the encoder goes through `torch.compile`.
     """
 
     workload: str = "reference"

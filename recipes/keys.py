@@ -108,7 +108,7 @@ def fill(kind: type[T], path: str | Path | None = None, overrides: Sequence[str]
     config = _merge(config, _command_line(overrides), "command line")
     if missing := sorted(OmegaConf.missing_keys(config)):
         meanings = {name: about.meaning for name, _, _, about in walk(kind)}
-        lines = [f"{name}= is missing" + f": {meanings[name]}" * bool(meanings.get(name)) for name in missing]
+        lines = [f"{name}= is missing: {meanings.get(name) or 'expected a value'}" for name in missing]
         raise ConfigError(_listing("the configuration lacks", lines))
     try:
         filled: T = OmegaConf.to_object(config)  # type: ignore[assignment]

@@ -23,10 +23,11 @@ from recipes import config as configuration
 from recipes.cli import Command
 from recipes.config import Config
 from recipes.data import identity, storage, vocabulary
+from recipes.data.clips import EvalClips, TrainClips
 from recipes.data.held_out import limited
 from recipes.data.index import captions
-from recipes.data.inputs import eval_clips, train_clips
 from recipes.data.loader import train_loader
+from recipes.data.skipped import SKIPPED
 from recipes.data.workers import Loader
 from recipes.errors import ConfigError, DataError
 from recipes.evaluation import leakage
@@ -50,7 +51,6 @@ from recipes.training.processes import ALONE, Processes, check_processes, check_
 from recipes.training.resume import latest_checkpoint
 from recipes.training.run import CONFIG, VOCABULARY, Figures, Run, RunData, TrainingError, check_agreement, ids_digest
 from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
-from recipes.training.skipped import SKIPPED
 from recipes.training.step import Learner, StepResult, idle_step, too_few, train_step
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def assemble(config: Config, again: bool, start: Path | None, group: Processes) 
             if init_from is not None:
                 checkpoint.load_weights(init_from, modules)
                 log.info("beginning with the weights of %s", init_from)
-            clips = eval_clips(splits.test, tokenizer, config.clip)
+            clips = EvalClips(splits.test, tokenizer, config.clip)
         except ConfigError:
             raise
         except (ValueError, OSError) as error:
@@ -301,7 +301,7 @@ def loader_of(run: Run) -> Loader[dict[str, Any]]:
     """Batches of this process, from the run's step on."""
     config, data, group = run.config, run.config.data, run.group
     seed = config.train.seed
-    clips = train_clips(run.data.train, run.data.tokenizer, config.clip, seed, config.augment)
+    clips = TrainClips(run.data.train, run.data.tokenizer, config.clip, seed, config.augment)
     return train_loader(
         clips, config.train.batch_size, seed, data.workers, run.step, run.data.sources, group.rank, group.world,
         data.timeout, data.prefetch_gib,

@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_
 
 from recipes.config import Config, CorpusConfig, SourceConfig
 from recipes.data import storage
-from recipes.data.corpus import build
+from recipes.data.corpus import Corpus, build
 from recipes.data.index import ROWS_AT_ONCE, load_index
 from recipes.data.sampler import Source
 from recipes.data.sources import divided
@@ -95,7 +95,7 @@ def procedural_corpus(corpus: CorpusConfig) -> Path:
     if not folder.exists():
         log.info("building the procedural corpus in %s (a minute, once)", folder)
         with suppress(FileExistsError):  # another process has just built it
-            build(folder, corpus.style, corpus.videos, corpus.test_videos, corpus.seed)
+            build(Corpus(folder, corpus.style, corpus.videos, corpus.test_videos, corpus.seed))
     return folder
 
 

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from datasets import Dataset as Index
 from tokenizers import Tokenizer
-from torch.utils.data import Dataset
 
 from recipes.config import AugmentConfig, ClipFormat
 from recipes.data.augment import add_noise, augment, center
-from recipes.data.decode import BrokenClip, Window, open_clip
-from recipes.data.decode import Clip as OpenClip
 from recipes.data.index import PLACES, mapped, narration_places
+from recipes.data.layouts.youtube8m import AUDIO
+from recipes.data.reader import RandomReader, Reader
+from recipes.data.recording import Recording, Row, Window
 from recipes.data.sampler import Key
+from recipes.data.skipped import Skipped
 from recipes.data.vocabulary import UNKNOWN, encode
 
 
@@ -44,37 +45,8 @@ class Clip:
     start: float
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A clip that could not be read, and why."""
-
-    id: str
-    reason: str
-
-
-class EpochRows:
-    """Rows of an index as an epoch sees them: everything random is drawn from (seed, epoch, row).
-
-    So it depends neither on the worker, nor on what was read before.
-    """
-
-    def __init__(self, index: Index, seed: int):
-        self.index, self.seed = index, seed
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def row(self, key: Key) -> int:
-        """The row that a key reads."""
-        return key[1]
-
-    def rng(self, key: Key) -> np.random.Generator:
-        """What is random about row `key[1]` in epoch `key[0]`."""
-        return np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
-
-
-class TrainClips(EpochRows, Dataset[Clip | Skipped]):
-    """A random window of a clip, augmented, with the narrations nearest to it in time."""
+class TrainClips(RandomReader[Clip]):
+    """A random window of a clip, augmented, with the narrations nearest to it in time. Features are not augmented."""
 
     def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat, seed: int, augment: AugmentConfig):
         """
@@ -85,29 +57,22 @@ class TrainClips(EpochRows, Dataset[Clip | Skipped]):
             seed: of all randomness.
             augment: how much to vary a clip.
         """
-        super().__init__(index, seed)
-        self.tokenizer, self.fmt, self.config = tokenizer, fmt, augment
+        super().__init__(index, fmt)
+        self.tokenizer, self.seed, self.config = tokenizer, seed, augment
 
-    def __getitem__(self, key: Key) -> Clip | Skipped:
-        """Reads row `key[1]` as epoch `key[0]` sees it; its window begins uniformly within the clip."""
-        number = self.row(key)
-        row, fmt = self.index[number], self.fmt
-        rng = self.rng(key)
-        try:
-            with open_clip(row["video"]) as clip:
-                first, end = part_of(row, clip)
-                start = first + rng.uniform(0.0, max(0.0, end - first - fmt.seconds))
-                window = _read(clip, start, end, fmt)
-        except BrokenClip as broken:
-            return Skipped(row["id"], broken.reason)
-        video = augment(window.video, fmt.size, rng, self.config)
-        audio = add_noise(_audio(window, fmt), rng, self.config.noise)
-        captions = nearest(row["narrations"], start + fmt.seconds / 2, fmt.narrations)
+    def item(self, key: Key, row: Row, windows: list[Window], rng: np.random.Generator) -> Clip:
+        """See `Reader`."""
+        window, fmt = windows[0], self.fmt
+        video, audio = window.video, sound_of(window, fmt)
+        if fmt.inputs == "raw":
+            video = augment(video, fmt.size, rng, self.config)
+            audio = add_noise(audio, rng, self.config.noise)
+        captions = nearest(row["narrations"], window.middle, fmt.narrations)
         text = encode_captions(self.tokenizer, captions, fmt.narrations, fmt.words)
-        return Clip(number, row["id"], video, audio, window.audio is not None, text, captions, start)
+        return Clip(key[1], row["id"], video, audio, window.audio is not None, text, captions, window.start)
 
 
-class NarratedClips(Dataset[Clip | Skipped]):
+class NarratedClips(Reader[Clip]):
     """Every clip of an index: one per narration, wordless ones included, and one per video that has none; P = 1.
 
     Nothing is random. A clip is seen through one window or more, spread evenly over its narration, or over the clip of
@@ -122,7 +87,8 @@ class NarratedClips(Dataset[Clip | Skipped]):
             fmt: the shape of a clip; its `narrations` is not used.
             windows: of each clip; one is about the middle.
         """
-        self.index, self.tokenizer, self.fmt, self.windows = index, tokenizer, fmt, windows
+        super().__init__(index, fmt)
+        self.tokenizer, self.windows = tokenizer, windows
         self.places = self.clips_of_index()
 
     def clips_of_index(self) -> Sequence[dict[str, int]]:
@@ -133,22 +99,30 @@ class NarratedClips(Dataset[Clip | Skipped]):
         return len(self.places)
 
     def row(self, key: tuple[int, int]) -> int:
-        """The row that a key reads."""
+        """The row that a key, (clip, window), reads."""
         return self.places[key[0]]["row"]
 
-    def place(self, clip: int) -> tuple[dict[str, Any], int]:
+    def place(self, clip: int) -> tuple[Row, int]:
         """The row of a clip's video, and the position of its narration there; -1 for a video without any."""
         place = self.places[clip]
         return self.index[place["row"]], place["narration"]
 
-    def __getitem__(self, key: tuple[int, int]) -> Clip | Skipped:
-        """Reads clip `key[0]` through window `key[1]`."""
-        clip, window = key
-        return self.read(clip, *self.place(clip), (window + 0.5) / self.windows)
+    def narration(self, clip: int, row: Row) -> Row:
+        """The narration of a clip; one without words over the whole of a video that has none."""
+        position = self.places[clip]["narration"]
+        return {"start": 0.0, "end": math.inf, "text": ""} if position < 0 else row["narrations"][position]
 
-    def read(self, clip: int, row: dict[str, Any], narration: int, share: float) -> Clip | Skipped:
-        """Reads the window about a share of a narration."""
-        return _narrated(clip, row, narration, self.tokenizer, self.fmt, share)
+    def starts(self, key: tuple[int, int], row: Row, recording: Recording, rng: None) -> list[float]:
+        """About an even share of the narration."""
+        return [recording.start_about(self.narration(key[0], row), (key[1] + 0.5) / self.windows)]
+
+    def item(self, key: tuple[int, int], row: Row, windows: list[Window], rng: None) -> Clip:
+        """See `Reader`; not augmented."""
+        window, captions = windows[0], [self.narration(key[0], row)["text"]]
+        video = center(window.video, self.fmt.size) if self.fmt.inputs == "raw" else window.video
+        text = encode_captions(self.tokenizer, captions, 1, self.fmt.words)
+        audio, has_audio = sound_of(window, self.fmt), window.audio is not None
+        return Clip(key[0], row["id"], video, audio, has_audio, text, captions, window.start)
 
 
 class EvalClips(NarratedClips):
@@ -164,6 +138,13 @@ class EvalClips(NarratedClips):
         )
         places = mapped(spoken, PLACES)
         return places if len(places) else [{"row": number, "narration": -1} for number in range(len(self.index))]
+
+
+def sound_of(window: Window, fmt: ClipFormat) -> np.ndarray:
+    """The sound of a window; zeros where it has none."""
+    if window.audio is not None:
+        return window.audio
+    return np.zeros((fmt.frames, AUDIO) if fmt.inputs == "features" else fmt.samples, np.float32)
 
 
 def nearest(narrations: Sequence[dict[str, Any]], time: float, count: int) -> list[str]:
@@ -237,50 +218,6 @@ def text_key(clip: Clip) -> np.ndarray:
             digest = hashlib.blake2b(words.tobytes() + letters.encode(), digest_size=8).digest()
             keys[p] = int.from_bytes(digest, "little", signed=True)
     return keys
-
-
-def _narrated(
-    item: int, row: dict[str, Any], position: int, tokenizer: Tokenizer, fmt: ClipFormat, share: float
-) -> Clip | Skipped:
-    """The window about a share of a narration, or of the video where there is none (position -1); not augmented."""
-    narration = {"start": 0.0, "end": math.inf, "text": ""} if position < 0 else row["narrations"][position]
-    try:
-        with open_clip(row["video"]) as clip:
-            first, last = part_of(row, clip)
-            start, end = max(narration["start"], first), min(narration["end"], last)
-            if start > end:
-                return Skipped(row["id"], f"a narration from {narration['start']:g} s on is outside of the clip")
-            start = min(max(first, start + share * (end - start) - fmt.seconds / 2), max(first, last - fmt.seconds))
-            window = _read(clip, start, last, fmt)
-    except BrokenClip as broken:
-        return Skipped(row["id"], broken.reason)
-    text = encode_captions(tokenizer, [narration["text"]], 1, fmt.words)
-    video, audio = center(window.video, fmt.size), _audio(window, fmt)
-    return Clip(item, row["id"], video, audio, window.audio is not None, text, [narration["text"]], start)
-
-
-def part_of(row: dict[str, Any], clip: OpenClip) -> tuple[float, float]:
-    """First and last second of the clip in its file."""
-    start, end = row["start"] or 0.0, clip.probe.duration
-    if start >= end:
-        raise BrokenClip(clip.path, f"the clip begins at {start:g} s, after the end of the file at {end:g} s")
-    return start, end if row["end"] is None else min(end, row["end"])
-
-
-def _read(clip: OpenClip, start: float, end: float, fmt: ClipFormat) -> Window:
-    """The window from `start` on; after `end`, the end of the clip, the last picture stays and the sound is zero."""
-    window = clip.window(start, fmt.frames, fmt.fps, fmt.sample_rate, fmt.samples, fmt.short_side)
-    if start + fmt.seconds <= end or end == clip.probe.duration:  # after the end of the file it is so already
-        return window
-    shown = min(fmt.frames, math.ceil(round((end - start) * fmt.fps, 6)))
-    window.video[shown:] = window.video[shown - 1]
-    if window.audio is not None:
-        window.audio[round((end - start) * fmt.sample_rate) :] = 0
-    return window
-
-
-def _audio(window: Window, fmt: ClipFormat) -> np.ndarray:
-    return np.zeros(fmt.samples, np.float32) if window.audio is None else window.audio
 
 
 def encode_captions(tokenizer: Tokenizer, captions: list[str], count: int, words: int) -> np.ndarray:

@@ -37,6 +37,11 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         yield from _decoded(path, file)
 
 
+def read_text(path: str | Path) -> str:
+    """Reads a whole text file as `read_lines` does."""
+    return "".join(text for _, text in read_lines(path))
+
+
 def read_blocks(path: Path, size: int) -> Iterator[tuple[int, str]]:
     """Reads a text file as `read_lines` does, in blocks of about `size` bytes: for files that are one huge line.
 

@@ -17,9 +17,8 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from recipes.data import storage
+from recipes.data import storage, tfrecord
 from recipes.data.decode import BrokenClip
-from recipes.data.layouts import tfrecord
 from recipes.progress import progress_bar
 
 FILE = "trained_on.safetensors"  # in a checkpoint

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from recipes.data import manifest, shards, storage  # fmt: skip
-from recipes.data.layouts import audioset, esc50, folder, hmdb51, howto100m, msrvtt, ucf101, youcook2, youtube8m
-from recipes.data.layouts.listed import folder_of
+from recipes.data import manifest, shards, storage
+from recipes.data.layouts.folder import has_texts_beside_videos, read_folder
+from recipes.data.layouts.table import LAYOUTS
 
 SCHEMA = pa.schema(
     {
@@ -32,7 +32,6 @@ SCHEMA = pa.schema(
     }
 )
 PLACES = pa.schema({"row": pa.int64(), "narration": pa.int32()})
-LABELLED = {ucf101.CLASSES: ucf101.read, hmdb51.SPLITS: hmdb51.read, esc50.TABLE: esc50.read}  # see `labels`
 ROWS_AT_ONCE = 4096
 TEMPORARY = "harmony-index-"  # what the names of temporary folders begin with
 UNLOCKED = 60  # seconds in which a process that has made a folder has locked it
@@ -59,7 +58,7 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
         FileNotFoundError: nothing at `path`, or none of the videos it names.
         ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.
     """
-    return index_of(path, _layout(path), split, prefix)
+    return index_of(path, _read_rows(path), split, prefix)
 
 
 def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None = None, prefix: str = "") -> Dataset:
@@ -87,37 +86,31 @@ def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None
     return index
 
 
-def _layout(path: str | Path) -> Iterator[dict[str, Any]]:
+def _read_rows(path: str | Path) -> Iterable[dict[str, Any]]:
+    """The rows of whatever layout is recognised."""
+    is_manifest = manifest.ending(path) in manifest.SUFFIXES
     if storage.is_url(path):
-        return manifest.read(path) if manifest.ending(path) in manifest.SUFFIXES else shards.read(path)
+        return manifest.read_manifest(path) if is_manifest else shards.read_shards(path)
     path = Path(path).expanduser()
-    if path.is_dir() and (path / howto100m.TABLE).is_file():
-        return howto100m.read(path)
-    if any((path / table).is_file() for table in audioset.TABLES):
-        return audioset.read(path)
-    for mark, read in LABELLED.items():
-        if folder_of(path, mark):
-            return iter(read(path)[1])
-    for layout in (msrvtt, youcook2):
-        if (path / layout.TABLE).is_file():
+    for layout in LAYOUTS:
+        if layout.read and layout.recognises(path):
             return layout.read(path)
-    if path.is_dir() and any(path.glob(youtube8m.SHARDS)):
-        return youtube8m.read(path)
     if (path / shards.INDEX).is_file():
-        return manifest.read(path / shards.INDEX)
+        return manifest.read_manifest(path / shards.INDEX)
     if shards.shards_of(path):
-        return shards.read(path)
-    if path.is_file() and manifest.ending(path) in manifest.SUFFIXES:
-        return manifest.read(path)
-    if path.is_dir() and folder.is_one(path):
-        return folder.read(path)
-    tables = (howto100m.TABLE, *audioset.TABLES, msrvtt.TABLE, youcook2.TABLE, youtube8m.SHARDS, *LABELLED)
-    looked_for = f"a folder with one of {', '.join(tables)}, *{shards.ENDING} in it, or with videos and KEY.txt or "
-    looked_for += "KEY.json beside them, or a file ending in "
-    looked_for += ", ".join(manifest.SUFFIXES)
+        return shards.read_shards(path)
+    if path.is_file() and is_manifest:
+        return manifest.read_manifest(path)
+    if path.is_dir() and has_texts_beside_videos(path):
+        return read_folder(path)
+    marks = ", ".join(mark for layout in LAYOUTS if layout.read for mark in layout.marks)
+    expected = (
+        f"expected a folder with one of {marks}, *{shards.ENDING} in it, or with videos and KEY.txt or KEY.json "
+        f"beside them, or a file ending in {', '.join(manifest.SUFFIXES)}"
+    )
     if not path.exists():
-        raise FileNotFoundError(f"{path}: there is nothing here; expected {looked_for}")
-    raise ValueError(f"{path}: not a layout that is known; expected {looked_for}")
+        raise FileNotFoundError(f"{path}: there is nothing here; {expected}")
+    raise ValueError(f"{path}: not a layout that is known; {expected}")
 
 
 def captions(index: Dataset) -> Iterator[str]:

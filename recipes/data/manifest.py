@@ -17,7 +17,7 @@ FIELDS = ("id", "video", "split", "group", "start", "end", "text", "narrations",
 Located = Iterator[tuple[str, dict[str, Any]]]  # (where the row is, for people; its fields)
 
 
-def read(path: str | Path) -> Iterator[dict[str, Any]]:
+def read_manifest(path: str | Path) -> Iterator[dict[str, Any]]:
     """Reads a manifest.
 
     Fields of a row: `video` (a path relative to the manifest, or a URL; see `storage`), and `text` (spoken or true over
@@ -39,7 +39,7 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def located(path: str | Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """The rows of `read`, each behind where it is, for people, and the fields that it was made of."""
+    """The rows of `read_manifest`, each behind where it is, for people, and the fields that it was made of."""
     root = storage.parent(path)
     unnamed: dict[str, int] = {}
     count, any_file, first = 0, False, ""
@@ -58,7 +58,7 @@ def row(where: str, fields: dict[str, Any], video: str, name: str) -> dict[str, 
 
     Args:
         where: the fields are, for people.
-        fields: of a row, as `read` describes them.
+        fields: of a row, as `read_manifest` describes them.
         video: locator, see `recipes.data.storage`.
         name: the id where the fields have none.
     Raises:

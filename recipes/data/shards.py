@@ -19,13 +19,13 @@ from recipes.progress import progress_bar
 
 ENDING = ".tar"
 INDEX = "index.parquet"  # of a folder of shards: a manifest, so that they need not be looked through
-SPLITS = {"train": "train", "val": "validate", "test": "test"}  # by what a shard's name begins with
+SPLITS = {"train": "train", "val": "validate", "test": "test"}  # by what the name of a shard or a folder begins with
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # what gzip, bzip2, xz, zstd begin with
 TEXTS = (".json", ".txt")
 DESCRIPTION = 1 << 24  # bytes of a clip's texts at most
 
 
-def read(root: str | Path) -> Iterator[dict[str, Any]]:
+def read_shards(root: str | Path) -> Iterator[dict[str, Any]]:
     """Reads the index of a shard, or of all in a folder, going from header to header.
 
     The files of a clip lie next to each other and have one name, up to the first dot: the video (.mp4, .webm, .mkv),
@@ -65,12 +65,16 @@ def read(root: str | Path) -> Iterator[dict[str, Any]]:
 
 def _rows(shard: str, tar: Tar) -> Iterator[dict[str, Any]]:
     name = PurePosixPath(shard).stem
-    split = next((split for begin, split in SPLITS.items() if name.startswith(begin)), "")
     files = _files(shard, tar)
     for key, of_clip in groupby(files, lambda file: parts(file[0])[0]):
         row = row_of(shard, f"{name}/{key}", {parts(file)[1]: found for file, found in of_clip})
         if row is not None:
-            yield row | {"split": row["split"] or split}
+            yield row | {"split": row["split"] or split_of(name)}
+
+
+def split_of(name: str) -> str:
+    """The split that the name of a shard or a folder begins with; "": none."""
+    return next((split for begin, split in SPLITS.items() if name.startswith(begin)), "")
 
 
 def shards_of(root: str | Path) -> list[str]:

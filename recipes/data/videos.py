@@ -1,11 +1,9 @@
 """Which video files a folder holds, whatever their container."""
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 VIDEOS = (".mp4", ".webm", ".mkv")
 
@@ -61,24 +59,3 @@ def videos_below(root: Path) -> dict[str, str]:
                 this = (folder.count(os.sep), VIDEOS.index(end.lower()), os.path.join(folder, file))
                 found[stem] = min(found.get(stem, this), this)
     return {stem: path for stem, (_, _, path) in found.items()}
-
-
-def with_files(root: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Puts the path of a video in place of its name; one warning counts the rows without a file, which are left out.
-
-    Args:
-        root: folder in or below which the videos are.
-        rows: of an index, but `video` is the name of a file without its ending.
-    Raises:
-        FileNotFoundError: not one of the videos.
-    """
-    files = videos_below(root)
-    missing = [row for row in rows if row["video"] not in files]
-    if missing and len(missing) == len(rows):
-        raise FileNotFoundError(
-            f"{root}: not one of its {len(rows)} clips has a file; looked in it and below it for files like "
-            f"{rows[0]['video']}{VIDEOS[0]} (or {', '.join(VIDEOS[1:])})"
-        )
-    if missing:
-        warnings.warn(f"{root}: {len(missing)} of {len(rows)} clips have no file; left out", stacklevel=2)
-    yield from (row | {"video": files[row["video"]]} for row in rows if row["video"] in files)

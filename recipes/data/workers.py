@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch.multiprocessing import get_context  # its pickler lets tensors cross in shared memory
 
-from recipes.data.clips import Clip, Skipped
+from recipes.data.clips import Clip
 from recipes.data.decode import BrokenClip
+from recipes.data.skipped import Skipped
 from recipes.errors import Failure
 
 AHEAD = 4  # batches under way, for each worker, at most

@@ -16,9 +16,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from recipes.config import ClipFormat, Config
 from recipes.data import identity, vocabulary
+from recipes.data.clips import EvalClips
 from recipes.data.held_out import limited
 from recipes.data.index import captions
-from recipes.data.inputs import eval_clips
 from recipes.data.layouts import youtube8m
 from recipes.errors import DataError
 from recipes.evaluation import leakage
@@ -82,7 +82,7 @@ def rehearse(config: Config) -> tuple[Phases, Dataset, nn.ModuleDict]:
             tokenizer = vocabulary.build(captions(splits.train), config.data.vocabulary)
         with phase("clips to evaluate"):
             test = limited(splits.test, tokenizer, config.clip.words, config.evaluate.limit)
-            clips = eval_clips(test, tokenizer, config.clip)
+            clips = EvalClips(test, tokenizer, config.clip)
         with phase("model"):
             torch.manual_seed(config.train.seed)
             modules = build(config, tokenizer).to(device_of(config))
@@ -95,7 +95,7 @@ def rehearse(config: Config) -> tuple[Phases, Dataset, nn.ModuleDict]:
                     for number in (1, SAMPLE)
                 )
             # The first clip pays for the start of the loader.
-            rate = max(some - one, 0.0) / (SAMPLE - 1)
+            rate = max(some - one, 0.0) / max(min(SAMPLE, len(clips)) - 1, 1)
             phases[name] = (one + rate * (len(clips) - 1), phases[name][1])
     except (ValueError, OSError) as error:
         raise error if isinstance(error, DataError) else DataError(str(error)) from error
@@ -104,7 +104,7 @@ def rehearse(config: Config) -> tuple[Phases, Dataset, nn.ModuleDict]:
 
 def _seconds_to_embed(modules: nn.ModuleDict, index: Dataset, tokenizer: Tokenizer, config: Config) -> float:
     began = time.perf_counter()
-    embed(modules, eval_clips(index, tokenizer, config.clip), config, workers=0)
+    embed(modules, EvalClips(index, tokenizer, config.clip), config, workers=0)
     return time.perf_counter() - began
 
 

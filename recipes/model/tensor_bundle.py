@@ -7,19 +7,26 @@
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from recipes.data import storage
-from recipes.data.layouts.tfrecord import masked_crc
+from recipes.data.protobuf import message_classes, read_varint
+from recipes.data.tfrecord import masked_crc
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes: places of two blocks, padding, the magic number
 TRAILER = 5  # bytes after a block: its compression, and a checksum
 TYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # of TensorFlow's DataType those that weights have
-Field = descriptor_pb2.FieldDescriptorProto
+MESSAGES = message_classes(  # BundleHeaderProto and BundleEntryProto, with TensorFlow's field numbers
+    "harmony.tensor_bundle",
+    Header="int32 num_shards = 1",
+    Dim="int64 size = 1",
+    Shape="repeated Dim dim = 2",
+    Entry="int32 dtype = 1; Shape shape = 2; int32 shard_id = 3; int64 offset = 4; int64 size = 5; "
+    "fixed32 crc32c = 6; repeated bytes slices = 7",
+)
+HEADER, ENTRY = MESSAGES["Header"], MESSAGES["Entry"]
 
 
 class TensorBundle:
@@ -74,7 +81,7 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise ValueError("it does not end with the mark of a table")
     position = 0
     for _ in range(2):  # past the place of the meta index
-        _, position = _varint(footer, position)
+        _, position = read_varint(footer, position)
     for _, handle in _block(data, *_handle(footer, position)):
         yield from _block(data, *_handle(handle, 0))
 
@@ -89,9 +96,9 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     restarts = struct.unpack("<I", block[-4:])[0]
     end, position, key = len(block) - 4 * (restarts + 1), 0, b""
     while position < end:
-        shared, position = _varint(block, position)
-        own, position = _varint(block, position)
-        length, position = _varint(block, position)
+        shared, position = read_varint(block, position)
+        own, position = read_varint(block, position)
+        length, position = read_varint(block, position)
         key = key[:shared] + block[position : position + own]
         position += own
         yield key, block[position : position + length]
@@ -100,46 +107,5 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
 
 def _handle(data: bytes, position: int) -> tuple[int, int]:
     """Offset and size of a block."""
-    offset, position = _varint(data, position)
-    return offset, _varint(data, position)[0]
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and the position after it."""
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
-
-
-def _messages() -> tuple[Any, Any]:
-    """BundleHeaderProto and BundleEntryProto, with TensorFlow's field numbers, in a pool and a package of their own."""
-    package = "harmony.tensor_bundle"
-    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
-
-    def message(name: str, **fields: tuple[int, int, str]) -> None:
-        added = file.message_type.add(name=name)
-        for field, (number, kind, of) in fields.items():
-            label = Field.LABEL_REPEATED if field in ("dim", "slices") else Field.LABEL_OPTIONAL
-            added.field.add(
-                name=field, number=number, type=kind, label=label, type_name=f".{package}.{of}" if of else None
-            )
-
-    message("Header", num_shards=(1, Field.TYPE_INT32, ""))
-    message("Dim", size=(1, Field.TYPE_INT64, ""))
-    message("Shape", dim=(2, Field.TYPE_MESSAGE, "Dim"))
-    message(
-        "Entry", dtype=(1, Field.TYPE_INT32, ""), shape=(2, Field.TYPE_MESSAGE, "Shape"),
-        shard_id=(3, Field.TYPE_INT32, ""), offset=(4, Field.TYPE_INT64, ""), size=(5, Field.TYPE_INT64, ""),
-        crc32c=(6, Field.TYPE_FIXED32, ""), slices=(7, Field.TYPE_BYTES, ""),
-    )  # fmt: skip
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    header, entry = (pool.FindMessageTypeByName(f"{package}.{name}") for name in ("Header", "Entry"))
-    return message_factory.GetMessageClass(header), message_factory.GetMessageClass(entry)
-
-
-HEADER, ENTRY = _messages()
+    offset, position = read_varint(data, position)
+    return offset, read_varint(data, position)[0]

@@ -8,9 +8,9 @@ from typing import TypeVar
 import torch
 
 from recipes.data.clips import Skipped
+from recipes.data.skipped import SkippedClips
 from recipes.progress import progress_bar
 from recipes.training.metrics import Metrics
-from recipes.training.skipped import SkippedClips
 from recipes.training.step import StepResult
 
 T = TypeVar("T")

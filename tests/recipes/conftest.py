@@ -8,7 +8,7 @@ import pytest
 from recipes import config as configuration
 from recipes import pretrain as recipe
 from recipes.data import urls
-from recipes.data.corpus import build
+from recipes.data.corpus import Corpus, build
 from recipes.training.step import train_step
 
 os.environ |= {urls.VARIABLE: ",".join((*urls.PROTOCOLS, "http", "memory")), urls.PRIVATE: "1"}  # servers of the tests
@@ -26,7 +26,7 @@ TIMES = dict.fromkeys(("samples_per_second", "data_seconds", "step_seconds"), 0)
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A procedural corpus of ten videos, four of them held out."""
     folder = tmp_path_factory.mktemp("corpora") / "narrated"
-    return build(folder, "narrated", videos=6, test_videos=4, seed=1, size=48, fps=5, workers=1)
+    return build(Corpus(folder, "narrated", videos=6, test_videos=4, seed=1, size=48, fps=5, workers=1))
 
 
 @pytest.fixture(scope="session")

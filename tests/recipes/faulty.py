@@ -1,4 +1,4 @@
-"""Clips that take along the process that reads them: for tests of the loader's workers, which import nothing else."""
+"""Data sets that break the process that reads them, for tests of the loader's workers, which import nothing else."""
 
 import ctypes
 import os
@@ -42,10 +42,10 @@ class Several(Faulty):
 
 
 class Unjoinable(Faulty):
-    """Reads all clips."""
+    """All clips are readable, but joining them kills the process."""
 
     def join(self, clips: list[Clip | Skipped]) -> None:
-        """Dies, as where /dev/shm is full."""
+        """Die, as when /dev/shm is full."""
         die()
 
 
@@ -57,11 +57,11 @@ class Always(Faulty):
 
 
 def nothing() -> None:
-    """All is well."""
+    """Do nothing."""
 
 
 def hang() -> None:
-    """Sleep in C, and hold the lock of Python's interpreter as a decoder might."""
+    """Sleep in C with the lock of Python's interpreter, as a decoder might."""
     ctypes.PyDLL(None).sleep(1000)
 
 
@@ -71,12 +71,12 @@ def segfault() -> None:
 
 
 def fatal(*_: Any, **__: Any) -> None:
-    """Read from address 0, whatever is given."""
+    """Read from address 0, whatever the arguments."""
     segfault()
 
 
 def ratio(item: int) -> float:
-    """1 / item; of 0 the process dies."""
+    """1 / item; 0 kills the process."""
     return 1 / item if item else fatal()
 
 
@@ -86,7 +86,7 @@ def leave() -> None:
 
 
 def die() -> None:
-    """Die as by the kernel's out-of-memory killer."""
+    """Die by the signal of the kernel's out-of-memory killer."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -98,5 +98,5 @@ def die_once(mark: Path) -> None:
 
 
 def err() -> None:
-    """A mistake in the program."""
+    """Raise what a mistake in the program raises."""
     raise KeyError("a column that is not there")

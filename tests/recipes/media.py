@@ -1,4 +1,4 @@
-"""Writes small real mp4, avi and wav files whose content says where it is: for tests of decoding and loading."""
+"""Writes small real mp4, avi and wav files for tests of decoding and loading; their content shows its own time."""
 
 import wave
 from fractions import Fraction
@@ -22,19 +22,19 @@ def picture(number: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def number_of(rgb: np.ndarray) -> int:
-    """Reads the number off a picture of any size."""
+    """The number that a picture of any size shows."""
     middle = rgb[rgb.shape[0] // 2].mean(-1)
     places = ((np.arange(BITS) + 0.5) * middle.size / BITS).astype(int)
     return int(((middle[places] > 128) << np.arange(BITS)).sum())
 
 
 def tone(second: float | np.ndarray) -> float | np.ndarray:
-    """The frequency of the sound in a second of the clip, hertz."""
+    """The frequency in hertz of the sound in a second of the clip."""
     return 300.0 + 100.0 * second
 
 
 def frequency_of(audio: np.ndarray, sample_rate: int) -> float:
-    """The loudest frequency of a piece of sound, hertz."""
+    """The loudest frequency of a piece of sound, in hertz."""
     spectrum = np.abs(np.fft.rfft(audio * np.hanning(audio.size)))
     return float(np.fft.rfftfreq(audio.size, 1 / sample_rate)[spectrum.argmax()])
 
@@ -63,10 +63,10 @@ def write(
         fps, size: of the pictures; size is (width, height).
         sample_rate, channels: of the sound.
         audio, video: which streams to write.
-        times: a variable frame rate: picture i appears at times[i] seconds (the last one stays until `seconds`).
-        header_first: what says how long the file is comes at its beginning, so that it survives truncation.
-        audio_seconds: where the sound ends, if not with the pictures.
-        rotation: turn of the pictures that the header asks players for, degrees counter-clockwise.
+        times: for a variable frame rate, picture i appears at times[i] seconds and the last one stays until `seconds`.
+        header_first: write the header, which has the length, at the beginning, so that it survives truncation.
+        rotation: by which the header asks players to turn the pictures, degrees counter-clockwise.
+        audio_seconds: length of the sound, if not that of the pictures.
     Returns:
         The path.
     """
@@ -116,7 +116,7 @@ def write_wav(path: Path, samples: np.ndarray, sample_rate: int = 44_100) -> Pat
 
 
 def truncate(path: Path, share: float) -> Path:
-    """Cuts a file off after a share of its bytes."""
+    """Keeps only a share of a file's bytes, from its beginning."""
     data = path.read_bytes()
     path.write_bytes(data[: round(share * len(data))])
     return path
@@ -197,9 +197,10 @@ def write_coded(
 
 
 def whole_file(path: Path) -> tuple[list[tuple[float, int]], float, np.ndarray]:
-    """A file decoded from its first byte to its last: time and number of each picture, start and samples of its sound.
+    """Decode a file from its first byte to its last.
 
-    The start of the sound is NaN where there is none.
+    Returns:
+        Time and number of each picture, the start of the sound in seconds (NaN if there is none), and its samples.
     """
     with av.open(str(path)) as file:
         origin = max(0.0, (file.start_time or 0) / av.time_base)
@@ -209,9 +210,9 @@ def whole_file(path: Path) -> tuple[list[tuple[float, int]], float, np.ndarray]:
             if frame.pts is not None
         ]
     with av.open(str(path)) as file:
-        heard = list(file.decode(audio=0)) if file.streams.audio else []
-    if not heard:
+        sound = list(file.decode(audio=0)) if file.streams.audio else []
+    if not sound:
         return numbers, float("nan"), np.zeros(0, np.float32)
-    samples = np.concatenate([np.atleast_2d(frame.to_ndarray()) for frame in heard], axis=1)[0]
+    samples = np.concatenate([np.atleast_2d(frame.to_ndarray()) for frame in sound], axis=1)[0]
     scale = 32768 if samples.dtype == np.int16 else 1
-    return numbers, heard[0].time - origin, (samples / scale).astype(np.float32)
+    return numbers, sound[0].time - origin, (samples / scale).astype(np.float32)

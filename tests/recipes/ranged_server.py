@@ -1,4 +1,4 @@
-"""A web server that sends parts of files, as object stores do, and can be told to fail."""
+"""A web server that sends parts of files, as object stores do, and fails on request."""
 
 import re
 import threading
@@ -11,8 +11,8 @@ from pathlib import Path
 class Server(ThreadingHTTPServer):
     """`sent` counts the bytes of all answers.
 
-    The next `failures` requests for bytes are answered by an error, the next `refusals` of any kind too, and the next
-    `silences` not at all.
+    The next `failures` requests for bytes and the next `refusals` requests of any kind get an error; the next
+    `silences` requests get no answer.
     """
 
     daemon_threads = True
@@ -66,12 +66,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def serve(root: Path) -> Iterator[Server]:
-    """A server of the files in a folder, as long as the context lasts."""
+    """Serve the files in a folder during the context."""
     server = Server(root)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Tables of scores and a checkpoint, as `recipes.score` and `recipes.pretrain` leave them: for tests of the gallery."""
+"""Tables of scores and a checkpoint, as `recipes.score` and `recipes.pretrain` write them, for tests of the gallery."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Writes TFRecord shards of SequenceExamples byte by byte, from their specifications: an independent writer."""
+"""Writes TFRecord shards of SequenceExamples byte by byte, by their specification and without code of the recipes."""
 
 import struct
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def crc32c(data: bytes) -> int:
-    """Castagnoli's CRC, bit by bit: slow and plain."""
+    """Castagnoli's CRC, bit by bit."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -28,10 +28,8 @@ def record(data: bytes) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """Seven bits a byte, lowest first."""
-    return bytes([number | 0x80 if number > 0x7F else number]) if number < 0x80 else (
-        bytes([number & 0x7F | 0x80]) + varint(number >> 7)
-    )  # fmt: skip
+    """Seven bits per byte, lowest first."""
+    return bytes([number]) if number < 0x80 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
 
 
 def field(number: int, data: bytes) -> bytes:

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from recipes.data.corpus import STYLES, build, layout, plan_video
+from recipes.data.corpus import STYLES, Corpus, build, layout, plan_video
 from recipes.data.corpus.narration import ADJECTIVES, COLOUR_WORDS, PATTERNS, SHAPE_WORDS
 from recipes.data.corpus.plan import NO_AUDIO, NO_TEXT, Segment
 from recipes.data.corpus.scene import RGB, draw
@@ -27,7 +27,7 @@ STEADY = Beat(tempo=1.0, phase=0.0)
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("corpora") / "wild", "wild", seed=1, **SMALL)
+    return build(Corpus(tmp_path_factory.mktemp("corpora") / "wild", "wild", seed=1, **SMALL))
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -293,14 +293,14 @@ def test_decoded_pictures_show_what_was_planned(corpus: Path) -> None:
 def test_a_video_without_audio_has_no_audio_track(tmp_path: Path) -> None:
     index = next(i for i in range(1000) if not plan_video("wild", 0, i).has_audio)
     plan = plan_video("wild", 0, index)
-    layout.render(plan, tmp_path, 32, 1, 16000)
+    layout.render(plan, tmp_path, Corpus(tmp_path, "wild", size=32, fps=1))
     with av.open(str(tmp_path / f"{plan.video_id}.mp4")) as container:
         assert not container.streams.audio and len(list(container.decode(video=0))) == plan.seconds
     assert not any(row["sound_aligned"] for row in plan.truth())
 
 
 def test_the_same_seed_gives_the_same_files_in_any_number_of_processes(corpus: Path, tmp_path: Path) -> None:
-    again = build(tmp_path / "again", "wild", seed=1, **SMALL | {"workers": 2})
+    again = build(Corpus(tmp_path / "again", "wild", seed=1, **SMALL | {"workers": 2}))
     for path in corpus.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (again / path.relative_to(corpus)).read_bytes(), path.name
@@ -318,18 +318,18 @@ def test_a_failing_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(layout, "_write_howto100m", fail)
     with pytest.raises(OSError, match="no space"):
-        build(tmp_path / "out", "narrated", **SMALL | {"videos": 1, "fps": 1})
+        build(Corpus(tmp_path / "out", "narrated", **SMALL | {"videos": 1, "fps": 1}))
     assert calls and not list(tmp_path.iterdir())
 
 
 def test_a_corpus_is_not_overwritten_unless_forced(tmp_path: Path) -> None:
     tiny = SMALL | {"videos": 1, "test_videos": 0, "fps": 1}
-    out = build(tmp_path / "out", "wild", **tiny)
+    out = build(Corpus(tmp_path / "out", "wild", **tiny))
     before = training_ids(out)
-    with pytest.raises(FileExistsError, match="--force"):
-        build(out, "wild", seed=9, **tiny)
+    with pytest.raises(FileExistsError, match="force=true"):
+        build(Corpus(out, "wild", seed=9, **tiny))
     assert training_ids(out) == before
-    build(out, "wild", seed=9, force=True, **tiny)
+    build(Corpus(out, "wild", seed=9, force=True, **tiny))
     assert training_ids(out) != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -337,7 +337,7 @@ def test_a_corpus_is_not_overwritten_unless_forced(tmp_path: Path) -> None:
 def test_force_never_removes_a_folder_that_is_not_a_corpus(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="not a corpus"):
-        build(tmp_path, "wild", force=True, **SMALL)
+        build(Corpus(tmp_path, "wild", force=True, **SMALL))
     assert (tmp_path / "thesis.txt").exists()
 
 
@@ -345,7 +345,7 @@ def test_force_never_removes_a_folder_that_is_not_a_corpus(tmp_path: Path) -> No
     ("wrong", "message"),
     [
         ({"style": "wlid"}, "narrated, wild"),
-        ({"videos": 0}, "videos must be at least 1, got 0"),
+        ({"videos": 0}, "videos=0 must be at least 1"),
         ({"test_videos": -1}, "test_videos"),
         ({"seed": -1}, "seed"),
         ({"size": 33}, "even"),
@@ -356,14 +356,16 @@ def test_force_never_removes_a_folder_that_is_not_a_corpus(tmp_path: Path) -> No
 )
 def test_wrong_arguments_are_refused_before_any_work(tmp_path: Path, wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build(tmp_path / "out", **{"style": "wild"} | SMALL | wrong)
+        build(Corpus(tmp_path / "out", **{"style": "wild"} | SMALL | wrong))
     assert not list(tmp_path.iterdir())
 
 
 def test_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "recipes.data.corpus", "--out", str(tmp_path / "out"), "--style", "narrated"]
-    command += ["--videos", "1", "--test-videos", "1", "--fps", "1", "--size", "32", "--workers", "1"]
+    command = [sys.executable, "-m", "recipes.data.corpus", f"out={tmp_path / 'out'}", "style=narrated", "workers=1"]
+    command += ["videos=1", "test_videos=1", "fps=1", "size=32"]
+    plan = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True)
+    assert "1 training videos" in plan.stdout and not (tmp_path / "out").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "1 training videos" in done.stdout and (tmp_path / "out" / "truth.jsonl").is_file()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 1 and again.stderr.startswith("error: ") and "--force" in again.stderr
+    assert again.returncode == 2 and again.stderr.startswith("error: ") and "force=true" in again.stderr

@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from recipes.data.corpus import debian as debian_corpus
-from recipes.data.corpus.debian import FPS, SAMPLE_RATE, SIZE, PackageError, _concept, _fit, _read_rcc, build
+from recipes.data.corpus import packages
+from recipes.data.corpus.debian import FPS, SAMPLE_RATE, SIZE, _fit, build
+from recipes.data.corpus.packages import PackageError, _concept, _read_rcc
 from recipes.data.decode import read_window
 from recipes.data.index import load_index
 from tests.recipes.media import frequency_of
@@ -92,7 +94,7 @@ def board(activity: str, *items: dict[str, str]) -> bytes:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both packages, unpacked: 6 noises, 2 spoken words, a broken picture, and 2 noises out of three resources."""
     root = tmp_path_factory.mktemp("root")
-    abcs = root / debian_corpus.QABCS
+    abcs = root / packages.QABCS
     files = {f"all/pics/misc/{word}.png": png() for word in WORDS}
     files |= {f"all/noises/{word}.ogg": sound(1 + 0.8 * number) for number, word in enumerate(WORDS)}
     files["all/noises/apple.ogg"] = sound(0.5, container="wav", codec="pcm_s16le")  # what is in a file decides
@@ -113,10 +115,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "instruments": {"instruments.js": board("instruments", lyre, deaf, lyre), "lyre.svg": SVG},
     }
     resources["explore_farm_animals"]["cow.ogg"] = resources["instruments"]["lyre.ogg"] = sound(2.5)
-    (root / debian_corpus.GCOMPRIS).mkdir(parents=True)
+    (root / packages.GCOMPRIS).mkdir(parents=True)
     for version, (name, members) in enumerate(resources.items(), 1):
         data = rcc({f"/{name}/{member}": content for member, content in members.items()}, version)
-        (root / debian_corpus.GCOMPRIS / f"{name}.rcc").write_bytes(data)
+        (root / packages.GCOMPRIS / f"{name}.rcc").write_bytes(data)
     return root
 
 
@@ -280,7 +282,7 @@ def test_a_build_that_dies_leaves_nothing(tree: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_root_without_the_packages_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match="has no usr/share/qabcs/abcs: --root must hold"):
+    with pytest.raises(PackageError, match="has no usr/share/qabcs/abcs: root= must hold"):
         build(tmp_path / "out", tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -292,7 +294,7 @@ def command(path: Path, script: str) -> None:
 
 def test_without_apt_the_error_says_what_else_one_can_do(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PackageError, match=r"apt-get and dpkg not found.*--root"):
+    with pytest.raises(PackageError, match=r"apt-get and dpkg not found.*root="):
         build(tmp_path / "out")
 
 
@@ -300,11 +302,10 @@ def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch, capsys) 
     command(tmp_path / "apt-get", 'echo "E: Unable to locate package $3" >&2; exit 100')
     command(tmp_path / "dpkg", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["debian_corpus", "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stop:
-        debian_corpus.main()
-    for part in ("run `apt-get update` first", "--root", "Unable to locate package qabcs-data"):
-        assert part in str(stop.value)
+    assert debian_corpus.main([f"out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    for part in ("run `apt-get update` first", "root=", "Unable to locate package qabcs-data"):
+        assert part in error
     assert not (tmp_path / "out").exists()
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from recipes.data import vocabulary
+from recipes.data.clips import EvalClips
 from recipes.data.held_out import limited
 from recipes.data.index import SCHEMA, captions, mapped
-from recipes.data.inputs import eval_clips
 from recipes.errors import ConfigError
 from recipes.evaluation.during_training import keep_best
 from recipes.evaluation.embedding import embed
@@ -77,7 +77,7 @@ def test_processes_share_the_clips_and_all_get_them(checkpoint) -> None:
     _, config, tokenizer, modules = restore(checkpoint)
     modules.eval()
     config.evaluate.batch_size = 4
-    clips = eval_clips(train_and_test(config).test, tokenizer, config.clip)
+    clips = EvalClips(train_and_test(config).test, tokenizer, config.clip)
     alone, halves = embed(modules, clips, config, 0), {}
 
     def run(rank: int) -> None:
@@ -88,7 +88,7 @@ def test_processes_share_the_clips_and_all_get_them(checkpoint) -> None:
     [thread.join() for thread in threads]
     for half in halves.values():
         assert half.items == alone.items and half.ids == alone.ids
-        assert all(torch.equal(a, b) for s in ("va", "vt") for a, b in zip(half.spaces[s], alone.spaces[s]))  # noqa: B905
+        assert all(torch.equal(half.vectors[name], vector) for name, vector in alone.vectors.items())
 
 
 def test_evaluations_in_between_change_nothing_and_the_best_checkpoint_stays(tiny, monkeypatch) -> None:

@@ -28,18 +28,27 @@ def foreign(folder: Path, scratch: Path, rng: object) -> None:
 
 @pytest.mark.parametrize(("use", "verdict"), [(mistaken, "failed: KeyError"), (foreign, "failed: ValueError")])
 def test_mistakes_are_failures(use, verdict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kinds.KINDS, "tables", Kind(kinds.make_tables, use))
+    monkeypatch.setitem(kinds.KINDS, "tables", Kind(kinds.nothing, use))
     assert run(Case("tables", 0, 0), tmp_path).startswith(verdict)
     with pytest.raises((KeyError, ValueError)):
         run(Case("tables", 0, 0), tmp_path, raises=True)
 
 
 def test_the_command_counts_and_repeats(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--what", "manifests", "--cases", "20", "--workers", "1"]) == 0
+    assert main(["what=[manifests]", "cases=20", "workers=1"]) == 0
     assert "manifests: 20 cases; " in capsys.readouterr().out
-    assert main(["--what", "manifests", "--only", "7"]) == 0
+    assert main(["what=[manifests]", "only=7"]) == 0
     assert capsys.readouterr().out.startswith("manifests 7: ")
+    assert main(["what=[nothing]"]) == 2
+
+
+def test_what_only_a_config_error_may_refuse_is_held_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(kind, path, overrides):
+        raise ValueError("in the loader's own words, and still no ConfigError")
+
+    monkeypatch.setattr(kinds.keys, "load", careless)
+    assert run(Case("configurations", 0, 0), tmp_path).startswith("failed: AssertionError: no ConfigError")
 
 
 def test_nothing_is_begun_after_the_time(tmp_path: Path) -> None:
-    assert not fuzz("manifests", range(5), 0, 1, tmp_path, until=0.0)
+    assert not fuzz("manifests", [Case("manifests", 0, 0)], 1, tmp_path, until=0.0)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from recipes.data.clips import Skipped
+from recipes.data.skipped import SkippedClips
 from recipes.files import jsonl, write_atomically
 from recipes.pretrain import TrainingError, pretrain
 from recipes.progress import progress_bar
 from recipes.training import bad_steps, checkpoint, journal, metrics
 from recipes.training.journal import Clock, peak_memory
 from recipes.training.metrics import Metrics
-from recipes.training.skipped import SkippedClips
 from recipes.training.step import widest
 
 

@@ -1,4 +1,4 @@
-"""The recipes are layers: a module imports its own layer's folder and what lies below it, wherever the import stands."""
+"""The recipes are layers: a module imports its own folder and what lies below it, wherever the import stands."""
 
 import ast
 from pathlib import Path

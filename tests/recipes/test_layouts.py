@@ -347,5 +347,7 @@ def test_howto100m_without_files(tmp_path: Path) -> None:
         load_index(root)
     (root / "HowTo100M_v1.csv").write_text("id,rank\nabc,1\n")
     (root / "raw_caption.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"HowTo100M_v1\.csv, line 1: expected the column video_id"):
+    with pytest.raises(
+        ValueError, match=r"HowTo100M_v1\.csv, line 1: expected the columns video_id; there is no video_id"
+    ):
         load_index(root)

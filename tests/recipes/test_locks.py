@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.data import pack
-from recipes.data.corpus import build
+from recipes.data.corpus import Corpus, build
 from recipes.data.corpus import debian as debian_corpus
 from recipes.errors import ConfigError
 from recipes.files import folders, locks
@@ -66,13 +66,13 @@ def test_a_folder_is_built_by_one_process_at_a_time(corpus, tmp_path):
     out = tmp_path / "corpus"
     with locks.hold(out):
         for work in (
-            lambda: build(out, "narrated", videos=2, test_videos=1, workers=1),
-            lambda: build(out, "narrated", videos=2, test_videos=1, workers=1, force=True),
+            lambda: build(Corpus(out, "narrated", videos=2, test_videos=1, workers=1)),
+            lambda: build(Corpus(out, "narrated", videos=2, test_videos=1, workers=1, force=True)),
             lambda: debian_corpus.build(out, root=tmp_path),
         ):
             with pytest.raises(locks.Held):
                 work()
-        assert pack.main(["--data", str(corpus), "--out", str(out)]) == 2
+        assert pack.main([f"data={corpus}", f"out={out}"]) == 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ import torch
 from recipes import pretrain as recipe
 from recipes.data.clips import EvalClips, TrainClips, collate
 from recipes.data.loader import train_loader
+from recipes.data.skipped import SKIPPED
 from recipes.errors import ConfigError, DataError, Interrupted
 from recipes.evaluate import main as evaluate_main
 from recipes.evaluation import during_training as evaluation
@@ -29,7 +30,6 @@ from recipes.splits import train_and_test
 from recipes.training import checkpoint, dynamics, metrics
 from recipes.training.processes import Processes
 from recipes.training.setup import step_options
-from recipes.training.skipped import SKIPPED
 from recipes.training.step import Learner, idle_step, too_few, train_step
 from tests.recipes import media
 from tests.recipes.conftest import DEMO, TIMES, TINY
@@ -115,7 +115,7 @@ def test_sigterm_ends_a_wait_for_a_clip(tiny, monkeypatch):
         Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
         return Several(index, hang)
 
-    monkeypatch.setattr(recipe, "train_clips", clips)
+    monkeypatch.setattr(recipe, "TrainClips", clips)
     with pytest.raises(Interrupted, match="SIGTERM at step 0"):
         pretrain(tiny("run.name=waiting"))
 
@@ -127,7 +127,7 @@ def test_a_clip_that_ends_its_worker_is_counted_and_listed(tiny, monkeypatch):
         return faulty
 
     config = tiny("run.name=faulty")
-    monkeypatch.setattr(recipe, "train_clips", clips)
+    monkeypatch.setattr(recipe, "TrainClips", clips)
     pretrain(config)
     (listed,) = jsonl.read_rows(config.folder / SKIPPED)
     assert "its worker died twice while reading it (signal 11" in listed["reason"]
@@ -256,10 +256,10 @@ def test_an_evaluated_checkpoint_gives_the_figures_of_its_run(tiny, tmp_path, ca
     config = tiny("train.steps=2")
     results = pretrain(config)
     out = tmp_path / "results.json"
-    assert evaluate_main(["retrieval", "--checkpoint", str(config.folder), "--out", str(out)]) == 0
+    assert evaluate_main(["retrieval", f"checkpoint={config.folder}", f"out={out}"]) == 0
     assert json.loads(out.read_text())["figures"].items() > results["trained"].items()
     assert "| video->text |" in out.with_suffix(".md").read_text()
-    assert evaluate_main(["retrieval", "--checkpoint", str(tmp_path / "nothing")]) == 2
+    assert evaluate_main(["retrieval", f"checkpoint={tmp_path / 'nothing'}"]) == 2
     assert "no checkpoint here" in capsys.readouterr().err
 
 

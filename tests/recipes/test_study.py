@@ -1,4 +1,4 @@
-"""The study: noise whose truth is known, rules of the literature, tables that can be resumed and reproduced."""
+"""The study: noise with known truth, rules of the literature, tables that can be resumed and reproduced."""
 
 import csv
 import math
@@ -13,21 +13,22 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.mixture import GaussianMixture
 
-from recipes.config import CorpusConfig
-from recipes.data.clips import ClipFormat
+from recipes import keys
+from recipes.config import ClipFormat, CorpusConfig, TrainConfig
 from recipes.model.build import INPUTS
 from recipes.research.study import command as study
-from recipes.research.study import config, features, media, noise, summary, table, train
+from recipes.research.study import features, media, noise, summary, table
+from recipes.research.study.config import StudyConfig
 from recipes.research.study.mixture import mixture
 from recipes.research.study.rince import DENSITY, Q, rince
-from recipes.research.study.rules import RULES, Context
+from recipes.research.study.rules import RULES
 
 WORLD = features.world(96, 48, seed=0)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(noise.KINDS), st.floats(0, 1), st.integers(0, 1000))
-def test_noise_is_of_its_kind_and_tells_the_truth(kind, share, seed):
+def test_noise_is_of_its_kind_and_comes_with_the_truth(kind, share, seed):
     clean, rare = WORLD.train, WORLD.rare
     clips, aligned = noise.corrupt(clean, kind, share, rare, seed)
     hurt = ~aligned[:, 0 if kind in ("sound", "silence") else 1]
@@ -45,12 +46,12 @@ def test_noise_is_of_its_kind_and_tells_the_truth(kind, share, seed):
         assert int(hurt.sum()) == round(share * possible)
     owner = {tuple(text.flatten().tolist()): n for n, text in enumerate(clean.text)}
     for n in hurt.nonzero()[:, 0].tolist() if "text" in kind else ():
-        of = owner[tuple(clips.text[n].flatten().tolist())]
-        same_category = clean.category[of] == clean.category[n]
+        donor = owner[tuple(clips.text[n].flatten().tolist())]
+        same_category = clean.category[donor] == clean.category[n]
         if kind == "similar_text":
-            assert same_category and clean.concept[of] != clean.concept[n]
+            assert same_category and clean.concept[donor] != clean.concept[n]
         elif kind == "shifted_text":
-            assert clean.recording[of] == clean.recording[n]
+            assert clean.recording[donor] == clean.recording[n]
         else:
             assert not same_category
     if kind == "text_not_of_rare":
@@ -65,7 +66,7 @@ def test_an_unknown_kind_is_refused():
 def test_a_world_of_features_is_a_function_of_its_seed():
     again, other = features.world(96, 48, seed=0), features.world(96, 48, seed=1)
     assert torch.equal(again.train.video, WORLD.train.video) and not torch.equal(other.train.video, WORLD.train.video)
-    assert WORLD.rare.sum() == 12 and int(WORLD.train.text.max()) < WORLD.words
+    assert WORLD.rare.sum() == 12 and int(WORLD.train.text.max()) < WORLD.vocabulary
     counts = torch.bincount(WORLD.train.concept, minlength=48)
     assert counts[WORLD.rare].max() <= counts[~WORLD.rare].min()
 
@@ -77,9 +78,9 @@ def test_rince_is_its_formula():
     fits[0, 3] = True
     s = (torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(keys).T / 0.5).numpy()
     expected = np.zeros(5)
-    for of, allowed in ((s, ~fits.numpy()), (s.T, ~fits.numpy().T)):  # keys of a query, queries of a key
+    for logits, negative in ((s, ~fits.numpy()), (s.T, ~fits.numpy().T)):  # keys of a query, queries of a key
         for b in range(5):
-            total = math.exp(s[b, b]) + np.exp(of[b][allowed[b]]).sum()
+            total = math.exp(s[b, b]) + np.exp(logits[b][negative[b]]).sum()
             expected[b] += (-math.exp(Q * s[b, b]) / Q + (DENSITY * total) ** Q / Q) / 2
     np.testing.assert_allclose(rince(queries, keys, 0.5, fits).numpy(), expected, rtol=1e-12)
 
@@ -109,15 +110,9 @@ def test_a_clip_without_a_loss_yet_is_not_weighed_down():
 
 def test_the_oracle_weighs_with_the_truth():
     aligned = torch.tensor([[True, False], [True, True], [False, True]])
-    rule = RULES["oracle"].transform(Context(3, 10, 2, aligned))
+    rule = RULES["oracle"].transform(TrainConfig(), noise.Noisy(WORLD.train, aligned))
     weights, _ = rule.update(torch.eye(2).expand(2, 2, 2), rule.init(), ids=torch.tensor([2, 0]))
     assert weights.tolist() == [[0, 1], [1, 0]]
-
-
-def test_the_batches_of_an_epoch_are_all_clips_once():
-    options = train.Settings(steps=9, batch_size=3)
-    rows = list(train.batches(9, options, seed=0))
-    assert [sorted(torch.cat(rows[i : i + 3]).tolist()) for i in (0, 3, 6)] == [list(range(9))] * 3
 
 
 STUDY = {
@@ -129,7 +124,8 @@ STUDY = {
             "clip": {"inputs": "features", "frames": 1, "fps": 1, "narrations": 1, "words": 5},
             "model": {"word_width": 8, "drop_token": 0.0, "dropout": 0.0},
             "objective": {"audio_space": 8, "text_space": 8, "temperature": 0.1, "symmetric": True},
-            "train": {"steps": 4, "batch_size": 16, "warmup": 1, "evaluate_every": 2},
+            "train": {"steps": 4, "batch_size": 16, "warmup": 1},
+            "evaluate_every": 2,
         }
     },
     "cells": {
@@ -148,29 +144,29 @@ def test_every_rule_takes_steps(tmp_path):
     """The whole way through the command line."""
     one = STUDY | {"seeds": [0], "cells": {"center": {"world": "features", "rules": list(RULES)}}}
     path = written(tmp_path / "study.yaml", one)
-    assert study.main(["--config", str(path), "--out", str(tmp_path)]) == 0
-    lines = {line["rule"]: line for line in table.read(tmp_path / table.RUNS)}
+    assert study.main(["--config", str(path), f"out={tmp_path}"]) == 0
+    lines = {line["rule"]: line for line in table.read_lines(tmp_path / table.RUNS)}
     assert lines.keys() == RULES.keys()
     assert all(0 <= float(line["text R@10"]) <= 1 and float(line["kept vt"]) > 0 for line in lines.values())
     assert float(lines["oracle"]["kept aligned vt"]) == 1 and float(lines["baseline"]["kept vt"]) == 1
-    assert all((line["cosine"] != "") == (RULES[rule].gram is not None) for rule, line in lines.items())
+    assert all((line["cosine"] != "") == (RULES[rule].weigh == "gradients") for rule, line in lines.items())
     assert (tmp_path / "rules.png").stat().st_size > 10_000
 
 
 def test_a_study_goes_on_where_it_stopped_and_its_rows_can_be_run_again(tmp_path, capsys):
-    path, out = written(tmp_path / "study.yaml", STUDY), ["--out", str(tmp_path)]
-    command = ["--config", str(path), *out]
-    assert study.main([*command, "--part", "1/2"]) == 0
-    half = table.read(tmp_path / table.RUNS)
+    command = ["--config", str(written(tmp_path / "study.yaml", STUDY)), f"out={tmp_path}"]
+    assert study.main([*command, "--dry-run"]) == 0 and "12 runs" in capsys.readouterr().out
+    assert study.main([*command, "part=1/2"]) == 0
+    half = table.read_lines(tmp_path / table.RUNS)
     assert len(half) == 6
     assert study.main(command) == 0
-    lines = table.read(tmp_path / table.RUNS)
-    assert lines[:6] == half and len({table.row_of(line) for line in lines}) == len(lines) == 12
-    assert len(table.read(tmp_path / table.CURVES)) == 24
+    lines = table.read_lines(tmp_path / table.RUNS)
+    assert lines[:6] == half and len({table.Row.of_line(line) for line in lines}) == len(lines) == 12
+    assert len(table.read_lines(tmp_path / table.CURVES)) == 24
     tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert "## clean" in tables and "| cross_check |" in tables and "nan" not in tables
 
-    assert study.main([*command, "--row", "center/cross_check/1"]) == 0
+    assert study.main([*command, "row=center/cross_check/1"]) == 0
     assert "the same numbers" in capsys.readouterr().out
     for line in lines:
         line["text R@10"] = "0.123"
@@ -178,48 +174,68 @@ def test_a_study_goes_on_where_it_stopped_and_its_rows_can_be_run_again(tmp_path
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
-    assert study.main([*command, "--row", "center/cross_check/1"]) == 1
+    assert study.main([*command, "row=center/cross_check/1"]) == 1
     assert "text R@10: 0.123 in the table" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "fog"}, "cells.center.kind='fog'"),
+        ({"kind": "fog"}, "'cells.center.kind': Invalid value 'fog', expected one of ['text', "),
         ({"rules": ["magic"]}, "'magic' is not one of"),
         ({"world": "mars"}, "cells.center.world='mars'"),
-        ({"share": 1.5}, "share=1.5 must be"),
-        ({"colour": 1}, "colour"),
+        ({"share": 1.5}, "cells.center.share=1.5 must be"),
+        ({"colour": 1}, "cells.center.colour"),
     ],
 )
-def test_a_wrong_study_fails_before_any_work(tmp_path, capsys, change, message):
+def test_a_wrong_cell_fails_before_any_work(tmp_path, capsys, change, message):
     center = STUDY["cells"]["center"] | change
     path = written(tmp_path / "study.yaml", STUDY | {"cells": {"center": center}})
-    assert study.main(["--config", str(path), "--out", str(tmp_path)]) == 2
+    assert study.main(["--config", str(path), f"out={tmp_path}"]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / table.RUNS).exists()
 
 
-@pytest.mark.parametrize("row", ["center/baseline", "moon/baseline/0"])
-def test_a_row_that_is_not_there_is_said(tmp_path, capsys, row):
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("row=center/baseline", "expected CELL/RULE/SEED"),
+        ("row=moon/baseline/0", "row=moon/baseline/0: the study has no such run; its cells are center, clean"),
+        ("row=clean/mgda/0", "row=clean/mgda/0: the study has no such run"),
+        ("worlds.features.train.ema=0.9", "worlds.features.train.ema=0.9 has no effect"),
+        ("worlds.features.source=media", "worlds.features.clip.inputs=features: source=media needs raw"),
+        *(
+            (f"part={part}", "expected i/n with i from 1 to n")
+            for part in ("3/2", "0/2", "1", "1/0", "-1/2", "a/b", "1/2/3")
+        ),
+        ("part=", "it has no value"),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_words(tmp_path, capsys, argument, message):
     path = written(tmp_path / "study.yaml", STUDY)
-    assert study.main(["--config", str(path), "--row", row]) == 2
-    assert row in capsys.readouterr().err
+    assert study.main(["--config", str(path), f"out={tmp_path}", argument]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / table.RUNS).exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_study(tmp_path, capsys):
+    path = written(tmp_path / "study.yaml", STUDY)
+    assert study.main(["--config", str(path), f"out={tmp_path}", "worlds.features.train.lr=1e30"]) == 2
+    assert "not finite; lower train.lr" in capsys.readouterr().err
 
 
 def test_the_study_of_the_repository_can_be_run():
-    loaded = config.load(Path("recipes/configs/study.yaml"))
+    loaded = keys.load(StudyConfig, Path("recipes/configs/study.yaml"))
     assert len(loaded.seeds) >= 5 and {"baseline", "oracle"} <= set(loaded.cells["center"].rules)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8))
 def test_differences_are_those_of_a_paired_t_test(pairs):
     rule, baseline = ({seed: pair[i] for seed, pair in enumerate(pairs)} for i in (0, 1))
-    found = summary.pair(rule, baseline, {})
+    result = summary.compare(rule, baseline, {})
     differences = [a - b for a, b in pairs]
     if np.ptp(differences) > 1e-6:
         expected = stats.ttest_rel(*zip(*pairs, strict=True)).confidence_interval(0.95)
-        assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-9)
-    assert found.difference == pytest.approx(np.mean(differences)) and math.isnan(found.recovered)
+        assert (result.low, result.high) == pytest.approx(tuple(expected), abs=1e-9)
+    assert result.difference == pytest.approx(np.mean(differences)) and math.isnan(result.recovered)
 
 
 def test_at_equal_compute_a_dearer_rule_is_stopped_earlier():
@@ -229,11 +245,13 @@ def test_at_equal_compute_a_dearer_rule_is_stopped_earlier():
     runs = lines("baseline", 10, 0.2) + lines("oracle", 10, 0.6) + lines("dear", 20, 0.8)
     curves = [
         {"cell": "c", "rule": "dear", "seed": s, "step": str(k), "x": str(x)}
-        for s in "01" for k, x in ((50, 0.3), (100, 0.8))
-    ]  # fmt: skip
-    found = summary.at_equal_compute(runs, curves, "c", "dear", "x")
-    assert summary.cost(runs, "c", "dear") == 2
-    assert found.mean == pytest.approx(0.3) and found.difference == pytest.approx(0.1)
+        for s in "01"
+        for k, x in ((50, 0.3), (100, 0.8))
+    ]
+    results = summary.Results(runs, curves)
+    stopped = results.at_equal_compute("c", "dear", "x")
+    assert results.cost("c", "dear") == 2
+    assert stopped.mean == pytest.approx(0.3) and stopped.difference == pytest.approx(0.1)
 
 
 def test_a_world_of_media_is_real_clips_that_belong_together(tmp_path):
@@ -244,10 +262,3 @@ def test_a_world_of_media_is_real_clips_that_belong_together(tmp_path):
     assert batch.keys() == set(INPUTS) and len(world.train) <= 5 and len(world.test) == 3
     assert batch["video"].shape == (2, 4, 32, 32, 3) and batch["audio"].abs().max() > 0
     assert world.train.concept.max() < len(world.rare) and world.train.text.any(-1).all()
-
-
-@pytest.mark.parametrize("part", ["3/2", "0/2", "1", "1/0", "-1/2", "a/b", "1/2/3", ""])
-def test_a_part_is_one_of_those_there_are(part, tmp_path, capsys):
-    path = written(tmp_path / "study.yaml", STUDY)
-    assert study.main(["--config", str(path), "--out", str(tmp_path), f"--part={part}"]) == 2
-    assert "expected i/n with i from 1 to n" in capsys.readouterr().err

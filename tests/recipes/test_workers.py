@@ -22,9 +22,9 @@ from recipes.data.clips import Clip, NarratedClips, Skipped, TrainClips, collate
 from recipes.data.index import load_index
 from recipes.data.loader import list_loader, train_loader
 from recipes.data.sampler import BatchSampler, Source
+from recipes.data.skipped import SKIPPED
 from recipes.data.workers import Loader, WorkerError, bytes_of, guarded
 from recipes.training import checkpoint, metrics
-from recipes.training.skipped import SKIPPED
 from recipes.training.step import train_step
 from tests.recipes import media
 from tests.recipes.conftest import TIMES

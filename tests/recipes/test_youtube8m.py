@@ -10,15 +10,14 @@ import pytest
 from recipes import config as configuration
 from recipes.data import vocabulary
 from recipes.data.augment import AugmentConfig
-from recipes.data.clips import ClipFormat, Skipped, collate
+from recipes.data.clips import ClipFormat, EvalClips, Skipped, TrainClips, collate
 from recipes.data.decode import BrokenClip
-from recipes.data.features import EvalFeatures, TrainFeatures
 from recipes.data.index import load_index
 from recipes.data.layouts.youtube8m import read_features
 from recipes.errors import ConfigError
 from recipes.evaluate import main as evaluate
 from recipes.pretrain import pretrain
-from recipes.score import score
+from recipes.score import ScoreKeys, prepare
 from recipes.training import metrics
 from tests.recipes import media, shards
 from tests.recipes.conftest import DEMO, TINY
@@ -71,7 +70,7 @@ def test_what_is_corrupt_or_truncated_is_skipped_and_the_rest_read(tmp_path: Pat
     with pytest.warns(UserWarning, match=r"train00\.tfrecord: truncated: .*; the rest of this shard is left out"):
         index = load_index(tmp_path)
     assert index["id"][:] == ["id0", "id1", "id2"]
-    clips = [TrainFeatures(index, vocabulary.build([]), FMT, 0, AugmentConfig())[(0, i)] for i in range(3)]
+    clips = [TrainClips(index, vocabulary.build([]), FMT, 0, AugmentConfig())[(0, i)] for i in range(3)]
     assert isinstance(clips[1], Skipped) and "do not match their checksum" in clips[1].reason
     assert [clip.id for clip in clips] == ["id0", "id1", "id2"]
 
@@ -105,7 +104,7 @@ def test_windows_of_features(tmp_path: Path) -> None:
     short, long = video(2), video(20)
     shards.write(tmp_path / "train.tfrecord", shards.example("long", *long), shards.example("short", *short))
     index = load_index(tmp_path)
-    clips = TrainFeatures(index, vocabulary.build([]), FMT, 0, AugmentConfig())
+    clips = TrainClips(index, vocabulary.build([]), FMT, 0, AugmentConfig())
     starts = set()
     for epoch in range(200):
         clip = clips[(epoch, 0)]
@@ -116,7 +115,7 @@ def test_windows_of_features(tmp_path: Path) -> None:
     batch = collate([clips[(0, 0)], clips[(0, 1)]])
     assert batch["video"].shape == (2, 4, 1024) and batch["audio"].shape == (2, 4, 128)
     assert batch["text_valid"].shape == (2, 2) and not batch["text_valid"].any() and batch["audio_valid"].all()
-    held_out = EvalFeatures(index, vocabulary.build([]), FMT)
+    held_out = EvalClips(index, vocabulary.build([]), FMT)
     assert [held_out[i, 0].start for i in range(2)] == [8, 0]
 
 
@@ -139,9 +138,9 @@ def test_a_run_on_features_alone(tmp_path: Path) -> None:
     assert list(results["trained"]) == ["audio->video"] and results["trained"]["audio->video"]["pairs"] == 4
     assert all(row["loss_va"] > 0 and row["loss_vt"] == 0 for row in metrics.read(config.folder))
     assert (config.folder / "report.html").is_file()
-    assert evaluate(["retrieval", "--checkpoint", str(config.folder)]) == 0
+    assert evaluate(["retrieval", f"checkpoint={config.folder}"]) == 0
     with pytest.raises(ConfigError, match="only clips of raw media can be scored"):
-        score(config.folder, tmp_path / "scored")
+        prepare(ScoreKeys(checkpoint=config.folder, out=tmp_path / "scored"))
 
 
 def test_a_run_on_features_with_texts_by_id(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 `plan` decides what happens in a video, `scene` and `sound` render it, `write` encodes it, `layout` builds the folder.
 """
 
-from .layout import build
-from .plan import STYLES, plan_video
+from recipes.data.corpus.layout import Corpus, build
+from recipes.data.corpus.plan import STYLES, plan_video
 
-__all__ = ["STYLES", "build", "plan_video"]
+__all__ = ["STYLES", "Corpus", "build", "plan_video"]

@@ -1,31 +1,28 @@
-"""Command line: `python -m recipes.data.corpus --out DIR --style wild --seed 0`."""
+"""Build the procedural corpus: moving objects, their sounds, and narrations that belong to them or do not.
 
-import argparse
-import sys
-from pathlib import Path
+python -m recipes.data.corpus out=corpora/mine style=wild seed=1
+"""
 
-from .layout import build
-from .plan import STYLES
+from recipes import cli
+from recipes.cli import Command
+from recipes.data.corpus.folder import megabytes
+from recipes.data.corpus.layout import Corpus, build, check_out, summary
 
 
-def main() -> None:
-    """Build the corpus that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.data.corpus", description="Build the procedural corpus.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to create")
-    parser.add_argument("--style", choices=sorted(STYLES), required=True)
-    parser.add_argument("--videos", type=int, default=320, help="training videos (default: %(default)s)")
-    parser.add_argument("--test-videos", type=int, default=60, help="held-out videos (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=96, help="pixels (default: %(default)s)")
-    parser.add_argument("--fps", type=int, default=10, help="frames per second (default: %(default)s)")
-    parser.add_argument("--sample-rate", type=int, default=16000, help="of the sound (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
-    parser.add_argument("--force", action="store_true", help="replace a corpus that is already there")
-    try:
-        build(**vars(parser.parse_args()))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def run(corpus: Corpus) -> None:
+    """Build the corpus, and say what it holds."""
+    folder = build(corpus)
+    print(f"{summary(corpus)}, {megabytes(folder):.0f} MB")
 
+
+def plan(corpus: Corpus) -> str:
+    """Check where it is to be put, and say what it would hold."""
+    check_out(corpus)
+    return summary(corpus)
+
+
+COMMAND = Command("recipes.data.corpus", __doc__, Corpus, run, plan)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    main()
+    cli.exit(main)

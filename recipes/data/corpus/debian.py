@@ -1,29 +1,21 @@
-"""Builds a small real corpus from two Debian packages, qabcs-data and gcompris-qt-data; nothing gets installed.
+"""Build a small real corpus from two Debian packages, qabcs-data and gcompris-qt-data; nothing gets installed.
 
-`python -m recipes.data.corpus.debian --out corpora/debian`. Pictures, sounds and texts are the packages' own; a slow
-pan and zoom makes a video of each picture. Needs pillow, and cairosvg for drawings (without it they are skipped).
+python -m recipes.data.corpus.debian out=corpora/debian
+
+Pictures, sounds and texts are the packages' own; a slow pan and zoom makes a video of each picture. Needs pillow, and
+cairosvg for drawings: without it they are skipped.
 """
 
-import argparse
 import hashlib
 import io
-import json
-import os
-import re
-import shutil
-import struct
-import subprocess
-import sys
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,47 +23,34 @@ import av
 import numpy as np
 from PIL import Image
 
+from recipes import cli
+from recipes.cli import Command
+from recipes.data.corpus.folder import megabytes, render_all, whole_folder
+from recipes.data.corpus.packages import PACKAGES, Entry, PackageError, check_root, download, read_entries
 from recipes.data.corpus.write import write_mp4
-from recipes.files import locks
-from recipes.progress import progress_bar
+from recipes.files import jsonl, locks
+from recipes.keys import key
 
-QABCS, GCOMPRIS = "usr/share/qabcs/abcs", "usr/share/gcompris-qt/rcc"
-PACKAGES = {"qabcs-data": QABCS, "gcompris-qt-data": GCOMPRIS}
 LICENSES = {  # file by file: usr/share/doc/<package>/copyright
     "qabcs": "GPL-3+; a few pictures CC0 or public domain",
     "gcompris": "GPL-3+; media also Creative Commons or public domain",
 }
-ACTIVITIES = {"explore_farm_animals": "animals", "explore_world_music": "music", "instruments": "instrument"}
 SIZE, FPS, SAMPLE_RATE = 112, 10, 16_000  # pixels, frames and samples per second
 SHORTEST, LONGEST = 2.0, 4.0  # seconds of a clip
 TEST_TENTHS = 5  # tenths of the concepts that are held out
-
-
-class PackageError(Exception):
-    """The packages cannot be had, or are not what is expected."""
 
 
 class BrokenMedia(Exception):
     """A picture or a sound that cannot be used; the message says why."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One picture with one sound and a text; `picture` and `sound` are the bytes of their files."""
+@dataclass
+class DebianCorpus:
+    """The keys of the command."""
 
-    id: str
-    text: str
-    concept: str
-    category: str
-    kind: str  # "noise": the sound of the thing, or "speech": its name, spoken
-    source: str
-    picture: bytes
-    sound: bytes
-
-    @property
-    def split(self) -> str:
-        digest = hashlib.sha1(self.concept.encode()).hexdigest()
-        return "test" if int(digest[:8], 16) % 10 < TEST_TENTHS else "train"
+    out: Path = key(meaning="folder to create")
+    root: Path | None = key(None, "an unpacked package tree, / where they are installed; null: download them")
+    workers: int | None = key(None, "processes; null: as many as there are cores; 1: this one", least=1, most=1024)
 
 
 def build(out: Path, root: Path | None = None, workers: int | None = None) -> Path:
@@ -83,8 +62,8 @@ def build(out: Path, root: Path | None = None, workers: int | None = None) -> Pa
 
     Args:
         out: folder to create.
-        root: folder the packages were unpacked in, `/` where they are installed; default: download them.
-        workers: processes; default all cores, 1 works in this process.
+        root: folder the packages were unpacked in, `/` where they are installed; None: download them.
+        workers: processes; None: all cores, 1: this process.
 
     Returns:
         `out`.
@@ -95,43 +74,29 @@ def build(out: Path, root: Path | None = None, workers: int | None = None) -> Pa
         PackageError: the packages cannot be downloaded, are not under `root`, or nothing in them can be used.
         OSError: a file of the packages is missing, or the disk is full.
     """
-    out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; choose another folder or remove it")
-    with locks.hold(out):
-        return _build(out, root, workers)
-
-
-def _build(out: Path, root: Path | None, workers: int | None) -> Path:
-    if root is None:
-        with tempfile.TemporaryDirectory(prefix="debian-corpus-") as folder:
-            _download(Path(folder))
-            return _build(out, Path(folder), workers)
-    for package, folder in PACKAGES.items():
-        if not (Path(root) / folder).is_dir():
-            raise PackageError(f"{root} has no {folder}: --root must hold the unpacked package {package}")
-    entries = [*_read_qabcs(Path(root) / QABCS), *_read_gcompris(Path(root) / GCOMPRIS)]
-    partial_out = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial_out, ignore_errors=True)  # of a build that was killed
-    try:
-        (partial_out / "videos").mkdir(parents=True)
-        results = _render_all(entries, partial_out, workers or os.cpu_count() or 1)
-        rows = [result for result in results if isinstance(result, dict)]
-        _report([(entry.id, why) for entry, why in zip(entries, results, strict=True) if isinstance(why, str)])
-        if not rows:
-            raise PackageError(f"none of the {len(entries)} clips under {root} can be made")
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (partial_out / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")
-        os.replace(partial_out, out)
-    finally:
-        shutil.rmtree(partial_out, ignore_errors=True)
+    _check_out(out)
+    with locks.hold(out), tempfile.TemporaryDirectory(prefix="debian-corpus-") as unpacked:
+        if root is None:
+            download(Path(unpacked))
+        entries = read_entries(root or Path(unpacked))
+        with whole_folder(out) as folder:
+            results = render_all(partial(_render, folder=folder), entries, workers, "clip")
+            rows = [result for result in results if isinstance(result, dict)]
+            _report([(entry.id, why) for entry, why in zip(entries, results, strict=True) if isinstance(why, str)])
+            if not rows:
+                raise PackageError(f"none of the {len(entries)} clips under {root or unpacked} can be made")
+            (folder / "manifest.jsonl").write_text(jsonl.as_text(rows), encoding="utf-8")
     count = Counter(value for row in rows for value in (row["split"], f"{row['source']} {row['kind']}"))
-    megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     print(
         f"{out}: {len(rows)} clips ({', '.join(f'{name}: {number}' for name, number in sorted(count.items()))}), "
-        f"{len(entries) - len(rows)} skipped, {sum(row['seconds'] for row in rows):.0f} s, {megabytes:.1f} MB"
+        f"{len(entries) - len(rows)} skipped, {sum(row['seconds'] for row in rows):.0f} s, {megabytes(out):.1f} MB"
     )
     return out
+
+
+def _check_out(out: Path) -> None:
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; choose another folder or remove it")
 
 
 def _report(skipped: list[tuple[str, str]]) -> None:
@@ -141,110 +106,10 @@ def _report(skipped: list[tuple[str, str]]) -> None:
         print(f"skipped {number}: {why}: {', '.join(ids[:5])}{', ...' if number > 5 else ''}")
 
 
-# packages
-
-
-def _download(folder: Path) -> None:
-    """Download the packages and unpack them into a folder."""
-    by_hand = f"point --root at an unpacked package tree (of {' and '.join(PACKAGES)})"
-    missing = [tool for tool in ("apt-get", "dpkg") if not shutil.which(tool)]
-    if missing:
-        raise PackageError(f"{' and '.join(missing)} not found: run this on Debian or Ubuntu, or {by_hand}")
-    print(f"downloading {' and '.join(PACKAGES)} (78 MB)", flush=True)
-    _run(["apt-get", "download", "-q", *PACKAGES], folder, f"run `apt-get update` first, or {by_hand}")
-    for archive in sorted(folder.glob("*.deb")):
-        _run(["dpkg", "-x", archive.name, "."], folder, f"is the disk full? Try again, or {by_hand}")
-
-
-def _run(command: list[str], folder: Path, advice: str) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise PackageError(f"`{' '.join(command)}` failed; {advice}. It said:\n{done.stderr.strip()}")
-
-
-def _read_qabcs(base: Path) -> Iterator[Entry]:
-    """The entries of an alphabet book: each picture with its noise, and with each recording of its English name."""
-    words = _words(base / "en" / "abc1.properties") | _words(base / "en" / "abc2.properties")
-    for picture in sorted(base.glob("all/pics/*/*.png")):
-        stem, category = picture.stem, picture.parent.name
-        text = words.get(stem, stem.replace("_", " "))
-        sounds = {
-            "noise": base / "all" / "noises" / f"{stem}.ogg",
-            "speech-en": base / "en" / "sounds" / "words" / f"{stem}.ogg",
-            "speech-en_gb": base / "en_gb" / "sounds" / "words" / f"{stem}.ogg",
-        }
-        for name, sound in sounds.items():
-            if sound.is_file():
-                id, kind = f"qabcs-{category}-{stem}-{name}", name.split("-")[0]
-                media = picture.read_bytes(), sound.read_bytes()
-                yield Entry(id, text, _concept(text), category, kind, "qabcs", *media)
-
-
-def _words(table: Path) -> dict[str, str]:
-    """From pictures to words: lines such as `animals:b=brown bear==brown_bear=brown_bear`."""
-    rows = (line.split("=") for line in table.read_text(encoding="utf-8").splitlines())
-    return {fields[3].strip(): fields[1].strip() for fields in rows if len(fields) > 3}
-
-
-def _read_gcompris(base: Path) -> Iterator[Entry]:
-    """The entries of three activities: objects with an image, a text and a sound in their QML and JavaScript files."""
-    for activity, category in ACTIVITIES.items():
-        files, seen = _read_rcc(base / f"{activity}.rcc"), set()
-        sources = (data.decode("utf-8") for name, data in sorted(files.items()) if name.endswith((".qml", ".js")))
-        for block in chain.from_iterable(re.findall(r"\{[^{}]*\}", source) for source in sources):
-            fields = dict(re.findall(r'"(\w+)"\s*:\s*[^"\n]*"([^"\n]*)"', block))
-            image = fields.get("image2", fields.get("image", "")).removeprefix("qrc:")  # image2 is the photograph
-            audio = fields.get("audio", "").removeprefix("qrc:").replace(".$CA", ".ogg")  # $CA: the codec's ending
-            if "text" not in fields or image not in files or audio not in files or audio in seen:
-                continue
-            seen.add(audio)
-            text = fields["text"].removeprefix("Find ")
-            id, concept = f"gcompris-{activity}-{Path(audio).stem}-noise", _concept(fields.get("title", text))
-            yield Entry(id, text, concept, category, "noise", "gcompris", files[image], files[audio])
-
-
-def _read_rcc(path: Path) -> dict[str, bytes]:
-    """The files in a Qt binary resource, by path; those compressed with zstd (no sound, no table) are left out."""
-    data = path.read_bytes()
-    try:
-        magic, version, tree, contents, names = struct.unpack_from(">4s4I", data)
-        if magic != b"qres" or version not in (1, 2, 3):
-            raise ValueError
-        node_size = 14 if version == 1 else 22  # since version 2 a node ends in a date
-
-        def walk(node: int, folder: str) -> Iterator[tuple[str, bytes]]:
-            name, flags, first, second = struct.unpack_from(">IHII", data, tree + node * node_size)
-            length = struct.unpack_from(">H", data, names + name)[0]
-            title = data[names + name + 6 : names + name + 6 + 2 * length].decode("utf-16-be")
-            place = f"{folder}/{title}" if node else ""  # the root has no name
-            if flags & 2:  # a folder of `first` nodes, from node `second` on
-                for child in range(second, second + first):
-                    yield from walk(child, place)
-            elif not flags & 4:  # 4: zstd
-                start = contents + second + 4
-                content = data[start : start + struct.unpack_from(">I", data, start - 4)[0]]
-                yield place, zlib.decompress(content[4:]) if flags & 1 else content
-
-        return dict(walk(0, ""))
-    except (struct.error, zlib.error, ValueError, RecursionError) as error:
-        raise PackageError(f"{path}: expected a Qt resource file, format 1 to 3 ({error or data[:8]})") from error
-
-
-def _concept(text: str) -> str:
-    """What a text is about: without article and plural, so that "the cymbal" and "Cymbals" share a split."""
-    return re.sub(r"^(a|an|the|some) ", "", text.lower().strip()).removesuffix("s")
-
-
-# clips
-
-
-def _render_all(entries: list[Entry], folder: Path, workers: int) -> list[dict[str, Any] | str]:
-    work, bar = partial(_render, folder=folder), {"total": len(entries), "desc": "corpus", "unit": "clip"}
-    if workers == 1:
-        return list(progress_bar(iterable=map(work, entries), **bar))
-    # spawn: the caller may have started threads (torch does), which a fork would not survive
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(progress_bar(iterable=pool.map(work, entries), **bar))
+def split_of(concept: str) -> str:
+    """The split of all clips of a concept."""
+    digest = hashlib.sha1(concept.encode()).hexdigest()
+    return "test" if int(digest[:8], 16) % 10 < TEST_TENTHS else "train"
 
 
 def _render(entry: Entry, folder: Path) -> dict[str, Any] | str:
@@ -258,9 +123,19 @@ def _render(entry: Entry, folder: Path) -> dict[str, Any] | str:
     wave = _fit(sound, frames * SAMPLE_RATE // FPS, entry.kind == "noise", rng)
     video = f"videos/{entry.id}.mp4"
     write_mp4(folder / video, _pan(picture, frames, rng), FPS, wave, SAMPLE_RATE)
-    about = {key: getattr(entry, key) for key in ("text", "split", "concept", "category", "kind", "source")}
-    about["label"] = entry.category
-    return {"id": entry.id, "video": video, **about, "seconds": frames / FPS, "license": LICENSES[entry.source]}
+    return {
+        "id": entry.id,
+        "video": video,
+        "text": entry.text,
+        "split": split_of(entry.concept),
+        "concept": entry.concept,
+        "category": entry.category,
+        "kind": entry.kind,
+        "source": entry.source,
+        "label": entry.category,
+        "seconds": frames / FPS,
+        "license": LICENSES[entry.source],
+    }
 
 
 @contextmanager
@@ -324,17 +199,22 @@ def _pan(picture: Image.Image, frames: int, rng: np.random.Generator) -> Iterato
         yield np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=tuple(box)))
 
 
-def main() -> None:
-    """Build the corpus that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.data.corpus.debian", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to create")
-    parser.add_argument("--root", type=Path, help="an unpacked package tree, / if installed (default: download)")
-    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
-    try:
-        build(**vars(parser.parse_args()))
-    except (PackageError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def plan(corpus: DebianCorpus) -> str:
+    """Check the folders, and say what would be done."""
+    _check_out(corpus.out)
+    if corpus.root:
+        check_root(corpus.root)
+    source = f"the packages under {corpus.root}" if corpus.root else f"{' and '.join(PACKAGES)}, downloaded by apt-get"
+    return f"{corpus.out} would be made of {source}"
 
+
+def run(corpus: DebianCorpus) -> None:
+    """Build the corpus; it says itself what it has made."""
+    build(corpus.out, corpus.root, corpus.workers)
+
+
+COMMAND = Command("recipes.data.corpus.debian", __doc__, DebianCorpus, run, plan)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    main()
+    cli.exit(main)

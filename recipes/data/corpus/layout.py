@@ -2,29 +2,27 @@
 
 import csv
 import json
-import os
-import shutil
-import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from recipes.files import locks
-from recipes.progress import progress_bar
-
-from .plan import STYLES, Plan, plan_video
-from .scene import draw
-from .sound import synthesise
-from .thing import SHAPES
-from .write import write_mp4
+from recipes import keys
+from recipes.data.corpus.folder import render_all, whole_folder
+from recipes.data.corpus.plan import STYLES, Plan, plan_video
+from recipes.data.corpus.scene import draw
+from recipes.data.corpus.sound import synthesise
+from recipes.data.corpus.thing import SHAPES
+from recipes.data.corpus.write import write_mp4
+from recipes.files import jsonl, locks
+from recipes.keys import key
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-KEYS = ("start", "end", "text")  # of a narration, in both layouts
+NARRATION = ("start", "end", "text")  # its fields, in both layouts
 # Labelled manifests: of what is shown or heard in a segment, and which words say it; colour cannot be heard.
 LABELS = {
     "shapes.jsonl": ("shown", ("shape",)),
@@ -33,19 +31,33 @@ LABELS = {
 }
 
 
-def build(
-    out: Path,
-    style: str,
-    videos: int = 320,
-    test_videos: int = 60,
-    seed: int = 0,
-    size: int = 96,
-    fps: int = 10,
-    sample_rate: int = 16000,
-    workers: int | None = None,
-    force: bool = False,
-) -> Path:
-    """Build a corpus. The same style, seed and sizes give the same content.
+@dataclass
+class Corpus:
+    """A corpus that is to be built. The same style, seed and sizes give the same content."""
+
+    out: Path = key(meaning="folder to create")
+    style: Literal["narrated", "wild"] = key(meaning="narrations mostly fit what is seen; or most do not")
+    videos: int = key(320, "to train on", least=1, most=10**7)
+    test_videos: int = key(60, "held out", least=0, most=10**7)
+    seed: int = key(0, "of everything", least=0)
+    size: int = key(96, "height and width of the pictures, pixels; even", least=32, most=4096)
+    fps: int = key(10, "pictures a second", least=1, most=1000)
+    sample_rate: int = key(16000, "samples of sound a second")
+    workers: int | None = key(None, "processes; null: as many as there are cores; 1: this one", least=1, most=1024)
+    force: bool = key(False, "replace a corpus that is already at out=")
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be encoded."""
+        if self.style not in STYLES:
+            yield f"style={self.style!r} must be one of {', '.join(STYLES)}"
+        if self.size % 2:
+            yield f"size={self.size} must be even"
+        if self.sample_rate not in AAC_RATES:
+            yield f"sample_rate={self.sample_rate} must be one of {', '.join(map(str, AAC_RATES))}"
+
+
+def build(corpus: Corpus) -> Path:
+    """Build a corpus.
 
     Written are `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl`
     (a manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth:
@@ -55,120 +67,58 @@ def build(
 
     The folder appears only when it is complete: a build that dies leaves at most a hidden `.partial` folder beside it.
 
-    Args:
-        out: folder to create.
-        style: `narrated` (mostly aligned) or `wild` (most texts do not belong).
-        videos: number of training videos.
-        test_videos: number of held-out videos.
-        seed: seed of everything.
-        size: height and width of the frames in pixels, even.
-        fps: frames per second.
-        sample_rate: samples per second of the sound; one that AAC knows.
-        workers: processes; default all cores, 1 works in this process.
-        force: replace a corpus that is already at `out`.
-
     Returns:
-        `out`.
+        The folder.
 
     Raises:
-        ValueError: an argument is out of range.
-        FileExistsError: `out` exists, and `force` is not given or it is not a corpus.
+        ConfigError: A key is out of range.
+        FileExistsError: There is something in its place, and `force` is not given or it is not a corpus.
         locks.Held: Another process builds it.
     """
-    _check(style, videos, test_videos, seed, size, fps, sample_rate, workers)
-    with locks.hold(Path(out)):
-        return _build(Path(out), style, videos, test_videos, seed, size, fps, sample_rate, workers, force)
-
-
-def _build(
-    out: Path, style: str, videos: int, test_videos: int, seed: int, size: int, fps: int, sample_rate: int,
-    workers: int | None, force: bool,
-) -> Path:  # fmt: skip
-    if out.exists() and not force:
-        raise FileExistsError(f"{out} exists already; choose another folder, remove it, or use --force to replace it")
-    if out.exists() and not (out / "truth.jsonl").is_file():
-        raise FileExistsError(f"{out} exists and is not a corpus (it has no truth.jsonl); it is left as it is")
-
-    began = time.perf_counter()
-    train = [plan_video(style, seed, index) for index in range(videos)]
-    test = [plan_video(style, seed, index, held_out=True) for index in range(test_videos)]
-    partial_out = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial_out, ignore_errors=True)  # of a build that was killed
-    try:
-        (partial_out / "videos").mkdir(parents=True)
-        _render_all(train + test, partial_out / "videos", size, fps, sample_rate, workers or os.cpu_count() or 1)
-        _write_howto100m(partial_out, train)
-        _write_lines(partial_out / "truth.jsonl", [row for plan in train for row in plan.truth()])
-        _write_lines(partial_out / "test.jsonl", [_manifest_row(plan) for plan in test])
-        for name, (sense, words) in LABELS.items():
-            parts = (("train", train), ("test", test))
-            rows = [row for split, plans in parts for plan in plans for row in _labelled(plan, split, sense, words)]
-            _write_lines(partial_out / name, rows)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial_out, out)
-    finally:
-        shutil.rmtree(partial_out, ignore_errors=True)
-    narrations = sum(len(plan.narrations) for plan in train)
-    held_out = sum(len(plan.narrations) for plan in test)
-    megabytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
-    print(
-        f"{out}: {style}, {videos} training videos with {narrations} narrations, {test_videos} held-out with "
-        f"{held_out}, {megabytes:.0f} MB, {time.perf_counter() - began:.0f} s"
-    )
+    keys.check(corpus)
+    out = corpus.out
+    with locks.hold(out):
+        check_out(corpus)
+        train, test = _plans(corpus)
+        with whole_folder(out) as folder:
+            work = partial(render, folder=folder / "videos", corpus=corpus)
+            render_all(work, train + test, corpus.workers, "video")
+            _write_howto100m(folder, train)
+            for name, rows in _manifests(train, test):
+                (folder / name).write_text(jsonl.as_text(rows), encoding="utf-8")
     return out
 
 
-def render(plan: Plan, folder: Path, size: int, fps: int, sample_rate: int) -> None:
-    """Draw, play and encode one video.
+def check_out(corpus: Corpus) -> None:
+    """Raise a FileExistsError where the corpus must not be put."""
+    out = corpus.out
+    if out.exists() and not corpus.force:
+        raise FileExistsError(f"{out} exists already; choose another folder, remove it, or replace it: force=true")
+    if out.exists() and not (out / "truth.jsonl").is_file():
+        raise FileExistsError(f"{out} exists and is not a corpus (it has no truth.jsonl); it is left as it is")
 
-    Args:
-        plan: what happens in it.
-        folder: where `<video_id>.mp4` is written.
-        size: height and width in pixels.
-        fps: frames per second.
-        sample_rate: samples per second.
-    """
+
+def summary(corpus: Corpus) -> str:
+    """What the corpus holds, for people."""
+    narrations, held_out = (sum(len(plan.narrations) for plan in plans) for plans in _plans(corpus))
+    return (
+        f"{corpus.out}: {corpus.style}, {corpus.videos} training videos with {narrations} narrations, "
+        f"{corpus.test_videos} held-out with {held_out}"
+    )
+
+
+def render(plan: Plan, folder: Path, corpus: Corpus) -> None:
+    """Draw, play and encode one video as `<video_id>.mp4`."""
     picture, noise = (np.random.default_rng([plan.render_seed, stream]) for stream in range(2))
-    frames = (frame for segment in plan.segments for frame in draw(segment, fps, size, picture))
-    wave = synthesise(plan.segments, sample_rate, noise) if plan.has_audio else None
-    write_mp4(folder / f"{plan.video_id}.mp4", frames, fps, wave, sample_rate)
+    frames = (frame for segment in plan.segments for frame in draw(segment, corpus.fps, corpus.size, picture))
+    wave = synthesise(plan.segments, corpus.sample_rate, noise) if plan.has_audio else None
+    write_mp4(folder / f"{plan.video_id}.mp4", frames, corpus.fps, wave, corpus.sample_rate)
 
 
-def _check(
-    style: str, videos: int, test_videos: int, seed: int, size: int, fps: int, rate: int, workers: int | None
-) -> None:
-    """Refuse arguments that cannot give a corpus, before any work."""
-    wrong = [
-        (style not in STYLES, f"style must be one of {', '.join(STYLES)}, got {style!r}"),
-        (videos < 1, f"videos must be at least 1, got {videos}"),
-        (test_videos < 0, f"test_videos must be 0 or more, got {test_videos}"),
-        (seed < 0, f"seed must be 0 or more, got {seed}"),
-        (size < 32 or size % 2 != 0, f"size must be even and at least 32 pixels, got {size}"),
-        (fps < 1, f"fps must be at least 1, got {fps}"),
-        (rate not in AAC_RATES, f"sample_rate must be one of {', '.join(map(str, AAC_RATES))}, got {rate}"),
-        (workers is not None and workers < 1, f"workers must be at least 1, got {workers}"),
-    ]
-    for is_wrong, message in wrong:
-        if is_wrong:
-            raise ValueError(message)
-
-
-def _render_all(plans: list[Plan], folder: Path, size: int, fps: int, sample_rate: int, workers: int) -> None:
-    """Render the videos, each in one process, with a progress line; the first failure ends it."""
-    work = partial(render, folder=folder, size=size, fps=fps, sample_rate=sample_rate)
-    if workers == 1:
-        for plan in progress_bar(iterable=plans, desc="corpus", unit="video"):
-            work(plan)
-        return
-    # spawn: the caller may have started threads (torch does), which a fork would not survive
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            for _ in progress_bar(iterable=pool.map(work, plans), total=len(plans), desc="corpus", unit="video"):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+def _plans(corpus: Corpus) -> tuple[list[Plan], list[Plan]]:
+    """The videos to train on, and those that are held out."""
+    train = [plan_video(corpus.style, corpus.seed, index) for index in range(corpus.videos)]
+    return train, [plan_video(corpus.style, corpus.seed, index, held_out=True) for index in range(corpus.test_videos)]
 
 
 def _write_howto100m(folder: Path, plans: list[Plan]) -> None:
@@ -181,19 +131,30 @@ def _write_howto100m(folder: Path, plans: list[Plan]) -> None:
             shape = plan.segments[0].heard.shape
             rank[shape] += 1
             table.writerow([plan.video_id, "Objects", shape.capitalize(), rank[shape], SHAPES.index(shape)])
-    captions = {plan.video_id: {key: [vars(n)[key] for n in plan.narrations] for key in KEYS} for plan in plans}
+    captions = {plan.video_id: {name: [vars(n)[name] for n in plan.narrations] for name in NARRATION} for plan in plans}
     (folder / "raw_caption.json").write_text(json.dumps(captions), encoding="utf-8")
 
 
+def _manifests(train: list[Plan], test: list[Plan]) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
+    """Names and rows of the other files: the truth, what is held out, and the labels of both."""
+    yield "truth.jsonl", (row for plan in train for row in plan.truth())
+    yield "test.jsonl", map(_manifest_row, test)
+    for name, (sense, words) in LABELS.items():
+        parts = (("train", train), ("test", test))
+        yield name, (row for split, plans in parts for plan in plans for row in _labelled(plan, split, sense, words))
+
+
 def _manifest_row(plan: Plan) -> dict[str, Any]:
-    narrations = [{key: vars(n)[key] for key in KEYS} for n in plan.narrations]
+    narrations = [{name: vars(n)[name] for name in NARRATION} for n in plan.narrations]
     return {"id": plan.video_id, "video": f"videos/{plan.video_id}.mp4", "split": "test", "narrations": narrations}
 
 
-def _labelled(plan: Plan, split: str, sense: str, words: tuple[str, ...]) -> list[dict[str, Any]]:
+def _labelled(plan: Plan, split: str, sense: str, words: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """One row of a labelled manifest for each segment in which there is something to see or hear."""
-    return [
-        {
+    if sense == "heard" and not plan.has_audio:
+        return
+    for number, segment in enumerate(plan.segments):
+        yield {
             "id": f"{plan.video_id}/{number}",
             "video": f"videos/{plan.video_id}.mp4",
             "split": split,
@@ -201,10 +162,3 @@ def _labelled(plan: Plan, split: str, sense: str, words: tuple[str, ...]) -> lis
             "end": segment.end,
             "label": [vars(vars(segment)[sense])[word] for word in words],
         }
-        for number, segment in enumerate(plan.segments)
-        if sense == "shown" or plan.has_audio
-    ]
-
-
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

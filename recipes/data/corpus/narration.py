@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .thing import Thing
+from recipes.data.corpus.thing import Thing
 
 SHAPE_WORDS = {
     "circle": ("circle", "circle", "disc"),

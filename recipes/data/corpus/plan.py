@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .narration import chatter, describe
-from .thing import COLOURS, MOTIONS, SHAPES, TEXTURES, Beat, Thing
+from recipes.data.corpus.narration import chatter, describe
+from recipes.data.corpus.thing import COLOURS, MOTIONS, SHAPES, TEXTURES, Beat, Thing
 
 NO_TEXT = 0.02  # share of training videos without any narration
 NO_AUDIO = 0.02  # share of training videos without an audio track

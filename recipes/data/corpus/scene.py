@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from .plan import Segment
-from .thing import Beat
+from recipes.data.corpus.plan import Segment
+from recipes.data.corpus.thing import Beat
 
 RGB = {
     "red": (225, 30, 35),

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .plan import Segment
-from .thing import SHAPES, Thing
+from recipes.data.corpus.plan import Segment
+from recipes.data.corpus.thing import SHAPES, Thing
 
 PITCH = {shape: 150.0 * 1.5**step for step, shape in enumerate(SHAPES)}  # Hz
 GRAINS = 22.0  # a second, of a dotted object

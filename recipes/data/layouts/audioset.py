@@ -1,13 +1,12 @@
 """AudioSet's layout: the official tables of ten-second segments, their labels, and those videos that one has."""
 
 import csv
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from recipes.data.encoding import read_lines
-from recipes.data.layouts.listed import folder_of
+from recipes.data.layouts.layout import Labels, Layout, Row, folder_of, warn_of_missing
 from recipes.data.videos import VIDEOS, videos_by_name
 
 TABLES = {
@@ -30,7 +29,7 @@ class Segment(NamedTuple):
     where: str
 
 
-def read(root: Path) -> Iterator[dict[str, Any]]:
+def read_audioset(root: Path) -> Iterator[Row]:
     """Reads the index of a folder in AudioSet's layout.
 
     A video, in `videos/` or in the folder itself, is the whole one, `<YTID>.<mp4|webm|mkv>`, of which the segment is a
@@ -47,24 +46,24 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
         FileNotFoundError: not one of the videos.
         ValueError: a table of another form; says which file and line.
     """
-    return (row for row, _ in _located(root, videos_by_name(root)))
+    return (row for row, _ in _rows_and_segments(root, videos_by_name(root)))
 
 
-def read_labelled(root: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Reads it with the labels; see `recipes.data.labels.Layout`. A segment may be a file of sound, named alike.
+def read_labelled_audioset(root: Path) -> Labels:
+    """Reads it with the labels; see `Layout.read_labelled`. A segment may be a file of sound, named alike.
 
     The only split trains on the two training tables, or on the one that is there, and tests on the evaluation table.
 
     Args:
-        root: the folder of `read`, with `class_labels_indices.csv` in it, or the folder around it.
+        root: the folder of `read_audioset`, with `class_labels_indices.csv` in it, or the folder around it.
     Raises:
         FileNotFoundError: not one of the segments.
         ValueError: a table of another form, or a label that is not among the classes; says which file and line.
     """
-    root = folder_of(root, CLASSES)
+    root = folder_of(root, CLASSES) or root
     names = _classes(root / CLASSES)
     rows = []
-    for row, segment in _located(root, videos_by_name(root, SOUNDS) | videos_by_name(root)):
+    for row, segment in _rows_and_segments(root, videos_by_name(root, SOUNDS) | videos_by_name(root)):
         if unknown := [label for label in segment.labels if label not in names]:
             raise ValueError(f"{segment.where}: the label {unknown[0]} is not in {root / CLASSES}")
         part = "test" if row["split"] == "test" else "train"
@@ -73,12 +72,12 @@ def read_labelled(root: Path) -> tuple[list[str], list[dict[str, Any]]]:
     return list(names.values()), rows
 
 
-def _located(root: Path, files: dict[str, str]) -> Iterator[tuple[dict[str, Any], Segment]]:
+def _rows_and_segments(root: Path, files: dict[str, str]) -> Iterator[tuple[Row, Segment]]:
     """The rows of those segments that have a file."""
-    listed = missing = 0
+    total = missing = 0
     for name, split in TABLES.items():
         for segment in _segments(root / name) if (root / name).is_file() else ():
-            listed += 1
+            total += 1
             cut = next((files[stem] for stem in _names_of_cut(segment) if stem in files), None)
             if cut is None and segment.video not in files:
                 missing += 1
@@ -86,14 +85,13 @@ def _located(root: Path, files: dict[str, str]) -> Iterator[tuple[dict[str, Any]
             part = {"start": None, "end": None} if cut else {"start": segment.start, "end": segment.end}
             video = cut or files[segment.video]
             yield {"id": segment.video, "video": video, "split": split, **part, "narrations": []}, segment
-    if listed and missing == listed:
+    if total and missing == total:
         raise FileNotFoundError(
-            f"{root}: not one of the {listed} segments in its tables is here; looked for files like "
+            f"{root}: not one of the {total} segments in its tables is here; looked for files like "
             f"{segment.video}{VIDEOS[0]} or {segment.video}_{segment.start:.0f}{VIDEOS[0]} "
             f"(or {', '.join(VIDEOS[1:])}) in {root / 'videos'} and {root}"
         )
-    if missing:
-        warnings.warn(f"{root}: {missing} of {listed} segments have no file; left out", stacklevel=2)
+    warn_of_missing(root, missing, total, "segments")
 
 
 def _segments(path: Path) -> Iterator[Segment]:
@@ -101,15 +99,15 @@ def _segments(path: Path) -> Iterator[Segment]:
     for number, fields in enumerate(csv.reader(lines, skipinitialspace=True), 1):
         if not fields or fields[0].startswith("#"):
             continue
+        where = f"{path}, line {number}"
         try:
             video, start, end, labels = fields
-            where = f"{path}, line {number}"
             segment = Segment(video, float(start), float(end), [part.strip() for part in labels.split(",")], where)
             if not (video and 0 <= segment.start < segment.end):
                 raise ValueError
         except ValueError as error:
             raise ValueError(
-                f'{path}, line {number}: expected YTID, start_seconds, end_seconds, "labels" (labels in quotes, '
+                f'{where}: expected YTID, start_seconds, end_seconds, "labels" (labels in quotes, '
                 f"start before end); found {fields!r:.80}"
             ) from error
         yield segment
@@ -132,3 +130,7 @@ def _names_of_cut(segment: Segment) -> list[str]:
     forms = [[f"{time:.0f}", f"{time:06.0f}", f"{1000 * time:.0f}"] for time in (segment.start, segment.end)]
     starts = [f"{segment.video}_{start}" for start in forms[0]]
     return starts + [f"{start}_{end}" for start, end in zip(starts, forms[1], strict=True)]
+
+
+LAYOUT = Layout("AudioSet", tuple(TABLES), read_audioset)
+LABELLED = Layout("AudioSet", (CLASSES,), read_labelled=read_labelled_audioset, nested=True)

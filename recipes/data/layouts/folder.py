@@ -4,20 +4,20 @@ import os
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from recipes.data import shards, storage
-from recipes.data.shards import DESCRIPTION, SPLITS, TEXTS
+from recipes.data.layouts.layout import Row
+from recipes.data.shards import DESCRIPTION, TEXTS, split_of
 from recipes.data.videos import VIDEOS, walk
 
 
-def is_one(root: Path) -> bool:
+def has_texts_beside_videos(root: Path) -> bool:
     """Whether there is a video with a text beside it, in the folder or in one below it."""
     return any(set(VIDEOS) & endings.keys() and set(TEXTS) & endings.keys() for _, endings in _clips(root))
 
 
-def read(root: Path) -> Iterator[dict[str, Any]]:
-    """Reads the index of a folder and of those below it; see `shards.read` for what a text may say.
+def read_folder(root: Path) -> Iterator[Row]:
+    """Reads the index of a folder and of those below it; see `read_shards` for what a text may say.
 
     Returns:
         Rows as of a manifest; a clip without an `id` is called by its path from the folder on, without the ending. Its
@@ -30,9 +30,8 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
             continue
         files = {ending: (path, _text(path) if ending in TEXTS else b"") for ending, path in endings.items()}
         row = shards.row_of(str(root), key, files)
-        split = next((split for begin, split in SPLITS.items() if "/" in key and key.startswith(begin)), "")
         if row is not None:
-            yield row | {"split": row["split"] or split}
+            yield row | {"split": row["split"] or (split_of(key) if "/" in key else "")}
 
 
 def _clips(root: Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -3,16 +3,24 @@
 import re
 from pathlib import Path
 
-from recipes.data.encoding import read_lines
-from recipes.data.layouts.listed import Row, file_of, folder_of, present, whole
+from recipes.data.layouts.layout import (
+    Labels,
+    Layout,
+    Row,
+    file_of,
+    folder_of,
+    listed_lines,
+    present,
+    row_of_file,
+)
 
 SPLITS = "testTrainMulti_7030_splits"
 LIST = re.compile(r"(.+)_test_split(\d)\.txt")
 PARTS = {"0": None, "1": "train", "2": "test"}
 
 
-def read(root: Path) -> tuple[list[str], list[Row]]:
-    """Reads a folder in HMDB51's layout; see `recipes.data.labels.Layout`.
+def read_hmdb51(root: Path) -> Labels:
+    """Reads a folder in HMDB51's layout; see `Layout.read_labelled`.
 
     Args:
         root: the folder with `testTrainMulti_7030_splits`, and with the folders of the actions, in it or in a folder in
@@ -22,28 +30,23 @@ def read(root: Path) -> tuple[list[str], list[Row]]:
         ValueError: a line of another form; says which file and line.
     """
     splits = (folder_of(root, SPLITS) or root) / SPLITS
-    lists = [(file, found) for file in sorted(splits.iterdir()) if (found := LIST.fullmatch(file.name))]
-    names = sorted({found[1] for _, found in lists})
+    lists = [(file, match) for file in sorted(splits.iterdir()) if (match := LIST.fullmatch(file.name))]
     rows: dict[str, Row] = {}
-    for file, found in lists:
-        action, split = found[1], found[2]
-        for number, line in read_lines(file):
-            if not line.strip():
-                continue
-            name, _, use = line.strip().rpartition(" ")
+    for file, match in lists:
+        action, split = match[1], match[2]
+        for where, line in listed_lines(file):
+            name, _, use = line.rpartition(" ")
             if not name or use not in PARTS:
-                raise ValueError(
-                    f"{file}, line {number}: expected a file and 0 (not used), 1 (train) or 2 (test); "
-                    f"found {line.strip()!r}"
-                )
-            row = rows.setdefault(f"{action}/{name}", _row(root, action, name))
+                raise ValueError(f"{where}: expected a file and 0 (not used), 1 (train) or 2 (test); found {line!r}")
+            key = f"{action}/{name}"
+            if key not in rows:
+                video = file_of(root, key)
+                rows[key] = row_of_file(video, id=f"{action}/{video.stem}", labels=[action], parts={})
             if part := PARTS[use]:
-                row["parts"][split] = part
+                rows[key]["parts"][split] = part
     if not rows:
         raise FileNotFoundError(f"{splits}: no list here; expected files like brush_hair_test_split1.txt")
-    return names, present(root, rows, "its lists")
+    return sorted({match[1] for _, match in lists}), present(root, rows, "its lists")
 
 
-def _row(root: Path, action: str, name: str) -> Row:
-    video = file_of(root, f"{action}/{name}")
-    return {"id": f"{action}/{video.stem}", **whole(video), "labels": [action], "parts": {}}
+LAYOUT = Layout("HMDB51", (SPLITS,), lambda root: read_hmdb51(root)[1], read_hmdb51, nested=True)

@@ -1,25 +1,25 @@
 """HowTo100M's layout: a table of videos, their timed captions, in one JSON file or a CSV file each, and the videos."""
 
-import csv
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from recipes.data.encoding import clean, read_blocks, read_lines
+from recipes.data.encoding import clean, read_blocks
+from recipes.data.layouts.layout import Layout, Row, read_table, warn_of_missing
 from recipes.data.videos import VIDEOS, videos_by_name
 
 TABLE = "HowTo100M_v1.csv"
 CAPTIONS = ("raw_caption.json", "caption.json")  # whole sentences first; in the second, stop words are removed
+KEYS = ("start", "end", "text")  # of the captions of a video
 CAPTION_TABLES = "captions"  # or a folder of <video_id>.csv: start,end,text
 BLOCK = 1 << 24  # bytes of JSON read at once: the real file is one line of gigabytes
 MOST = 1 << 27  # characters that no single entry exceeds; past them the file is malformed, not unfinished
 BLANK = re.compile(r"\s*")
 
 
-def read(root: Path) -> Iterator[dict[str, Any]]:
+def read_howto100m(root: Path) -> Iterator[Row]:
     """Reads the index of a folder in HowTo100M's layout.
 
     Videos are `videos/<video_id>.<mp4|webm|mkv>`, or lie directly in the folder. Those that the table names and the
@@ -49,9 +49,7 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
             f"{root}: not one of the {len(splits)} videos in {TABLE} is here; looked for files like {wanted} "
             f"(or {', '.join(VIDEOS[1:])}) in {root / 'videos'} and {root}"
         )
-    missing = len(splits) - len(present)
-    if missing:
-        warnings.warn(f"{root}: {missing} of {len(splits)} videos have no file; left out", stacklevel=2)
+    warn_of_missing(root, len(splits) - len(present), len(splits), "videos")
     waiting = dict.fromkeys(present)
     for name, caption in _tables(captions, present) if captions.is_dir() else _entries(captions):
         if name in waiting:
@@ -61,21 +59,19 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
         yield _row(name, files, splits, [])
 
 
-def _row(name: str, files: dict[str, str], splits: dict[str, str], narrations: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(name: str, files: dict[str, str], splits: dict[str, str], narrations: list[Row]) -> Row:
     return {"id": name, "video": files[name], "split": splits[name], "narrations": narrations}
 
 
 def _table(path: Path) -> dict[str, str]:
     """Split by video id; a video that several tasks list is one video."""
-    table = csv.DictReader(text for _, text in read_lines(path))
-    if "video_id" not in (table.fieldnames or ()):
-        raise ValueError(f"{path}, line 1: expected the column video_id, found {table.fieldnames}")
-    return {row["video_id"]: row.get("split") or "" for row in table if row["video_id"]}
+    rows = (fields for _, fields in read_table(path, ("video_id",)))
+    return {row["video_id"]: row.get("split") or "" for row in rows if row["video_id"]}
 
 
-def _narrations(path: Path, name: str, caption: Any) -> list[dict[str, Any]]:
+def _narrations(path: Path, name: str, caption: Any) -> list[Row]:
     try:
-        columns = [caption[key] for key in ("start", "end", "text")]
+        columns = [caption[key] for key in KEYS]
         if len({len(column) for column in columns}) > 1:
             raise ValueError(f"{[len(column) for column in columns]} entries")
         return [
@@ -95,12 +91,8 @@ def _tables(folder: Path, names: list[str]) -> Iterator[tuple[str, dict[str, lis
     for name in names:
         path = folder / f"{name}.csv"
         if path.is_file():
-            table = csv.DictReader(text for _, text in read_lines(path))
-            missing = {"start", "end", "text"} - set(table.fieldnames or ())
-            if missing:
-                raise ValueError(f"{path}, line 1: expected the columns start, end, text; found {table.fieldnames}")
-            rows = list(table)
-            yield name, {key: [row[key] for row in rows] for key in ("start", "end", "text")}
+            rows = [fields for _, fields in read_table(path, KEYS)]
+            yield name, {key: [row[key] for row in rows] for key in KEYS}
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
@@ -153,3 +145,6 @@ def _key(text: str, at: int) -> tuple[str | None, int]:
     if text[at : at + 1] != '"':
         raise json.JSONDecodeError("expected a video id in quotes", text, at)
     return json.JSONDecoder().raw_decode(text, at)
+
+
+LAYOUT = Layout("HowTo100M", (TABLE,), read_howto100m)

@@ -5,12 +5,13 @@ from typing import Any
 
 from recipes.data import manifest
 from recipes.data.encoding import clean
+from recipes.data.layouts.layout import Labels
 
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # other splits are left alone
 
 
-def read(path: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Reads a labelled manifest; see `recipes.data.labels.Layout`.
+def read_labelled_manifest(path: str | Path) -> Labels:
+    """Reads a labelled manifest; see `Layout.read_labelled`.
 
     Fields of a row beside those of a manifest, in which the text may be missing: `label`, the name of the class, or
     several in a list or separated by `|`; and `fold` or `split`. Where there are folds, there is one split for each,

@@ -1,14 +1,12 @@
 """MSR-VTT's layout for retrieval, split 1k-A: a thousand clips with one sentence each."""
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from recipes.data import manifest
-from recipes.data.encoding import read_lines
-from recipes.data.videos import with_files
+from recipes.data.encoding import read_text
+from recipes.data.layouts.layout import Layout, Row, read_table, with_files
 
 TABLE = "MSRVTT_JSFUSION_test.csv"
 ABOUT = "MSRVTT_data.json"  # not needed; knows which videos on YouTube the clips are from
@@ -16,7 +14,7 @@ SPLIT = "test"
 TITLE = "MSR-VTT 1k-A"
 
 
-def read(root: Path) -> Iterator[dict[str, Any]]:
+def read_msrvtt(root: Path) -> Iterator[Row]:
     """Reads the index of a folder in MSR-VTT's layout.
 
     Args:
@@ -31,16 +29,12 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
     return with_files(root, annotated(root))
 
 
-def annotated(root: Path) -> list[dict[str, Any]]:
+def annotated(root: Path) -> list[Row]:
     """The rows of the table, with or without files: `video` is the name of one without its ending."""
-    path = root / TABLE
-    table = csv.DictReader(text for _, text in read_lines(path))
-    if missing := {"video_id", "sentence"} - set(table.fieldnames or ()):
-        raise ValueError(f"{path}, line 1: expected the columns key, vid_key, video_id, sentence; no {min(missing)}")
     rows = []
-    for fields in table:
-        where, name, sentence = f"{path}, line {table.line_num}", fields["video_id"], fields["sentence"]
-        if not (name and sentence and sentence.strip()):
+    for where, fields in read_table(root / TABLE, ("video_id", "sentence")):
+        name, sentence = fields["video_id"], fields["sentence"]
+        if not (name and sentence.strip()):
             raise ValueError(f"{where}: expected a video_id and a sentence; found {name!r}, {sentence!r}")
         rows.append(manifest.row(where, {"text": sentence, "split": SPLIT}, name, name))
     return rows
@@ -56,7 +50,10 @@ def origins(root: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        videos = json.loads("".join(text for _, text in read_lines(path)))["videos"]
+        videos = json.loads(read_text(path))["videos"]
         return {video["video_id"]: str(video["url"]) for video in videos if video.get("url")}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: expected {{"videos": [{{"video_id", "url", ...}}]}}; {error!r}') from error
+
+
+LAYOUT = Layout(TITLE, (TABLE,), read_msrvtt)

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data import manifest
-from recipes.data.encoding import read_lines
-from recipes.data.videos import with_files
+from recipes.data.encoding import read_text
+from recipes.data.layouts.layout import Layout, Row, with_files
 
 TABLE = "youcookii_annotations_trainval.json"
 TITLE = "YouCook2"
 SPLIT = "validation"  # what is evaluated: the sentences of the test videos are not published
 
 
-def read(root: Path) -> Iterator[dict[str, Any]]:
+def read_youcook2(root: Path) -> Iterator[Row]:
     """Reads the index of a folder in YouCook2's layout.
 
     Args:
@@ -30,29 +30,29 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
     return with_files(root, annotated(root))
 
 
-def annotated(root: Path) -> list[dict[str, Any]]:
+def annotated(root: Path) -> list[Row]:
     """The rows of the annotations, with or without files: `video` is the name of one without its ending."""
     path = root / TABLE
     try:
-        videos = json.loads("".join(text for _, text in read_lines(path)))["database"].items()
+        videos = json.loads(read_text(path))["database"].items()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: expected {{"database": {{video id: {{...}}}}}}; {error!r}') from error
-    return [row for name, video in videos for row in _segments(path, name, video)]
+    rows = []
+    for name, video in videos:
+        try:
+            rows += [_row(name, segment, video["subset"]) for segment in video["annotations"]]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f'{path}, video {name!r}: expected {{"subset": "validation", "annotations": [{{"id": 0, "segment": '
+                f'[seconds, seconds], "sentence": "..."}}, ...]}}; {type(error).__name__}: {error}'
+            ) from error
+    return rows
 
 
-def _segments(path: Path, name: str, video: Any) -> list[dict[str, Any]]:
-    try:
-        return [
-            manifest.row(
-                f"segment {segment['id']}",
-                {"text": segment["sentence"], "split": video["subset"]}
-                | dict(zip(("start", "end"), segment["segment"], strict=True)),
-                name, f"{name}:{segment['id']}",
-            )
-            for segment in video["annotations"]
-        ]  # fmt: skip
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f'{path}, video {name!r}: expected {{"subset": "validation", "annotations": [{{"id": 0, "segment": '
-            f'[seconds, seconds], "sentence": "..."}}, ...]}}; {type(error).__name__}: {error}'
-        ) from error
+def _row(name: str, segment: Any, split: Any) -> Row:
+    start, end = segment["segment"]
+    fields = {"text": segment["sentence"], "split": split, "start": start, "end": end}
+    return manifest.row(f"segment {segment['id']}", fields, name, f"{name}:{segment['id']}")
+
+
+LAYOUT = Layout(TITLE, (TABLE,), read_youcook2)

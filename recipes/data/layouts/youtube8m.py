@@ -14,16 +14,27 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from recipes.data.decode import BrokenClip
-from recipes.data.encoding import clean, read_lines
-from recipes.data.layouts.sequence_example import SequenceExample
-from recipes.data.layouts.tfrecord import read_record, records
+from recipes.data.encoding import clean
+from recipes.data.layouts.layout import Layout, Row, listed_lines
+from recipes.data.protobuf import message_classes, read_varint
+from recipes.data.shards import split_of
+from recipes.data.tfrecord import read_record, records
 
 SHARDS = "*.tfrecord"
-SPLITS = {"train": "train", "validate": "validate", "test": "test"}  # by what a shard's name begins with
 TEXTS = "texts.jsonl"
 RGB, AUDIO = 1024, 128  # widths of the features
 HEAD = 4096  # bytes of a record in which its id is: the context comes first
 LOW, HIGH = -2.0, 2.0  # what the bytes 0 and 255 stand for, before half a step is added
+SequenceExample = message_classes(  # with the field numbers of TensorFlow's feature.proto and example.proto
+    "harmony.sequence_example",
+    BytesList="repeated bytes value = 1",
+    Int64List="repeated int64 value = 1",
+    Feature="BytesList bytes_list = 1; Int64List int64_list = 3",
+    Features="map Feature entry = 1",
+    FeatureList="repeated Feature feature = 1",
+    FeatureLists="map FeatureList entry = 1",
+    SequenceExample="Features context = 1; FeatureLists feature_lists = 2",
+)["SequenceExample"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Features:
     audio: np.ndarray | None
 
 
-def read(root: Path) -> Iterator[dict[str, Any]]:
+def read_youtube8m(root: Path) -> Iterator[Row]:
     """Reads the index of a folder of frame-level shards: `train*.tfrecord`, `validate*.tfrecord`, `test*.tfrecord`.
 
     Only the head of each record is read. What follows a truncated or corrupt length in a shard is left out, with a
@@ -49,7 +60,7 @@ def read(root: Path) -> Iterator[dict[str, Any]]:
     """
     texts = _texts(root / TEXTS) if (root / TEXTS).is_file() else {}
     for shard in sorted(root.absolute().glob(SHARDS)):
-        split = next((split for begin, split in SPLITS.items() if shard.name.startswith(begin)), "")
+        split = split_of(shard.name)
         try:
             for offset, head in records(shard, HEAD):
                 name = _id(head) or f"{shard.stem}#{offset}"
@@ -108,32 +119,22 @@ def _rows(locator: str, lists: Any, name: str, width: int) -> np.ndarray:
 def _id(head: bytes) -> str:
     """The id in the context of a record of which the first bytes are given; "" where they are not a context."""
     try:
-        size, at = _varint(head, 1)
+        size, at = read_varint(head, 1)
         context = SequenceExample.FromString(head[: at + size]).context if head[0] == 0x0A else None
         return context.entry["id"].bytes_list.value[0].decode() if context and "id" in context.entry else ""
     except (DecodeError, IndexError, UnicodeDecodeError):
         return ""
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in protobuf's coding, seven bits a byte, and where it ends."""
-    value = shift = 0
-    while True:
-        value |= (data[at] & 0x7F) << shift
-        at, shift, more = at + 1, shift + 7, data[at] & 0x80
-        if not more:
-            return value, at
-
-
 def _texts(path: Path) -> dict[str, str]:
     texts = {}
-    for number, line in read_lines(path):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                texts[row["id"]] = clean(row["text"])
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f'{path}, line {number}: expected {{"id": "...", "text": "..."}}; found {line.strip()[:80]}'
-                ) from error
+    for where, line in listed_lines(path):
+        try:
+            row = json.loads(line)
+            texts[row["id"]] = clean(row["text"])
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f'{where}: expected {{"id": "...", "text": "..."}}; found {line[:80]}') from error
     return texts
+
+
+LAYOUT = Layout("YouTube-8M", (SHARDS,), read_youtube8m)

@@ -1,1 +1,1 @@
-"""The parts of the benchmark: workloads, contestants, timing, memory, variants of the agreement, tables and plots."""
+"""The benchmark: suites that race steps, realignments and loaders, and what they share."""

@@ -1,7 +1,7 @@
 """The contestants: ways to take one step on a workload, from plain training to every engine and its peers."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
     Attributes:
         grads: Gradients of the encoder's parameters by name; None where no loss reaches one.
         loss_grads: Those of the losses stage.
-        gram: Gram blocks (B, K, K), where the contestant has any.
+        gram: Gram blocks (B, K, K), if the contestant has any.
     """
 
     grads: dict[str, Tensor | None]
@@ -32,6 +32,7 @@ class Outcome(NamedTuple):
 
 
 Step = Callable[[Batch], Outcome]
+Make = Callable[[Workload, Weigh], Step]
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,18 @@ class Contestant:
 
     Attributes:
         name: As shown.
-        make: ``make(workload, weigh) -> step``; raises what says why it is not available.
-        attribution: Which reading its Gram over parameters has, to be checked; None where it has no such Gram.
+        make: ``make(workload, weigh) -> step``; raises the reason why it is not available.
+        attribution: Which reading its Gram over parameters has, to be checked; None if it has no such Gram.
     """
 
     name: str
-    make: Callable[[Workload, Weigh], Step]
+    make: Make
     attribution: str | None = None
 
 
 @harmony.samplewise
 def pcgrad(gram: Tensor) -> Tensor:
-    """The weights everybody is timed with."""
+    """The weights that all contestants are timed with."""
     return harmony.realign.pcgrad(gram)
 
 
@@ -103,7 +104,7 @@ def cached(workload: Workload, weigh: Weigh) -> Step:
 
 
 def _chunk(workload: Workload, size: int | None = None) -> int:
-    """Samples per chunk, default the workload's; an error where one chunk would hold the batch."""
+    """Samples per chunk, by default the workload's; an error if one chunk would hold the whole batch."""
     size = size or workload.spec.chunk
     if size >= workload.spec.batch:
         raise ValueError(f"one chunk of {size} would hold the whole batch of {workload.spec.batch}")
@@ -129,8 +130,8 @@ def _collect(model: nn.Module, objective: nn.Module) -> Outcome:
 
 
 # ------------------------------------------------------------------------------------------------------------ Harmony
-def harmonized(engine: Engine = ENGINE, chunked: bool = False, **keywords: Any) -> Callable[[Workload, Weigh], Step]:
-    """`harmony.harmonized_grad` with this engine and these keywords; ``chunked`` by the workload's chunk."""
+def harmonized(engine: Engine = ENGINE, chunked: bool = False, **keywords: Any) -> Make:
+    """`harmony.harmonized_grad` with this engine and these keywords; ``chunked``: in the workload's chunks."""
 
     def make(workload: Workload, weigh: Weigh) -> Step:
         harmonizer = harmony.chain(weigh)
@@ -148,8 +149,8 @@ def harmonized(engine: Engine = ENGINE, chunked: bool = False, **keywords: Any) 
     return make
 
 
-def pulled_back(engine: Engine) -> Callable[[Workload, Weigh], Step]:
-    """`harmony.gram_vjp`, weights, pullback: three calls, as one who writes a rule of his own makes them."""
+def pulled_back(engine: Engine) -> Make:
+    """`harmony.gram_vjp`, weights, pullback: the three calls of somebody who writes a rule of their own."""
 
     def make(workload: Workload, weigh: Weigh) -> Step:
         options = _options(workload, engine, False, {})
@@ -176,8 +177,8 @@ def _options(workload: Workload, engine: Engine, chunked: bool, keywords: dict[s
 def torchjd(workload: Workload, weigh: Weigh) -> Step:
     """TorchJD's autogram: Gramian of the terms (B, K), weights from its diagonal blocks, one weighted backward.
 
-    Its weightings solve for all B K rows at once; ours are given the (B, K, K) blocks, which is the cheaper way.
-    It works on a copy of the model, for its hooks stay in the modules.
+    Its weightings solve for all B K rows at once; this step weighs the (B, K, K) blocks, which is cheaper. It works on
+    a copy of the model, as its hooks stay in the modules.
     """
     try:
         from torchjd.autogram import Engine
@@ -202,30 +203,31 @@ def torchjd(workload: Workload, weigh: Weigh) -> Step:
 
 # ---------------------------------------------------------------------------------------------------------------- all
 PLAIN, CACHED, FUSED, CHUNKED, TORCHJD = "plain", "gradient caching", "tape", "tape, chunked", "TorchJD autogram"
-VMAP_CHUNKS = (4, 8, 16)
 
-CONTESTANTS: dict[str, Contestant] = {
-    contestant.name: contestant
-    for contestant in [
+
+def _activation(make: Callable[..., Make], names: dict[str, Engine]) -> list[Contestant]:
+    """Contestants whose Gram is read by activation, from their engines."""
+    return [Contestant(name, make(engine), "activation") for name, engine in names.items()]
+
+
+def _all() -> Sequence[Contestant]:
+    updates = {f"tape, update={way}": Engine("tape", update=way) for way in ("tape", "kept", "backward")}
+    chunks = {f"vmap, chunks of {size}": Engine("vmap", chunk_size=size) for size in (4, 8, 16)}
+    return [
         Contestant(PLAIN, plain),
         Contestant(CACHED, cached),
-        Contestant(FUSED, harmonized(TAPE), "activation"),
-        Contestant("tape, update=tape", pulled_back(Engine("tape", update="tape")), "activation"),
-        Contestant("tape, update=kept", pulled_back(Engine("tape", update="kept")), "activation"),
-        Contestant("tape, update=backward", pulled_back(Engine("tape", update="backward")), "activation"),
-        Contestant("tape, verify=always", harmonized(Engine("tape", verify="always")), "activation"),
+        *_activation(harmonized, {FUSED: TAPE}),
+        *_activation(pulled_back, updates),
+        *_activation(harmonized, {"tape, verify=always": Engine("tape", verify="always")}),
         Contestant(CHUNKED, harmonized(TAPE, chunked=True), "activation"),
         Contestant("tape, anchor", harmonized(TAPE, attribution="anchor"), "anchor"),
         *(
             Contestant(f"features, {attribution}", harmonized(space="features", attribution=attribution))
             for attribution in ("activation", "anchor", "loss")
         ),
-        Contestant("vmap", harmonized(Engine("vmap")), "activation"),
-        *(
-            Contestant(f"vmap, chunks of {size}", harmonized(Engine("vmap", chunk_size=size)), "activation")
-            for size in VMAP_CHUNKS
-        ),
-        Contestant("loop", harmonized(Engine("loop")), "activation"),
+        *_activation(harmonized, {"vmap": Engine("vmap"), **chunks, "loop": Engine("loop")}),
         Contestant(TORCHJD, torchjd, "activation"),
     ]
-}
+
+
+CONTESTANTS = {contestant.name: contestant for contestant in _all()}

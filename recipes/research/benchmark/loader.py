@@ -1,8 +1,12 @@
-"""Where the time of a clip goes, from its file to the batch in the training process."""
+"""Find where the time of a clip goes, from its file to the batch in the training process.
+
+python -m recipes.research.benchmark loader --config recipes/configs/demo.yaml [recipe.data.manifest=MANIFEST]
+"""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial, wraps
 from itertools import islice
 from typing import Any
@@ -12,13 +16,15 @@ import torch
 
 from recipes.config import Config
 from recipes.data import clips, decode, storage
-from recipes.data.inputs import train_clips
 from recipes.data.sampler import BatchSampler
 from recipes.data.workers import Loader
 from recipes.errors import DataError
+from recipes.keys import key, section
 from recipes.pretrain import vocabulary_of
 from recipes.progress import progress_bar
-from recipes.research.benchmark.timing import quartiles
+from recipes.research.benchmark import machine, tables
+from recipes.research.benchmark.racing import quartiles
+from recipes.research.benchmark.suite import RecipeCommand, SuiteKeys, demo
 from recipes.splits import train_and_test
 
 # The functions that make a stage. What one of them calls and is timed itself counts there alone.
@@ -37,6 +43,14 @@ REST = "the rest"  # rows of the index, random numbers, closing
 WHOLE = "all of these"
 MOVE = "from a worker to the training process"
 SENT = 12  # batches that are moved in a round, and as many to get going
+
+
+@dataclass
+class LoaderKeys(SuiteKeys):
+    """What to read."""
+
+    rounds: int = key(9, "batches to read", least=1)
+    recipe: Config = section(demo, "the run; its data, clips and batch size count")
 
 
 class Stopwatch:
@@ -77,7 +91,15 @@ class Stopwatch:
             yield
 
 
-def measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def run(settings: LoaderKeys) -> None:
+    """Read, time, write."""
+    seconds, counts = measure(settings.recipe, settings.rounds)
+    rows = records(seconds, settings.recipe, counts | machine.facts("cpu"))
+    text = report(rows)
+    tables.show(text, tables.write(settings.out, "loader", rows, text))
+
+
+def measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Read training batches, in this process on one thread, and send one from a worker.
 
     Args:
@@ -85,39 +107,46 @@ def measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[s
         rounds: Each is one batch, and `SENT` that are sent.
 
     Returns:
-        Seconds per clip of each round, by stage, and the facts: clips per batch, bytes per clip, clips that could not
-        be read.
+        Seconds per clip of each round, by stage, and counts: clips per batch, bytes per clip, clips that were read, and
+        those of them that could not be.
 
     Raises:
         DataError: No clip of the first batch can be read.
     """
     train, _, sources = train_and_test(config)
-    dataset = train_clips(train, vocabulary_of(train, config), config.clip, config.train.seed, config.augment)
-    keys = iter(BatchSampler(sources, config.train.batch_size, config.train.seed))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
-    try:
-        batch = clips.collate([dataset[key] for key in next(keys)])  # the first one is slower
+    dataset = clips.TrainClips(train, vocabulary_of(train, config), config.clip, config.train.seed, config.augment)
+    batches = iter(BatchSampler(sources, config.train.batch_size, config.train.seed))
+    seconds: dict[str, list[float]] = {stage: [] for stage in [*STAGES, REST, WHOLE, MOVE]}
+    with one_thread():
+        batch = clips.collate([dataset[key] for key in next(batches)])  # the first one is slower
         if "video" not in batch:
             raise DataError(f"no clip of the first batch can be read; the first is {batch['skipped'][0]}")
-        size, skipped = len(batch["id"]), 0
-        seconds: dict[str, list[float]] = {stage: [] for stage in [*STAGES, REST, WHOLE, MOVE]}
-        for todo in progress_bar(iterable=list(islice(keys, rounds)), desc="loader", unit="round"):
+        size = len(batch["id"])
+        tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+        counts = {"batch": size, "bytes": sum(t.nbytes for t in tensors) // size, "skipped": 0, "clips": 0}
+        for visits in progress_bar(iterable=list(islice(batches, rounds)), desc="loader", unit="round"):
             watch = Stopwatch()
             with watch.watching():
-                read = clips.collate([dataset[key] for key in todo])
+                read = clips.collate([dataset[key] for key in visits])
                 watch.stop()
-            skipped += len(read["skipped"])
-            for stage, spent in watch.seconds.items():
-                seconds[stage].append(spent / len(todo))
-            seconds[WHOLE].append(sum(watch.seconds.values()) / len(todo))
+            counts["skipped"] += len(read["skipped"])
+            counts["clips"] += len(visits)
+            spent = watch.seconds | {WHOLE: sum(watch.seconds.values())}
+            for stage, total in spent.items():
+                seconds[stage].append(total / len(visits))
             seconds[MOVE].append(move(batch) / size)
+    return seconds, counts
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, as a worker does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
-    return seconds, {
-        "batch": size, "bytes": sum(t.nbytes for t in tensors) // size, "skipped": skipped, "clips": rounds * len(todo),
-    }  # fmt: skip
 
 
 class Nothing:
@@ -148,27 +177,27 @@ def _ready(batch: dict[str, Any], _: list[clips.Skipped]) -> dict[str, Any]:
     return batch
 
 
-def records(seconds: dict[str, list[float]], config: Config, facts: dict[str, Any]) -> list[dict[str, Any]]:
+def records(seconds: dict[str, list[float]], config: Config, about: dict[str, Any]) -> list[dict[str, Any]]:
     """One flat record per stage."""
     whole = quartiles(seconds[WHOLE])[1]
-    clip = config.clip
+    clip = {name: getattr(config.clip, name) for name in ("frames", "fps", "size", "sample_rate", "audio_seconds")}
+    run_facts = {"clips_per_second": 1 / whole, "data": config.data.manifest or config.corpus.style} | clip | about
     rows = []
     for stage, values in seconds.items():
         low, median, high = quartiles(values)
-        rows.append(
-            {
-                "stage": stage, "ms": 1e3 * median, "ms_low": 1e3 * low, "ms_high": 1e3 * high, "share": median / whole,
-                "clips_per_second": 1 / whole, "data": config.data.manifest or config.corpus.style,
-                "frames": clip.frames, "fps": clip.fps, "size": clip.size, "sample_rate": clip.sample_rate,
-                "audio_seconds": clip.audio_seconds, **facts,
-            }
-        )  # fmt: skip
+        times = {"ms": 1e3 * median, "ms_low": 1e3 * low, "ms_high": 1e3 * high}
+        rows.append({"stage": stage} | times | {"share": median / whole} | run_facts)
     return rows
 
 
 def report(rows: list[dict[str, Any]]) -> str:
     """Markdown table."""
     row = rows[0]
+    cells = [
+        [r["stage"], f"{r['ms']:.2f} [{r['ms_low']:.2f}, {r['ms_high']:.2f}]"]
+        + ([f"{r['share']:.0%}"] if r["stage"] != MOVE else [])
+        for r in rows
+    ]
     lines = [
         f"## What a clip costs: {row['data']}",
         "",
@@ -176,14 +205,11 @@ def report(rows: list[dict[str, Any]]) -> str:
         f"{row['sample_rate']} Hz; {row['machine']}, torch {row['torch']}, {row['date']}. Time of one core; "
         f"medians over batches, quartiles in brackets, of {row['clips']} clips, {row['skipped']} of them skipped.",
         "",
-        "| stage | ms per clip | share |",
-        "|---|---:|---:|",
-    ]
-    for r in rows:
-        share = "" if r["stage"] == MOVE else f"{r['share']:.0%}"
-        lines.append(f"| {r['stage']} | {r['ms']:.2f} [{r['ms_low']:.2f}, {r['ms_high']:.2f}] | {share} |")
-    lines += [
+        *tables.markdown(["stage", "ms per clip", "share"], cells),
         "",
         f"**{row['clips_per_second']:.1f} clips/s per core**; {row['bytes'] / 1e6:.2f} MB per clip are moved.",
     ]
     return "\n".join(lines) + "\n"
+
+
+COMMAND = RecipeCommand("recipes.research.benchmark loader", __doc__, LoaderKeys, run)

@@ -1,24 +1,49 @@
 """Encode the videos of a data set once more as web video is, to time the loader on: large pictures, few key frames.
 
-python -m recipes.data.corpus --out corpora/square --style wild --videos 14 --test-videos 2 --size 360 --fps 25
-python -m recipes.research.benchmark.web_video --data corpora/square --out corpora/web --size 640 360 --fps 25 --key-every 250
+python -m recipes.data.corpus out=corpora/square style=wild videos=14 test_videos=2 size=360 fps=25
+python -m recipes.research.benchmark web_video data=corpora/square out=corpora/web size=[640,360] fps=25 key_every=250
 """
 
-import argparse
 import json
-import sys
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 from av.video.frame import PictureType
 
+from recipes.cli import Command
 from recipes.data import storage
 from recipes.data.index import load_index
 from recipes.data.manifest import fields_of
+from recipes.keys import key
 from recipes.progress import progress_bar
 
 SOUND = 44_100  # samples per second
+
+
+@dataclass
+class WebVideoKeys:
+    """What to encode, and how."""
+
+    data: str = key(meaning="what recipes.pretrain reads")
+    out: Path = key(meaning="folder to create, with a manifest.jsonl")
+    size: tuple[int, int] = key((640, 360), "width and height, pixels", least=2, most=2**14)
+    fps: int = key(25, "pictures a second", least=1, most=1000)
+    key_every: int = key(250, "pictures from one key frame to the next, at most", least=1)
+
+
+def run(settings: WebVideoKeys) -> None:
+    """Encode every video, and write the manifest."""
+    settings.out.mkdir(parents=True)
+    lines = []
+    for number, row in enumerate(progress_bar(iterable=load_index(settings.data), desc="encode", unit="video")):
+        name = f"{number:06d}.mp4"
+        encode(row["video"], settings.out / name, settings.size, settings.fps, settings.key_every)
+        lines.append(json.dumps(fields_of(row, name), ensure_ascii=False) + "\n")
+    manifest = settings.out / "manifest.jsonl"
+    manifest.write_text("".join(lines), encoding="utf-8")
+    print(f"written: {manifest}")
 
 
 def encode(source: str, path: Path, size: tuple[int, int], fps: int, key_every: int) -> None:
@@ -51,32 +76,4 @@ def encode(source: str, path: Path, size: tuple[int, int], fps: int, key_every: 
         new.mux(sound.encode(None))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.research.benchmark.web_video", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("--data", required=True, help="what recipes.pretrain reads")
-    p.add_argument("--out", type=Path, required=True, help="folder to create, with a manifest.jsonl")
-    p.add_argument("--size", type=int, nargs=2, default=[640, 360], metavar=("WIDTH", "HEIGHT"))
-    p.add_argument("--fps", type=int, default=25)
-    p.add_argument("--key-every", type=int, default=250, metavar="PICTURES")
-    options = p.parse_args(arguments)
-    try:
-        options.out.mkdir(parents=True)
-        lines = []
-        for number, row in enumerate(progress_bar(iterable=load_index(options.data), desc="encode", unit="video")):
-            name = f"{number:06d}.mp4"
-            encode(row["video"], options.out / name, tuple(options.size), options.fps, options.key_every)
-            lines.append(json.dumps(fields_of(row, name), ensure_ascii=False) + "\n")
-        (options.out / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"written: {options.out / 'manifest.jsonl'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+COMMAND = Command("recipes.research.benchmark web_video", __doc__, WebVideoKeys, run)

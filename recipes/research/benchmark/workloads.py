@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,42 +12,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import harmony
-from recipes import config as configuration
-from recipes.config import DEMO
-from recipes.data import vocabulary
-from recipes.data.clips import ClipFormat
-from recipes.model.build import build as build_trimodal
 from recipes.model.transformer import Transformer
-from recipes.model.vatt import SIZES
 
 Batch = dict[str, Tensor]
 FEATURES = 128  # raw features per token
 CLASSES = 10
 VIT_PATCH = 16
+WORDS = 200  # of the demo workload's vocabulary
+BACKBONE = "backbone"  # of the demo's model: the Gram is over its parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class WorkloadError(ValueError):
-    """A workload that cannot be had: a size that does not fit, or a package that is not installed."""
+    """A workload that cannot be built: a size that does not fit, or a package that is not installed."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One point of a sweep; all of it fits into JSON.
+    """One point of a sweep, named as the keys of the suite; all of it fits into JSON.
 
-    Attributes:
-        workload: "reference", "demo", "bert" or "vit".
-        batch: Samples.
-        tokens: Tokens of the longest sequence; on the reference workload those of video (audio has half as many, text
-            an eighth).
-        width: Of the encoder.
-        layers: Of the encoder.
-        heads: Of its attention.
-        symmetric: Whether the contrastive losses look both ways.
-        device: "cpu" or "cuda".
-        dtype: "float32", or "bfloat16" by autocast.
-        compiled: Whether the encoder goes through `torch.compile`.
-        chunk: Samples per chunk, where a contestant takes the batch in chunks.
+    `tokens` are those of the longest sequence. If `compiled`, the encoder goes through `torch.compile`.
     """
 
     workload: str = "reference"
@@ -62,36 +46,32 @@ class Spec:
     compiled: bool = False
     chunk: int = 8
 
+    @property
+    def point(self) -> "Spec":
+        """The spec without what tells apart contestants of one point."""
+        return replace(self, compiled=False)
+
 
 class Workload:
-    """A model on its device, called by everybody in the same way.
+    """A model on its device, called by all contestants in the same way.
 
     Attributes:
-        spec: What it was built from.
         model: The encoder, called as ``model(**batch)``; returns a dictionary of embeddings.
         objective: The losses stage with its heads; embeddings -> {name: terms (B,)}.
         draw: Number of samples -> a fresh random batch, a dictionary of tensors with leading axis B.
-        wrt: Names of the parameters the Gram is taken over; None for all.
-        watched: The part of the encoder that owns those parameters.
-        params: Trainable parameters of the encoder by name.
-        loss_params: Those of the losses stage.
+        wrt: Names of the parameters the Gram is taken over, those of the part ``watched``; None for all.
+        params, loss_params: Trainable parameters of the encoder, and of the losses stage, by name.
     """
 
     def __init__(
-        self,
-        spec: Spec,
-        model: nn.Module,
-        objective: nn.Module,
-        draw: Callable[[int], Batch],
-        wrt: Callable[[str], bool] | None = None,
-        watched: str = "",
+        self, spec: Spec, model: nn.Module, objective: nn.Module, draw: Callable[[int], Batch], watched: str = ""
     ) -> None:
         self.spec = spec
         self.model = model.to(spec.device)
         self.objective = objective.to(spec.device)
         self.draw = lambda size: {name: x.to(spec.device) for name, x in draw(size).items()}
-        self.wrt = wrt
         self.watched = watched
+        self.wrt = (lambda name: name.startswith(f"{watched}.")) if watched else None
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.loss_params = dict(objective.named_parameters())
         self.forward, self.encode = self._forward, self._encode
@@ -101,7 +81,7 @@ class Workload:
             self.encode = torch.compile(self._encode, dynamic=False)
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Autocast, where the spec asks for half precision."""
+        """Autocast, if the spec asks for half precision."""
         return torch.autocast(self.spec.device, DTYPES[self.spec.dtype], enabled=self.spec.dtype != "float32")
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -119,12 +99,9 @@ class Workload:
 
     def total(self, embeddings: dict[str, Tensor]) -> Tensor:
         """The sum of the mean losses, as plain training minimises it."""
-        return torch.stack([term.mean() for term in self.terms(embeddings).values()]).sum()
-
-    def terms(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses stage called as a module."""
         with self.precision():
-            return self.objective(embeddings)
+            terms = self.objective(embeddings)
+        return torch.stack([term.mean() for term in terms.values()]).sum()
 
 
 def build(spec: Spec) -> Workload:
@@ -134,9 +111,20 @@ def build(spec: Spec) -> Workload:
         WorkloadError: A size it cannot have, or a package that it needs and that is not installed.
     """
     if spec.width % spec.heads:
-        raise WorkloadError(f"width {spec.width} is not a multiple of {spec.heads} heads: choose --width or --heads")
+        raise WorkloadError(f"width {spec.width} is not a multiple of {spec.heads} heads: choose width= or heads=")
     torch.manual_seed(0)
     return WORKLOADS[spec.workload](spec)
+
+
+def default(workload: str) -> Spec:
+    """The point at which a workload is measured if nothing else is asked for."""
+    if workload != "demo":
+        return Spec(workload, tokens=64) if workload == "vit" else Spec(workload)
+    from recipes import config as configuration
+    from recipes.model.vatt import SIZES
+
+    size = SIZES[configuration.load(configuration.DEMO).model.size]
+    return Spec("demo", tokens=80, width=size.width, layers=size.layers, heads=size.heads)
 
 
 # ---------------------------------------------------------------------------------------------------------- reference
@@ -172,42 +160,27 @@ class TwoContrasts(nn.Module):
 
 def _reference(spec: Spec) -> Workload:
     lengths = {"video": spec.tokens, "audio": spec.tokens // 2, "text": max(spec.tokens // 8, 1)}
-    return Workload(
-        spec,
-        SharedBackbone(spec),
-        TwoContrasts(spec),
-        lambda size: {m: torch.randn(size, n, FEATURES) for m, n in lengths.items()},
-    )
+
+    def draw(size: int) -> Batch:
+        return {m: torch.randn(size, n, FEATURES) for m, n in lengths.items()}
+
+    return Workload(spec, SharedBackbone(spec), TwoContrasts(spec), draw)
 
 
 # --------------------------------------------------------------------------------------------------------------- demo
 def _demo(spec: Spec) -> Workload:
     """Model and objective of recipes/configs/demo.yaml on random clips; the Gram over its backbone, as there."""
-    config = configuration.load(DEMO)
-    tokenizer = vocabulary.build(f"word{i}" for i in range(200))
+    from recipes import config as configuration
+    from recipes.data import vocabulary
+    from recipes.model.build import build as build_trimodal
+    from recipes.research.benchmark.clips import random_clips
+
+    config = configuration.load(configuration.DEMO)
+    tokenizer = vocabulary.build(f"word{i}" for i in range(WORDS))
     modules, words = build_trimodal(config, tokenizer), tokenizer.get_vocab_size()
-    backbone = "backbone"
     return Workload(
-        spec,
-        modules["model"],
-        modules["objective"],
-        lambda size: random_clips(config.clip, words, size),
-        lambda name: name.startswith(f"{backbone}."),
-        backbone,
+        spec, modules["model"], modules["objective"], lambda size: random_clips(config.clip, words, size), BACKBONE
     )
-
-
-def random_clips(clip: ClipFormat, words: int, size: int) -> Batch:
-    """A batch as the tri-modal model takes it, of noise and of words below a number; nothing is missing."""
-    return {
-        "video": torch.randint(0, 256, (size, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8),
-        "audio": torch.rand(size, clip.samples) * 2 - 1,
-        "text": torch.randint(1, words, (size, clip.narrations, clip.words)),
-        "audio_valid": torch.ones(size, dtype=torch.bool),
-        "text_valid": torch.ones(size, clip.narrations, dtype=torch.bool),
-        "text_key": 1 + torch.arange(size * clip.narrations).view(size, -1),
-        "index": torch.arange(size),
-    }
 
 
 # ------------------------------------------------------------------------------------------------------- transformers
@@ -242,17 +215,13 @@ class ClassAndContrast(nn.Module):
 
 def _bert(spec: Spec) -> Workload:
     transformers = _transformers()
-    model = transformers.BertModel(
-        transformers.BertConfig(
-            max_position_embeddings=max(spec.tokens, 512), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-            **_sizes(spec),
-        ),
-        add_pooling_layer=False,
-    )  # fmt: skip
-    vocabulary_size = model.config.vocab_size
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    longest = max(spec.tokens, 512)
+    config = transformers.BertConfig(max_position_embeddings=longest, **no_dropout, **_sizes(spec))
+    model = transformers.BertModel(config, add_pooling_layer=False)
 
     def draw(size: int) -> Batch:
-        return {"input_ids": torch.randint(0, vocabulary_size, (size, spec.tokens)), "label": _labels(size)}
+        return {"input_ids": torch.randint(0, config.vocab_size, (size, spec.tokens)), "label": _labels(size)}
 
     return Workload(spec, Tokens(model), ClassAndContrast(spec.width), draw)
 
@@ -262,7 +231,7 @@ def _vit(spec: Spec) -> Workload:
     side = math.isqrt(spec.tokens) * VIT_PATCH
     if side**2 != spec.tokens * VIT_PATCH**2:
         raise WorkloadError(
-            f"a picture has a square number of patches; --tokens {spec.tokens} is none (64, 144, 196, 256)"
+            f"a picture has a square number of patches; tokens={spec.tokens} is none (64, 144, 196, 256)"
         )
     config = transformers.ViTConfig(image_size=side, patch_size=VIT_PATCH, **_sizes(spec))
 
@@ -306,11 +275,4 @@ WORKLOADS: dict[str, Callable[[Spec], Workload]] = {
     "demo": _demo,
     "bert": _bert,
     "vit": _vit,
-}
-_size = SIZES[configuration.load(DEMO).model.size]
-DEFAULTS = {
-    "reference": Spec("reference"),
-    "demo": Spec("demo", tokens=80, width=_size.width, layers=_size.layers, heads=_size.heads),
-    "bert": Spec("bert"),
-    "vit": Spec("vit", tokens=64),
 }

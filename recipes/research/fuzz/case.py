@@ -1,8 +1,10 @@
-"""One case: damage an input, use it, judge what comes."""
+"""One case: damage an input, use it, judge the outcome."""
 
 import logging
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +13,10 @@ import numpy as np
 
 import recipes
 from recipes.data.decode import BrokenClip
-from recipes.data.workers import WorkerError
-from recipes.errors import ConfigError, DataError
+from recipes.errors import ConfigError, DataError, Failure
 
 OWN = str(Path(recipes.__file__).parent)
-REFUSALS = (ConfigError, DataError, WorkerError)
+REFUSALS = (ConfigError, DataError, Failure)
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Case:
 
     @property
     def command(self) -> str:
-        """What repeats it."""
-        return f"python -m recipes.research.fuzz --what {self.kind} --only {self.number} --seed {self.seed}"
+        """The command that repeats it."""
+        return f"python -m recipes.research.fuzz what=[{self.kind}] only={self.number} seed={self.seed}"
 
 
 def run(case: Case, folder: Path, raises: bool = False) -> str:
@@ -49,39 +50,37 @@ def run(case: Case, folder: Path, raises: bool = False) -> str:
     Returns:
         "works", "skipped: ...", "refused: ..." or "failed: ...".
     """
-    from recipes.research.fuzz.kinds import KINDS  # which need what decodes, loads and restores
+    from recipes.research.fuzz.kinds import KINDS  # which imports all that decodes, loads and restores
 
     rng = np.random.default_rng([case.seed, case.number])
-    with TemporaryDirectory(prefix="case-") as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        try:
+    try:
+        with TemporaryDirectory(prefix="case-") as scratch, _silence():
             KINDS[case.kind].use(folder / case.kind, Path(scratch), rng)
-        except BrokenClip as error:
-            return f"skipped: {error.reason}"
-        except REFUSALS as error:
+    except BrokenClip as error:
+        return f"skipped: {error.reason}"
+    except Exception as error:
+        if isinstance(error, REFUSALS) or (isinstance(error, ValueError | OSError) and _deliberate(error)):
             return f"refused: {error}"
-        except (ValueError, OSError) as error:
-            if _deliberate(error):
-                return f"refused: {error}"
-            if raises:
-                raise
-            return _failed(error)
-        except Exception as error:
-            if raises:
-                raise
-            return _failed(error)
-        finally:
-            logging.disable(before)
+        if raises:
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"failed: {type(error).__name__}: {error!s:.200} ({Path(last.filename).name}, line {last.lineno})"
     return "works"
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings and no log."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
 def _deliberate(error: Exception) -> bool:
-    """Whether this project raised the error itself, with its own words."""
+    """Whether this project raised the error itself, in its own words."""
     return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(OWN)
-
-
-def _failed(error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"failed: {type(error).__name__}: {error!s:.200} ({Path(last.filename).name}, line {last.lineno})"

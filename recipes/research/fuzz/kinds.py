@@ -4,10 +4,10 @@ import csv
 import io
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -16,12 +16,17 @@ import pyarrow.parquet as pq
 
 from recipes import config as configuration
 from recipes import keys
-from recipes.config import DEMO
-from recipes.data.corpus import build
+from recipes.config import DEMO, Config
+from recipes.data.corpus import Corpus, build
 from recipes.data.decode import open_clip
 from recipes.data.index import load_index
+from recipes.errors import ConfigError
+from recipes.research.benchmark.scaling import ScalingKeys
+from recipes.research.benchmark.step import StepKeys
 from recipes.research.fuzz.damage import altered, damaged, value, written
+from recipes.research.soak.command import SoakKeys
 
+T = TypeVar("T")
 TINY = (
     "clip.frames=4", "clip.size=32", "clip.sample_rate=4000", "clip.audio_seconds=0.64", "clip.words=8",
     "model.audio_patch=128", "objective.audio_space=16", "objective.text_space=16", "train.steps=1",
@@ -46,10 +51,18 @@ class Kind(NamedTuple):
     use: Callable[[Path, Path, np.random.Generator], None]
 
 
-def pick(folder: Path, rng: np.random.Generator, pattern: str = "*") -> Path:
+def nothing(folder: Path) -> None:
+    """No input: it is written damaged."""
+
+
+def pick_file(folder: Path, rng: np.random.Generator) -> Path:
     """One of the files of a folder, or below it."""
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
-    return files[rng.integers(len(files))]
+    return pick_one(sorted(path for path in folder.rglob("*") if path.is_file()), rng)
+
+
+def pick_one(choices: Sequence[T], rng: np.random.Generator) -> T:
+    """One of several."""
+    return choices[rng.integers(len(choices))]
 
 
 # --------------------------------------------------------------------------------------------------------------- media
@@ -79,7 +92,7 @@ def make_media(folder: Path) -> None:
 def use_media(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
     """Read a window."""
     path = scratch / "clip"
-    path.write_bytes(damaged(pick(folder, rng).read_bytes(), rng))
+    path.write_bytes(damaged(pick_file(folder, rng).read_bytes(), rng))
     with open_clip(path) as clip:
         clip.window(rng.random() * 1.5, 4, 10.0, 8000, 4000, 32)
 
@@ -90,11 +103,6 @@ ROWS = [
      "narrations": [{"start": 0.5, "end": 2.0, "text": "a red circle"}, {"start": 2.0, "end": 4.0, "text": "moves"}]}
     for n in range(3)
 ]  # fmt: skip
-
-
-def make_manifests(folder: Path) -> None:
-    """None: they are written damaged."""
-    folder.mkdir(parents=True)
 
 
 def use_manifests(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
@@ -150,15 +158,37 @@ def use_shards(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
 
 # ------------------------------------------------------------------------------------------------------ configurations
 def use_configurations(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
-    """Override some keys, or load a damaged file."""
-    names = [*keys.flat(keys.as_dict(configuration.Config()))]
-    if rng.random() < 0.3:
-        path = scratch / "config.yaml"
-        path.write_bytes(damaged(DEMO.read_bytes(), rng))
-        configuration.load(path)
-        return
-    chosen = [names[rng.integers(len(names))] for _ in range(rng.integers(1, 4))]
-    configuration.load(DEMO, [f"{key}={str(value(rng))[:6000]}" for key in chosen])
+    """Load the keys of a command from damaged YAML or from strange overrides; what loads is saved and loaded again.
+
+    Nothing but a ConfigError may come of it.
+    """
+    kind = pick_one((Config, SoakKeys, StepKeys, ScalingKeys), rng)
+    path, overrides = None, []
+    match rng.integers(3):
+        case 0:
+            path = scratch / "config.yaml"
+            path.write_bytes(damaged(DEMO.read_bytes(), rng))
+        case 1:
+            path = scratch / "config.yaml"
+            path.write_text(written(altered(keys.as_dict(kind()), rng)))  # JSON is YAML
+        case _:
+            overrides = [_override(kind, rng) for _ in range(rng.integers(1, 4))]
+    try:
+        config = keys.load(kind, path, overrides)
+        keys.save(config, scratch / "again.yaml")
+        if keys.load(kind, scratch / "again.yaml") != config:
+            raise AssertionError("what was saved is loaded with other values")
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise AssertionError(f"no ConfigError: {error!r}") from error
+
+
+def _override(kind: type[Any], rng: np.random.Generator) -> str:
+    """``key=value`` with the default or a strange value, sometimes damaged."""
+    name, _, default, _ = pick_one(list(keys.walk(kind)), rng)
+    text = f"{name}={str(default if rng.random() < 0.4 else value(rng))[:6000]}"
+    return damaged(text.encode("utf-8", "replace"), rng).decode("utf-8", "replace") if rng.random() < 0.2 else text
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -166,7 +196,7 @@ def make_checkpoints(folder: Path) -> None:
     """A run of one step."""
     from recipes.pretrain import pretrain
 
-    build(folder / "corpus", "narrated", videos=4, test_videos=2, seed=1, size=48, fps=5, workers=1)
+    build(Corpus(folder / "corpus", "narrated", videos=4, test_videos=2, seed=1, size=48, fps=5, workers=1))
     overrides = [*TINY, f"run.dir={folder}", "run.name=run", f"data.manifest={folder / 'corpus'}",
                  f"data.test={folder / 'corpus' / 'test.jsonl'}"]  # fmt: skip
     pretrain(configuration.load(DEMO, overrides))
@@ -179,7 +209,7 @@ def use_checkpoints(folder: Path, scratch: Path, rng: np.random.Generator) -> No
 
     run = scratch / "run"
     shutil.copytree(folder / "run", run)
-    path = pick(run, rng)
+    path = pick_file(run, rng)
     match rng.integers(4):
         case 0:
             path.unlink()
@@ -248,9 +278,9 @@ def use_tables(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
 
 KINDS = {
     "media": Kind(make_media, use_media),
-    "manifests": Kind(make_manifests, use_manifests),
+    "manifests": Kind(nothing, use_manifests),
     "shards": Kind(make_shards, use_shards),
-    "configurations": Kind(make_manifests, use_configurations),
+    "configurations": Kind(nothing, use_configurations),
     "checkpoints": Kind(make_checkpoints, use_checkpoints),
     "tables": Kind(make_tables, use_tables),
 }

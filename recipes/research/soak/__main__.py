@@ -1,8 +1,7 @@
 """python -m recipes.research.soak"""
 
-import sys
-
+from recipes import cli
 from recipes.research.soak.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.exit(main)

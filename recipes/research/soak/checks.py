@@ -8,11 +8,11 @@ import numpy as np
 
 from recipes.config import Config
 from recipes.data.sampler import BatchSampler
+from recipes.data.skipped import SKIPPED
 from recipes.files import jsonl
 from recipes.research.soak.launch import Watch
 from recipes.splits import Splits
 from recipes.training import checkpoint, metrics
-from recipes.training.skipped import SKIPPED
 
 GROWTH = 0.05  # of memory over the quiet part, at most
 SETTLED = 0.25  # of the quiet part, after which memory is compared
@@ -20,11 +20,11 @@ SETTLED = 0.25  # of the quiet part, after which memory is compared
 
 @dataclass(frozen=True)
 class Check:
-    """A statement, whether it holds, and what was found."""
+    """A statement, whether it holds, and what was seen."""
 
     statement: str
     holds: bool
-    found: str
+    seen: str
 
 
 def checks(config: Config, splits: Splits, broken: dict[str, str], watch: Watch) -> list[Check]:

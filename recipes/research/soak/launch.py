@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from recipes.progress import progress_bar
 
 EVERY = 5.0  # seconds between two looks
 MODULE = "recipes.pretrain"
+TRAINER, WORKER = "training process", "worker"
 
 
 @dataclass
@@ -23,8 +25,9 @@ class Watch:
     """What was seen.
 
     Attributes:
-        seconds, training, loading: Time since the beginning; memory of the training processes and of the loaders'
-            workers then, MiB, where shared pages count once.
+        seconds: Time since the beginning of each look.
+        training: Memory of the training processes then, MiB; shared pages count once.
+        loading: Memory of the loaders' workers, likewise.
         faults: (seconds, what was killed).
         code: The exit status of the launch.
     """
@@ -36,51 +39,65 @@ class Watch:
     code: int | None = None
 
 
-def soak(
-    arguments: list[str], processes: int, minutes: float, rounds: int, log: Path, ready: Callable[[], bool]
-) -> Watch:
-    """Train, kill processes, and stop in order.
+@dataclass(frozen=True)
+class Faults:
+    """How long to train, and what to kill.
 
-    In the first third of the time training processes are killed, in the second workers of the loaders, then none.
+    Attributes:
+        minutes: Until the run is asked to stop. In the first third of them training processes are killed, in the second
+            workers of the loaders, then none.
+        processes: That train together.
+        rounds: How many processes of each kind are killed.
+    """
+
+    minutes: float
+    processes: int
+    rounds: int
+
+    def due(self) -> list[tuple[float, str]]:
+        """When to kill what: (seconds since the beginning, kind)."""
+        third = 20 * self.minutes
+        middles = [third * (number + 0.5) / self.rounds for number in range(self.rounds)]
+        return [(middle, TRAINER) for middle in middles] + [(third + middle, WORKER) for middle in middles]
+
+
+def soak(arguments: list[str], faults: Faults, log: Path, ready: Callable[[], bool]) -> Watch:
+    """Train, kill processes, and stop in order.
 
     Args:
         arguments: Of `recipes.pretrain`.
-        processes: That train together.
-        minutes: Until the run is asked to stop.
-        rounds: How many processes of each kind are killed.
-        log: File for all that is said.
+        faults: How long, on how many processes, and what is killed.
+        log: File for the output of the processes.
         ready: Whether the first steps were taken; before that nothing is killed.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["--max-restarts", str(rounds + 1), "-m", MODULE, *arguments]
-    watch, rng, total = Watch(), np.random.default_rng(0), 60 * minutes
-    due = [(total / 3 * (k + 0.5) / rounds, _trainers, "training process") for k in range(rounds)]
-    due += [(total / 3 * (1 + (k + 0.5) / rounds), _workers, "worker") for k in range(rounds)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(faults.processes), "--max-restarts", str(faults.rounds + 1)]
+    command += ["-m", MODULE, *arguments]
+    watch, rng, due, total = Watch(), np.random.default_rng(0), faults.due(), 60 * faults.minutes
     with open(log, "wb") as file:
-        launch = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env={"OMP_NUM_THREADS": "1", **os.environ}
-        )
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        launch = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
         root, began = psutil.Process(launch.pid), time.monotonic()
         with progress_bar(total=round(total), desc="soak", unit="s") as bar:
             while launch.poll() is None and (now := time.monotonic() - began) < total:
                 bar.update(round(now) - bar.n)
+                processes = {TRAINER: _trainers(root), WORKER: _workers(root)}
                 watch.seconds.append(now)
-                watch.training.append(_memory(_trainers(root)))
-                watch.loading.append(_memory(_workers(root)))
-                if due and due[0][0] <= now and ready() and (victims := due[0][1](root)):
-                    _kill(victims[rng.integers(len(victims))], signal.SIGKILL)
-                    watch.faults.append((now, due.pop(0)[2]))
+                watch.training.append(_memory(processes[TRAINER]))
+                watch.loading.append(_memory(processes[WORKER]))
+                if due and due[0][0] <= now and ready() and (victims := processes[due[0][1]]):
+                    _send(victims[rng.integers(len(victims))], signal.SIGKILL)
+                    watch.faults.append((now, due.pop(0)[1]))
                 time.sleep(EVERY)
-        _kill(root, signal.SIGTERM)  # torchrun passes it on, and all stop after the same step
+        _send(root, signal.SIGTERM)  # torchrun passes it on, and all stop after the same step
         watch.code = launch.wait(timeout=600)
     return watch
 
 
 def _descendants(root: psutil.Process) -> list[psutil.Process]:
-    try:
+    with suppress(psutil.NoSuchProcess):
         return root.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+    return []
 
 
 def _trainers(root: psutil.Process) -> list[psutil.Process]:
@@ -93,24 +110,19 @@ def _workers(root: psutil.Process) -> list[psutil.Process]:
 
 
 def _command(process: psutil.Process) -> str:
-    try:
+    with suppress(psutil.Error):
         return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return ""
 
 
 def _memory(processes: list[psutil.Process]) -> float:
     total = 0.0
     for process in processes:
-        try:
+        with suppress(psutil.Error):  # it has just ended
             total += process.memory_full_info().pss / 2**20
-        except psutil.Error:
-            continue  # it has just ended
     return total
 
 
-def _kill(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return

@@ -1,1 +1,1 @@
-"""The study of what harmonization buys: clips whose truth is known, noise of several kinds, rules that are compared."""
+"""What harmonization buys: rules compared on clips with known truth, under several kinds of noise."""

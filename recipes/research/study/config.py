@@ -1,83 +1,101 @@
-"""The configuration of a study: worlds, noise and rules, checked before any work starts."""
+"""The keys of a study: worlds, noise and rules."""
 
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from omegaconf import MISSING
-
-from recipes import keys
-from recipes.config import ClipFormat, CorpusConfig, ModelConfig, ObjectiveConfig
-from recipes.errors import ConfigError
-from recipes.research.study.noise import KINDS
+from recipes.config import BILLION, ClipFormat, Config, CorpusConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from recipes.keys import key, section
+from recipes.research.study.noise import Kind
 from recipes.research.study.rules import RULES
-from recipes.research.study.train import Settings
+from recipes.research.study.table import Row
+
+USED = ("steps", "batch_size", "lr", "end_lr", "warmup", "optimizer", "betas", "eps", "weight_decay", "clip_norm")
 
 
 @dataclass
 class WorldConfig:
-    """Where clips come from: features that are drawn, or pictures, sound and captions of the procedural corpus."""
+    """Where clips come from, and the model that learns from them."""
 
-    source: Literal["features", "media"] = "features"
-    clips: int = 1024  # to train on; of media at most what the corpus has
-    test_clips: int = 400
-    heard: int = 3  # of the three attributes that words tell, how many sound tells too; features only
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    clip: ClipFormat = field(default_factory=ClipFormat)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    train: Settings = field(default_factory=Settings)
+    source: Literal["features", "media"] = key("features", "drawn features, or media of the procedural corpus")
+    clips: int = key(1024, "training clips; of media at most what the corpus has", least=2, most=BILLION)
+    test_clips: int = key(400, "test clips; of media at most what the corpus has", least=2, most=BILLION)
+    audio_attributes: int = key(3, "how many of the three attributes sound carries; features only", least=0, most=3)
+    evaluate_every: int = key(60, "steps between two evaluations", least=1, most=BILLION)
+    corpus: CorpusConfig = section(CorpusConfig, "of media")
+    clip: ClipFormat = section(ClipFormat)
+    model: ModelConfig = section(ModelConfig)
+    objective: ObjectiveConfig = section(ObjectiveConfig)
+    train: TrainConfig = section(TrainConfig, "without the seed: see seeds")
+
+    def problems(self) -> Iterator[str]:
+        """Keys that do not fit together or have no effect."""
+        inputs = "features" if self.source == "features" else "raw"
+        if self.clip.inputs != inputs:
+            yield f"clip.inputs={self.clip.inputs}: source={self.source} needs {inputs}"
+        elif inputs == "raw":
+            yield from Config(harmonize="none", clip=self.clip, model=self.model).problems()
+        for field in fields(TrainConfig):
+            value = getattr(self.train, field.name)
+            if field.name not in USED and value != field.default:
+                yield f"train.{field.name}={value} has no effect on a study: leave it out"
 
 
 @dataclass
 class CellConfig:
     """One point of the study: a world, its noise, and the rules that are compared there."""
 
-    world: str = MISSING
-    kind: str = "text"
-    share: float = 0.6
-    clips: int | None = None  # in place of the world's
-    heard: int | None = None  # in place of the world's
-    steps: int | None = None  # in place of the world's
-    rules: list[str] = MISSING
+    world: str = key(meaning="one of worlds")
+    kind: Kind = key("text", "of the noise, see recipes/research/study/noise.py")
+    share: float = key(0.6, "of the clips that have the noise", least=0, most=1)
+    clips: int | None = key(None, "in place of the world's", least=2, most=BILLION)
+    audio_attributes: int | None = key(None, "in place of the world's", least=0, most=3)
+    steps: int | None = key(None, "in place of the world's", least=1, most=BILLION)
+    rules: list[str] = key(meaning="what to compare, see recipes/research/study/rules.py")
+
+    def problems(self) -> Iterator[str]:
+        """Unknown rules."""
+        for rule in self.rules:
+            if rule not in RULES:
+                yield f"rules: {rule!r} is not one of {', '.join(RULES)}"
 
 
 @dataclass
 class StudyConfig:
-    """A study."""
+    """A study, and what to do with it."""
 
-    seeds: list[int] = MISSING
-    worlds: dict[str, WorldConfig] = MISSING
-    cells: dict[str, CellConfig] = MISSING
+    seeds: list[int] = key(meaning="one run each", least=0, most=2**32 - 1)
+    worlds: dict[str, WorldConfig] = key(meaning="by name")
+    cells: dict[str, CellConfig] = key(meaning="by name")
+    out: Path = key(Path("docs/study"), "folder of tables and plots")
+    row: str | None = key(None, "CELL/RULE/SEED: run this one again, and compare it with the table")
+    part: str = key("1/1", "i/n: run the i-th of n parts; start a process for each")
 
-    def world(self, cell: str) -> WorldConfig:
-        """The world of a cell, with what the cell changes in it."""
-        chosen = self.cells[cell]
-        changes = {name: value for name in ("clips", "heard") if (value := getattr(chosen, name)) is not None}
-        world = replace(self.worlds[chosen.world], **changes)
-        return world if chosen.steps is None else replace(world, train=replace(world.train, steps=chosen.steps))
+    def world(self, name: str) -> WorldConfig:
+        """The world of a cell, with the cell's changes."""
+        cell = self.cells[name]
+        changes = {"clips": cell.clips, "audio_attributes": cell.audio_attributes}
+        world = replace(self.worlds[cell.world], **{key: value for key, value in changes.items() if value is not None})
+        return world if cell.steps is None else replace(world, train=replace(world.train, steps=cell.steps))
 
+    def rows(self) -> list[Row]:
+        """All runs, cell by cell, and within a cell seed by seed: an unfinished cell has whole pairs."""
+        return [Row(name, rule, s) for name, cell in self.cells.items() for s in self.seeds for rule in cell.rules]
 
-def load(path: Path) -> StudyConfig:
-    """Read a study.
+    def rows_of_part(self) -> list[Row]:
+        """The runs of `part`."""
+        number, parts = map(int, self.part.split("/"))
+        return self.rows()[number - 1 :: parts]
 
-    Raises:
-        ConfigError: Unknown keys, worlds, kinds or rules; the message names file and cell.
-    """
-    study = keys.fill(StudyConfig, path)
-    problems = keys.problems(study)
-    for name, cell in study.cells.items():
-        known = {"world": study.worlds, "kind": KINDS}
-        problems += [
-            f"cells.{name}.{key}={getattr(cell, key)!r}: expected one of {', '.join(names)}"
-            for key, names in known.items()
-            if getattr(cell, key) not in names
-        ]
-        problems += [
-            f"cells.{name}.rules: {rule!r} is not one of {', '.join(RULES)}" for rule in cell.rules if rule not in RULES
-        ]
-        if not 0 <= cell.share <= 1:
-            problems.append(f"cells.{name}.share={cell.share} must be between 0 and 1")
-    if problems:
-        raise ConfigError(f"{path} cannot be run:\n" + "\n".join(f"  - {p}" for p in problems))
-    return study
+    def problems(self) -> Iterator[str]:
+        """Unknown worlds, rows and parts."""
+        for name, cell in self.cells.items():
+            if cell.world not in self.worlds:
+                yield f"cells.{name}.world={cell.world!r}: expected one of {', '.join(self.worlds)}"
+        number = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part)
+        if number is None or not 1 <= int(number[1]) <= int(number[2]):
+            yield f"part={self.part}: expected i/n with i from 1 to n, for example 2/3"
+        if self.row is not None and Row.parse(self.row)[:2] not in {row[:2] for row in self.rows()}:
+            yield f"row={self.row}: the study has no such run; its cells are {', '.join(self.cells)}"

@@ -1,4 +1,4 @@
-"""Two Gaussians on the losses of all clips: the division into clean and noisy pairs of the literature."""
+"""A mixture of two Gaussians on the losses of all clips: the literature's division into clean and noisy pairs."""
 
 from typing import Any, NamedTuple
 
@@ -19,12 +19,12 @@ class MixtureState(NamedTuple):
 
 
 def mixture(clips: int, every: int, warmup: int) -> harmony.Transform:
-    """Weigh each pair by the posterior of the component with the smaller mean, fitted to each loss apart.
+    """Weigh each pair by the posterior of the component with the smaller mean; each loss has its own mixture.
 
     Args:
-        clips: N, of which the ids number.
-        every: Steps between two fits; an epoch, say.
-        warmup: Steps before the first one, in which all weights are one.
+        clips: N, the number of clips; their ids are 0 to N - 1.
+        every: Steps between two fits, for example an epoch.
+        warmup: Steps before the first fit, in which all weights are one.
 
     References:
         Li et al., DivideMix, 2020 (arXiv:2002.07394), section 3.1; Huang et al., Learning with Noisy Correspondence,
@@ -37,19 +37,19 @@ def mixture(clips: int, every: int, warmup: int) -> harmony.Transform:
     def update(gram: Tensor, state: MixtureState, *, terms: Tensor, ids: Tensor, **_: Any) -> tuple[Tensor, Any]:
         step, weights = state.step, state.weights
         if step >= warmup and (step - warmup) % every == 0:
-            weights = torch.stack([_small(losses) for losses in state.terms.unbind(1)], 1)
-        seen = state.terms.index_copy(0, ids, terms.float())
-        return weights[ids].to(gram.dtype), MixtureState(step + 1, seen, weights)
+            weights = torch.stack([_posterior(losses) for losses in state.terms.unbind(1)], 1)
+        latest = state.terms.index_copy(0, ids, terms.float())
+        return weights[ids].to(gram.dtype), MixtureState(step + 1, latest, weights)
 
     return harmony.Transform(init, update)
 
 
-def _small(losses: Tensor) -> Tensor:
-    """Posterior (N,) that a loss (N,) is of the component with the smaller mean; 1 for clips not seen yet."""
-    seen = losses.isfinite()
-    x = losses[seen].double().numpy()[:, None]
+def _posterior(losses: Tensor) -> Tensor:
+    """Posterior (N,) of the component with the smaller mean; 1 for clips without a loss (NaN)."""
+    known = losses.isfinite()
+    x = losses[known].double().numpy()[:, None]
     x = (x - x.min()) / max(np.ptp(x), 1e-12)
     fitted = GaussianMixture(2, reg_covar=5e-4, random_state=0).fit(x)
     posterior = torch.ones(len(losses))
-    posterior[seen] = torch.from_numpy(fitted.predict_proba(x)[:, fitted.means_.argmin()]).float()
+    posterior[known] = torch.from_numpy(fitted.predict_proba(x)[:, fitted.means_.argmin()]).float()
     return posterior

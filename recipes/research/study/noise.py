@@ -1,22 +1,23 @@
-"""Kinds of noise: which text and which sound each clip is given in place of its own."""
+"""Kinds of noise: which clips lose their own text or sound, and what they get instead."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from recipes.research.study.clips import Clips
 
-KINDS = ("text", "similar_text", "shifted_text", "text_not_of_rare", "sound", "silence")
+Kind = Literal["text", "similar_text", "shifted_text", "text_not_of_rare", "sound", "silence"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Noisy(NamedTuple):
     """Clips of which some are misaligned.
 
     Attributes:
-        clips: What is trained on.
-        aligned: Whether the sound, and the text, of each clip are its own, bool (N, 2): in the order of the losses.
+        clips: What a rule trains on.
+        aligned: Whether a clip has its own sound, and its own text, bool (N, 2): in the order of the losses.
     """
 
     clips: Clips
@@ -27,12 +28,12 @@ def corrupt(clips: Clips, kind: str, share: float, rare: Tensor, seed: int) -> N
     """Misalign a share of the clips.
 
     Args:
-        clips: Clean ones.
-        kind: ``text``: that of a clip of another category. ``similar_text``: of the same category, but of another
-            concept. ``shifted_text``: of the clip after it in the recording, of the one before it at the end.
-            ``text_not_of_rare``: like ``text``, but clips of rare concepts stay clean. ``sound``: of a clip of another
-            category. ``silence``: a sound track in which nothing is heard.
-        share: Of the clips, in [0, 1]. For ``text_not_of_rare`` of the other ones.
+        clips: Aligned clips.
+        kind: ``text``: the text of a clip of another category. ``similar_text``: of the same category, but another
+            concept. ``shifted_text``: of the next clip in the recording, of the previous one at its end.
+            ``text_not_of_rare``: like ``text``, but clips of rare concepts stay clean. ``sound``: the sound of a clip
+            of another category. ``silence``: a silent track.
+        share: Of the clips, in [0, 1]; with ``text_not_of_rare`` of those that are not rare.
         rare: Mask over the concepts.
         seed: Of the choice.
 
@@ -40,7 +41,7 @@ def corrupt(clips: Clips, kind: str, share: float, rare: Tensor, seed: int) -> N
         The clips in the same order, and the truth about them.
 
     Raises:
-        ValueError: An unknown kind.
+        ValueError: Unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
@@ -50,32 +51,29 @@ def corrupt(clips: Clips, kind: str, share: float, rare: Tensor, seed: int) -> N
     possible = ~exempt & (donors >= 0)
     order = torch.randperm(len(clips), generator=g)
     chosen = order[possible[order]][: round(share * int((~exempt).sum()))]
+    sources = torch.arange(len(clips))
+    sources[chosen] = donors[chosen]
+
     aligned = torch.ones(len(clips), 2, dtype=torch.bool)
-    of = torch.arange(len(clips))
-    if kind == "silence":
-        audio = clips.audio.clone()
-        audio[chosen] = 0
-        aligned[chosen, 0] = False
-        return Noisy(replace(clips, audio=audio), aligned)
-    of[chosen] = donors[chosen]
+    aligned[chosen, 0 if kind in ("sound", "silence") else 1] = False
     if kind == "sound":
-        aligned[chosen, 0] = False
-        return Noisy(replace(clips, audio=clips.audio[of]), aligned)
-    aligned[chosen, 1] = False
-    return Noisy(clips.with_text_of(of), aligned)
+        return Noisy(replace(clips, audio=clips.audio[sources]), aligned)
+    if kind == "silence":
+        return Noisy(replace(clips, audio=clips.audio.index_fill(0, chosen, 0)), aligned)
+    return Noisy(replace(clips, text=clips.text[sources], text_key=clips.text_key[sources]), aligned)
 
 
 def _donors(clips: Clips, kind: str, g: torch.Generator) -> Tensor:
-    """For each clip one that could lend it text or sound, (N,); -1 where there is none."""
+    """A donor of text or sound for each clip, (N,); -1 where there is none."""
     if kind == "silence":
         return torch.arange(len(clips))
     if kind == "shifted_text":
-        after = torch.arange(len(clips)) + 1
-        ends = torch.cat([clips.recording[1:] != clips.recording[:-1], torch.ones(1, dtype=torch.bool)])
-        donors = torch.where(ends, after - 2, after).clamp(min=0)
-        fits = (clips.recording[donors] == clips.recording) & (clips.text_key[donors] != clips.text_key)[:, 0]
-        return torch.where(fits, donors, -1)
+        following = torch.arange(len(clips)) + 1
+        last = torch.cat([clips.recording[1:] != clips.recording[:-1], torch.ones(1, dtype=torch.bool)])
+        donors = torch.where(last, following - 2, following).clamp(min=0)
+        valid = (clips.recording[donors] == clips.recording) & (clips.text_key[donors] != clips.text_key)[:, 0]
+        return torch.where(valid, donors, -1)
     same = clips.category[:, None] == clips.category
-    fits = same & (clips.concept[:, None] != clips.concept) if kind == "similar_text" else ~same
-    drawn = torch.where(fits, torch.rand(fits.shape, generator=g), -1).max(1)
-    return torch.where(drawn.values >= 0, drawn.indices, -1)
+    valid = same & (clips.concept[:, None] != clips.concept) if kind == "similar_text" else ~same
+    best = torch.where(valid, torch.rand(valid.shape, generator=g), -1).max(1)
+    return torch.where(best.values >= 0, best.indices, -1)

@@ -1,4 +1,4 @@
-"""RINCE, a contrastive loss that bounds what a wrong pair can do: of the literature, not of the library."""
+"""RINCE, a contrastive loss that bounds the effect of a wrong pair. It comes from the literature."""
 
 import torch
 import torch.nn.functional as F
@@ -6,17 +6,17 @@ from torch import Tensor
 
 from recipes.model.objective import Objective, same_captions
 
-Q, DENSITY = 0.5, 0.025  # q and lambda, as the paper sets them for noisy pairs
+Q, DENSITY = 0.5, 0.025  # q and lambda, the paper's values for noisy pairs
 
 
-def rince(queries: Tensor, keys: Tensor, temperature: float, fits: Tensor) -> Tensor:
+def rince(queries: Tensor, keys: Tensor, temperature: float, positives: Tensor) -> Tensor:
     """Robust InfoNCE, averaged over both directions.
 
     Args:
         queries: Embeddings (B, D).
         keys: Embeddings (B, D); row b belongs to query b.
         temperature: Positive.
-        fits: Mask (B, B), True where a key is no negative of a query; so on the diagonal.
+        positives: Mask (B, B), True where a key is no negative of a query; True on the diagonal.
 
     Returns:
         Terms (B,): ``-exp(q s) / q + (lambda (exp(s) + sum of exp over the negatives)) ** q / q``.
@@ -32,23 +32,25 @@ def rince(queries: Tensor, keys: Tensor, temperature: float, fits: Tensor) -> Te
     logits = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T / temperature
     own = logits.diagonal()
 
-    def one_way(logits: Tensor, fits: Tensor) -> Tensor:
-        rivals = logits.masked_fill(fits, -torch.inf)
-        total = torch.cat([own[:, None], rivals], 1).logsumexp(1)
+    def one_way(logits: Tensor, positives: Tensor) -> Tensor:
+        negatives = logits.masked_fill(positives, -torch.inf)
+        total = torch.cat([own[:, None], negatives], 1).logsumexp(1)
         return (-(Q * own).exp() + (Q * total).exp() * DENSITY**Q) / Q
 
-    return (one_way(logits, fits) + one_way(logits.T, fits.T)) / 2
+    return (one_way(logits, positives) + one_way(logits.T, positives.T)) / 2
 
 
 class RobustObjective(Objective):
-    """The heads of the recipe, with RINCE in the place of both losses."""
+    """The heads of the recipe, with RINCE in place of both losses."""
 
     def forward(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Terms (B,) of video-audio and video-text; every clip has one text."""
         spaces = self.project(embeddings)
+        (video_va, audio), (video_vt, text) = spaces["va"], spaces["vt"]
         same_clip = embeddings["index"][:, None] == embeddings["index"]
-        fits = {"va": same_clip, "vt": same_clip | same_captions(embeddings["text_key"])[..., 0]}
+        same_text = same_captions(embeddings["text_key"])[..., 0]
+        temperature = self.config.temperature
         return {
-            name: rince(video, other if name == "va" else other[:, 0], self.config.temperature, fits[name])
-            for name, (video, other) in spaces.items()
+            "va": rince(video_va, audio, temperature, same_clip),
+            "vt": rince(video_vt, text[:, 0], temperature, same_clip | same_text),
         }

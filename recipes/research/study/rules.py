@@ -1,7 +1,7 @@
-"""What the study compares: rules of the library, those of the literature, and the oracle that knows the truth."""
+"""The rules that the study compares: the recipe's, those of the literature, and the oracle, which knows the truth."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -9,26 +9,21 @@ import torch
 from torch import Tensor
 
 import harmony
-from harmony import curriculum, realign, schedule, score
+from harmony import curriculum, schedule, score
+from recipes.config import Config, CurriculumConfig, GramConfig, RealignConfig, TrainConfig
 from recipes.model.objective import Objective
 from recipes.research.study.mixture import mixture
+from recipes.research.study.noise import Noisy
+from recipes.research.study.rince import RobustObjective
+from recipes.training.step import Extras, Weigh
 
-SHARE = 0.5  # of a batch that rules by rank keep: fixed beforehand, without a look at the noise
+SHARE = 0.5  # of a batch that rules with a fixed share keep; chosen beforehand, without a look at the noise
 WARMUP = 0.1  # share of the steps in which rules of the literature keep everything
-GAMMA = (-0.3, 0.0)  # of the paper's curriculum
+FEATURES = GramConfig(space="features")  # gradients at the video's representation, which both losses reach
+LAYER = r"^backbone\.layers\.\d+"
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a rule may know: the number of clips, the length of the run; and the truth, which the oracle alone reads."""
-
-    clips: int
-    steps: int
-    batch_size: int
-    aligned: Tensor
-
-
-Make = Callable[[Context], harmony.Transform]
+Make = Callable[[TrainConfig, Noisy], harmony.Transform]  # the oracle alone reads the truth
 
 
 @dataclass(frozen=True)
@@ -36,87 +31,69 @@ class Rule:
     """How clips are weighed.
 
     Attributes:
-        transform: Makes the harmonizer.
-        gram: Options of `harmony.backward`; None where gradients of single clips are not needed.
-        extras: What the harmonizer sees of the embeddings.
-        networks: 2 for co-teaching: each is weighed by the other.
-        robust: Train with RINCE.
+        weigh: What clips are weighed by, see `recipes.training.step.StepOptions`.
+        recipe: The recipe's configuration, of which `harmonize`, `realign`, `curriculum`, `gamma` and `gram` count.
+        transform: A harmonizer in place of the recipe's.
+        extras: What the harmonizer sees of the embeddings, beside what the recipe gives.
+        networks: 2 for co-teaching: each network is weighed by the other.
+        objective: The losses.
     """
 
-    transform: Make
-    gram: dict[str, Any] | None = None
-    extras: Callable[[Objective, dict[str, Tensor]], dict[str, Tensor]] | None = None
+    weigh: Weigh
+    recipe: Config = field(default_factory=lambda: Config(harmonize="none"))
+    transform: Make | None = None
+    extras: Extras | None = None
     networks: int = 1
-    robust: bool = False
+    objective: type[Objective] = Objective
 
 
-def in_backbone(name: str) -> bool:
-    """Whether a parameter is one of the shared transformer's."""
-    return name.startswith("backbone.")
+def by_gradients(harmonize: str, **sections: Any) -> Rule:
+    """A rule of the recipe that reads gradients."""
+    return Rule("gradients", Config(harmonize=harmonize, **sections))
 
 
-PARAMETERS = {"wrt": in_backbone}  # the paper's: over the shared backbone
-FEATURES = {"space": "features"}  # at the video's representation, which both losses reach
-ANCHOR = {"space": "features", "attribution": "anchor"}
+def keep_half(weigh: Weigh, by: score.AnyScore, **options: Any) -> Rule:
+    """Keep the better half of each batch, after a warm-up that keeps everything."""
+    return Rule(weigh, transform=lambda train, _: curriculum.quantile(falling_share(train), score=by), **options)
 
 
-def layer_of(name: str) -> str:
-    """The layer of the shared transformer that a parameter is in."""
-    return ".".join(name.split(".")[:3])
+def warmup_steps(train: TrainConfig) -> int:
+    """Steps in which rules of the literature keep everything."""
+    return round(WARMUP * train.steps)
 
 
-def warm(context: Context, share: float) -> schedule.Schedule:
-    """Keep everything at first, then by and by a share."""
-    return schedule.linear(1.0, share, steps=max(round(WARMUP * context.steps), 1))
+def falling_share(train: TrainConfig) -> schedule.Schedule:
+    """The share that is kept: everything at first, a fixed share after the warm-up."""
+    return schedule.linear(1.0, SHARE, steps=max(warmup_steps(train), 1))
 
 
-def keep_half(of: score.AnyScore) -> Make:
-    """Keep the better half of each batch."""
-    return lambda context: curriculum.quantile(warm(context, SHARE), score=of)
-
-
-def always(*members: harmony.transform.Member) -> Make:
-    """A harmonizer that depends on nothing."""
-    return lambda context: harmony.chain(*members)
-
-
-def paper(*members: harmony.transform.Member) -> Make:
-    """The paper's curriculum, before whatever else."""
-    return lambda context: harmony.chain(curriculum.threshold(schedule.linear(*GAMMA, steps=context.steps)), *members)
-
-
-def oracle(context: Context) -> harmony.Transform:
+def oracle(_: TrainConfig, noisy: Noisy) -> harmony.Transform:
     """Weigh with the truth."""
-    return harmony.Transform(lambda: (), lambda gram, state, *, ids, **_: (context.aligned[ids].to(gram.dtype), state))
+    return harmony.Transform(lambda: (), lambda gram, state, *, ids, **_: (noisy.aligned[ids].to(gram.dtype), state))
 
 
-def each_small_loss(context: Context) -> harmony.Transform:
-    """Keep of each loss the half of its own pairs that it is small for."""
-    rules = [curriculum.quantile(warm(context, SHARE), partial(score.small_loss, losses=[k])) for k in (0, 1)]
+def small_loss_each(train: TrainConfig, _: Noisy) -> harmony.Transform:
+    """Keep, for each loss apart, the half of the pairs with the smaller loss."""
+    share = falling_share(train)
+    rules = [curriculum.quantile(share, partial(score.small_loss, losses=[k])) for k in (0, 1)]
 
     def update(gram: Tensor, state: Any, **extras: Any) -> tuple[Tensor, Any]:
-        found = [rule.update(gram, s, **extras) for rule, s in zip(rules, state, strict=True)]
-        return torch.stack([weights[:, k] for k, (weights, _) in enumerate(found)], 1), tuple(s for _, s in found)
+        results = [rule.update(gram, s, **extras) for rule, s in zip(rules, state, strict=True)]
+        weights = torch.stack([weights[:, k] for k, (weights, _) in enumerate(results)], 1)
+        return weights, tuple(state for _, state in results)
 
     return harmony.Transform(lambda: tuple(rule.init() for rule in rules), update)
 
 
-def fit_mixture(context: Context) -> harmony.Transform:
-    """Two components on the losses, fitted after every epoch from the end of the warm-up on."""
-    epoch = max(context.clips // context.batch_size, 1)
-    return mixture(context.clips, epoch, max(round(WARMUP * context.steps), epoch))
+def fit_mixture(train: TrainConfig, noisy: Noisy) -> harmony.Transform:
+    """Two Gaussians on the losses, fitted after every epoch once the warm-up is over."""
+    epoch = max(len(noisy.clips) // train.batch_size, 1)
+    return mixture(len(noisy.clips), epoch, max(warmup_steps(train), epoch))
 
 
-def cross_checked(share: float | None = None) -> Make:
-    """The cross_check, with as long a warm-up as everybody."""
-    return lambda context: curriculum.cross_check(
-        round(WARMUP * context.steps), None if share is None else warm(context, share)
-    )
-
-
-def sides(objective: Objective, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Similarities of all three pairs of modalities."""
-    return {"sides": objective.sides(embeddings)}
+def cross_check_half(train: TrainConfig, _: Noisy) -> harmony.Transform:
+    """The recipe's cross_check, with a share that is given beforehand."""
+    return curriculum.cross_check(warmup_steps(train), falling_share(train))
 
 
 def similarity(objective: Objective, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,33 +101,37 @@ def similarity(objective: Objective, embeddings: dict[str, Tensor]) -> dict[str,
     return {"similarity": objective.sides(embeddings)[:, 1].diagonal()}
 
 
+CROSS_CHECK = Config(harmonize="curriculum", curriculum=CurriculumConfig(rule="cross_check"))
+AT_ANCHOR = Config(harmonize="curriculum", gram=GramConfig(space="features", attribution="anchor"))
 LOSS_AND_COSINE = score.combined(score.ranked(score.small_loss), score.ranked(score.agreement))
-EITHER = score.negative(score.least(*(score.negative(score.ranked(s)) for s in (score.small_loss, score.agreement))))
+LOSS_OR_COSINE = score.negative(
+    score.least(*(score.negative(score.ranked(s)) for s in (score.small_loss, score.agreement)))
+)
 
 RULES: dict[str, Rule] = {
-    "baseline": Rule(always()),
-    "oracle": Rule(oracle),
-    # the paper, and variants of it
-    "realign": Rule(always(realign.pcgrad), PARAMETERS),
-    "curriculum": Rule(paper(), PARAMETERS),
-    "realign + curriculum": Rule(paper(realign.pcgrad), PARAMETERS),
-    "realign, groups of 8": Rule(always(realign.pcgrad), {**PARAMETERS, "group_size": 8}),
-    "realign, layerwise": Rule(always(harmony.layerwise(realign.pcgrad)), {**PARAMETERS, "labels": layer_of}),
-    "cosine half, anchor features": Rule(keep_half(score.agreement), ANCHOR),
-    # other methods, at the video's representation
-    "mgda": Rule(always(realign.mgda), FEATURES),
-    "gradvac": Rule(always(realign.gradvac()), FEATURES),
-    # gradients and losses together
-    "loss + cosine half": Rule(keep_half(LOSS_AND_COSINE), ANCHOR),
-    "loss or cosine half": Rule(keep_half(EITHER), ANCHOR),
+    "baseline": Rule("nothing"),
+    "oracle": Rule("terms", transform=oracle),
+    # the paper's, over the shared backbone, and variants
+    "realign": by_gradients("realign"),
+    "curriculum": by_gradients("curriculum"),
+    "realign + curriculum": by_gradients("both"),
+    "realign, groups of 8": by_gradients("realign", gram=GramConfig(group_size=8)),
+    "realign, layerwise": by_gradients("realign", realign=RealignConfig(layers=LAYER)),
+    "cosine half, anchor features": keep_half("gradients", score.agreement, recipe=AT_ANCHOR),
+    # other methods of realignment
+    "mgda": by_gradients("realign", realign=RealignConfig(method="mgda"), gram=FEATURES),
+    "gradvac": by_gradients("realign", realign=RealignConfig(method="gradvac"), gram=FEATURES),
+    # losses together with gradients
+    "loss + cosine half": keep_half("gradients", LOSS_AND_COSINE, recipe=AT_ANCHOR),
+    "loss or cosine half": keep_half("gradients", LOSS_OR_COSINE, recipe=AT_ANCHOR),
     # of the literature on noisy correspondence
-    "small loss half": Rule(keep_half(score.small_loss)),
-    "small loss half, each": Rule(each_small_loss),
-    "mixture": Rule(fit_mixture),
-    "mixture, co-teaching": Rule(fit_mixture, networks=2),
-    "rince": Rule(always(), robust=True),
-    "similarity half": Rule(keep_half(score.similarity), extras=similarity),
+    "small loss half": keep_half("terms", score.small_loss),
+    "small loss half, each": Rule("terms", transform=small_loss_each),
+    "mixture": Rule("terms", transform=fit_mixture),
+    "mixture, co-teaching": Rule("terms", transform=fit_mixture, networks=2),
+    "rince": Rule("nothing", objective=RobustObjective),
+    "similarity half": keep_half("terms", score.similarity, extras=similarity),
     # ours
-    "cross_check": Rule(cross_checked(), extras=sides),
-    "cross_check half": Rule(cross_checked(SHARE), extras=sides),
+    "cross_check": Rule("terms", CROSS_CHECK),
+    "cross_check half": Rule("terms", CROSS_CHECK, transform=cross_check_half),
 }

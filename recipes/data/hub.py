@@ -14,7 +14,7 @@ from recipes.data import manifest
 SAVED = ("state.json", "dataset_dict.json")  # in a folder that `save_to_disk` wrote
 
 
-def load(name: str, split: str) -> IterableDataset:
+def open_split(name: str, split: str) -> IterableDataset:
     """Opens a split as a stream: nothing is downloaded whole.
 
     Args:
@@ -34,7 +34,7 @@ def load(name: str, split: str) -> IterableDataset:
     return saved.to_iterable_dataset()
 
 
-def rows(
+def read_rows(
     data: IterableDataset, video: str, text: str | None, name: str | None, start: int = 0
 ) -> Iterator[dict[str, Any]]:
     """The videos of a split and what is known of them.

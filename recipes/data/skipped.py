@@ -1,15 +1,22 @@
-"""The list of clips that could not be read."""
+"""Clips that could not be read: what stands in their place in a batch, and the list of them in a folder."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from recipes.data.clips import Skipped
 from recipes.files import jsonl, write_atomically
 from recipes.progress import STDERR
 
 SKIPPED = "skipped.jsonl"  # in a run's folder
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A clip that could not be read, and why."""
+
+    id: str
+    reason: str
 
 
 class SkippedClips:

@@ -1,0 +1,59 @@
+"""How a folder of rendered videos comes to be: in as many processes as wanted, and only when it is whole."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+from recipes.progress import progress_bar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Gives a hidden folder with `videos` in it, which takes the place of `out` at the end; after an error it is gone.
+
+    A build that is killed leaves at most the hidden folder; the next one removes it.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "videos").mkdir(parents=True)
+        yield partial
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def render_all(work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, unit: str) -> list[Result]:
+    """Applies a function to items, with a progress line; the first failure ends it.
+
+    Args:
+        work: what can be pickled.
+        items: its arguments.
+        workers: processes; None: all cores; 1: this process.
+        unit: an item, for people.
+    """
+    bar = {"total": len(items), "desc": "corpus", "unit": unit}
+    if workers == 1:
+        return list(progress_bar(iterable=map(work, items), **bar))
+    # spawn: the caller may have started threads (torch does), which a fork would not survive
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        try:
+            return list(progress_bar(iterable=pool.map(work, items), **bar))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def megabytes(folder: Path) -> float:
+    """What the files of a folder take."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -1,0 +1,125 @@
+"""What a layout is: marks by which a folder is recognised, and functions that read its rows. What layouts share."""
+
+import csv
+import glob
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recipes.data.encoding import read_lines
+from recipes.data.videos import VIDEOS, videos_below
+
+Row = dict[str, Any]  # of an index; see `recipes.data.index.load_index`
+Labels = tuple[list[str], list[Row]]
+
+
+class Layout(NamedTuple):
+    """How a data set lies on a disk.
+
+    Attributes:
+        name: of the data set, for people.
+        marks: files or folders, or patterns of them; a folder with one of them has this layout.
+        read: yields the rows of the folder; None: without labels this data set is not read.
+        read_labelled: returns the names of the classes, in order, and rows with `labels` (names), `parts` ({name of a
+            split: "train" or "test"}) and, where it is known, `source`; None: it has no labels.
+        nested: whether the marks may also lie one folder deeper, where an archive was unpacked.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    read: Callable[[Path], Iterable[Row]] | None = None
+    read_labelled: Callable[[Path], Labels] | None = None
+    nested: bool = False
+
+    def recognises(self, root: Path) -> bool:
+        """Whether a folder has this layout."""
+        if self.nested:
+            return any(folder_of(root, mark) for mark in self.marks)
+        return root.is_dir() and any(any(root.glob(mark)) for mark in self.marks)
+
+
+def folder_of(root: Path, mark: str) -> Path | None:
+    """The folder that holds `mark`: `root`, or one of those in it, as the archive was unpacked; None: there is none."""
+    return next((folder for folder in (root, *sorted(root.glob("*/"))) if (folder / mark).exists()), None)
+
+
+def file_of(root: Path, name: str) -> Path:
+    """The file of a clip that lists call `Class/file`, in `root` or in a folder in it; if missing, a path in `root`."""
+    candidates = (root / name, *sorted(root.glob(f"*/{glob.escape(name)}")))
+    return next((file for file in candidates if file.is_file()), root / name)
+
+
+def row_of_file(video: Path, **fields: Any) -> Row:
+    """The row of a file that is one clip, without text."""
+    return {"video": str(video.absolute()), "split": "", "start": None, "end": None, "narrations": [], **fields}
+
+
+def present(root: Path, rows: dict[str, Row], what: str) -> list[Row]:
+    """The rows whose file exists.
+
+    Args:
+        root: the data set.
+        rows: by what a list calls them.
+        what: the list, for people.
+    Raises:
+        FileNotFoundError: not one file exists. One warning counts the others.
+    """
+    missing = [row["video"] for row in rows.values() if not Path(row["video"]).is_file()]
+    if len(missing) == len(rows):
+        example = f"; the first would be {missing[0]}" if missing else ""
+        raise FileNotFoundError(f"{root}: not one of the {len(rows)} files in {what} is here{example}")
+    warn_of_missing(root, len(missing), len(rows), "clips")
+    absent = set(missing)
+    return [row for row in rows.values() if row["video"] not in absent]
+
+
+def with_files(root: Path, rows: list[Row]) -> Iterator[Row]:
+    """Puts the path of a video in place of its name, and leaves out the rows without a file, with one warning.
+
+    Args:
+        root: folder in or below which the videos are.
+        rows: of an index, but `video` is the name of a file without its ending.
+    Raises:
+        FileNotFoundError: not one of the videos.
+    """
+    files = videos_below(root)
+    missing = [row["video"] for row in rows if row["video"] not in files]
+    if missing and len(missing) == len(rows):
+        raise FileNotFoundError(
+            f"{root}: not one of its {len(rows)} clips has a file; looked in it and below it for files like "
+            f"{missing[0]}{VIDEOS[0]} (or {', '.join(VIDEOS[1:])})"
+        )
+    warn_of_missing(root, len(missing), len(rows), "clips")
+    yield from (row | {"video": files[row["video"]]} for row in rows if row["video"] in files)
+
+
+def warn_of_missing(root: Path, missing: int, total: int, what: str) -> None:
+    """One warning counts what has no file."""
+    if missing:
+        warnings.warn(f"{root}: {missing} of {total} {what} have no file; left out", stacklevel=3)
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Reads a CSV file with a header.
+
+    Args:
+        path: the file.
+        columns: those that it must have.
+    Returns:
+        An iterator of (file and line, for people; the fields of the line, "" where one is missing).
+    Raises:
+        ValueError: a column is missing.
+    """
+    table = csv.DictReader(text for _, text in read_lines(path))
+    if missing := [name for name in columns if name not in (table.fieldnames or ())]:
+        raise ValueError(f"{path}, line 1: expected the columns {', '.join(columns)}; there is no {', '.join(missing)}")
+    for fields in table:
+        yield f"{path}, line {table.line_num}", fields | {name: fields[name] or "" for name in columns}
+
+
+def listed_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a list that are not blank, each behind file and line, for people."""
+    for number, line in read_lines(path):
+        if line.strip():
+            yield f"{path}, line {number}", line.strip()

@@ -1,0 +1,180 @@
+"""Race entrants: time them in turns, round by round, each on the same input within a round."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+MIB = 2**20
+MOST_CALLS = 200  # of one reading
+
+
+class WrongAnswer(ValueError):
+    """An entrant that computes something else."""
+
+
+@dataclass(kw_only=True)
+class Timing:
+    """What was measured of an entrant.
+
+    Attributes:
+        seconds: Of each round; empty if the entrant was skipped.
+        ratios: `seconds`, divided by those of the base in the same round.
+        memory: Peak memory of a call in bytes, above what the process held before it; None if it was not measured.
+        skipped: Why the entrant was skipped; empty if it was not.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    memory: int | None = None
+    skipped: str = ""
+
+    def relate(self, base: list[float]) -> None:
+        """Divide the seconds of each round by the base's. An entrant that was skipped half-way keeps none."""
+        if self.skipped:
+            self.seconds = []
+        elif len(base) == len(self.seconds):
+            self.ratios = [a / b for a, b in zip(self.seconds, base, strict=True)]
+
+    def columns(self) -> dict[str, Any]:
+        """The numbers as columns of a table."""
+        low, median, high = quartiles(self.seconds)
+        ratio_low, ratio, ratio_high = quartiles(self.ratios)
+        return {
+            "rounds": len(self.seconds),
+            "seconds": median,
+            "seconds_q1": low,
+            "seconds_q3": high,
+            "ratio": ratio,
+            "ratio_q1": ratio_low,
+            "ratio_q3": ratio_high,
+            "memory_mib": None if self.memory is None else round(self.memory / MIB, 1),
+            "skipped": self.skipped,
+        }
+
+
+@dataclass
+class Entrant:
+    """Who takes part in a race.
+
+    Attributes:
+        timing: What the race fills in.
+        call: What is timed; it takes the input of the round.
+        warm_up: Calls before the race. The fastest of them is compared with the limit.
+        scale: Factor on the seconds, if the call does only a part of the work.
+    """
+
+    timing: Timing
+    call: Callable[[Any], Any]
+    warm_up: int = 1
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a race goes.
+
+    Attributes:
+        repeats: Rounds.
+        limit: Seconds that a call may take; the race skips slower entrants.
+        device: "cpu" or "cuda".
+        at_least: Seconds that a reading takes; a faster call is repeated.
+    """
+
+    repeats: int
+    limit: float = math.inf
+    device: str = "cpu"
+    at_least: float = 0.0
+
+
+def race(
+    entrants: list[Entrant],
+    rules: Rules,
+    draw: Callable[[], Any] = lambda: None,
+    advance: Callable[[], Any] = lambda: None,
+) -> None:
+    """Warm everybody up, then time them in rounds. The order rotates from round to round.
+
+    Args:
+        entrants: Who takes part; their timings are filled in.
+        rules: How many rounds, and the limits.
+        draw: Makes the input of a round.
+        advance: Called after the warm-up and after each round, ``repeats + 1`` times.
+    """
+    gc.collect()
+    gc.freeze()  # the collector need not search what exists by now at every reading
+    try:
+        calls = [_warm_up(entrant, rules, draw()) for entrant in entrants]
+        advance()
+        for number in range(rules.repeats):
+            first = number * len(entrants) // rules.repeats  # another start and other neighbours every time
+            value = draw()
+            for entrant, count in (list(zip(entrants, calls, strict=True)) * 2)[first : first + len(entrants)]:
+                if not entrant.timing.skipped:
+                    with reported(entrant.timing):
+                        seconds = timed(partial(entrant.call, value), rules.device, count)
+                        entrant.timing.seconds.append(entrant.scale * seconds)
+            advance()
+    finally:
+        gc.unfreeze()
+
+
+def _warm_up(entrant: Entrant, rules: Rules, value: Any) -> int:
+    """Call an entrant a few times. Returns the calls of a reading."""
+    with reported(entrant.timing):
+        seconds = min(timed(partial(entrant.call, value), rules.device) for _ in range(entrant.warm_up))
+        if seconds > rules.limit:
+            raise TimeoutError(f"a call takes {seconds:.1f} s, more than the limit of {rules.limit:g} s")
+        return min(max(math.ceil(rules.at_least / seconds), 1), MOST_CALLS)
+    return 1
+
+
+def timed(call: Callable[[], Any], device: str, calls: int = 1) -> float:
+    """Seconds per call. What the last call returns is freed outside the clock."""
+    gc.collect()
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        outcome = call()
+    _synchronize(device)
+    seconds = time.perf_counter() - start
+    del outcome
+    return seconds / calls
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def reported(timing: Timing) -> Iterator[None]:
+    """Whatever is raised inside becomes the reason why the entrant is skipped."""
+    try:
+        yield
+    except Exception as error:
+        timing.skipped = reason(error)
+
+
+def reason(error: Exception) -> str:
+    """One line that says why an entrant does not take part."""
+    text = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())
+    text = text if len(text) <= 200 else text[:197] + "..."
+    if isinstance(error, WrongAnswer | TimeoutError):
+        return text
+    return f"out of memory: {text}" if isinstance(error, torch.OutOfMemoryError) else f"not available: {text}"
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile; three times the value if there is one, NaN if there is none."""
+    if len(values) < 2:
+        return (values[0],) * 3 if values else (math.nan,) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high

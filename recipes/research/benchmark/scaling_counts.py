@@ -1,0 +1,127 @@
+"""What the model of a configuration asks for: operations, bytes held for the backward pass, bytes sent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from recipes.config import Config
+from recipes.model.objective import Objective
+from recipes.model.vatt import SIZES, VATT
+from recipes.research.benchmark.clips import random_clips
+from recipes.training.precision import forward_in
+
+FLOAT = 4  # bytes of what is sent and of all state: float32
+
+
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward(g: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(g, q, k, v)
+
+
+ON_CPU = {  # attention, which torch's counter knows on other devices alone
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the model of a configuration asks for.
+
+    Attributes:
+        parameters, heads: Of the encoder, and of the heads.
+        forward: Operations of its forward pass, a clip.
+        held: Bytes that its backward pass needs, a clip, in the run's precision.
+        losses: Operations of the losses stage, there and back, of the whole batch.
+    """
+
+    parameters: int
+    heads: int
+    forward: float
+    held: float
+    losses: float
+
+
+def count(config: Config) -> Counts:
+    """Count on tensors that have shapes and no values: nothing is computed and no memory is taken."""
+    with FakeTensorMode():
+        model = VATT(config.model, config.clip, config.data.vocabulary)
+        objective = Objective(config.objective, SIZES[config.model.size].output)
+        encode = forward_in(config.train.precision, torch.device("cpu"))
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        # What is held once, such as weights in another precision, drops out of the difference.
+        held = [held_for_backward(lambda n=n: encode(model, _clips(config, n)), weights) for n in (2, 4)]
+        forward = operations(lambda: encode(model, _clips(config, 2)))
+        embeddings = _embeddings(config, config.train.batch_size)
+
+        def losses() -> None:
+            torch.stack([terms.mean() for terms in objective(embeddings).values()]).sum().backward()
+
+        return Counts(
+            parameters=sum(p.numel() for p in model.parameters()),
+            heads=sum(p.numel() for p in objective.parameters()),
+            forward=forward / 2,
+            held=(held[1] - held[0]) / 2,
+            losses=operations(losses),
+        )
+
+
+def operations(call: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products, convolutions and attention of a call."""
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def held_for_backward(forward: Callable[[], Any], weights: set[int]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, without the weights."""
+    seen: dict[int, Any] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage._cdata not in weights:
+            seen[storage._cdata] = storage
+        return t
+
+    with saved_tensors_hooks(keep, lambda t: t):
+        forward()
+    return sum(storage.nbytes() for storage in seen.values())
+
+
+def _clips(config: Config, number: int) -> dict[str, Tensor]:
+    return random_clips(config.clip, config.data.vocabulary, number)
+
+
+def _embeddings(config: Config, number: int) -> dict[str, Tensor]:
+    """What the model makes of clips, to begin the losses stage with."""
+    width = SIZES[config.model.size].output
+    shapes = {"video": (number, width), "audio": (number, width), "text": (number, config.clip.narrations, width)}
+    leaves = {name: torch.zeros(shape, requires_grad=True) for name, shape in shapes.items()}
+    return _clips(config, number) | leaves
+
+
+def traffic(counts: Counts, config: Config, processes: int) -> dict[str, float]:
+    """Bytes that a process sends in a step, by what they are; it receives as many.
+
+    Sums go round a ring twice; what is gathered goes round once, and so, on average, does what one sends to all.
+    """
+    once = (processes - 1) / processes
+    batch, narrations = config.train.batch_size, config.clip.narrations
+    embedding = (2 + narrations) * SIZES[config.model.size].output * FLOAT
+    masks = 1 + narrations + 8 * narrations + 8
+    harmonized = config.harmonize != "none"
+    return {
+        "gradients": 2 * once * counts.parameters * FLOAT,
+        "gradients of the heads": once * counts.heads * FLOAT,
+        "embeddings": once * batch * (embedding + masks),
+        "Gram blocks and weights": once * batch / config.gram.group_size * 6 * FLOAT * harmonized,
+    }

@@ -138,7 +138,7 @@ def test_a_run_on_features_alone(tmp_path: Path) -> None:
     assert list(results["trained"]) == ["audio->video"] and results["trained"]["audio->video"]["pairs"] == 4
     assert all(row["loss_va"] > 0 and row["loss_vt"] == 0 for row in metrics.read(config.folder))
     assert (config.folder / "report.html").is_file()
-    assert evaluate(["retrieval", "--checkpoint", str(config.folder)]) == 0
+    assert evaluate(["retrieval", f"checkpoint={config.folder}"]) == 0
     with pytest.raises(ConfigError, match="only clips of raw media can be scored"):
         prepare(ScoreKeys(checkpoint=config.folder, out=tmp_path / "scored"))
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_the_rows_of_youcook2(youcook2: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
-        ("MSRVTT_JSFUSION_test.csv", "key,sentence\nret0,x\n", "line 1: expected the columns key, vid_key, video_id"),
+        ("MSRVTT_JSFUSION_test.csv", "key,sentence\nret0,x\n", "line 1: expected the columns video_id, sentence"),
         ("MSRVTT_JSFUSION_test.csv", "key,vid_key,video_id,sentence\nret0,m,v,\n", "line 2: expected a video_id and a"),
         ("youcookii_annotations_trainval.json", "[]", 'expected {"database"'),
         ("youcookii_annotations_trainval.json", '{"database": {"abc": {"subset": "training"}}}', "video 'abc': expect"),
@@ -162,7 +163,7 @@ def test_windows_of_features_are_spread_too(tmp_path: Path, checkpoint: Path) ->
     seconds = 40
     rgb = np.repeat(np.arange(seconds, dtype=np.uint8)[:, None], 1024, 1)
     shards.write(tmp_path / "test0.tfrecord", shards.example("a", rgb, rgb[:, :128]))
-    clips = EvalClips(load_index(tmp_path), tokenizer, config.clip, 4)
+    clips = EvalClips(load_index(tmp_path), tokenizer, replace(config.clip, inputs="features", fps=1.0), 4)
     assert [clips[0, window].start for window in range(4)] == [3, 13, 23, 33]
 
 

@@ -84,32 +84,32 @@ def load_vectors(path: str | Path, tok: Tokenizer, dim: int | None = None, seed:
         FileNotFoundError: there is no such file.
         ValueError: a malformed line (says which), another dimension than `dim`, or not one word of the vocabulary.
     """
-    vocabulary, found = tok.get_vocab(), {}
+    vocabulary, known = tok.get_vocab(), {}
     with open(regular(path), encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
-            line = line.rstrip()
+            line, where = line.rstrip(), f"{path}, line {number}"
             if not line or (number == 1 and re.fullmatch(r"\d+ \d+", line)):
                 continue
             dim = dim or line.count(" ")
             word, *numbers = line.rsplit(" ", dim)  # from the right: some files have words with a blank in them
             if len(numbers) != dim:
-                raise ValueError(f"{path}, line {number}: expected a word and {dim} numbers; found {line[:60]!r}")
+                raise ValueError(f"{where}: expected a word and {dim} numbers; found {line[:60]!r}")
             row = vocabulary.get(word)
-            if row is None or row in found:
+            if row is None or row in known:
                 continue
             try:
-                found[row] = np.array(numbers, np.float32)
+                known[row] = np.array(numbers, np.float32)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: expected {dim} numbers after {word!r}: {error}") from error
-            if not np.isfinite(found[row]).all():
-                raise ValueError(f"{path}, line {number}: the vector of {word!r} is not finite")
-    if not found:
+                raise ValueError(f"{where}: expected {dim} numbers after {word!r}: {error}") from error
+            if not np.isfinite(known[row]).all():
+                raise ValueError(f"{where}: the vector of {word!r} is not finite")
+    if not known:
         raise ValueError(f"{path}: has a vector for none of the {len(vocabulary) - 2} words of the vocabulary")
-    known = np.stack(list(found.values()))
-    share = len(found) / (len(vocabulary) - 2)
-    logging.getLogger(__name__).info("%s: vectors for %d words, %.1f%%", path, len(found), 100 * share)
-    vectors = np.random.default_rng(seed).normal(known.mean(), known.std(), (len(vocabulary), known.shape[1]))
-    vectors[list(found)], vectors[0] = known, 0
+    rows = np.stack(list(known.values()))
+    share = len(known) / (len(vocabulary) - 2)
+    logging.getLogger(__name__).info("%s: vectors for %d words, %.1f%%", path, len(known), 100 * share)
+    vectors = np.random.default_rng(seed).normal(rows.mean(), rows.std(), (len(vocabulary), rows.shape[1]))
+    vectors[list(known)], vectors[0] = rows, 0
     return torch.from_numpy(vectors.astype(np.float32))
 
 

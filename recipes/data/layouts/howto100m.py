@@ -97,8 +97,8 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
         while True:
             at = BLANK.match(text, at).end()
             try:
-                found, at = parse(text, at)
-                return found
+                value, at = parse(text, at)
+                return value
             except json.JSONDecodeError as error:
                 line, block = next(blocks, (line, "")) if len(text) - at < MOST else (line, "")
                 if not block:

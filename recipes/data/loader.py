@@ -4,9 +4,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from recipes.data.clips import Clip, NarratedClips, TrainClips, collate, collate_windows
-from recipes.data.sampler import BatchSampler, Key, Source
-from recipes.data.skipped import Skipped
+from recipes.data.clips import NarratedClips, TrainClips, collate, collate_windows
+from recipes.data.sampler import BatchSampler, Source
 from recipes.data.workers import PREFETCH, TIMEOUT, Loader
 
 
@@ -41,14 +40,3 @@ def eval_loader(
     """Batches of the clips that `batches` number, each with all of its windows, as `collate_windows` makes them."""
     keys = ([(clip, window) for clip in batch for window in range(dataset.windows)] for batch in batches)
     return Loader(dataset, keys, partial(collate_windows, windows=dataset.windows), workers, timeout, prefetch)
-
-
-def list_loader(
-    dataset: NarratedClips,
-    batches: Iterable[list[Key]],
-    workers: int,
-    timeout: float = TIMEOUT,
-    prefetch: float = PREFETCH,
-) -> Loader[list[Clip | Skipped]]:
-    """Lists of the clips that `batches` name by key, not joined."""
-    return Loader(dataset, batches, list, workers, timeout, prefetch)

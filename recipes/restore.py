@@ -14,7 +14,7 @@ from recipes.data import vocabulary
 from recipes.data.storage import is_url
 from recipes.errors import ConfigError
 from recipes.keys import key
-from recipes.model.build import build
+from recipes.model.build import build, device_of, use_cores
 from recipes.splits import Splits, train_and_test
 from recipes.training import checkpoint
 from recipes.training.ema import Ema
@@ -63,8 +63,11 @@ class EmbeddingKeys(RestoreKeys):
 
 
 def restore_with(keys: RestoreKeys) -> Restored:
-    """`restore` what the keys of a command name."""
-    return restore(keys.checkpoint, device=keys.device, overrides=keys.overrides())
+    """`restore` what the keys of a command name, on its device, with the cores of this machine shared out."""
+    restored = restore(keys.checkpoint, device=keys.device, overrides=keys.overrides())
+    restored.modules.to(device_of(restored.config))
+    use_cores(restored.config)
+    return restored
 
 
 def restore(folder: Path, averaged: bool = True, device: str | None = None, overrides: Sequence[str] = ()) -> Restored:
@@ -108,7 +111,7 @@ def own_data(config: Config) -> Splits:
     """
     named = [config.data.manifest, config.data.test, *(source.manifest for source in config.data.sources.values())]
     if urls := [place for place in named if place is not None and is_url(place)]:
-        raise ConfigError(f"the checkpoint names data at {urls[0]}: if it is to be fetched, pass --data {urls[0]}")
+        raise ConfigError(f"the checkpoint names data at {urls[0]}: if it is to be fetched, pass data={urls[0]}")
     return train_and_test(config)
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from recipes.config import Config
-from recipes.data.clips import NarratedClips, Skipped
+from recipes.data.clips import NarratedClips
 from recipes.data.loader import eval_loader
+from recipes.data.skipped import Skipped
 from recipes.errors import DataError
 from recipes.model.build import model_inputs
 from recipes.progress import progress_bar

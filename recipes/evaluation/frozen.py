@@ -1,12 +1,13 @@
 """What a model makes of whole clips, of one modality alone: several windows of each."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from recipes.data.clips import Skipped
+from recipes.config import DataConfig
+from recipes.data.skipped import Skipped
 from recipes.data.windows import WindowedClips, collate
 from recipes.data.workers import Loader
 from recipes.errors import DataError
@@ -29,11 +30,7 @@ class Outputs(NamedTuple):
 
 
 def outputs(
-    module: nn.Module,
-    encode: Callable[[Tensor], Tensor],
-    clips: WindowedClips,
-    batch_size: int,
-    **reading: Any,
+    module: nn.Module, encode: Callable[[Tensor], Tensor], clips: WindowedClips, batch_size: int, data: DataConfig
 ) -> Outputs:
     """Encode every clip in evaluation mode, without gradients.
 
@@ -42,7 +39,7 @@ def outputs(
         encode: Output (b, ...) of the windows of a batch (b, n, ...): uint8 pictures, or sound.
         clips: What to read.
         batch_size: Windows that are encoded together; at least those of one clip.
-        **reading: `workers`, `timeout` and `prefetch` of `Loader`.
+        data: How to read: workers, timeout.
 
     Raises:
         DataError: Not one clip could be read.
@@ -51,7 +48,7 @@ def outputs(
     values, rows, skipped = [], [], []
     batches = list(cut(range(len(clips)), clips.count * clips.crops, batch_size))
     with progress_bar(total=len(clips), desc="encoding", unit="clip", leave=False) as bar:
-        for batch in Loader(clips, batches, collate, **reading):
+        for batch in Loader(clips, batches, collate, data.workers, data.timeout, data.prefetch_gib):
             skipped += batch["skipped"]
             if "raw" in batch:
                 with evaluating(module):

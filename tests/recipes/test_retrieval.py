@@ -170,7 +170,7 @@ def test_windows_of_features_are_spread_too(tmp_path: Path, checkpoint: Path) ->
 @pytest.mark.parametrize("name", ["msrvtt", "youcook2"])
 def test_a_command_evaluates_an_official_set(checkpoint, name, request, tmp_path, capsys) -> None:
     root, out = request.getfixturevalue(name), tmp_path / "out.json"
-    assert main(["retrieval", "--checkpoint", str(checkpoint), "--data", str(root), "--out", str(out)]) == 0
+    assert main(["retrieval", f"checkpoint={checkpoint}", f"data={root}", f"out={out}"]) == 0
     printed, result = capsys.readouterr(), json.loads(out.read_text())
     missing, skipped, reported = {"msrvtt": (1, 1, 23.6), "youcook2": (2, 0, 40.6)}[name]
     assert result["counts"]["missing"] == missing and result["counts"]["skipped"] == skipped
@@ -208,24 +208,24 @@ def test_the_limit_is_of_what_the_run_holds_out(checkpoint: Path, corpus: Path, 
     text = (limited / "config.yaml").read_text()
     (limited / "config.yaml").write_text(text.replace("limit: 4096", "limit: 3"))
     (limited / CHECKSUMS).unlink()  # a changed file is refused
-    assert main(["retrieval", "--checkpoint", str(limited)]) == 0
+    assert main(["retrieval", f"checkpoint={limited}"]) == 0
     assert "clips: 3, skipped: 0, missing: 0" in capsys.readouterr().out
-    assert main(["retrieval", "--checkpoint", str(limited), "--data", str(corpus / "test.jsonl")]) == 0
+    assert main(["retrieval", f"checkpoint={limited}", f"data={corpus / 'test.jsonl'}"]) == 0
     assert "clips: 3," not in capsys.readouterr().out
 
 
 def test_media_are_nothing_for_a_model_of_features(tmp_path: Path, corpus: Path, capsys) -> None:
     config = features_run(tmp_path, texts=False)
     pretrain(config)
-    assert main(["retrieval", "--checkpoint", str(config.folder), "--data", str(corpus / "test.jsonl")]) == 2
+    assert main(["retrieval", f"checkpoint={config.folder}", f"data={corpus / 'test.jsonl'}"]) == 2
     assert "expected the features of a video, SHARD#OFFSET" in capsys.readouterr().err
 
 
 def test_a_split_that_is_not_there(checkpoint: Path, corpus: Path, capsys) -> None:
-    assert main(["retrieval", "--checkpoint", str(checkpoint), "--split", "test"]) == 2
-    assert "--split test: of what the run held out there is none" in capsys.readouterr().err
-    held_out = str(corpus / "test.jsonl")
-    assert main(["retrieval", "--checkpoint", str(checkpoint), "--data", held_out, "--split", "val"]) == 2
+    assert main(["retrieval", f"checkpoint={checkpoint}", "split=test"]) == 2
+    assert "split=test: what the run held out has no splits" in capsys.readouterr().err
+    held_out = f"data={corpus / 'test.jsonl'}"
+    assert main(["retrieval", f"checkpoint={checkpoint}", held_out, "split=val"]) == 2
     assert "no row has split 'val'; rows by split: test: 4" in capsys.readouterr().err
-    assert main(["retrieval", "--checkpoint", str(checkpoint), "--windows", "0"]) == 2
-    assert "--windows 0: expected 1 or more" in capsys.readouterr().err
+    assert main(["retrieval", f"checkpoint={checkpoint}", "windows=0"]) == 2
+    assert "windows=0 must be at least 1" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recipes import cli, keys
+from recipes import keys
 from recipes.config import Config
 from recipes.errors import Failure
 from recipes.keys import key, section
@@ -111,7 +111,3 @@ def extrapolated(x: tuple[float, float], y: tuple[float, float], to: float) -> f
 
 
 COMMAND = RecipeCommand("recipes.research.benchmark startup", __doc__, StartupKeys, run)
-main = COMMAND.main
-
-if __name__ == "__main__":
-    cli.exit(main)

@@ -105,8 +105,11 @@ def training(results: Results, cells: list[str]) -> Figure:
     """Retrieval during training."""
     drawn = figure(4.6 * len(cells), 3.8)
     for axes, cell in zip(drawn.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
-        curves = {rule: list(results.curve(cell, rule, TEXT).values()) for rule in COLOURS}
-        bands = {rule: {step: [c[step] for c in own] for step in own[0]} for rule, own in curves.items() if own}
+        bands: dict[str, Band] = {rule: {} for rule in results.rules(cell, list(COLOURS))}
+        for rule, band in bands.items():
+            for curve in results.curve(cell, rule, TEXT).values():
+                for step, value in curve.items():
+                    band.setdefault(step, []).append(value)
         _draw_bands(axes, bands, "steps")
         axes.set_title(cell)
     return drawn
@@ -116,7 +119,7 @@ def _draw_bands(axes: Axes, bands: dict[str, Band], label: str) -> None:
     """For each rule that has run at every x, the mean over the seeds and the range from lowest to highest."""
     for rule, band in bands.items():
         if all(band.values()):
-            low, mean, high = (100 * np.array([of(values) for values in band.values()]) for of in (min, np.mean, max))
+            low, mean, high = (100 * np.array([f(values) for values in band.values()]) for f in (min, np.mean, max))
             axes.plot(list(band), mean, color=COLOURS[rule], label=rule, lw=1.6, marker=".", ms=4)
             axes.fill_between(list(band), low, high, color=COLOURS[rule], alpha=0.12, lw=0)
     axes.set(xlabel=label, ylabel=f"{TEXT}, %")

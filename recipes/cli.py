@@ -74,9 +74,7 @@ class Command(Generic[T]):
     def check(self, arguments: Sequence[str]) -> None:
         """Raise a ConfigError, or SystemExit for an unknown flag, if a command line is wrong; do nothing else."""
         options = self._parse(arguments)
-        if self.needs_config and options.config is None:
-            raise ConfigError(f"{self.name} needs --config FILE")
-        typed_keys.load(self.keys, options.config, options.overrides)
+        self.load(options.config, options.overrides)
 
     def help(self) -> str:
         """Usage, what the command does, and every key with its type, default, bounds and meaning."""

@@ -34,6 +34,8 @@ class Command(Generic[T]):
         plan: Says what would be done, for --dry-run; called with the keys. None: the resolved keys are all.
         flags: Meaning of each --flag, by its name.
         needs_config: Whether there is nothing sensible to do without --config.
+        complete: Gives keys, filled in from the command line, the defaults that follow from them. Whatever the command
+            line says goes before these.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Command(Generic[T]):
     plan: Callable[[T], str] | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
     needs_config: bool = False
+    complete: Callable[[T], T] | None = None
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Run the command line; returns the exit status: 2 for an error, 128 + n for signal n."""
@@ -69,7 +72,8 @@ class Command(Generic[T]):
         """The keys of a command line; see `recipes.keys.load`."""
         if self.needs_config and path is None:
             raise ConfigError(f"{self.name} needs --config FILE: python -m {self.name} --config recipes/configs/...")
-        return typed_keys.load(self.keys, path, overrides)
+        base = None if self.complete is None else self.complete(typed_keys.fill(self.keys, path, overrides))
+        return typed_keys.load(self.keys, path, overrides, base)
 
     def check(self, arguments: Sequence[str]) -> None:
         """Raise a ConfigError, or SystemExit for an unknown flag, if a command line is wrong; do nothing else."""

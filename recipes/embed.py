@@ -1,28 +1,27 @@
 """Embed a data set: a table with the vectors of every clip, for those who only want these.
 
-python -m recipes.embed --checkpoint runs/demo --data MANIFEST --out FILE.parquet
-python -m recipes.embed --checkpoint runs/demo --data MANIFEST --out FILE.safetensors     and FILE.jsonl, row by row
+python -m recipes.embed checkpoint=runs/demo data=MANIFEST out=FILE.parquet
+python -m recipes.embed checkpoint=runs/demo data=MANIFEST out=FILE.safetensors     and FILE.jsonl, row by row
 
 Killed at any moment, the same command goes on where it stopped. The columns are those of docs/evaluation.md.
 """
 
-import argparse
 import logging
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from recipes import cli
 from recipes.data.clips import NarratedClips
 from recipes.data.index import load_index
-from recipes.data.workers import WorkerError
-from recipes.errors import ConfigError
 from recipes.evaluation import vectors
 from recipes.evaluation.embedding import cut, embedded
 from recipes.evaluation.parts import Parts, inputs
-from recipes.model.build import device_of, use_cores
+from recipes.keys import key
 from recipes.progress import progress_bar
-from recipes.restore import add_options, overrides_of, restore
+from recipes.restore import EmbeddingKeys, Restored, restore_with
 
 ROWS = 1024  # of a part: what memory holds, and what a kill costs at most
 ENDINGS = (".parquet", ".safetensors")
@@ -30,100 +29,113 @@ ENDINGS = (".parquet", ".safetensors")
 log = logging.getLogger(__name__)
 
 
-def embed(
-    folder: Path, data: str, out: Path, split: str | None = None, windows: int = 1, device: str | None = None,
-    overrides: Sequence[str] = (),
-) -> tuple[int, int] | None:  # fmt: skip
-    """Write the embeddings of all clips of a data set: one per narration, and one per video without any.
+@dataclass
+class EmbedKeys(EmbeddingKeys):
+    """What to embed."""
 
-    Args:
-        folder: A run's folder, or one of its checkpoints.
-        data: A manifest, or a folder in any layout that is known.
-        out: The .parquet or .safetensors file to write; parts that are there of the same embeddings are kept.
-        split: The rows of this split; None: all.
-        windows: Of each clip, averaged.
-        device: See `restore`.
-        overrides: See `restore`.
+    data: str = key(meaning="a manifest, or a folder in any layout of docs/data.md")
+    out: Path = key(meaning="file to write, ending in .parquet or .safetensors")
+    split: str | None = key(None, "embed the rows of this split; null: all")
+    windows: int = key(1, "windows of each clip, averaged", least=1, most=1000)
 
-    Returns:
-        How many clips there are, and how many of them could not be read; None where ``out`` is complete already.
+    def problems(self) -> Iterator[str]:
+        """A file of another kind."""
+        if self.out.suffix not in ENDINGS:
+            yield f"out={self.out}: expected a name that ends in {' or '.join(ENDINGS)}"
+
+    @property
+    def parts(self) -> Path:
+        """The folder of the parts that are done."""
+        return self.out.with_name(f".{self.out.name}.parts")
+
+
+class Job(NamedTuple):
+    """The model, the clips, one per narration and one per video without any, and facts that identify both."""
+
+    restored: Restored
+    clips: NarratedClips
+    facts: dict[str, Any]
+
+    @property
+    def blocks(self) -> list[range]:
+        """The clips of each part."""
+        count = len(self.clips)
+        return [range(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
+
+
+def prepare(keys: EmbedKeys) -> Job:
+    """Load the checkpoint and the lists of the data.
 
     Raises:
-        ConfigError, OSError, ValueError: There is no checkpoint, no data, or what is there is of something else.
+        ConfigError, OSError, ValueError: There is no checkpoint or no data, or `out` holds other embeddings.
+    """
+    restored = restore_with(keys)
+    index = load_index(keys.data, keys.split)
+    clips = NarratedClips(index, restored.tokenizer, restored.config.clip, keys.windows)
+    facts = {**inputs(restored.folder, restored.modules, index), "windows": keys.windows}
+    if keys.out.exists() and vectors.facts_of(keys.out) != facts:
+        raise ValueError(f"{keys.out} holds other embeddings: remove it, or choose another out=")
+    return Job(restored, clips, facts)
+
+
+def plan(keys: EmbedKeys) -> str:
+    """What would be done, and what is done already."""
+    job, done = prepare(keys), 0
+    if keys.out.exists():
+        return f"{keys.out}: finished before; nothing to do"
+    if keys.parts.exists():
+        parts = Parts(keys.parts, vectors.schema(job.restored.config), job.facts)
+        done = sum(parts.has(number) for number in range(len(job.blocks)))
+    clips = f"{len(job.clips)} clips of {keys.data}, {keys.windows} window(s) each"
+    return f"{clips}, would be embedded by {job.restored.folder} in {len(job.blocks)} part(s); {done} part(s) are there"
+
+
+def embed(keys: EmbedKeys) -> None:
+    """Write the embeddings of all clips of a data set; parts that an earlier command finished are kept.
+
+    Raises:
+        ConfigError, OSError, ValueError: See `prepare`.
         WorkerError: The processes that read clips die, whatever they read.
     """
-    folder, config, tokenizer, modules = restore(folder, device=device, overrides=overrides)
-    index = load_index(data, split)
-    clips = NarratedClips(index, tokenizer, config.clip, windows)
-    columns = vectors.schema(config)
-    facts = {**inputs(folder, modules, index), "windows": windows}
-    if out.exists():
-        if vectors.facts_of(out) != facts:
-            raise ValueError(f"{out} holds other embeddings: remove it, or choose another --out")
-        log.info("%s is complete already", out)
-        return None
-    parts = Parts(out.with_name(f".{out.name}.parts"), columns, facts)
-    modules.to(device_of(config))
-    use_cores(config)
-    blocks = [range(first, min(first + ROWS, len(clips))) for first in range(0, len(clips), ROWS)]
-    waiting = [number for number in range(len(blocks)) if not parts.has(number)]
-    batches = (batch for number in waiting for batch in cut(blocks[number], windows, config))
-    total = sum(len(blocks[number]) for number in waiting)
+    keys.out.parent.mkdir(parents=True, exist_ok=True)
+    job = prepare(keys)
+    if keys.out.exists():
+        print(f"{keys.out}: finished before; nothing to do")
+        return
+    columns = vectors.schema(job.restored.config)
+    parts, count = Parts(keys.parts, columns, job.facts), len(job.blocks)
+    write_parts(job, parts)
+    if keys.out.suffix == ".parquet":
+        parts.join(count, keys.out)
+    else:
+        vectors.write_safetensors(lambda: parts.read(count), keys.out, job.facts)
+    unreadable = sum(table.column("error").drop_null().length() for table in parts.read(count))
+    shutil.rmtree(parts.folder)
+    print(f"{keys.out}: {len(job.clips)} clips, {unreadable} of them not readable")
+
+
+def write_parts(job: Job, parts: Parts) -> None:
+    """Embed the clips of those parts that are missing."""
+    (_, config, _, modules), clips, _ = job
+    missing = {number: block for number, block in enumerate(job.blocks) if not parts.has(number)}
+    total = sum(map(len, missing.values()))
     if total < len(clips):
         log.info("going on: %d of %d clips are embedded already", len(clips) - total, len(clips))
-    stream = embedded(modules, clips, batches, config, config.data.workers)
+
+    def batches(block: range) -> Iterator[range]:
+        return cut(block, clips.windows, config.evaluate.batch_size)
+
+    every = (batch for block in missing.values() for batch in batches(block))
+    stream = embedded(modules, clips, every, config, config.data.workers)
     with progress_bar(total=total, desc="embedding", unit="clip", leave=False) as bar:
-        for number in waiting:
-            found = list(zip(cut(blocks[number], windows, config), stream, strict=False))
-            parts.write(number, vectors.table(blocks[number], found, clips, columns))
-            bar.update(len(blocks[number]))
-    if out.suffix == ".parquet":
-        parts.join(len(blocks), out)
-    else:
-        vectors.write_safetensors(lambda: parts.read(len(blocks)), out, facts)
-    lost = sum(table.column("error").drop_null().length() for table in parts.read(len(blocks)))
-    shutil.rmtree(parts.folder)
-    return len(clips), lost
+        for number, block in missing.items():
+            outcomes = list(zip(batches(block), stream, strict=False))
+            parts.write(number, vectors.table(outcomes, clips, parts.schema))
+            bar.update(len(block))
 
 
-def command_line() -> argparse.ArgumentParser:
-    """The options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("--data", required=True, help="a manifest, or a folder in any layout of docs/data.md")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write: .parquet or .safetensors")
-    parser.add_argument("--split", help="the rows of this split (default: all)")
-    parser.add_argument("--windows", type=int, default=1, help="of each clip, averaged (default: %(default)s)")
-    add_options(parser)
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    parser = command_line()
-    options = parser.parse_args(arguments)
-    if options.out.suffix not in ENDINGS:
-        parser.error(f"--out {options.out}: expected a name that ends in {' or '.join(ENDINGS)}")
-    if options.windows < 1:
-        parser.error(f"--windows {options.windows}: expected 1 or more")
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        counts = embed(
-            options.checkpoint, options.data, options.out, options.split, options.windows, options.device,
-            overrides_of(options),
-        )  # fmt: skip
-    except (ConfigError, OSError, ValueError, WorkerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if counts is None:
-        print(f"{options.out}: finished before; nothing to do")
-    else:
-        print(f"{options.out}: {counts[0]} clips, {counts[1]} of them not readable")
-    return 0
-
+COMMAND = cli.Command("recipes.embed", __doc__, EmbedKeys, embed, plan)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main())
+    cli.exit(main)

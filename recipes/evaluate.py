@@ -1,65 +1,54 @@
 """Evaluate a checkpoint on a downstream task.
 
-python -m recipes.evaluate TASK --checkpoint runs/demo [--data DIR] [--out FILE.json]
+python -m recipes.evaluate TASK checkpoint=runs/demo [data=DIR] [out=FILE.json]
 
-Prints a Markdown table; --out writes the result as JSON, and the table beside it. See docs/evaluation.md.
+Prints a Markdown table; out= writes the result as JSON, and the table beside it. See docs/evaluation.md.
 """
 
-import argparse
-import logging
 import sys
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from recipes.data.workers import WorkerError
-from recipes.errors import ConfigError
+from recipes import cli
 from recipes.evaluation import finetune, probe, results, retrieval, tagging
-from recipes.restore import add_options
 
-# A task is a module of recipes/evaluation with NAME, HELP, add_options(parser) and run(options) -> Result.
-TASKS = (retrieval, probe, finetune, tagging)
+RESUME = {"resume": "go on where the work in its folder stopped"}
 
 
-def command_line() -> argparse.ArgumentParser:
-    """One command for each task, with the options that all have."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="TASK")
-    for task in TASKS:
-        command = commands.add_parser(task.NAME, help=task.HELP, description=task.__doc__)
-        command.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, or one of its checkpoints")
-        command.add_argument("--data", help="what to evaluate on; default: what the run held out")
-        command.add_argument("--out", type=Path, help="write the result as JSON, and its table beside it (.md)")
-        command.add_argument(
-            "--allow-leakage", action="store_true", help="evaluate on clips that were trained on, and mark the result"
-        )
-        add_options(command)
-        task.add_options(command)
-        command.set_defaults(run=task.run)
-    return parser
+def run(task: Any, keys: results.EvaluationKeys, **flags: bool) -> None:
+    """Evaluate, print the table, and write the result where `out` says.
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    parser = command_line()
-    options = parser.parse_args(arguments)
-    if options.out and options.out.suffix != ".json":
-        parser.error(f"--out {options.out}: expected a name that ends in .json")
-    try:
-        if options.out:  # before the work
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-        result = options.run(options)
-        if options.out:
-            results.write(result, options.out)
-    except (ConfigError, OSError, ValueError, WorkerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    Args:
+        task: A module of recipes/evaluation with ``run(keys, **flags) -> Result``.
+        keys: Its keys.
+        **flags: Its flags.
+    """
+    if keys.out:  # before the work
+        keys.out.parent.mkdir(parents=True, exist_ok=True)
+    result = task.run(keys, **flags)
+    if keys.out:
+        results.write(result, keys.out)
     print(f"{result.table}\n\n{result.summary}")
     if result.skipped:
         print(f"{len(result.skipped)} clip(s) skipped, first: {result.skipped[0]}", file=sys.stderr)
-    return 0
 
+
+def command(name: str, task: Any, **options: Any) -> cli.Command[Any]:
+    """The command of a task: its module's docstring, `Keys`, `run` and `plan`."""
+    return cli.Command(f"recipes.evaluate {name}", task.__doc__, task.Keys, partial(run, task), task.plan, **options)
+
+
+COMMAND = cli.Commands(
+    "recipes.evaluate",
+    __doc__,
+    {
+        "retrieval": command("retrieval", retrieval),
+        "probe": command("probe", probe),
+        "finetune": command("finetune", finetune, flags=RESUME, complete=finetune.complete),
+        "tagging": command("tagging", tagging, flags=RESUME, complete=tagging.complete),
+    },
+)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main())
+    cli.exit(main)

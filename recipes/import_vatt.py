@@ -1,26 +1,25 @@
 """VATT's published weights as a checkpoint: the modality-agnostic model, ut_fac_medium of google-research/vatt.
 
-python -m recipes.import_vatt --weights ckpt-500000 --words words.txt --out runs/vatt
+python -m recipes.import_vatt weights=ckpt-500000 words=words.txt out=runs/vatt [recipe.clip.size=320]
 
 What is taken over, and what is not, is in docs/evaluation.md.
 """
 
-import argparse
-import logging
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from recipes import config as configuration
-from recipes import keys
+from recipes import cli
+from recipes import keys as typed_keys
 from recipes.config import CONFIGS, Config
 from recipes.data import vocabulary
 from recipes.data.encoding import read_lines
-from recipes.errors import ConfigError
 from recipes.files import folders
+from recipes.keys import key, section
 from recipes.model.build import build
 from recipes.model.tensor_bundle import TensorBundle
 from recipes.model.vatt import MODALITIES
@@ -29,66 +28,86 @@ from recipes.training import checkpoint
 ENCODER = "model/layer_with_weights-0/_base_layer/unified_backbone/unified_transformer"
 HEADS = "model/layer_with_weights-0/_head_layer/_bridge_heads/0"
 VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
+POSITIONS, WORDS = f"{ENCODER}/pos_embedding_lookup", f"{ENCODER}/raw_to_embeddings/text/embeddings"
 AXES = {"time": "temporal", "row": "vertical", "column": "horizontal"}
+LINEAR = {"weight": "kernel", "bias": "bias"}
+NORM = {"weight": "gamma", "bias": "beta"}
+BATCH_NORM = NORM | {"running_mean": "moving_mean", "running_var": "moving_variance"}
+UNBIASED = {  # linear layers of the heads that have no bias there, and a zero one here
+    "objective.video_to_va.0": "vid_to_hid",
+    "objective.video_to_va.3": "hid_to_va/dense",
+    "objective.va_to_vt.1": "va_to_vat/dense",
+}
 
-log = logging.getLogger(__name__)
-Read = Callable[[str], Tensor]
+Read = Callable[[str], Tensor]  # gives a variable of VATT's by its name between the model and `.ATTRIBUTES`
 
 
-def weights(read: Read, layers: int) -> dict[str, Tensor]:
-    """The weights of {"model": VATT, "objective": Objective} by their names here.
+@dataclass
+class Keys:
+    """What to convert."""
 
-    Args:
-        read: Gives a variable of VATT's by its name between the model and `.ATTRIBUTES`.
-        layers: Of the transformer.
+    weights: Path = key(meaning="VATT's checkpoint, without .index")
+    words: Path | None = key(None, "its vocabulary, a word a line; null: no text can be read")
+    out: Path = key(meaning="folder of a run to make")
+    model: Path = key(CONFIGS / "vatt_medium_howto100m_audioset.yaml", "configuration of the model")
+    recipe: Config = section(Config)
+
+
+def complete(keys: Keys) -> Keys:
+    """The keys with the configuration that `model` names."""
+    return replace(keys, recipe=typed_keys.fill(Config, keys.model))
+
+
+def prepare(keys: Keys) -> tuple[TensorBundle, Tokenizer]:
+    """Read the index of the checkpoint, and its vocabulary.
+
+    Raises:
+        OSError, ValueError: One of them cannot be read, or they do not fit together.
     """
-    found: dict[str, Tensor] = {}
+    bundle = TensorBundle(keys.weights)
+    count = bundle.shapes().get(f"{WORDS}/{VALUE}", (1,))[0] - 1
+    known = [] if keys.words is None else [line.strip() for _, line in read_lines(keys.words)]
+    if len(known) > count:
+        raise ValueError(f"{keys.words}: has {len(known)} words; the checkpoint has vectors for {count}")
+    unknown = [f"[{number}]" for number in range(len(known), count)]  # brackets: no word of a text is like it
+    tokenizer = vocabulary.of_words(known + unknown)
+    if tokenizer.get_vocab_size() != count + 2:
+        raise ValueError(f"{keys.words}: a word occurs twice; the line of a word is its id")
+    return bundle, tokenizer
 
-    def linear(ours: str, theirs: str, bias: bool = True) -> None:
-        kernel = read(f"{theirs}/kernel")  # (..., in, out), of a convolution in the order of its patch
-        found[f"{ours}.weight"] = kernel.flatten(0, -2).T
-        found[f"{ours}.bias"] = read(f"{theirs}/bias") if bias else torch.zeros(kernel.shape[-1])
 
-    def norm(ours: str, theirs: str, running: bool = False) -> None:
-        parts = {"weight": "gamma", "bias": "beta"}
-        parts |= {"running_mean": "moving_mean", "running_var": "moving_variance"} if running else {}
-        found.update({f"{ours}.{part}": read(f"{theirs}/{name}") for part, name in parts.items()})
+def plan(keys: Keys) -> str:
+    """What would be converted."""
+    bundle, tokenizer = prepare(keys)
+    count = len(bundle.shapes())
+    return f"{keys.out} would get {count} variables of {keys.weights}, and {tokenizer.get_vocab_size()} words"
 
-    for modality, short in zip(MODALITIES, ("vid", "aud", "txt"), strict=True):
-        tokens, positions = f"model.tokens.{modality}", f"{ENCODER}/pos_embedding_lookup/{modality}"
-        if modality == "text":  # id 0 is padding there, too; ours for unknown words, 1, is put in between
-            words = read(f"{ENCODER}/raw_to_embeddings/text/embeddings")
-            found[f"{tokens}.words.weight"] = torch.cat([words[:1], torch.zeros_like(words[:1]), words[1:]])
-        else:
-            linear(f"{tokens}.patches", f"{ENCODER}/raw_to_embeddings/{modality}")
-        linear(f"{tokens}.project", f"{ENCODER}/pre_proj/{modality}")
-        for axis in AXES if modality == "video" else ("time",):
-            found[f"{tokens}.{axis}"] = read(f"{positions}/{AXES[axis]}_position_embeddings/embeddings")
-        norm(f"{tokens}.position_norm", f"{positions}/layernorm")
-        found[f"model.aggregate.{modality}"] = read(f"{ENCODER}/{short}_agg_embedding")
-        linear(f"model.output.{modality}", f"{ENCODER}/post_proj/{modality}")
-    for layer in range(layers):
-        ours, theirs = f"model.backbone.layers.{layer}", f"{ENCODER}/tx/layers/{layer}"
-        norm(f"{ours}.norm_attention", f"{theirs}/layer_norm")
-        for part in "qkv":
-            linear(part, f"{theirs}/mha/{part}")
-        for kind in ("weight", "bias"):
-            found[f"{ours}.qkv.{kind}"] = torch.cat([found.pop(f"{part}.{kind}") for part in "qkv"])
-        linear(f"{ours}.out", f"{theirs}/mha/o")
-        norm(f"{ours}.norm_mlp", f"{theirs}/feed_forward/layer_norm")
-        linear(f"{ours}.mlp.0", f"{theirs}/feed_forward/mlp/wi")
-        linear(f"{ours}.mlp.2", f"{theirs}/feed_forward/mlp/wo")
-    norm("model.backbone.norm", f"{ENCODER}/tx/final_layer_norm")
 
-    linear("objective.video_to_va.0", f"{HEADS}/vid_to_hid", bias=False)
-    norm("objective.video_to_va.1", f"{HEADS}/hid_to_va/pre_bn", running=True)
-    linear("objective.video_to_va.3", f"{HEADS}/hid_to_va/dense", bias=False)
-    norm("objective.video_to_va.4", f"{HEADS}/hid_to_va/bn", running=True)
-    linear("objective.va_to_vt.1", f"{HEADS}/va_to_vat/dense", bias=False)
-    norm("objective.va_to_vt.2", f"{HEADS}/va_to_vat/bn", running=True)
-    linear("objective.audio_to_va", f"{HEADS}/aud_to_va")
-    linear("objective.text_to_vt", f"{HEADS}/txt_to_vat")
-    return found
+def run(keys: Keys) -> None:
+    """Write a run's folder with VATT's weights.
+
+    Raises:
+        OSError, ValueError: See `prepare` and `load`; or `out` holds something else than a run.
+    """
+    bundle, tokenizer = prepare(keys)
+    config = keys.recipe
+    config.model.position_norm = True
+    config.objective.norm = "batch"
+    config.data.word_vectors = None
+    modules = build(config, tokenizer)
+    load(bundle, modules)
+    folders.make(keys.out, "checkpoints/latest")
+    number = keys.weights.name.rpartition("-")[2]
+    place = checkpoint.save(
+        keys.out / "checkpoints",
+        int(number) if number.isdecimal() else 0,
+        modules,
+        {},
+        {"source": str(keys.weights)},
+        lambda place: typed_keys.save(config, place / "config.yaml"),
+        lambda place: vocabulary.save(tokenizer, place / "vocabulary.json"),
+    )
+    print(f"wrote {place}")
 
 
 def load(bundle: TensorBundle, modules: nn.ModuleDict) -> None:
@@ -105,80 +124,70 @@ def load(bundle: TensorBundle, modules: nn.ModuleDict) -> None:
             raise ValueError(f"{bundle.prefix}: has no variable {name}: not VATT's modality-agnostic model") from None
 
     state = modules.state_dict()
-    found = weights(read, len(modules["model"].backbone.layers))
-    for name, tensor in found.items():
+    loaded = weights(read, len(modules["model"].backbone.layers))
+    for name, tensor in loaded.items():
         if name not in state or state[name].shape != tensor.shape:
             wanted = tuple(state[name].shape) if name in state else "nothing of this name"
             raise ValueError(f"{bundle.prefix}: {name} has the shape {tuple(tensor.shape)}; expected {wanted}")
-    left = [name for name in state if name not in found and not name.endswith("num_batches_tracked")]
-    if left:
-        raise ValueError(f"{bundle.prefix}: gives nothing for {', '.join(left[:5])}")
-    modules.load_state_dict(found, strict=False)
+    missing = [name for name in state if name not in loaded and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(f"{bundle.prefix}: gives nothing for {', '.join(missing[:5])}")
+    modules.load_state_dict(loaded, strict=False)
 
 
-def convert(prefix: Path, words: Path | None, config: Config, out: Path) -> Path:
-    """Write a run's folder with VATT's weights.
+def weights(read: Read, layers: int) -> dict[str, Tensor]:
+    """The weights of {"model": VATT, "objective": Objective} by their names here, for a number of layers."""
 
-    Args:
-        prefix: VATT's checkpoint, without `.index`.
-        words: Its vocabulary, a word a line, from id 1 on; None: no text can be read.
-        config: Of the model; `position_norm` is set.
-        out: The run's folder.
+    def tensor(name: str) -> Tensor:  # a kernel is (..., in, out), of a convolution in the order of its patch
+        return read(name).flatten(0, -2).T if name.endswith("/kernel") else read(name)
 
-    Returns:
-        The checkpoint's folder.
-    """
-    config.model.position_norm = True
-    config.objective.norm = "batch"
-    config.data.word_vectors = None
-    bundle = TensorBundle(prefix)
-    table = f"{ENCODER}/raw_to_embeddings/text/embeddings/{VALUE}"
-    count = bundle.shapes().get(table, (1,))[0] - 1
-    known = [] if words is None else [line.strip() for _, line in read_lines(words)]
-    if len(known) > count:
-        raise ValueError(f"{words}: has {len(known)} words; the checkpoint has vectors for {count}")
-    names = known + [f"[{number}]" for number in range(len(known), count)]  # brackets: no word of a text is like it
-    tokenizer = vocabulary.of_words(names)
-    if tokenizer.get_vocab_size() != count + 2:
-        raise ValueError(f"{words}: a word occurs twice; the line of a word is its id")
-    modules = build(config, tokenizer)
-    load(bundle, modules)
-    folders.make(out, "checkpoints/latest")
-    step = int(prefix.name.rpartition("-")[2]) if prefix.name.rpartition("-")[2].isdecimal() else 0
-    return checkpoint.save(
-        out / "checkpoints", step, modules, {}, {"source": str(prefix)},
-        lambda place: keys.save(config, place / "config.yaml"),
-        lambda place: vocabulary.save(tokenizer, place / "vocabulary.json"),
-    )  # fmt: skip
+    loaded = {
+        f"{ours}.{part}": tensor(f"{theirs}/{their_part}")
+        for ours, theirs, parts in same_modules(layers)
+        for part, their_part in parts.items()
+    }
+    loaded |= {f"{ours}.bias": torch.zeros(len(loaded[f"{ours}.weight"])) for ours in UNBIASED}
+    for modality, short in zip(MODALITIES, ("vid", "aud", "txt"), strict=True):
+        loaded[f"model.aggregate.{modality}"] = read(f"{ENCODER}/{short}_agg_embedding")
+        for axis in AXES if modality == "video" else ("time",):
+            table = f"{POSITIONS}/{modality}/{AXES[axis]}_position_embeddings/embeddings"
+            loaded[f"model.tokens.{modality}.{axis}"] = read(table)
+    words = read(WORDS)  # id 0 is padding there, too; ours for unknown words, 1, is put in between
+    loaded["model.tokens.text.words.weight"] = torch.cat([words[:1], torch.zeros_like(words[:1]), words[1:]])
+    for number in range(layers):
+        for part, their_part in LINEAR.items():
+            three = [tensor(f"{ENCODER}/tx/layers/{number}/mha/{name}/{their_part}") for name in "qkv"]
+            loaded[f"model.backbone.layers.{number}.qkv.{part}"] = torch.cat(three)
+    return loaded
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.import_vatt",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--weights", type=Path, required=True, help="VATT's checkpoint, without .index")
-    p.add_argument("--words", type=Path, help="its vocabulary, a word a line; without it no text can be read")
-    p.add_argument("--out", type=Path, required=True, help="folder of a run to make")
-    p.add_argument(
-        "--config",
-        type=Path,
-        default=CONFIGS / "vatt_medium_howto100m_audioset.yaml",
-        help="of the model (default: VATT's medium size)",
-    )
-    p.add_argument("overrides", nargs="*", metavar="key=value")
-    options = p.parse_args(arguments)
-    try:
-        config = configuration.load(options.config, options.overrides)
-        log.info("wrote %s", convert(options.weights, options.words, config, options.out))
-    except (ConfigError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def same_modules(layers: int) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Modules that both have: the name here, the name there, and {part here: part there}."""
+    for modality in MODALITIES:
+        yield f"model.tokens.{modality}.project", f"{ENCODER}/pre_proj/{modality}", LINEAR
+        yield f"model.tokens.{modality}.position_norm", f"{POSITIONS}/{modality}/layernorm", NORM
+        yield f"model.output.{modality}", f"{ENCODER}/post_proj/{modality}", LINEAR
+        if modality != "text":
+            yield f"model.tokens.{modality}.patches", f"{ENCODER}/raw_to_embeddings/{modality}", LINEAR
+    for number in range(layers):
+        ours, theirs = f"model.backbone.layers.{number}", f"{ENCODER}/tx/layers/{number}"
+        yield f"{ours}.norm_attention", f"{theirs}/layer_norm", NORM
+        yield f"{ours}.out", f"{theirs}/mha/o", LINEAR
+        yield f"{ours}.norm_mlp", f"{theirs}/feed_forward/layer_norm", NORM
+        yield f"{ours}.mlp.0", f"{theirs}/feed_forward/mlp/wi", LINEAR
+        yield f"{ours}.mlp.2", f"{theirs}/feed_forward/mlp/wo", LINEAR
+    yield "model.backbone.norm", f"{ENCODER}/tx/final_layer_norm", NORM
+    yield "objective.audio_to_va", f"{HEADS}/aud_to_va", LINEAR
+    yield "objective.text_to_vt", f"{HEADS}/txt_to_vat", LINEAR
+    yield "objective.video_to_va.1", f"{HEADS}/hid_to_va/pre_bn", BATCH_NORM
+    yield "objective.video_to_va.4", f"{HEADS}/hid_to_va/bn", BATCH_NORM
+    yield "objective.va_to_vt.2", f"{HEADS}/va_to_vat/bn", BATCH_NORM
+    for ours, theirs in UNBIASED.items():
+        yield ours, f"{HEADS}/{theirs}", {"weight": "kernel"}
 
+
+COMMAND = cli.Command("recipes.import_vatt", __doc__, Keys, run, plan, complete=complete)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main())
+    cli.exit(main)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from recipes.config import Config, load
 from recipes.data import vocabulary
 from recipes.data.storage import is_url
 from recipes.errors import ConfigError
-from recipes.model.build import build
+from recipes.keys import key
+from recipes.model.build import build, device_of, use_cores
 from recipes.splits import Splits, train_and_test
 from recipes.training import checkpoint
 from recipes.training.ema import Ema
@@ -34,6 +36,38 @@ class Restored(NamedTuple):
     config: Config
     tokenizer: Tokenizer
     modules: nn.ModuleDict
+
+
+@dataclass
+class RestoreKeys:
+    """Keys of every command that restores a checkpoint."""
+
+    checkpoint: Path = key(meaning="a run's folder, or one of its checkpoints")
+    device: str | None = key(None, "cpu, cuda, ...; null: as in training, where that is here")
+    workers: int | None = key(None, "processes that read clips; null: as in training", least=0, most=1024)
+
+    def overrides(self) -> list[str]:
+        """What these keys change in the configuration of the run, as key=value."""
+        return [] if self.workers is None else [f"data.workers={self.workers}"]
+
+
+@dataclass
+class EmbeddingKeys(RestoreKeys):
+    """Keys of every command that embeds clips with the checkpoint."""
+
+    batch_size: int | None = key(None, "windows embedded together; null: evaluate.batch_size", least=1, most=2**20)
+
+    def overrides(self) -> list[str]:
+        """See `RestoreKeys.overrides`."""
+        return super().overrides() + [f"evaluate.batch_size={self.batch_size}"] * (self.batch_size is not None)
+
+
+def restore_with(keys: RestoreKeys) -> Restored:
+    """`restore` what the keys of a command name, on its device, with the cores of this machine shared out."""
+    restored = restore(keys.checkpoint, device=keys.device, overrides=keys.overrides())
+    restored.modules.to(device_of(restored.config))
+    use_cores(restored.config)
+    return restored
 
 
 def restore(folder: Path, averaged: bool = True, device: str | None = None, overrides: Sequence[str] = ()) -> Restored:
@@ -77,7 +111,7 @@ def own_data(config: Config) -> Splits:
     """
     named = [config.data.manifest, config.data.test, *(source.manifest for source in config.data.sources.values())]
     if urls := [place for place in named if place is not None and is_url(place)]:
-        raise ConfigError(f"the checkpoint names data at {urls[0]}: if it is to be fetched, pass --data {urls[0]}")
+        raise ConfigError(f"the checkpoint names data at {urls[0]}: if it is to be fetched, pass data={urls[0]}")
     return train_and_test(config)
 
 

@@ -1,155 +1,119 @@
 """Score a data set: one row per clip, with the cosine of its two gradients and plainer figures beside it.
 
-python -m recipes.score --checkpoint runs/demo --out scores.parquet [--data MANIFEST] [--iterations 200]
-python -m recipes.score ... --keep 0.95          also writes scores.kept.jsonl, a manifest for recipes.pretrain
+python -m recipes.score checkpoint=runs/demo out=scores.parquet [data=MANIFEST iterations=200]
+python -m recipes.score ... keep=0.95            also writes scores.kept.jsonl, a manifest for recipes.pretrain
 torchrun --nproc-per-node 2 -m recipes.score ... several processes
 
 Killed at any moment, the same command goes on where it stopped; the table is the same in the end, and the same for any
 number of processes.
 """
 
-import argparse
 import logging
 import re
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
-from torch import nn
 
-from recipes.config import Config
+from recipes import cli
 from recipes.data.clips import Clip, NarratedClips, Skipped
 from recipes.data.index import load_index
 from recipes.data.loader import list_loader
-from recipes.data.workers import WorkerError
-from recipes.errors import ConfigError, DataError
+from recipes.errors import ConfigError
 from recipes.evaluation.parts import Parts, inputs
+from recipes.keys import key
 from recipes.model.build import check_wrt, device_of, use_cores
 from recipes.progress import progress_bar
-from recipes.restore import add_options, load_config, overrides_of, own_data, restore
-from recipes.scoring.keep import filtered_manifest
+from recipes.restore import Restored, RestoreKeys, own_data, restore_with
+from recipes.scoring.keep import write_kept
 from recipes.scoring.measure import FIGURES, Reading, measure
 from recipes.scoring.order import shuffled
 from recipes.scoring.table import SCHEMA, columns, facts_of
 from recipes.scoring.tune import tune
 from recipes.splits import held_out
-from recipes.training import checkpoint
 from recipes.training.processes import ALONE, Processes, joined
 
 log = logging.getLogger(__name__)
 
 POOL = 4  # batches that are in memory at a time, and one part of the table
+PLACES = ("checkpoint", "device", "workers", "out", "keep", "keep_by")  # keys that do not change the table
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to score, beside how the gradients are read.
+@dataclass
+class ScoreKeys(Reading, RestoreKeys):
+    """What to score, and how."""
 
-    Attributes:
-        iterations: Steps of further optimisation before.
-        batch_size: Clips that are measured together, each against the others.
-        draws: How often a clip is measured, each time among other mates; the figures are means.
-        windows: Through how many windows, spread over its narration; the figures are means.
-        seed: Of the mates, and of the further optimisation.
-    """
+    out: Path = key(meaning="the Parquet file to write")
+    data: str | None = key(None, "manifest or folder to score; null: what the run was trained on")
+    split: str | None = key(None, "score the rows of this split; without data=, train or test")
+    iterations: int = key(0, "steps of further optimisation on the data first", least=0)
+    batch_size: int = key(64, "clips measured together, each against the others", least=2)
+    draws: int = key(1, "how often each clip is measured, among other mates each time; figures are means", least=1)
+    windows: int = key(1, "windows of each clip, spread over its narration; figures are means", least=1)
+    seed: int = key(0, "of the mates, and of the further optimisation", least=0)
+    keep: float | None = key(None, "also write a manifest of this share of the clips, the best", more_than=0, most=1)
+    keep_by: Literal["cosine", "loss_va", "loss_vt", "similarity_va", "similarity_vt"] = key(
+        "cosine", "the figure by which clips are kept"
+    )
 
-    iterations: int = 0
-    batch_size: int = 64
-    draws: int = 1
-    windows: int = 1
-    seed: int = 0
+    @property
+    def parts(self) -> Path:
+        """The folder of the parts that are done."""
+        return self.out.with_name(f".{self.out.name}.parts")
+
+    def problems(self) -> Iterator[str]:
+        """A pattern that none can match, and a split that no run has."""
+        try:
+            re.compile(self.wrt or "")
+        except re.error as error:
+            yield f"wrt={self.wrt} is not a regular expression: {error}"
+        if self.data is None and self.split not in (None, "train", "test"):
+            yield f"split={self.split}: without data= it is train or test"
 
 
-def score(
-    folder: Path, out: Path, data: str | None = None, split: str | None = None,
-    reading: Reading | None = None, options: Options | None = None, group: Processes = ALONE,
-    device: str | None = None, overrides: Sequence[str] = (),
-) -> Path:  # fmt: skip
-    """Write the table of scores; go on with one that was begun.
+class Job(NamedTuple):
+    """The model, the clips, the pools of them that are read together, and facts that identify the table."""
 
-    Memory holds `POOL` batches of clips and their windows, whatever the size of the data set. Under torchrun, processes
-    share the parts of the table among them.
+    restored: Restored
+    clips: NarratedClips
+    pools: list[range]
+    facts: dict[str, Any]
 
-    Args:
-        folder: A run's folder, or one of its checkpoints.
-        out: The Parquet file to write; what is there of the same scoring is kept.
-        data: A manifest, or a folder in HowTo100M's layout; None: what the run was trained on.
-        split: Score the rows of this split; None: all of them.
-        reading: How the gradients are read.
-        options: How to score.
-        group: The processes that share the parts.
-        device: See `restore`.
-        overrides: See `restore`.
 
-    Returns:
-        ``out``.
+def prepare(keys: ScoreKeys) -> Job:
+    """Load the checkpoint and the lists of the data.
 
     Raises:
-        FileNotFoundError: No checkpoint, no data.
-        ValueError: ``out`` holds another scoring; the data or an option cannot be used.
+        ConfigError, OSError, ValueError: There is no checkpoint or no data, or `out` holds another scoring.
     """
-    reading, options = reading or Reading(), options or Options()
-    folder, config, tokenizer, modules = restore(folder, device=device, overrides=overrides)
+    restored = restore_with(keys)
+    folder, config, tokenizer, modules = restored
     if config.clip.inputs != "raw":
         raise ConfigError(f"{folder}: was trained on features (clip.inputs); only clips of raw media can be scored")
-    modules.to(device_of(config))
-    use_cores(config)
-    index = indexed(config, data, split)
-    if reading.space == "parameters":
-        check_wrt(reading.wrt, modules["model"], "--wrt")
-    facts = {
-        **inputs(folder, modules, index), "data": data or "the run's training data", "split": split or "",
-        **asdict(options), **asdict(reading),
-    }  # fmt: skip
-    if out.exists():
-        if facts_of(out) != facts:
-            raise ValueError(f"{out} holds another scoring: remove it, or choose another --out")
-        log.info("%s is complete already", out)
-        return out
-
-    with group.first_ahead():  # which makes the folder
-        parts = Parts(out.with_name(f".{out.name}.parts"), SCHEMA, facts)
-    if options.iterations:
-        with group.first_ahead():  # which tunes; the others load what it found
-            tuned = parts.folder / "tuned.safetensors"
-            tune(modules, config, index, tokenizer, options.iterations, options.batch_size, options.seed, tuned)
-    modules.eval().requires_grad_(False)
-
-    clips = NarratedClips(index, tokenizer, config.clip, options.windows)
-    pools = cut(len(clips), POOL * options.batch_size)
-    waiting = [n for n in range(group.rank, len(pools), group.world) if not parts.has(n)]
-    total = sum(len(pools[n]) for n in range(group.rank, len(pools), group.world))
-    done = total - sum(len(pools[n]) for n in waiting)
-    if done:
-        log.info("going on: %d of %d clips are scored already", done, len(clips))
-    with progress_bar(total=total, initial=done, desc="scoring", unit="clip", disable=not group.first) as bar:
-        for number, pool in zip(waiting, read(clips, [pools[n] for n in waiting], config, options), strict=True):
-            table = rows(pool, modules, clips, reading, options, number)
-            parts.write(number, pa.Table.from_pylist(table, schema=SCHEMA))
-            bar.update(len(pool))
-    group.wait()
-    if group.first:
-        parts.join(len(pools), out)
-        shutil.rmtree(parts.folder)
-    group.wait()
-    return out
+    index = indexed(keys, restored)
+    if keys.space == "parameters":
+        check_wrt(keys.wrt, modules["model"], "wrt")
+    data = {"data": keys.data or "the run's training data", "split": keys.split or ""}
+    how = {name: value for name, value in asdict(keys).items() if name not in PLACES}
+    facts = inputs(folder, modules, index) | how | data
+    if keys.out.exists() and facts_of(keys.out) != facts:
+        raise ValueError(f"{keys.out} holds another scoring: remove it, or choose another out=")
+    clips = NarratedClips(index, tokenizer, config.clip, keys.windows)
+    return Job(restored, clips, cut(len(clips), POOL * keys.batch_size), facts)
 
 
-def indexed(config: Config, data: str | None, split: str | None) -> Dataset:
+def indexed(keys: ScoreKeys, restored: Restored) -> Dataset:
     """The rows to score."""
-    if data is not None:
-        return load_index(data, split)
-    if split not in (None, "train", "test"):
-        raise ValueError(f"--split {split}: without --data it is train or test")
-    splits = own_data(config)
-    return splits.test if split == "test" else splits.train
+    if keys.data is not None:
+        return load_index(keys.data, keys.split)
+    splits = own_data(restored.config)
+    return splits.test if keys.split == "test" else splits.train
 
 
 def cut(number: int, size: int) -> list[range]:
@@ -158,125 +122,150 @@ def cut(number: int, size: int) -> list[range]:
     return [range(p * number // pools, (p + 1) * number // pools) for p in range(pools)]
 
 
-Windows = list[Clip | Skipped]
+def plan(keys: ScoreKeys) -> str:
+    """What would be measured, and what is done already."""
+    job = prepare(keys)
+    where = f"the parameters {keys.wrt or 'of the whole model'}" if keys.space == "parameters" else "features"
+    lines = [
+        f"{len(job.clips)} clips of {job.facts['data']}, in {len(job.pools)} pool(s) of {len(job.pools[0])} or more",
+        f"figures: {', '.join(FIGURES)}; gradients over {where}, {keys.attribution} attribution",
+        f"each clip: {keys.draws} draw(s) of mates x {keys.windows} window(s), in batches of {keys.batch_size} or more",
+        f"model: {job.restored.folder}, {keys.iterations} further iterations first",
+    ]
+    if keys.out.exists():
+        lines.append(f"{keys.out} is complete already: nothing is measured")
+    elif keys.parts.exists():
+        parts = Parts(keys.parts, SCHEMA, job.facts)
+        done = sum(parts.has(number) for number in range(len(job.pools)))
+        lines.append(f"it goes on: {done} of {len(job.pools)} pools are scored already")
+    if keys.keep is not None:
+        lines.append(f"then the best {keys.keep:.0%} by {keys.keep_by} go to {keys.out.with_suffix('.kept.jsonl')}")
+    return "\n".join(lines)
 
 
-def read(
-    clips: NarratedClips, pools: list[range], config: Config, options: Options
-) -> Iterator[list[tuple[int, Windows]]]:
+def run(keys: ScoreKeys) -> None:
+    """Score, report, and write the manifest of what is to be kept."""
+    with joined(timedelta(days=30)) as group:  # one may wait for another to tune or to finish
+        job = prepare(keys)
+        score(keys, job, group)
+        if group.first:
+            report(keys, job)
+
+
+def score(keys: ScoreKeys, job: Job, group: Processes = ALONE) -> None:
+    """Write the table of scores; go on with one that was begun.
+
+    Memory holds `POOL` batches of clips and their windows, whatever the size of the data set. Under torchrun, processes
+    share the parts of the table among them.
+    """
+    if keys.out.exists():
+        log.info("%s is complete already", keys.out)
+        return
+    (_, config, tokenizer, modules), clips, pools, facts = job
+    modules.to(device_of(config))
+    use_cores(config)
+    with group.first_ahead():  # it makes the folder, and tunes; the others load what it made
+        parts = Parts(keys.parts, SCHEMA, facts)
+        if keys.iterations:
+            tuned = parts.folder / "tuned.safetensors"
+            tune(modules, config, clips.index, tokenizer, keys.iterations, keys.batch_size, keys.seed, tuned)
+    modules.eval().requires_grad_(False)
+
+    own = range(group.rank, len(pools), group.world)
+    missing = [number for number in own if not parts.has(number)]
+    total, done = (sum(len(pools[number]) for number in numbers) for numbers in (own, set(own) - set(missing)))
+    if done:
+        log.info("going on: %d of %d clips are scored already", done, len(clips))
+    with progress_bar(total=total, initial=done, desc="scoring", unit="clip", disable=not group.first) as bar:
+        for number, pool in zip(missing, read_pools(keys, job, missing), strict=True):
+            parts.write(number, pa.Table.from_pylist(measured_rows(keys, job, number, pool), schema=SCHEMA))
+            bar.update(len(pool))
+    group.wait()
+    if group.first:
+        parts.join(len(pools), keys.out)
+        shutil.rmtree(parts.folder)
+    group.wait()
+
+
+Pool = list[tuple[int, list[Clip | Skipped]]]
+"""Clips by their number, each with its windows."""
+
+
+def read_pools(keys: ScoreKeys, job: Job, numbers: list[int]) -> Iterator[Pool]:
     """Read pools of clips, which are drawn from the whole data set at random, each with its windows."""
-
-    def numbers(pool: range) -> list[int]:
-        return shuffled(np.array(pool), len(clips), options.seed).tolist()
-
-    size, windows = options.batch_size, range(options.windows)
-    parts = (pool[i : i + size] for pool in pools for i in range(0, len(pool), size))
-    keys = ([(clip, window) for clip in numbers(part) for window in windows] for part in parts)
-    loader = list_loader(clips, keys, config.data.workers, config.data.timeout, config.data.prefetch_gib)
+    _, clips, pools, _ = job
+    data, windows = job.restored.config.data, range(keys.windows)
+    drawn = [shuffled(np.array(pools[number]), len(clips), keys.seed).tolist() for number in numbers]
+    batches = (pool[i : i + keys.batch_size] for pool in drawn for i in range(0, len(pool), keys.batch_size))
+    requests = ([(clip, window) for clip in batch for window in windows] for batch in batches)
+    loader = list_loader(clips, requests, data.workers, data.timeout, data.prefetch_gib)
     items = (item for batch in loader for item in batch)
-    for pool in pools:
-        yield [(clip, [next(items) for _ in windows]) for clip in numbers(pool)]
+    for pool in drawn:
+        yield [(clip, [next(items) for _ in windows]) for clip in pool]
 
 
-def rows(
-    pool: list[tuple[int, Windows]], modules: nn.ModuleDict, clips: NarratedClips, reading: Reading, options: Options,
-    number: int,
-) -> list[dict[str, Any]]:  # fmt: skip
+def measured_rows(keys: ScoreKeys, job: Job, number: int, pool: Pool) -> list[dict[str, Any]]:
     """Measure a pool, and make its rows of the table, in the pool's order."""
-    measured = [(window, draw) for window in range(options.windows) for draw in range(options.draws)]
-    figures = {name: np.full((len(measured), len(pool)), np.nan) for name in FIGURES}
-    for i, (window, draw) in enumerate(measured):
-        there = [(row, seen[window]) for row, (_, seen) in enumerate(pool) if isinstance(seen[window], Clip)]
-        order = np.random.default_rng([options.seed, number, window, draw]).permutation(len(there))
-        for mates in np.array_split(order, max(len(there) // options.batch_size, 1)) if len(there) > 1 else []:
-            found = measure(modules, [there[m][1] for m in mates], reading)
-            for name, column in found.items():
-                figures[name][i, [there[m][0] for m in mates]] = column
-    means = {name: by_measure.mean(0) for name, by_measure in figures.items()}
-    table = []
-    for row, (clip, seen) in enumerate(pool):
-        video, narration = clips.place(clip)
-        starts = [item.start for item in seen if isinstance(item, Clip)]
-        reasons = [item.reason for item in seen if isinstance(item, Skipped)]
-        table.append(
-            {
-                "clip": clip, "id": video["id"], "video": video["video"], "narration": narration,
-                "caption": video["narrations"][narration]["text"] if narration >= 0 else "",
-                "start": None if reasons else min(starts), "end": None if reasons else max(starts) + clips.fmt.seconds,
-                "error": reasons[0] if reasons else None,
-                **{name: float(mean[row]) if np.isfinite(mean[row]) else None for name, mean in means.items()},
-            }
-        )  # fmt: skip
-    return table
+    rounds = [(window, draw) for window in range(keys.windows) for draw in range(keys.draws)]
+    figures = {name: np.full((len(rounds), len(pool)), np.nan) for name in FIGURES}
+    for i, (window, draw) in enumerate(rounds):
+        readable = [(row, seen[window]) for row, (_, seen) in enumerate(pool) if isinstance(seen[window], Clip)]
+        order = np.random.default_rng([keys.seed, number, window, draw]).permutation(len(readable))
+        batches = np.array_split(order, max(len(readable) // keys.batch_size, 1)) if len(readable) > 1 else []
+        for mates in batches:
+            result = measure(job.restored.modules, [readable[m][1] for m in mates], keys)
+            for name, column in result.items():
+                figures[name][i, [readable[m][0] for m in mates]] = column
+    means = {name: by_round.mean(0) for name, by_round in figures.items()}
+    return [
+        described(job.clips, clip, seen) | {name: _number(mean[row]) for name, mean in means.items()}
+        for row, (clip, seen) in enumerate(pool)
+    ]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def described(clips: NarratedClips, clip: int, seen: list[Clip | Skipped]) -> dict[str, Any]:
+    """What a row of the table says of a clip beside its figures."""
+    video, narration = clips.place(clip)
+    starts = [item.start for item in seen if isinstance(item, Clip)]
+    reason = next((item.reason for item in seen if isinstance(item, Skipped)), None)
+    return {
+        "clip": clip,
+        "id": video["id"],
+        "video": video["video"],
+        "narration": narration,
+        "caption": video["narrations"][narration]["text"] if narration >= 0 else "",
+        "start": None if reason else min(starts),
+        "end": None if reason else max(starts) + clips.fmt.seconds,
+        "error": reason,
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def report(keys: ScoreKeys, job: Job) -> None:
+    """Sum the table up, and write the manifest of what is to be kept."""
+    cosines, number, unreadable = [], 0, 0
+    for piece in columns(keys.out, ["cosine", "error"]):
+        cosines.append(piece["cosine"][np.isfinite(piece["cosine"])])
+        number, unreadable = number + len(piece["cosine"]), unreadable + int(np.not_equal(piece["error"], None).sum())
+    cosine = np.concatenate([np.empty(0), *cosines])
+    found = f"; mean {cosine.mean():+.4f}, {100 * (cosine < 0).mean():.1f}% negative" if len(cosine) else ""
+    print(f"{keys.out}: {number} clips, {len(cosine)} with a cosine, {unreadable} not readable{found}")
+    if keys.keep is None:
+        return
+    config, manifest = job.restored.config, keys.out.with_suffix(".kept.jsonl")
+    test = own_data(config).test if keys.data is None else held_out(keys.data, config.data.test is None)
+    counts = write_kept(keys.out, job.clips.index, keys.keep, keys.keep_by, manifest, test)
+    print(
+        f"{manifest}: {counts['kept']} of {counts['clips']} clips, {counts['kept_videos']} of {counts['videos']} "
+        f"videos, and {counts['held_out']} rows to test on as before; train on them with data.manifest={manifest}"
     )
-    p.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, or one of its checkpoints")
-    p.add_argument("--out", type=Path, required=True, help="the Parquet file to write")
-    p.add_argument("--data", help="manifest or folder to score; default: what the run was trained on")
-    p.add_argument("--split", help="score the rows of this split (without --data: train or test)")
-    p.add_argument("--iterations", type=int, default=0, help="steps of further optimisation on the data first")
-    p.add_argument("--batch-size", type=int, default=64, help="clips measured together (default: %(default)s)")
-    p.add_argument("--draws", type=int, default=1, help="measure each clip so often, among other mates each time")
-    p.add_argument("--windows", type=int, default=1, help="of each clip, spread over its narration, to average over")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--attribution", choices=["activation", "loss", "anchor"], default=Reading.attribution)
-    p.add_argument("--space", choices=["parameters", "features"], default=Reading.space)
-    p.add_argument("--wrt", default=Reading.wrt, help="regular expression on parameter names (default: %(default)s)")
-    p.add_argument("--chunk-size", type=int, help="clips encoded at a time, where memory is short")
-    p.add_argument("--keep", type=float, metavar="SHARE", help="also write a manifest of this share, the best")
-    p.add_argument("--keep-by", choices=[n for n in FIGURES if not n.startswith("norm")], default="cosine")
-    add_options(p, batch_size=False)
-    options = p.parse_args(arguments)
-    for name, low in (("iterations", 0), ("batch_size", 2), ("draws", 1), ("windows", 1)):
-        if getattr(options, name) < low:
-            p.error(f"--{name.replace('_', '-')} must be at least {low}")
-    if options.keep is not None and not 0 < options.keep <= 1:
-        p.error("--keep must be more than 0 and at most 1")
-    reading = Reading(options.attribution, options.space, options.wrt, options.chunk_size)
-    how = Options(options.iterations, options.batch_size, options.draws, options.windows, options.seed)
-    data_overrides = overrides_of(options, batch_size=False)  # --batch-size is of the measurement
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with joined(timedelta(days=30)) as group:  # one may wait for another to tune or to finish
-            where = options.device, data_overrides
-            out = score(options.checkpoint, options.out, options.data, options.split, reading, how, group, *where)
-            if group.first:
-                report(out, options)
-    except (ConfigError, DataError, OSError, ValueError, WorkerError, re.error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
-def report(out: Path, options: argparse.Namespace) -> None:
-    """Say what was found, and write the manifest of what is to be kept."""
-    number = scored = unreadable = 0
-    total = negative = 0.0
-    for piece in columns(out, ["cosine", "error"]):
-        cosine = piece["cosine"][np.isfinite(piece["cosine"])]
-        number, scored, total = number + len(piece["cosine"]), scored + len(cosine), total + float(cosine.sum())
-        negative += int((cosine < 0).sum())
-        unreadable += int(np.not_equal(piece["error"], None).sum())
-    print(f"{out}: {number} clips, {scored} with a cosine, {unreadable} not readable", end="")
-    print(f"; mean {total / scored:+.4f}, {100 * negative / scored:.1f}% negative" if scored else "")
-    if options.keep is not None:
-        folder = checkpoint.latest(options.checkpoint)
-        config = load_config(folder)
-        index = indexed(config, options.data, options.split)
-        test = own_data(config).test if options.data is None else held_out(options.data, config.data.test is None)
-        manifest = out.with_suffix(".kept.jsonl")
-        counts = filtered_manifest(out, index, options.keep, options.keep_by, manifest, test)
-        print(
-            f"{manifest}: {counts['kept']} of {counts['clips']} clips, {counts['kept_videos']} of {counts['videos']} "
-            f"videos, and {counts['held_out']} rows to test on as before; train on them with data.manifest={manifest}"
-        )
-
+COMMAND = cli.Command("recipes.score", __doc__, ScoreKeys, run, plan)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main())
+    cli.exit(main)

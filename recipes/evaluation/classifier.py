@@ -1,6 +1,6 @@
-"""One modality of a trained model with a linear head, and what it learns from: mixed clips, their labels, the loss."""
+"""A linear classifier on one modality of a trained model, and what it learns from: mixed clips, labels, losses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -9,39 +9,57 @@ from torch import Tensor, nn
 
 from recipes.model.vatt import MODALITIES, VATT
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and targets (b, c): one for each clip (b,)
 
-class Classifier(nn.Module):
-    """Logits of the classes, from the representation of one modality."""
 
-    def __init__(self, model: VATT, modality: str, classes: int, dropout: float, frozen: bool) -> None:
+class Encoder(nn.Module):
+    """One modality of a trained model."""
+
+    def __init__(self, vatt: VATT, modality: str, frozen: bool) -> None:
         """Take over a model; its other modalities are dropped.
 
         Args:
-            model: The trained model.
+            vatt: The trained model.
             modality: "video" or "audio".
-            classes: Number of classes.
-            dropout: Of the representation, before the head.
-            frozen: Train the head alone, on the representations of evaluation mode.
+            frozen: Whether it is not trained: then it is always in evaluation mode.
         """
         super().__init__()
-        for parts in (model.tokens, model.aggregate, model.output):
+        for parts in (vatt.tokens, vatt.aggregate, vatt.output):
             for other in set(MODALITIES) - {modality}:
                 del parts[other]
-        self.encoder, self.modality, self.frozen = model.requires_grad_(not frozen), modality, frozen
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(model.output[modality].out_features, classes)
+        self.vatt, self.modality, self.frozen = vatt.requires_grad_(not frozen), modality, frozen
 
-    def train(self, mode: bool = True) -> "Classifier":
+    def train(self, mode: bool = True) -> "Encoder":
         """Training mode; a frozen encoder stays in evaluation mode."""
-        super().train(mode)
-        self.encoder.train(mode and not self.frozen)
-        return self
+        return super().train(mode and not self.frozen)
 
-    def forward(self, raw: Tensor) -> Tensor:
-        """Pictures (b, t, h, w, 3) from 0 to 255, or sound (b, s), -> logits (b, c) in float32."""
+    def forward(self, raw: Tensor, **labels: Tensor) -> dict[str, Tensor]:
+        """Representations (b, d) of pictures (b, t, h, w, 3) from 0 to 255, or of sound (b, s); labels pass through."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            representation = self.encoder.encode(self.modality, raw)
-        return self.head(self.dropout(representation)).float()
+            return {"representation": self.vatt.encode(self.modality, raw), **labels}
+
+
+class Head(nn.Module):
+    """Logits of the classes from representations, and their loss."""
+
+    def __init__(self, width: int, classes: int, dropout: float, loss: Loss) -> None:
+        super().__init__()
+        self.dropout, self.linear, self.loss = nn.Dropout(dropout), nn.Linear(width, classes), loss
+
+    def forward(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss term of each clip, from what `Encoder` gives."""
+        return {"labels": self.loss(self.logits(embeddings["representation"]), embeddings["targets"])}
+
+    def logits(self, representation: Tensor) -> Tensor:
+        """Logits (b, c)."""
+        logits: Tensor = self.linear(self.dropout(representation))
+        return logits
+
+
+def classifier(encoder: Encoder, classes: int, dropout: float, loss: Loss) -> nn.ModuleDict:
+    """{"model": an encoder, "objective": a new head}, for `recipes.training.step.train_step`."""
+    width = encoder.vatt.output[encoder.modality].out_features
+    return nn.ModuleDict({"model": encoder, "objective": Head(width, classes, dropout, loss)})
 
 
 def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> Tensor:
@@ -80,10 +98,10 @@ def mixup(raw: Tensor, targets: Tensor, alpha: float, rng: np.random.Generator) 
 
 
 def single_label_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy with label smoothing; targets (b, c) are probabilities."""
-    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    """Cross-entropy (b,) with label smoothing; targets (b, c) are probabilities."""
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
 
 
 def multi_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sigmoid cross-entropy, summed over classes, its mean over clips."""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+    """Sigmoid cross-entropy (b,), summed over classes."""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)

@@ -1,15 +1,18 @@
 """Embeddings of clips in evaluation mode: several windows of each, averaged."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recipes.config import Config
-from recipes.data.clips import NarratedClips, Skipped
+from recipes.data.clips import NarratedClips
 from recipes.data.loader import eval_loader
+from recipes.data.skipped import Skipped
 from recipes.errors import DataError
 from recipes.model.build import model_inputs
 from recipes.progress import progress_bar
@@ -18,23 +21,22 @@ from recipes.training.processes import ALONE, Processes
 
 @dataclass(frozen=True)
 class Embedded:
-    """Clips as the model sees them, on the host; N of them in W windows each.
+    """What the model makes of N clips, on the host.
 
-    Of the windows' vectors a clip has the mean, of sound that of the windows with sound. Nothing is normalised.
+    A clip has the mean of its W windows, for sound the mean of the windows that have sound. Nothing is normalised.
 
     Attributes:
-        spaces: The two common spaces: {"va": (video (N, D), audio (N, D)), "vt": (video (N, D'), text (N, D'))}.
-        representations: What the model makes of "video", "audio" and "text" before the heads, each (N, E).
-        audio_valid: (N,) whether there is sound in any window.
+        vectors: (N, D) each. In the two common spaces "va_video" and "va_audio", "vt_video" and "vt_text"; before the
+            heads "model_video", "model_audio" and "model_text".
+        audio_valid: (N,) whether any window has sound.
         text_valid: (N,) whether there is a caption with a word.
-        items: Which of the clips they were read from each is, N positions.
-        ids: Of their rows, N.
+        items: Positions of the N clips in their data set.
+        ids: Ids of their rows, N.
         starts: (N, W) seconds of the file at which the windows begin.
-        skipped: The clips that are missing here, as one of their windows could not be read.
+        skipped: The other clips: one of their windows could not be read.
     """
 
-    spaces: dict[str, tuple[Tensor, Tensor]]
-    representations: dict[str, Tensor]
+    vectors: dict[str, Tensor]
     audio_valid: Tensor
     text_valid: Tensor
     items: list[int]
@@ -49,94 +51,96 @@ def embed(
     """Embed all clips.
 
     Args:
-        modules: Model and objective; left in the mode they are in.
-        clips: With their narrations and windows.
-        config: Of the run: its `evaluate`, and `data.timeout`.
+        modules: Model and objective; they stay in their mode.
+        clips: Clips with their narrations and windows.
+        config: Configuration of the run: its `evaluate`, and `data.timeout`.
         workers: Processes that read.
-        group: The processes that share the batches; all of them have to call this, and get the same.
+        group: The processes that share the batches. All of them have to call this, and get the same result.
 
     Raises:
         DataError: Not one clip could be read.
     """
-    batches = list(cut(range(len(clips)), clips.windows, config))
+    batches = list(cut(range(len(clips)), clips.windows, config.evaluate.batch_size))
     own, count = range(group.rank, len(batches), group.world), len(clips)
     numbered = []
     with progress_bar(total=count, desc="embedding", unit="clip", leave=False, disable=not group.first) as bar:
-        done = embedded(modules, clips, (batches[n] for n in own), config, workers)
-        for number, part in zip(own, done, strict=True):
+        stream = embedded(modules, clips, (batches[n] for n in own), config, workers)
+        for number, part in zip(own, stream, strict=True):
             numbered.append((number, part))
             bar.update((len(part.items) + len(part.skipped)) * group.world)
-    every = [part for _, part in sorted(group.collect(numbered), key=lambda numbered: numbered[0])]
+    every = [part for _, part in sorted(group.collect(numbered), key=lambda pair: pair[0])]
     parts = [part for part in every if part.items]
     skipped = [clip for part in every for clip in part.skipped]
     if not parts:
-        raise DataError(
-            f"none of the {count} test clips could be read; the first is {skipped[0].id}: {skipped[0].reason}"
-        )
+        first = skipped[0]
+        raise DataError(f"none of the {count} test clips could be read; the first is {first.id}: {first.reason}")
     return Embedded(
-        {name: tuple(torch.cat([p.spaces[name][i] for p in parts]) for i in (0, 1)) for name in ("va", "vt")},
-        {name: torch.cat([p.representations[name] for p in parts]) for name in parts[0].representations},
-        torch.cat([p.audio_valid for p in parts]), torch.cat([p.text_valid for p in parts]),
-        [item for p in parts for item in p.items], [name for p in parts for name in p.ids],
-        torch.cat([p.starts for p in parts]), skipped,
-    )  # fmt: skip
+        vectors={name: torch.cat([part.vectors[name] for part in parts]) for name in parts[0].vectors},
+        audio_valid=torch.cat([part.audio_valid for part in parts]),
+        text_valid=torch.cat([part.text_valid for part in parts]),
+        items=list(chain.from_iterable(part.items for part in parts)),
+        ids=list(chain.from_iterable(part.ids for part in parts)),
+        starts=torch.cat([part.starts for part in parts]),
+        skipped=skipped,
+    )
 
 
-def cut(clips: Sequence[int], windows: int, config: Config) -> Iterator[Sequence[int]]:
-    """Batches of clips: `evaluate.batch_size` windows in each, or one clip."""
-    size = max(config.evaluate.batch_size // windows, 1)
+def cut(clips: Sequence[int], windows: int, batch_size: int) -> Iterator[Sequence[int]]:
+    """Batches of clips: `batch_size` windows in each, and at least one clip."""
+    size = max(batch_size // windows, 1)
     return (clips[first : first + size] for first in range(0, len(clips), size))
 
 
 def embedded(
     modules: nn.ModuleDict, clips: NarratedClips, batches: Iterable[Sequence[int]], config: Config, workers: int
 ) -> Iterator[Embedded]:
-    """Embed batches of clips, one after another, in evaluation mode; see `embed`.
+    """Embed batches of clips, one after another; see `embed`.
 
-    A batch of which no clip could be read has no tensors: its `items` are empty.
+    A batch of which no clip could be read has no vectors: its `items` are empty.
     """
     device = next(modules.parameters()).device
     for batch in eval_loader(clips, batches, workers, config.data.timeout, config.data.prefetch_gib):
         if "video" not in batch:
             nothing = torch.empty(0)
-            yield Embedded({}, {}, nothing.bool(), nothing.bool(), [], [], nothing, batch["skipped"])
+            yield Embedded({}, nothing.bool(), nothing.bool(), [], [], nothing, batch["skipped"])
             continue
-        training = modules.training
-        modules.eval()
-        with torch.inference_mode():
+        with evaluating(modules):
             encoded = modules["model"](**model_inputs(batch, device))
             spaces = modules["objective"].project(encoded)
-        modules.train(training)
-        yield _pooled(batch, encoded, spaces, clips.windows)
+        vectors = {f"va_{side}": x for side, x in zip(("video", "audio"), spaces["va"], strict=True)}
+        vectors |= {f"vt_{side}": x for side, x in zip(("video", "text"), spaces["vt"], strict=True)}
+        vectors |= {f"model_{modality}": encoded[modality] for modality in ("video", "audio", "text")}
+        yield _pooled(batch, vectors, clips.windows)
 
 
-def _pooled(
-    batch: dict[str, Any], encoded: dict[str, Tensor], spaces: dict[str, tuple[Tensor, Tensor]], windows: int
-) -> Embedded:
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients; the module returns to its mode afterwards."""
+    training = module.training
+    module.eval()
+    with torch.inference_mode():
+        yield
+    module.train(training)
+
+
+def _pooled(batch: dict[str, Any], vectors: dict[str, Tensor], windows: int) -> Embedded:
     """Means over the windows of each clip."""
     heard = batch["audio_valid"].view(-1, windows)
     share = heard / heard.sum(1, keepdim=True).clamp(min=1)
 
-    def video(x: Tensor) -> Tensor:
-        return _host(x, windows).mean(1)
-
-    def audio(x: Tensor) -> Tensor:
-        return (_host(x, windows) * share[:, :, None]).sum(1)
-
-    def text(x: Tensor) -> Tensor:  # the same in each window
-        return _host(x[:, 0], windows)[:, 0]
+    def pooled(modality: str, x: Tensor) -> Tensor:
+        x = x[:, 0] if modality == "text" else x
+        x = x.float().cpu().unflatten(0, (-1, windows))
+        if modality == "audio":
+            return (x * share[:, :, None]).sum(1)
+        return x[:, 0] if modality == "text" else x.mean(1)  # the text is the same in each window
 
     return Embedded(
-        {
-            "va": (video(spaces["va"][0]), audio(spaces["va"][1])),
-            "vt": (video(spaces["vt"][0]), text(spaces["vt"][1])),
-        },
-        {"video": video(encoded["video"]), "audio": audio(encoded["audio"]), "text": text(encoded["text"])},
-        heard.any(1), batch["text_valid"][::windows, 0], batch["index"][::windows].tolist(), batch["id"][::windows],
-        batch["start"].view(-1, windows), batch["skipped"],
-    )  # fmt: skip
-
-
-def _host(x: Tensor, windows: int) -> Tensor:
-    """(N W, D) on the device as float32 (N, W, D) on the host."""
-    return x.float().cpu().unflatten(0, (-1, windows))
+        vectors={name: pooled(name.partition("_")[2], x) for name, x in vectors.items()},
+        audio_valid=heard.any(1),
+        text_valid=batch["text_valid"][::windows, 0],
+        items=batch["index"][::windows].tolist(),
+        ids=batch["id"][::windows],
+        starts=batch["start"].view(-1, windows),
+        skipped=batch["skipped"],
+    )

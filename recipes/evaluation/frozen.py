@@ -1,72 +1,62 @@
-"""Features of clips from a model that is not trained further, before its heads: several windows of each."""
+"""What a model makes of whole clips, of one modality alone: several windows of each."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from recipes.config import Config
-from recipes.data.clips import Skipped
-from recipes.data.windows import WindowedClips, Windows
+from recipes.config import DataConfig
+from recipes.data.skipped import Skipped
+from recipes.data.windows import WindowedClips, collate
 from recipes.data.workers import Loader
-from recipes.errors import ConfigError, DataError
-from recipes.model.vatt import VATT
+from recipes.errors import DataError
+from recipes.evaluation.embedding import cut, evaluating
 from recipes.progress import progress_bar
 
 
-class Frozen(NamedTuple):
-    """Features of the clips that could be read.
+class Outputs(NamedTuple):
+    """Outputs of the clips that could be read.
 
     Attributes:
-        features: (N, W, D) of the W windows of each clip, on the CPU.
-        rows: Of the index, (N,).
+        values: (N, ...) on the CPU.
+        rows: Rows of the index, N.
         skipped: The other clips.
     """
 
-    features: Tensor
+    values: Tensor
     rows: list[int]
     skipped: list[Skipped]
 
 
-def frozen_features(model: VATT, clips: WindowedClips, config: Config) -> Frozen:
-    """Encode every window in evaluation mode, without gradients.
+def outputs(
+    module: nn.Module, encode: Callable[[Tensor], Tensor], clips: WindowedClips, batch_size: int, data: DataConfig
+) -> Outputs:
+    """Encode every clip in evaluation mode, without gradients.
 
     Args:
-        model: On the device to use; its mode is left as it was.
+        module: The model, on the device to use; it stays in its mode.
+        encode: Output (b, ...) of the windows of a batch (b, n, ...): uint8 pictures, or sound.
         clips: What to read.
-        config: Of the run: batch size, workers, timeout.
+        batch_size: Windows that are encoded together; at least those of one clip.
+        data: How to read: workers, timeout.
 
     Raises:
-        ConfigError: The model takes features in place of pictures and sound.
         DataError: Not one clip could be read.
     """
-    if config.clip.inputs == "features":
-        raise ConfigError(
-            "this model takes ready-made features (clip.inputs=features); pictures and sound are read here"
-        )
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    features, rows, skipped = [], [], []
-    size = max(1, config.evaluate.batch_size // clips.count)
-    items = range(len(clips))
-    batches = [items[first : first + size] for first in range(0, len(items), size)]
-    data = config.data
-    loader: Loader[list[Windows | Skipped]] = Loader(
-        clips, batches, list, data.workers, data.timeout, data.prefetch_gib
-    )
-    with torch.inference_mode(), progress_bar(total=len(clips), desc="features", unit="clip", leave=False) as bar:
-        for batch in loader:
-            read = [item for item in batch if isinstance(item, Windows)]
-            skipped += [item for item in batch if isinstance(item, Skipped)]
-            if read:
-                raw = torch.stack([torch.from_numpy(item.raw) for item in read]).to(device)
-                encoded = model.encode(clips.modality, raw.flatten(0, 1))
-                features.append(encoded.unflatten(0, raw.shape[:2]).float().cpu())
-                rows += [item.row for item in read]
-            bar.update(len(batch))
-    model.train(training)
+    device = next(module.parameters()).device
+    values, rows, skipped = [], [], []
+    batches = list(cut(range(len(clips)), clips.count * clips.crops, batch_size))
+    with progress_bar(total=len(clips), desc="encoding", unit="clip", leave=False) as bar:
+        for batch in Loader(clips, batches, collate, data.workers, data.timeout, data.prefetch_gib):
+            skipped += batch["skipped"]
+            if "raw" in batch:
+                with evaluating(module):
+                    values.append(encode(batch["raw"].to(device)).float().cpu())
+                rows += batch["row"].tolist()
+            bar.update(len(batch["skipped"]) + len(batch.get("row", [])))
     if not rows:
         raise DataError(
             f"none of the {len(clips)} clips could be read; the first is {skipped[0].id}: {skipped[0].reason}"
         )
-    return Frozen(torch.cat(features).clone(), rows, skipped)  # a clone, outside of inference mode, can be trained on
+    return Outputs(torch.cat(values), rows, skipped)  # outside of inference mode, to be trained on

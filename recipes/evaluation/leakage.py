@@ -130,8 +130,8 @@ def refusal(checkpoint: Path, leaks: Leakage) -> str:
     more = f"\n  and {len(leaks.clips) - SHOWN} more" if len(leaks.clips) > SHOWN else ""
     return (
         f"{len(leaks.clips)} of {leaks.total} clips to evaluate on are of videos that {checkpoint} was trained on:\n"
-        f"{shown}{more}\nTake them out of the data, or train without them. --allow-leakage evaluates nevertheless, and "
-        "marks the result."
+        f"{shown}{more}\nTake them out of the data, or train without them. allow_leakage=true evaluates nevertheless, "
+        "and marks the result."
     )
 
 

@@ -1,9 +1,7 @@
-"""A long table that is written in parts which are whole or absent: killed at any moment, its maker goes on."""
+"""A long table that is written in parts, each whole or absent: killed at any moment, its maker goes on."""
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from torch import nn
 
-from recipes.files import write_atomically
+from recipes.files import digest, replacing, write_atomically
 from recipes.training import checkpoint
 
 KEY = b"harmony"  # of the facts in a table's metadata
@@ -31,29 +29,28 @@ class Parts:
             facts: What it is made of and how.
 
         Raises:
-            ValueError: What is there was begun with other facts.
+            ValueError: The folder was begun with other facts.
         """
         self.folder, self.schema = folder, schema.with_metadata({KEY: json.dumps(facts).encode()})
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / FACTS).exists():
             write_atomically(folder / FACTS, json.dumps(facts))
-        there = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if there != facts:
-            changed = sorted(k for k in there.keys() | facts.keys() if there.get(k) != facts.get(k))
+        begun = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if begun != facts:
+            changed = sorted(k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k))
             raise ValueError(
                 f"{folder} holds what another command began ({', '.join(changed)} differ): remove the folder, or "
-                "choose another --out"
+                "choose another out="
             )
 
     def has(self, number: int) -> bool:
-        """Whether a part is there."""
+        """Whether a part is written."""
         return self._path(number).exists()
 
     def write(self, number: int, table: pa.Table) -> None:
-        """Write a part: under another name first, so that a kill leaves it whole or absent."""
-        temporary = self.folder / f".{number}.{os.getpid()}.tmp"
-        pq.write_table(table.cast(self.schema), temporary)
-        os.replace(temporary, self._path(number))
+        """Write a part; a kill leaves it whole or absent."""
+        with replacing(self._path(number)) as temporary:
+            pq.write_table(table.cast(self.schema), temporary)
 
     def read(self, count: int) -> Iterator[pa.Table]:
         """Parts 0 to ``count``, one at a time."""
@@ -61,11 +58,9 @@ class Parts:
 
     def join(self, count: int, out: Path) -> None:
         """Write parts 0 to ``count`` as one table, a part at a time."""
-        temporary = out.with_name(f".{out.name}.tmp")
-        with pq.ParquetWriter(temporary, self.schema) as writer:
+        with replacing(out) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
             for part in self.read(count):
                 writer.write_table(part)
-        os.replace(temporary, out)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:08d}.parquet"
@@ -73,15 +68,10 @@ class Parts:
 
 def inputs(folder: Path, modules: nn.Module, index: Dataset) -> dict[str, Any]:
     """Facts that tell a checkpoint and the rows of an index from others."""
+    weights = (weight.numpy(force=True).tobytes() for weight in modules.state_dict().values())
     return {
-        "checkpoint": str(folder.absolute()), "step": checkpoint.load_facts(folder)["step"],
-        "weights": _hash(weight.numpy(force=True).tobytes() for weight in modules.state_dict().values()),
-        "rows": _hash(repr(row).encode() for row in index),
-    }  # fmt: skip
-
-
-def _hash(pieces: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()[:16]
+        "checkpoint": str(folder.absolute()),
+        "step": checkpoint.load_facts(folder)["step"],
+        "weights": digest(weights)[:16],
+        "rows": digest(repr(row).encode() for row in index)[:16],
+    }

@@ -1,14 +1,16 @@
 """The result of an evaluation: as JSON for programs, as a Markdown table beside what others report for people."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.data.clips import Skipped
+from recipes.data.skipped import Skipped
 from recipes.evaluation.leakage import Leakage
 from recipes.files import write_atomically
+from recipes.keys import key
+from recipes.restore import RestoreKeys
 from recipes.training import checkpoint
 
 VATT = "Akbari et al. 2021, arXiv:2104.11178"
@@ -81,6 +83,19 @@ REPORTED = [
 ]
 
 
+@dataclass
+class EvaluationKeys(RestoreKeys):
+    """Keys of every evaluation."""
+
+    out: Path | None = key(None, "file ending in .json to write the result to, and its table beside it (.md)")
+    allow_leakage: bool = key(False, "evaluate also on clips that were trained on, and mark the result")
+
+    def problems(self) -> Iterator[str]:
+        """A file of another kind."""
+        if self.out is not None and self.out.suffix != ".json":
+            yield f"out={self.out}: expected a name that ends in .json"
+
+
 @dataclass(frozen=True)
 class Result:
     """What was evaluated, how, and what came out.
@@ -131,6 +146,11 @@ def write(result: Result, out: Path) -> None:
 def reported(task: str, data: str) -> list[Reported]:
     """What others report of a task on a data set."""
     return [row for row in REPORTED if (row.task, row.data) == (task, data)]
+
+
+def percent(share: float | None) -> str:
+    """A share as per cent; "" for none."""
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:

@@ -1,11 +1,11 @@
 """Zero-shot retrieval: videos by text and by sound, texts by video, as VATT evaluates it."""
 
-import argparse
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from datasets import Dataset
 from tokenizers import Tokenizer
 
@@ -17,27 +17,38 @@ from recipes.data.layouts import msrvtt, youcook2
 from recipes.errors import ConfigError
 from recipes.evaluation import leakage, ranking
 from recipes.evaluation.embedding import Embedded, embed
-from recipes.evaluation.results import Reported, Result, markdown, reported
-from recipes.model.build import device_of, use_cores
-from recipes.restore import overrides_of, own_data, restore
+from recipes.evaluation.leakage import Leakage
+from recipes.evaluation.results import EvaluationKeys, Reported, Result, markdown, percent, reported
+from recipes.keys import key
+from recipes.restore import EmbeddingKeys, Restored, own_data, restore_with
 
 NAME = "retrieval"
-HELP = "zero-shot retrieval of videos by text and by sound, and of texts by video"
 DIRECTIONS = ("text->video", "video->text", "audio->video")
 VOID = 0.5  # chance level from which a recall says nothing: of 20 clips or fewer, 10 are the half
 WINDOWS = 4  # of a clip of the sets that VATT is evaluated on
+
+
+@dataclass
+class Keys(EvaluationKeys, EmbeddingKeys):
+    """What to retrieve, and how."""
+
+    data: str | None = key(None, "a manifest, or a folder in a layout of docs/data.md; null: what the run held out")
+    split: str | None = key(None, "rows of the data to evaluate; null: all, and of YouCook2 'validation'")
+    windows: int | None = key(
+        None, f"windows of each clip, averaged; null: 1, of MSR-VTT and YouCook2 {WINDOWS}", least=1, most=1000
+    )
 
 
 class RetrievalSet(NamedTuple):
     """What to retrieve.
 
     Attributes:
-        name: For people, and to find what others report.
+        name: Name for people, by which to find what others report.
         index: The clips and their texts.
-        split: Of the data set, where not all of it is meant.
-        missing: How many clips are not in it, as their files are not there.
-        windows: Of each clip, by the protocol.
-        origins: The video that a clip was cut from, by id, where the data set says so.
+        split: Name of the rows, where not all are meant.
+        missing: Number of clips whose files are missing.
+        windows: Windows of each clip, by the protocol.
+        origins: Video that a clip was cut from, by id, where the data set says so.
     """
 
     name: str
@@ -45,47 +56,56 @@ class RetrievalSet(NamedTuple):
     split: str | None = None
     missing: int = 0
     windows: int = 1
-    origins: dict[str, str] = {}  # noqa: RUF012
+    origins: Mapping[str, str] | None = None
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of this task."""
-    parser.add_argument("--split", help="rows of --data to evaluate (default: all; of YouCook2 'validation')")
-    parser.add_argument(
-        "--windows", type=int, help=f"of each clip, averaged (default: 1; of MSR-VTT and YouCook2 {WINDOWS})"
-    )
+class Job(NamedTuple):
+    """What is evaluated, on what: the model, the data, its clips, and what is known of their leakage."""
+
+    restored: Restored
+    data: RetrievalSet
+    clips: EvalClips
+    leakage: Leakage
 
 
-def run(options: argparse.Namespace) -> Result:
-    """Evaluate a checkpoint on what `options.data` names, or on what its run held out."""
-    overrides = overrides_of(options)
-    folder, config, tokenizer, modules = restore(options.checkpoint, device=options.device, overrides=overrides)
-    data = load(options.data, options.split, config, tokenizer)
-    windows = data.windows if options.windows is None else options.windows
-    if windows < 1:
-        raise ConfigError(f"--windows {windows}: expected 1 or more")
-    leaks = leakage.check(folder, data.index, data.origins, options.allow_leakage)
-    modules.to(device_of(config))
-    use_cores(config)
-    clips = EvalClips(data.index, tokenizer, config.clip, windows)
-    embedded = embed(modules, clips, config, config.data.workers)
+def prepare(keys: Keys) -> Job:
+    """Load the checkpoint and the lists of the data; see `retrieval_set`, `restore`, `leakage.check`."""
+    restored = restore_with(keys)
+    data = retrieval_set(keys.data, keys.split, restored.config, restored.tokenizer)
+    leaks = leakage.check(restored.folder, data.index, data.origins, keys.allow_leakage)
+    clips = EvalClips(data.index, restored.tokenizer, restored.config.clip, keys.windows or data.windows)
+    return Job(restored, data, clips, leaks)
+
+
+def plan(keys: Keys) -> str:
+    """What would be retrieved."""
+    restored, data, clips, leaks = prepare(keys)
+    text = f"{restored.folder} would be evaluated on {data.name}: {len(clips)} clips, {clips.windows} window(s) each"
+    return f"{text}; missing: {data.missing}; {leaks.summary}."
+
+
+def run(keys: Keys) -> Result:
+    """Evaluate a checkpoint on what `data` names, or on what its run held out."""
+    restored, data, clips, leaks = prepare(keys)
+    config = restored.config
+    embedded = embed(restored.modules, clips, config, config.data.workers)
     figures = retrieve(embedded, clips)
     others = [row for row in reported(NAME, data.name) if row.part in figures]
-    counts = {"clips": len(embedded.items), "skipped": len(embedded.skipped), "missing": data.missing}
+    window = asdict(config.clip)
     return Result(
         task=NAME,
-        checkpoint=folder,
+        checkpoint=restored.folder,
         data=data.name,
-        protocol={"path": options.data, "split": data.split, "windows": windows, "window": asdict(config.clip)},
-        counts=counts,
+        protocol={"path": keys.data, "split": data.split, "windows": clips.windows, "window": window},
+        counts={"clips": len(embedded.items), "skipped": len(embedded.skipped), "missing": data.missing},
         leakage=leaks,
         figures=figures,
-        table=table({f"{options.checkpoint}{leaks.mark}": figures}, others),
+        table=table({f"{keys.checkpoint}{leaks.mark}": figures}, others),
         skipped=embedded.skipped,
     )
 
 
-def load(data: str | None, split: str | None, config: Config, tokenizer: Tokenizer) -> RetrievalSet:
+def retrieval_set(data: str | None, split: str | None, config: Config, tokenizer: Tokenizer) -> RetrievalSet:
     """Read MSR-VTT, YouCook2, or whatever else `load_index` reads; None is what the run held out and evaluated.
 
     Raises:
@@ -94,7 +114,7 @@ def load(data: str | None, split: str | None, config: Config, tokenizer: Tokeniz
     """
     if data is None:
         if split is not None:
-            raise ConfigError(f"--split {split}: of what the run held out there is none; name --data")
+            raise ConfigError(f"split={split}: what the run held out has no splits; name data=")
         test = limited(own_data(config).test, tokenizer, config.clip.words, config.evaluate.limit)
         return RetrievalSet(f"held out of {config.data_name}", test)
     root = Path(data).expanduser()
@@ -104,7 +124,7 @@ def load(data: str | None, split: str | None, config: Config, tokenizer: Tokeniz
     split = split or layout.SPLIT
     index = load_index(data, split)
     listed = sum(row["split"] == split for row in layout.annotated(root))
-    origins = msrvtt.origins(root) if layout is msrvtt else {}
+    origins = msrvtt.origins(root) if layout is msrvtt else None
     return RetrievalSet(layout.TITLE, index, split, listed - len(index), WINDOWS, origins)
 
 
@@ -121,17 +141,14 @@ def retrieve(
     Returns:
         {direction: figures}.
     """
-    spaces = {"text->video": ("vt", 1), "video->text": ("vt", 0), "audio->video": ("va", 1)}
-    valid = {"vt": embedded.text_valid, "va": embedded.audio_valid}
-    videos = videos_of(embedded, clips)
+    videos = np.array(videos_of(embedded, clips))
     results = {}
     for direction in directions:
-        space, query = spaces[direction]
-        there = valid[space]
-        if there.any():
-            queries, items = (embedded.spaces[space][side][there] for side in (query, 1 - query))
-            groups = [video for video, has in zip(videos, there.tolist(), strict=True) if has]
-            results[direction] = ranking.evaluate(queries, items, groups).as_dict()
+        query, item = direction.split("->")
+        space, valid = ("va", embedded.audio_valid) if query == "audio" else ("vt", embedded.text_valid)
+        if valid.any():
+            queries, items = (embedded.vectors[f"{space}_{modality}"][valid] for modality in (query, item))
+            results[direction] = ranking.evaluate(queries, items, videos[valid.numpy()])
     return results
 
 
@@ -156,9 +173,9 @@ def _row(direction: str, model: str, figures: dict[str, Any]) -> dict[str, str]:
     return {
         "task": direction,
         "model": model,
-        **{f"R@{k}": _percent(figures.get(f"R@{k}")) for k in ranking.RECALLS},
-        "95% interval of R@10": f"{_percent(low)} to {_percent(high)}" if low is not None else "",
-        "chance R@10": _percent(figures.get("R@10_chance")),
+        **{f"R@{k}": percent(figures.get(f"R@{k}")) for k in ranking.RECALLS},
+        "95% interval of R@10": f"{percent(low)} to {percent(high)}" if low is not None else "",
+        "chance R@10": percent(figures.get("R@10_chance")),
         "MedR": f"{figures['median_rank']:g}",
         "MeanR": f"{figures['mean_rank']:.1f}" if "mean_rank" in figures else "",
         "clips": _clips(figures),
@@ -168,14 +185,10 @@ def _row(direction: str, model: str, figures: dict[str, Any]) -> dict[str, str]:
 def _clips(figures: dict[str, Any]) -> str:
     """How many clips were ranked; among so few that chance alone finds most of them, R@10 says nothing."""
     pairs = figures.get("pairs", "")
-    return f"{pairs} (R@10 void: by chance {_percent(chance)})" if (chance := void(figures)) else str(pairs)
+    return f"{pairs} (R@10 void: by chance {percent(chance)})" if (chance := void(figures)) else str(pairs)
 
 
 def void(figures: dict[str, Any]) -> float | None:
     """The R@10 of a random order where it is half or more, so that the figure says nothing; else None."""
     chance = figures.get("R@10_chance")
     return chance if chance is not None and chance >= VOID else None
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"

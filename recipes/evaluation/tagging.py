@@ -1,42 +1,41 @@
 """Train the model to tag sound, as VATT is on AudioSet: mean average precision, area under the ROC curve, d-prime."""
 
-import argparse
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
+from recipes.config import BILLION
 from recipes.data.labels import Labelled
-from recipes.errors import ConfigError
 from recipes.evaluation import multilabel, supervised
-from recipes.evaluation.classifier import multi_hot, multi_label_loss
-from recipes.evaluation.results import Result
-from recipes.evaluation.supervised import Figures, Task, add_options, percent
-from recipes.evaluation.tuning import Loss
-from recipes.evaluation.tuning_config import TuneConfig
+from recipes.evaluation.classifier import Loss, multi_hot, multi_label_loss
+from recipes.evaluation.results import percent
+from recipes.evaluation.supervised import Figures, Task, TuningKeys
+from recipes.keys import key
 
-__all__ = ["HELP", "NAME", "add_options", "run"]
-
-NAME = "tagging"
-HELP = "train on sound with several labels, test on several windows of each clip"
-DEFAULTS = TuneConfig(steps=50_000, label_smoothing=0.0, mixup=5.0, head_dropout=0.0, crops=1)
 COLUMNS = (
-    ("mAP", percent, "map"), ("AUC", percent, "auc"), ("d′", "{:.3f}".format, "d_prime"),
-    ("d′ of the mean AUC", "{:.3f}".format, "d_prime_of_auc"), ("chance mAP", percent, "map_chance"),
-    ("classes", str, "classes"), ("clips", str, "clips"),
-)  # fmt: skip
+    ("mAP", percent, "map"),
+    ("AUC", percent, "auc"),
+    ("d′", "{:.3f}".format, "d_prime"),
+    ("d′ of the mean AUC", "{:.3f}".format, "d_prime_of_auc"),
+    ("chance mAP", percent, "map_chance"),
+    ("classes", str, "classes"),
+    ("clips", str, "clips"),
+)
 
 
-def run(options: argparse.Namespace) -> Result:
-    """Train a checkpoint on what `options.data` names."""
-    return supervised.run(options, Task(NAME, "audio", DEFAULTS, check, loss, score, COLUMNS, left_out))
+@dataclass
+class Keys(TuningKeys):
+    """`TuningKeys` with the defaults of VATT's code for AudioSet."""
+
+    steps: int = key(50_000, "steps of the optimizer", least=1, most=BILLION)
+    label_smoothing: float = key(0.0, "tagging has none", least=0, most=0)
+    mixup: float = key(5.0, "clips are mixed in shares from Beta(mixup, mixup); 0: not at all", least=0)
+    head_dropout: float = key(0.0, "dropout before the head", least=0, less_than=1)
+    crops: int = key(1, "sound has no crops", least=1, most=1)
 
 
-def check(data: Labelled, config: TuneConfig) -> None:
-    """Nothing is asked for that sound with several labels does not have."""
-    if config.crops != 1 or config.label_smoothing:
-        raise ConfigError(f"crops={config.crops} and label_smoothing={config.label_smoothing}: tagging has neither")
-
-
-def loss(config: TuneConfig) -> Loss:
+def loss(keys: TuningKeys) -> Loss:
     """Sigmoid cross-entropy."""
     return multi_label_loss
 
@@ -48,13 +47,16 @@ def score(logits: Tensor, labels: list[list[int]]) -> Figures:
 
 
 def left_out(data: Labelled, figures: dict[str, Figures]) -> str:
-    """Which classes are not judged in a split."""
+    """The classes that are not judged in each split."""
     lines = []
-    for split, of in figures.items():
-        if numbers := of.get("left_out"):
+    for split, figures_of_split in figures.items():
+        if numbers := figures_of_split.get("left_out"):
             shown = ", ".join(data.names[number] for number in numbers[:5])
             more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
-            lines.append(
-                f"Split {split}, not judged, as the test clips have none of them or nothing else: {shown}{more}."
-            )
+            reason = "the test clips have none of them or nothing else"
+            lines.append(f"Split {split}, not judged, as {reason}: {shown}{more}.")
     return "\n".join(lines)
+
+
+TASK = Task("tagging", "audio", False, loss, score, COLUMNS, left_out)
+run, plan, complete = partial(supervised.run, TASK), partial(supervised.plan, TASK), supervised.complete

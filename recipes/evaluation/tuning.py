@@ -1,211 +1,245 @@
 """Training of a classifier on labelled clips, which can be interrupted and resumed, and its logits on test clips."""
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor, nn
 
 import harmony
-from recipes.data.clips import Skipped
+from recipes.config import BILLION, AugmentConfig, ClipFormat, DataConfig
 from recipes.data.sampler import BatchSampler, Source
 from recipes.data.skipped import SkippedClips
 from recipes.data.windows import RandomWindows, WindowedClips, collate
 from recipes.data.workers import Loader
-from recipes.errors import ConfigError, DataError
-from recipes.evaluation.classifier import Classifier, mixup, multi_hot
-from recipes.evaluation.tuning_config import TuneConfig
-from recipes.files import jsonl, write_atomically
+from recipes.errors import ConfigError, Failure
+from recipes.evaluation.classifier import mixup, multi_hot
+from recipes.evaluation.frozen import Outputs, outputs
+from recipes.files import digest, jsonl, write_atomically
+from recipes.keys import as_dict, flat, key, section
 from recipes.progress import progress_bar
 from recipes.training import checkpoint
 from recipes.training.interruption import Interruption
+from recipes.training.precision import forward_in
+from recipes.training.setup import set_learning_rate
+from recipes.training.step import Learner, StepOptions, StepResult, idle_step, train_step
 
 log = logging.getLogger(__name__)
 
-FREE = ("workers", "timeout", "log_every", "checkpoint_every", "windows", "crops")  # may change on resume
-PATIENCE = 20  # batches in a row without a clip that can be read, before it stops
-Loss = Callable[[Tensor, Tensor], Tensor]
+FREE = ("timeout", "log_every", "checkpoint_every", "windows", "crops")  # may change on resume
+PATIENCE = 20  # steps in a row that cannot be taken, before training stops
 
 
-class Predictions(NamedTuple):
-    """What a classifier says of test clips.
+@dataclass
+class Tuning:
+    """Training of a linear head, and of the encoder with it; the defaults are VATT's for Kinetics, but for mixup."""
+
+    steps: int = key(100_000, "steps of the optimizer", least=1, most=BILLION)
+    batch_size: int = key(64, "clips of a step", least=1, most=2**20)
+    lr: float = key(0.005, "learning rate after the warm-up; half a cosine takes it down to 0", least=0)
+    warmup: int = key(2500, "steps of the warm-up", least=0, most=BILLION)
+    momentum: float = key(0.9, "momentum of SGD", least=0, less_than=1)
+    clip_norm: float | None = key(0.75, "longest gradient of the encoder; the head's is not clipped", more_than=0)
+    label_smoothing: float = key(0.1, "label smoothing", least=0, less_than=1)
+    mixup: float = key(0.2, "clips are mixed in shares from Beta(mixup, mixup); 0: not at all, as VATT's code", least=0)
+    head_dropout: float = key(0.5, "dropout before the head", least=0, less_than=1)
+    drop_token: float = key(0.5, "share of the tokens that training drops", least=0, less_than=1)
+    frozen: bool = key(False, "train the head alone")
+    seed: int = key(0, "seed of everything random", least=0, most=2**32 - 1)
+    precision: Literal["fp32", "bf16"] = key("fp32", "precision of the model")
+    windows: int = key(4, "windows of each test clip, whose logits are averaged", least=1, most=1000)
+    crops: int = key(3, "squares of each window, from one end of its longer side to the other", least=1, most=1000)
+    timeout: float = key(60.0, "seconds that a worker may read one clip", more_than=0, most=7 * 86_400)
+    log_every: int = key(50, "steps between lines of metrics.jsonl", least=1, most=BILLION)
+    checkpoint_every: int = key(1000, "steps between checkpoints", least=1, most=BILLION)
+    clip: ClipFormat = section(ClipFormat, "the shape of a clip; default: as in training")
+    augment: AugmentConfig = section(AugmentConfig, "how much to vary a clip; default: as in training")
+
+    def protocol(self) -> dict[str, Any]:
+        """These keys as plain values, without those that a subclass adds."""
+        values = as_dict(self)
+        return {f.name: values[f.name] for f in fields(Tuning)}
+
+    def fixed(self) -> dict[str, Any]:
+        """The keys that must not change on resume, by dotted names, as JSON gives them back."""
+        values = {name: value for name, value in self.protocol().items() if name not in FREE}
+        return json.loads(json.dumps(flat(values)))
+
+
+@dataclass
+class Run:
+    """A training of a classifier, and what its checkpoints hold.
 
     Attributes:
-        logits: (N, C), means over the windows and crops of each clip.
-        rows: Of the index, the N that could be read.
-        skipped: Those that could not.
+        learner: The classifier {"model", "objective"} with its optimizer.
+        folder: Folder of checkpoints, metrics.jsonl and skipped.jsonl.
+        facts: Keys and data, which must be the same when the training is resumed.
+        step: Steps so far.
+        skipped_steps: Steps of these that were not taken.
     """
 
-    logits: Tensor
-    rows: list[int]
-    skipped: list[Skipped]
+    learner: Learner
+    folder: Path
+    facts: dict[str, Any]
+    step: int = 0
+    skipped_steps: int = 0
+
+    def save(self, last: bool) -> None:
+        """Write a checkpoint in place of the one before; unless it is the last, training goes on without it.
+
+        Raises:
+            Failure: The last one cannot be written.
+        """
+        modules = self.learner.modules
+        tensors = checkpoint.optimizer_tensors(modules, self.learner.optimizer) | checkpoint.random_tensors()
+        facts = self.facts | {"skipped_steps": self.skipped_steps}
+        try:
+            checkpoint.save(self.folder / "checkpoints", self.step, modules, tensors, facts, keep=1)
+        except OSError as error:
+            if last:
+                raise Failure(f"{error}. The checkpoint before is whole: free space, then --resume") from error
+            log.error("%s; training goes on, and the next one is tried", error)
+
+    def load(self) -> None:
+        """Load the newest checkpoint, if there is one.
+
+        Raises:
+            ConfigError: The training has other keys or data than the one to resume.
+        """
+        try:
+            newest = checkpoint.latest(self.folder)
+        except FileNotFoundError:
+            return
+        saved = checkpoint.load_facts(newest, config=dict, data=str)
+        if saved["data"] != self.facts["data"]:
+            raise ConfigError(
+                f"{self.folder} was begun on other clips or labels: choose another dir=, or leave out --resume"
+            )
+        if changed := differences(saved["config"], self.facts["config"]):
+            raise ConfigError(f"{self.folder} was begun with another configuration:\n  " + "\n  ".join(changed))
+        checkpoint.load_weights(newest, self.learner.modules)
+        checkpoint.load_optimizer(newest, self.learner.modules, self.learner.optimizer)
+        checkpoint.load_random(checkpoint.read(newest, "random."))
+        self.step, self.skipped_steps = saved["step"], saved.get("skipped_steps", 0)
 
 
 def tune(
-    classifier: Classifier, clips: RandomWindows, labels: Sequence[Sequence[int]], loss: Loss, config: TuneConfig,
-    folder: Path, resume: bool,
-) -> bool:  # fmt: skip
+    modules: nn.ModuleDict,
+    clips: RandomWindows,
+    labels: Sequence[Sequence[int]],
+    how: Tuning,
+    data: DataConfig,
+    folder: Path,
+    resume: bool,
+) -> None:
     """Train a classifier by SGD with momentum.
 
     Args:
-        classifier: To train, on its device; with ``resume`` its weights are those of the last checkpoint.
-        clips: To train on.
+        modules: A `classifier`, on its device; with ``resume`` its weights become those of the last checkpoint.
+        clips: Clips to train on.
         labels: Class numbers of each of them.
-        loss: Of logits and targets (b, c).
-        config: How.
-        folder: For checkpoints, metrics.jsonl and skipped.jsonl.
-        resume: Continue from the newest checkpoint in ``folder``, if there is one, as if training had never stopped.
-
-    Returns:
-        Whether it is done; False: it was interrupted, and can be resumed.
+        how: Keys of the training.
+        data: How to read: workers, timeout.
+        folder: Folder for checkpoints, metrics.jsonl and skipped.jsonl.
+        resume: Go on from the newest checkpoint in ``folder``, if there is one, as if training had never stopped.
 
     Raises:
-        ConfigError: Another configuration, or other data, than those of the training to resume.
-        DataError: `PATIENCE` batches in a row had no clip that can be read, or a loss is not finite.
+        ConfigError: See `Run.load`.
+        Failure: `PATIENCE` steps in a row could not be taken, or the last checkpoint could not be written.
+        Interrupted: By a signal; what was done is saved.
     """
-    torch.manual_seed(config.seed)
-    optimizer = torch.optim.SGD(trained(classifier), lr=config.lr, momentum=config.momentum)
-    facts = {"config": fixed(config), "data": fingerprint(clips, labels)}
-    step = restore(classifier, optimizer, facts, folder) if resume else 0
-    rate = harmony.schedule.warmup(
-        harmony.schedule.cosine(config.lr, 0.0, max(config.steps - config.warmup, 1)), config.warmup
-    )
-    skipped = SkippedClips(folder)
-    rows = [row for row in jsonl.read_rows(folder / "metrics.jsonl") if row["step"] <= step]
-    write_atomically(folder / "metrics.jsonl", jsonl.as_text(rows))
+    torch.manual_seed(how.seed)
+    trained = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=how.lr, momentum=how.momentum)
+    facts = {"config": how.fixed(), "data": fingerprint(clips, labels)}
+    run = Run(Learner(modules, optimizer), folder, facts)
+    if resume:
+        run.load()
+    rate = harmony.schedule.warmup(harmony.schedule.cosine(how.lr, 0.0, max(how.steps - how.warmup, 1)), how.warmup)
+    skipped, metrics = SkippedClips(folder), metrics_of(run)
+    order = BatchSampler([Source(len(clips))], how.batch_size, how.seed, run.step)
+    loader = Loader(clips, order, collate, data.workers, data.timeout, data.prefetch_gib)
+    modules.train()
     losses: list[float] = []
-    unread = 0
-    order = BatchSampler([Source(len(clips))], config.batch_size, config.seed, step)
-    loader = Loader(clips, order, collate, config.workers, config.timeout)
-    classifier.train()
-    bar = progress_bar(total=config.steps, initial=step, unit="step")
-    with Interruption() as interruption, interruption.deferred(), bar:
-        for batch in interruption.awaited(loader, {"skipped": []}):
-            if step >= config.steps or interruption.asked:
-                break
-            skipped.record(batch["skipped"])
-            optimizer.param_groups[0]["lr"] = float(rate(torch.tensor(step)))
-            if "raw" in batch:
-                losses.append(take_step(classifier, optimizer, batch, labels, loss, config, step))
-                unread = 0
-            else:
-                unread += 1
-            if unread == PATIENCE:
-                raise DataError(f"{PATIENCE} batches in a row without a clip that can be read, see {skipped.file}")
-            step += 1
-            bar.update()
-            at_end = step == config.steps
-            if (step % config.log_every == 0 or at_end) and losses:
-                jsonl.append_rows(folder / "metrics.jsonl", {"step": step, "loss": float(np.mean(losses))})
-                bar.set_postfix(loss=f"{np.mean(losses):.3f}")
-                losses = []
-            if step % config.checkpoint_every == 0 or at_end:
-                save(classifier, optimizer, facts, folder, step)
-        if step < config.steps:
-            save(classifier, optimizer, facts, folder, step)
-            log.info("interrupted at step %d; continue with --resume", step)
-    return step == config.steps
+    bad_in_a_row = 0
+    with Interruption() as interruption, progress_bar(total=how.steps, initial=run.step, unit="step") as bar:
+        with interruption.deferred():
+            for batch in interruption.awaited(loader, {"skipped": []}):
+                if run.step >= how.steps or interruption.asked:
+                    break
+                skipped.record(batch["skipped"])
+                set_learning_rate(optimizer, float(rate(torch.tensor(run.step))))
+                result = take_step(run.learner, batch, labels, how, run.step)
+                run.step += 1
+                run.skipped_steps += not result.taken
+                bad_in_a_row = 0 if result.taken else bad_in_a_row + 1
+                losses += [result.numbers["loss"]] * result.taken
+                bar.update()
+                at_end = run.step == how.steps
+                if (run.step % how.log_every == 0 or at_end) and losses:
+                    loss = float(np.mean(losses))
+                    metrics.add({"step": run.step, "loss": loss, "skipped_steps": run.skipped_steps})
+                    bar.set_postfix(loss=f"{loss:.3f}")
+                    losses = []
+                if run.step % how.checkpoint_every == 0 or at_end:
+                    run.save(last=at_end)
+                if bad_in_a_row >= PATIENCE:
+                    raise Failure(
+                        f"{bad_in_a_row} steps in a row could not be taken, the last one because {result.reason}; "
+                        f"stopped at step {run.step}. Clips that could not be read are listed in {skipped.file}; a "
+                        f"loss that is not finite may take a smaller lr than {how.lr:g}."
+                    )
+            if run.step < how.steps:
+                run.save(last=True)
+        interruption.advice = f" at step {run.step}: the same command with --resume goes on"
+        interruption.stop()
 
 
 def take_step(
-    classifier: Classifier, optimizer: torch.optim.Optimizer, batch: dict[str, Any],
-    labels: Sequence[Sequence[int]], loss: Loss, config: TuneConfig, step: int,
-) -> float:  # fmt: skip
-    """Take one step on a batch of `collate`; returns the loss before it."""
-    device = next(classifier.parameters()).device
-    raw = batch["raw"][:, 0].to(device)
-    targets = multi_hot([labels[row] for row in batch["row"].tolist()], classifier.head.out_features).to(device)
-    raw, targets = mixup(raw, targets, config.mixup, np.random.default_rng([config.seed, step]))
-    value = loss(logits_of(classifier, raw, config), targets)
-    if not value.isfinite():
-        raise DataError(f"the loss of step {step} is {value.item()}: try a smaller lr, it was {config.lr:g}")
-    optimizer.zero_grad()
-    value.backward()
-    if config.clip_norm is not None and not config.frozen:
-        clip_grad_norm_(classifier.encoder.parameters(), config.clip_norm)
-    optimizer.step()
-    return float(value.detach())
+    learner: Learner, batch: dict[str, Any], labels: Sequence[Sequence[int]], how: Tuning, step: int
+) -> StepResult:
+    """Take one step on a batch of `collate`, mixed."""
+    if "raw" not in batch:
+        return idle_step(learner, "no clip of the batch could be read")
+    head = learner.modules["objective"].linear
+    targets = multi_hot([labels[row] for row in batch["row"].tolist()], head.out_features).to(head.weight.device)
+    raw = batch["raw"][:, 0].to(head.weight.device)
+    raw, targets = mixup(raw, targets, how.mixup, np.random.default_rng([how.seed, step]))
+    clip_norm = None if how.frozen else how.clip_norm
+    options = StepOptions(weigh="nothing", precision=how.precision, clip_norm=clip_norm, clip_only="model")
+    return train_step(learner, {"raw": raw, "targets": targets}, options)
 
 
-@torch.inference_mode()
-def predict(classifier: Classifier, clips: WindowedClips, config: TuneConfig) -> Predictions:
-    """The logits of every clip, averaged over its windows and crops.
+def predict(modules: nn.ModuleDict, clips: WindowedClips, how: Tuning, data: DataConfig) -> Outputs:
+    """Logits (N, C) of every clip, averaged over its windows and crops; see `outputs`."""
+    encoder, head = modules["model"], modules["objective"]
 
-    Raises:
-        DataError: Not one clip could be read.
-    """
-    classifier.eval()
-    device = next(classifier.parameters()).device
-    logits: list[Tensor] = []
-    rows: list[int] = []
-    skipped: list[Skipped] = []
-    size = max(config.batch_size // (config.windows * config.crops), 1)
-    batches = [range(first, min(first + size, len(clips))) for first in range(0, len(clips), size)]
-    with progress_bar(total=len(clips), desc="testing", unit="clip", leave=False) as bar:
-        for batch in Loader(clips, batches, collate, config.workers, config.timeout):
-            skipped += batch["skipped"]
-            if "raw" in batch:
-                raw = batch["raw"]
-                of_views = logits_of(classifier, raw.flatten(0, 1).to(device), config)
-                logits.append(of_views.unflatten(0, raw.shape[:2]).mean(1).cpu())
-                rows += batch["row"].tolist()
-            bar.update(len(batch["skipped"]) + len(batch.get("row", [])))
-    if not rows:
-        raise DataError(f"none of the {len(clips)} test clips could be read; the first: {skipped[0]}")
-    return Predictions(torch.cat(logits), rows, skipped)
+    def encode(raw: Tensor) -> Tensor:
+        embeddings = forward_in(how.precision, raw.device)(encoder, {"raw": raw.flatten(0, 1)})
+        return head.logits(embeddings["representation"]).unflatten(0, raw.shape[:2]).mean(1)
 
-
-def logits_of(classifier: Classifier, raw: Tensor, config: TuneConfig) -> Tensor:
-    """Logits in the precision of the configuration."""
-    with torch.autocast(raw.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-        return classifier(raw)
-
-
-def trained(classifier: Classifier) -> list[Tensor]:
-    """Parameters that are trained."""
-    return [p for p in classifier.parameters() if p.requires_grad]
-
-
-def fixed(config: TuneConfig) -> dict[str, Any]:
-    """What must not change on resume, as JSON gives it back."""
-    return json.loads(json.dumps({key: value for key, value in asdict(config).items() if key not in FREE}))
+    return outputs(modules, encode, clips, how.batch_size, data)
 
 
 def fingerprint(clips: RandomWindows, labels: Sequence[Sequence[int]]) -> str:
     """Hash of the clips in their order and of their labels."""
-    lines = (f"{name} {list(numbers)}" for name, numbers in zip(clips.index["id"], labels, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    lines = (f"{name} {list(numbers)}\n" for name, numbers in zip(clips.index["id"], labels, strict=True))
+    return digest(line.encode() for line in lines)
 
 
-def save(
-    classifier: Classifier, optimizer: torch.optim.Optimizer, facts: dict[str, Any], folder: Path, step: int
-) -> None:
-    """Write a checkpoint; the one before is removed."""
-    tensors = checkpoint.optimizer_tensors(classifier, optimizer) | checkpoint.random_tensors()
-    checkpoint.save(folder / "checkpoints", step, classifier, tensors, facts, keep=1)
+def metrics_of(run: Run) -> jsonl.Rows:
+    """The file of metrics; rows after the step of the checkpoint, from a training that died, are dropped."""
+    file = run.folder / "metrics.jsonl"
+    rows = [row for row in jsonl.read_rows(file, step=int) if row["step"] <= run.step]
+    write_atomically(file, jsonl.as_text(rows))
+    return jsonl.Rows(file)
 
 
-def restore(classifier: Classifier, optimizer: torch.optim.Optimizer, facts: dict[str, Any], folder: Path) -> int:
-    """Load the newest checkpoint; returns its step, 0 where there is none."""
-    try:
-        newest = checkpoint.latest(folder)
-    except FileNotFoundError:
-        return 0
-    found = checkpoint.load_facts(newest)
-    if found["data"] != facts["data"]:
-        raise ConfigError(f"{folder} was begun on other clips or labels: choose another --dir, or leave out --resume")
-    wanted = facts["config"]
-    changed = [f"{key}: {old} -> {wanted[key]}" for key, old in found["config"].items() if wanted[key] != old]
-    if changed:
-        raise ConfigError(f"{folder} was begun with another configuration:\n  " + "\n  ".join(changed))
-    checkpoint.load_weights(newest, classifier)
-    checkpoint.load_optimizer(newest, classifier, optimizer)
-    checkpoint.load_random(checkpoint.read(newest, "random."))
-    return int(found["step"])
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys whose values differ, as ``key: old -> new``."""
+    return [f"{name}: {value} -> {new.get(name)}" for name, value in old.items() if new.get(name) != value]

@@ -1,8 +1,7 @@
 """python -m recipes.figures"""
 
-import sys
-
+from recipes import cli
 from recipes.figures.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.exit(main)

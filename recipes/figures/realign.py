@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -17,20 +16,17 @@ from matplotlib.patches import Patch, Polygon
 from torch import Tensor
 
 import harmony
+from recipes.figures.style import BLUE, GREY, INK, ORANGE, figure
 
-matplotlib.use("Agg")
-
-FIRST, SECOND, UPDATE, SUM = "#1668b0", "#d4560a", "#111111", "#8a8a8a"
+COLOURS = (BLUE, ORANGE)  # of the two gradients
 CONE, CONE_EDGE = "#dcefdc", "#7db57d"
 BAND = 0.28  # opacity of the weighted gradients
 WIDTH = 7.0  # inches; as many hundreds of pixels on a page
-DPI = 200
 SIDE, BELOW, ABOVE, ABOVE_SMALL = 1.45, 0.6, 2.36, 0.92  # room around the origin of a panel, and of a small one
-SCALES = {1.0: "", 1 / 2: "½", 1 / 4: "¼", 1 / 8: "⅛"}  # at which what comes out may be drawn
+SCALES = {1.0: "", 1 / 2: "½", 1 / 4: "¼", 1 / 8: "⅛"}  # at which a result may be drawn
 TARGET = 0.3  # cosine of GradVac
 LEGEND: dict[str, Any] = {
     "fontsize": 7.8,
-    "frameon": False,
     "handlelength": 1.8,
     "handler_map": {tuple: HandlerTuple(ndivide=None, pad=0)},
 }
@@ -110,24 +106,24 @@ METHODS = {
 
 def draw(name: str) -> Figure:
     """One method on all panels."""
-    figure = Figure(figsize=(WIDTH, 3.1), dpi=DPI, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.02)
+    drawn = figure(WIDTH, 3.1)
+    drawn.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.02)
     method = METHODS[name]
-    for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+    for axes, panel in zip(drawn.subplots(1, len(PANELS)), PANELS, strict=True):
         _panel(axes, panel, method)
         axes.set_title(panel.caption, fontsize=7.8)
-    figure.suptitle(method.title, fontsize=11, fontweight="bold")
-    figure.legend(**_legend(), loc="outside lower center", ncols=6, columnspacing=1.3, **LEGEND)
-    return figure
+    drawn.suptitle(method.title, fontsize=11, fontweight="bold")
+    drawn.legend(**_legend(), loc="outside lower center", ncols=6, columnspacing=1.3, **LEGEND)
+    return drawn
 
 
 def overview() -> Figure:
     """All methods on the strong conflict, and the legend in the place that remains."""
     columns = 4
     rows = -(-(len(METHODS) + 1) // columns)
-    figure = Figure(figsize=(WIDTH, 1.14 * rows + 0.25), dpi=DPI, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
-    places = list(figure.subplots(rows, columns).flat)
+    drawn = figure(WIDTH, 1.14 * rows + 0.25)
+    drawn.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    places = list(drawn.subplots(rows, columns).flat)
     for axes, method in zip(places, METHODS.values(), strict=False):
         _panel(axes, STRONG, method, small=True)
         axes.set_title(method.title, fontsize=8.5, fontweight="bold", pad=3)
@@ -135,13 +131,11 @@ def overview() -> Figure:
         axes.axis("off")
     legend = places[len(METHODS)].legend(**_legend(), loc="center left", labelspacing=0.35, **LEGEND)
     legend.set_in_layout(False)
-    figure.suptitle(f"{STRONG.caption}; below, the weights", fontsize=9)
-    return figure
+    drawn.suptitle(f"{STRONG.caption}; below, the weights", fontsize=9)
+    return drawn
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
-
-
 def _panel(axes: Axes, panel: Panel, method: Method, small: bool = False) -> None:
     g = panel.gradients
     weights = method.weigh((g @ g.T)[None])[0]
@@ -153,34 +147,35 @@ def _panel(axes: Axes, panel: Panel, method: Method, small: bool = False) -> Non
         spine.set(color="#cccccc", lw=0.8)
 
     _cone(axes, panel)
-    axes.plot(*g.sum(0), "o", color=SUM, ms=3.5 if small else 4.5, mfc="white", mew=1.2, gid="sum", zorder=3)
-    for vector, colour in zip(weighted * scale, (FIRST, SECOND), strict=True):
+    axes.plot(*g.sum(0), "o", color=GREY, ms=3.5 if small else 4.5, mfc="white", mew=1.2, gid="sum", zorder=3)
+    for vector, colour in zip(weighted * scale, COLOURS, strict=True):
         axes.plot([0, vector[0]], [0, vector[1]], color=colour, lw=4 if small else 6, alpha=BAND, solid_capstyle="butt")
         across = torch.stack([vector, update * scale])
-        axes.plot(across[:, 0], across[:, 1], color=SUM, lw=0.8, ls=(0, (3, 2)), zorder=2)
-    for number, (vector, colour) in enumerate(zip(g, (FIRST, SECOND), strict=True), 1):
+        axes.plot(across[:, 0], across[:, 1], color=GREY, lw=0.8, ls=(0, (3, 2)), zorder=2)
+    for number, (vector, colour) in enumerate(zip(g, COLOURS, strict=True), 1):
         _arrow(axes, vector, colour, f"g{number}", 1.4 if small else 1.9)
         if not small:
             _label(axes, vector, colour, f"$g_{number}$")
-    _arrow(axes, update * scale, UPDATE, "update", 1.7 if small else 2.3)
+    _arrow(axes, update * scale, INK, "update", 1.7 if small else 2.3)
 
-    notes = [("" if small else "weights ") + ", ".join(_number(float(w)) for w in weights)]
     length = [f"|update| {float(update.norm()):.2f}"] if method.own_scale else []
-    drawn = [f"drawn at {SCALES[scale]}"] if scale < 1 else []
-    if length or drawn:
-        notes.append(("" if small or not length else "own scale: ") + ", ".join(length + drawn))
-    for line, (note, style) in enumerate(zip(notes, ("normal", "italic"), strict=False)):
-        text = axes.text(
-            0, -0.3 - (0.19 if small else 0.17) * line, note, ha="center", va="center", fontsize=7.2 if small else 7.8,
-            color="#333333", style=style,
-        )  # fmt: skip
-        text.set_in_layout(False)
+    notes = length + ([f"drawn at {SCALES[scale]}"] if scale < 1 else [])
+    labels = ("", "") if small else ("weights ", "own scale: " if length else "")
+    _note(axes, labels[0] + ", ".join(map(_number, weights.tolist())), -0.3, small)
+    if notes:
+        _note(axes, labels[1] + ", ".join(notes), -0.49 if small else -0.47, small, style="italic")
+
+
+def _note(axes: Axes, note: str, y: float, small: bool, style: str = "normal") -> None:
+    size = 7.2 if small else 7.8
+    text = axes.text(0, y, note, ha="center", va="center", fontsize=size, color="#333333", style=style)
+    text.set_in_layout(False)
 
 
 def _scale(vectors: list[list[float]], above: float) -> float:
     """The largest scale at which vectors stay inside a panel."""
-    fitting = [s for s in SCALES if all(abs(s * x) < 0.97 * SIDE and s * y < 0.97 * above for x, y in vectors)]
-    return fitting[0] if fitting else min(SCALES)
+    fits = (s for s in SCALES if all(abs(s * x) < 0.97 * SIDE and s * y < 0.97 * above for x, y in vectors))
+    return next(fits, min(SCALES))
 
 
 def _cone(axes: Axes, panel: Panel) -> None:
@@ -198,14 +193,9 @@ def _arrow(axes: Axes, tip: Tensor, colour: str, name: str, width: float) -> Non
     points = 72 * axes.get_figure().get_figwidth() / axes.get_subplotspec().get_gridspec().ncols / (2 * SIDE)
     head = min(2.7 * width + 1.5, 0.6 * points * float(tip.norm()))
     width = min(width, 0.4 * head)
-    arrow = axes.annotate(
-        "", xy=tuple(tip.tolist()), xytext=(0, 0), zorder=5,
-        arrowprops={
-            "arrowstyle": "-|>,head_width=0.42,head_length=1", "color": colour, "lw": width, "shrinkA": 0, "shrinkB": 0,
-            "mutation_scale": head, "joinstyle": "miter",
-        },
-    )  # fmt: skip
-    arrow.set_gid(name)
+    style = {"arrowstyle": "-|>,head_width=0.42,head_length=1", "mutation_scale": head, "joinstyle": "miter"}
+    style |= {"color": colour, "lw": width, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", xy=tuple(tip.tolist()), xytext=(0, 0), zorder=5, arrowprops=style).set_gid(name)
 
 
 def _label(axes: Axes, tip: Tensor, colour: str, text: str) -> None:
@@ -217,13 +207,13 @@ def _label(axes: Axes, tip: Tensor, colour: str, text: str) -> None:
 
 
 def _legend() -> dict[str, list[Any]]:
-    bands = tuple(Line2D([], [], color=colour, lw=5, alpha=BAND, solid_capstyle="butt") for colour in (FIRST, SECOND))
+    bands = tuple(Line2D([], [], color=colour, lw=5, alpha=BAND, solid_capstyle="butt") for colour in COLOURS)
     entries = {
-        "$g_1$": Line2D([], [], color=FIRST, lw=1.9),
-        "$g_2$": Line2D([], [], color=SECOND, lw=1.9),
+        "$g_1$": Line2D([], [], color=BLUE, lw=1.9),
+        "$g_2$": Line2D([], [], color=ORANGE, lw=1.9),
         "weighted gradients": bands,
-        "update": Line2D([], [], color=UPDATE, lw=2.3),
-        "plain sum": Line2D([], [], color=SUM, lw=0, marker="o", ms=4.5, mfc="white", mew=1.2),
+        "update": Line2D([], [], color=INK, lw=2.3),
+        "plain sum": Line2D([], [], color=GREY, lw=0, marker="o", ms=4.5, mfc="white", mew=1.2),
         "conflicts with neither": Patch(facecolor=CONE, edgecolor=CONE_EDGE, lw=0.8),
     }
     return {"handles": list(entries.values()), "labels": list(entries)}

@@ -138,7 +138,7 @@ def examples(embedded: Embedded, clips: EvalClips, config: Config) -> list[dict[
     """A few captions, spread over the test clips, with their own clip and the clips they found first."""
     if not embedded.text_valid.all():  # the clips to show are those of an index without any text
         return []
-    video, text = embedded.spaces["vt"]
+    video, text = embedded.vectors["vt_video"], embedded.vectors["vt_text"]
     ranks = ranking.ranks(text, video)
     shown = []
     queries = np.unique(np.linspace(0, len(text) - 1, EXAMPLES).astype(int)).tolist()

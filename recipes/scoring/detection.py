@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,14 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
+from recipes.evaluation import bootstrap
 from recipes.files import jsonl
 from recipes.scoring.table import SCHEMA, opened
 
 RESAMPLES = 300
 
 Figures = dict[str, np.ndarray]
-# More is better for each: what is expected to be high for a text that belongs.
+# More is better for each: it should be high for a text that belongs.
 DETECTORS: dict[str, Callable[[Figures], np.ndarray]] = {
     "cosine": lambda f: f["cosine"],
     "video-text similarity": lambda f: f["similarity_vt"],
@@ -58,12 +60,11 @@ def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
     Raises:
         ValueError: A clip of which the truth file says nothing, or another text.
     """
-    told: dict[str, list[dict[str, Any]]] = {}
-    lines = jsonl.read_rows(truth, video_id=str, text=str, aligned=bool)
-    if not lines:
+    narrations = defaultdict(list)
+    for line in jsonl.read_rows(truth, video_id=str, text=str, aligned=bool):
+        narrations[line["video_id"]].append(line)
+    if not narrations:
         raise ValueError(f"{truth}: expected JSON lines with video_id, text and aligned, such as a corpus' truth.jsonl")
-    for line in lines:
-        told.setdefault(line["video_id"], []).append(line)
     with opened(scores) as table:
         rows = [row for row in table.read().to_pylist() if row["cosine"] is not None]
     names = [name for name in SCHEMA.names if any(isinstance(row[name], float) for row in rows)]
@@ -72,15 +73,15 @@ def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
         raise ValueError(f"{scores}: no clip has a cosine and every other figure")
     aligned = []
     for row in rows:
-        narrations = told.get(row["id"], [])
-        place = -1 if row["narration"] is None else row["narration"]
-        found = narrations[place] if 0 <= place < len(narrations) else {"text": None}
-        if found["text"] != row["caption"]:
+        position, of_video = row["narration"], narrations.get(row["id"], [])
+        known = position is not None and 0 <= position < len(of_video)
+        expected = of_video[position] if known else {"text": None}
+        if expected["text"] != row["caption"]:
             raise ValueError(
-                f"{truth}: expected narration {row['narration']} of {row['id']} to be {row['caption']!r}, "
-                f"as in {scores}; found {found['text']!r}"
+                f"{truth}: expected narration {position} of {row['id']} to be {row['caption']!r}, as in {scores}; "
+                f"found {expected['text']!r}"
             )
-        aligned.append(found["aligned"])
+        aligned.append(expected["aligned"])
     figures = {name: np.array([row[name] for row in rows], float) for name in names}
     return figures, np.array(aligned, bool), np.array([row["id"] for row in rows])
 
@@ -90,37 +91,34 @@ def detect(score: np.ndarray, aligned: np.ndarray, videos: np.ndarray, share: fl
 
     Args:
         score: One number per clip (N,), more for texts that seem to belong; NaN (no gradient) counts as the median.
-        aligned: Whether they do (N,), both kinds there.
+        aligned: Whether they do (N,), both kinds among them.
         videos: The video of each clip (N,): clips of one video are resampled together.
         share: Of the clips that make the top and the bottom group.
-
-    Returns:
-        A `Detection`.
 
     Examples:
         >>> import numpy as np
         >>> aligned = np.array([True, True, False, False] * 5)
-        >>> found = detect(aligned + 0.0, aligned, np.arange(20).astype(str))
-        >>> found.auroc, found.top, found.bottom
+        >>> result = detect(aligned + 0.0, aligned, np.arange(20).astype(str))
+        >>> result.auroc, result.top, result.bottom
         (1.0, 1.0, 0.0)
     """
     defined = score[np.isfinite(score)]
     score = np.nan_to_num(score, nan=float(np.median(defined)) if defined.size else 0.0)
-    rng = np.random.default_rng(0)
     _, video = np.unique(videos, return_inverse=True)
     clips_of = np.split(np.argsort(video, kind="stable"), np.cumsum(np.bincount(video))[:-1])
     resampled = []
-    for _ in range(RESAMPLES):
-        drawn = np.concatenate([clips_of[v] for v in rng.integers(len(clips_of), size=len(clips_of))])
+    for drawn_videos in bootstrap.draws(len(clips_of), seed=0, resamples=RESAMPLES):
+        drawn = np.concatenate([clips_of[v] for v in drawn_videos])
         if aligned[drawn].any() and not aligned[drawn].all():
             resampled.append(roc_auc_score(aligned[drawn], score[drawn]))
     order = np.argsort(score, kind="stable")
     number = max(round(share * len(score)), 1)
-    low, high = np.quantile(resampled, [0.025, 0.975])
     return Detection(
-        float(roc_auc_score(aligned, score)), (float(low), float(high)),
-        float(aligned[order[-number:]].mean()), float(aligned[order[:number]].mean()),
-    )  # fmt: skip
+        auroc=float(roc_auc_score(aligned, score)),
+        interval=bootstrap.interval(np.array(resampled)),
+        top=float(aligned[order[-number:]].mean()),
+        bottom=float(aligned[order[:number]].mean()),
+    )
 
 
 def judge(scores: Path, truth: Path) -> dict[str, Any]:
@@ -139,8 +137,8 @@ def judge(scores: Path, truth: Path) -> dict[str, Any]:
     figures, aligned, videos = joined(scores, truth)
     if len(set(aligned.tolist())) < 2:
         raise ValueError(f"{scores}: nothing to find: of {len(aligned)} texts {int(aligned.sum())} belong")
-    found = {name: detect(of(figures), aligned, videos)._asdict() for name, of in DETECTORS.items()}
-    return {"clips": len(aligned), "aligned": float(aligned.mean()), "detectors": found}
+    detectors = {name: detect(rank(figures), aligned, videos)._asdict() for name, rank in DETECTORS.items()}
+    return {"clips": len(aligned), "aligned": float(aligned.mean()), "detectors": detectors}
 
 
 def markdown(tables: dict[str, dict[str, Any]]) -> str:

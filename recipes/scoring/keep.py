@@ -1,7 +1,6 @@
 """A manifest of the clips that are worth keeping, as `recipes.pretrain` reads it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,16 @@ from datasets import Dataset
 
 from recipes.data import storage
 from recipes.data.manifest import fields_of
+from recipes.files import replacing
 from recipes.scoring import table
 
 
-def filtered_manifest(
-    scores: Path, index: Dataset, share: float, by: str, out: Path, held_out: Dataset
-) -> dict[str, int]:
+def write_kept(scores: Path, index: Dataset, share: float, by: str, out: Path, held_out: Dataset) -> dict[str, int]:
     """Write a manifest of the best clips of a table, to train on, and of all that is held out, to test on.
 
     Narrations below the cut are taken out of their videos; a video that loses all of them is left out, and so are
-    clips that could not be read. Clips without a figure (no sound, no text) stay: nothing speaks against them. Needs
-    one byte of memory per clip.
+    clips that could not be read. Clips without a figure (no sound, no text) stay: nothing speaks against them. Memory
+    holds a few bytes per clip.
 
     Args:
         scores: A table of scores.
@@ -31,44 +29,47 @@ def filtered_manifest(
         held_out: What is not trained on: it stays as it is, as split "test", whether it was scored or not.
 
     Returns:
-        {"clips", "kept", "videos", "kept_videos"}: how many there were to train on, and how many there are now;
+        {"clips", "kept", "videos", "kept_videos"}: how many there were to train on, and how many are kept;
         "held_out": the rows to test on.
 
     Raises:
         ValueError: All that was scored is held out.
     """
-    tested = set(held_out["id"])
+    tested, root, first = set(held_out["id"]), out.absolute().parent, 0
+    keep = _keep(scores, share, by, sum(map(_clips, index.select_columns("narrations"))))
+    counts = {"clips": 0, "kept": 0, "videos": 0, "kept_videos": 0, "held_out": len(held_out)}
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in index:
+            kept = keep[first : first + _clips(row)]
+            first += len(kept)
+            if row["id"] in tested:
+                continue
+            for name, number in zip(counts, (len(kept), int(kept.sum()), 1, int(kept.any())), strict=False):
+                counts[name] += number
+            if kept.any():
+                narrations = [n for n, k in zip(row["narrations"], kept, strict=False) if k]
+                file.write(_line(row | {"narrations": narrations, "split": row["split"] or "train"}, root))
+        for row in held_out:
+            file.write(_line(row | {"split": "test"}, root))
+        if not counts["videos"]:
+            raise ValueError(f"keep: all that {scores} holds is held out, and nothing of it is to be trained on")
+    return counts
+
+
+def _keep(scores: Path, share: float, by: str, clips: int) -> np.ndarray:
+    """Which clips to keep, bool (clips,)."""
     sign = 1 if by.startswith("loss") else -1  # the best come first
     cut = table.quantile(scores, by, share, sign)
-    clips = sum(max(len(row["narrations"]), 1) for row in index.select_columns("narrations"))
     keep = np.ones(clips, bool)
     for piece in table.columns(scores, ["clip", by, "error"]):
         worse = sign * piece[by].astype(float) > cut
         keep[piece["clip"]] = ~worse & np.equal(piece["error"], None)
-    counts = {"clips": 0, "kept": 0, "videos": 0, "kept_videos": 0, "held_out": len(held_out)}
-    temporary = out.with_name(f".{out.name}.tmp")
-    root, first = out.absolute().parent, 0
-    with temporary.open("w", encoding="utf-8") as file:
-        for row in index:
-            number = max(len(row["narrations"]), 1)
-            kept = keep[first : first + number]
-            first += number
-            if row["id"] in tested:
-                continue
-            counts = counts | {"clips": counts["clips"] + number, "kept": counts["kept"] + int(kept.sum())}
-            counts["videos"] += 1
-            if kept.any():
-                counts["kept_videos"] += 1
-                narrations = [n for n, k in zip(row["narrations"], kept, strict=False) if k]
-                row |= {"narrations": narrations, "split": row["split"] or "train"}
-                file.write(_line(row, root))
-        for row in held_out:
-            file.write(_line(row | {"split": "test"}, root))
-    if not counts["videos"]:
-        temporary.unlink()
-        raise ValueError(f"--keep: all that {scores} holds is held out, and nothing of it is to be trained on")
-    os.replace(temporary, out)
-    return counts
+    return keep
+
+
+def _clips(row: dict[str, Any]) -> int:
+    """How many clips a row has."""
+    return max(len(row["narrations"]), 1)
 
 
 def _line(row: dict[str, Any], root: Path) -> str:

@@ -13,26 +13,22 @@ from torch.func import functional_call
 
 import harmony
 from recipes.data.clips import Clip, collate
+from recipes.keys import key
 from recipes.model.build import model_inputs
 
 FIGURES = ("cosine", "norm_va", "norm_vt", "loss_va", "loss_vt", "similarity_va", "similarity_vt")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
-    """How the gradients of a clip are read, see `harmony.gram_vjp`.
+    """How the gradients of a clip are read, see `harmony.gram_vjp`."""
 
-    Attributes:
-        attribution: What "the gradient of a sample under a loss" is.
-        space: Over parameters or features.
-        wrt: Regular expression on the names of the parameters; None: the video representation, in feature space.
-        chunk_size: Clips encoded at a time.
-    """
-
-    attribution: Literal["activation", "loss", "anchor"] = "activation"
-    space: Literal["parameters", "features"] = "parameters"
-    wrt: str | None = r"^backbone\."
-    chunk_size: int | None = None
+    attribution: Literal["activation", "loss", "anchor"] = key("activation", "what a clip's gradient under a loss is")
+    space: Literal["parameters", "features"] = key("parameters", "gradients over parameters or features")
+    wrt: str | None = key(
+        r"^backbone\.", "regular expression on names of parameters; null: the video representation, in feature space"
+    )
+    chunk_size: int | None = key(None, "clips encoded at a time, where memory is short", least=1)
 
 
 def measure(modules: nn.ModuleDict, clips: Sequence[Clip], reading: Reading) -> dict[str, np.ndarray]:
@@ -77,6 +73,5 @@ def measure(modules: nn.ModuleDict, clips: Sequence[Clip], reading: Reading) -> 
 @torch.no_grad()
 def similarity(spaces: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
     """Cosines (B, 2) of video with audio, and of video with the first caption, in the two common spaces."""
-    video, audio = spaces["va"]
-    video_too, text = spaces["vt"]
-    return torch.stack([F.cosine_similarity(video, audio), F.cosine_similarity(video_too, text[:, 0])], 1)
+    (video_va, audio), (video_vt, text) = spaces["va"], spaces["vt"]
+    return torch.stack([F.cosine_similarity(video_va, audio), F.cosine_similarity(video_vt, text[:, 0])], 1)

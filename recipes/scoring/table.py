@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         pa.field("error", pa.string()),  # why the clip could not be read
     ]
 )
-BINS = 1 << 16
+ROWS_AT_ONCE = 1 << 16
 
 
 @contextmanager
@@ -85,14 +85,12 @@ def facts_of(path: Path, names: Iterable[str] = SCHEMA.names) -> dict[str, Any]:
 def columns(path: Path, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
     """Some columns of a table, a piece at a time; numbers that are null are NaN."""
     with opened(path, names) as table:
-        for batch in table.iter_batches(1 << 16, columns=names):
+        for batch in table.iter_batches(ROWS_AT_ONCE, columns=names):
             yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
 
 
 def quantile(path: Path, name: str, share: float, sign: int = 1) -> float:
-    """The value of a column that a share of its values does not exceed, exactly, a piece of the table at a time.
-
-    The first passes find the bin of a fine histogram that the value is in, the last one sorts that bin.
+    """The value of a column that a share of its values does not exceed, exactly.
 
     Args:
         path: A table of scores.
@@ -106,22 +104,9 @@ def quantile(path: Path, name: str, share: float, sign: int = 1) -> float:
     Raises:
         ValueError: The column has no value.
     """
-    low, high, number = np.inf, -np.inf, 0
-    for values in _finite(path, name, sign):
-        low, high, number = min(low, values.min()), max(high, values.max()), number + len(values)
-    if not number:
+    pieces = (sign * piece[name].astype(np.float32) for piece in columns(path, [name]))
+    values = np.concatenate([np.empty(0, np.float32), *(piece[np.isfinite(piece)] for piece in pieces)])
+    if not len(values):
         raise ValueError(f"{path}: no clip has a {name}")
-    wanted = min(max(int(np.ceil(share * number)), 1), number)
-    edges = np.linspace(low, high, BINS + 1)[1:-1]
-    counts = sum(np.bincount(np.searchsorted(edges, v), minlength=BINS) for v in _finite(path, name, sign))
-    bin_ = int(np.searchsorted(np.cumsum(counts), wanted))
-    inside = np.concatenate([v[np.searchsorted(edges, v) == bin_] for v in _finite(path, name, sign)])
-    return float(np.sort(inside)[wanted - 1 - int(counts[:bin_].sum())])
-
-
-def _finite(path: Path, name: str, sign: int) -> Iterator[np.ndarray]:
-    for piece in columns(path, [name]):
-        values = sign * piece[name].astype(float)
-        values = values[np.isfinite(values)]
-        if len(values):
-            yield values
+    rank = min(max(int(np.ceil(share * len(values))), 1), len(values))
+    return float(np.partition(values, rank - 1)[rank - 1])

@@ -89,5 +89,5 @@ def test_a_run_without_any_text_trains_evaluates_and_reports(tmp_path: Path, cap
     assert "audio-&gt;video" in page and "What a caption finds" not in page and "nan" not in page
 
     capsys.readouterr()
-    assert evaluate(["retrieval", "--checkpoint", str(config.folder), "--out", str(tmp_path / "out.json")]) == 0
+    assert evaluate(["retrieval", f"checkpoint={config.folder}", f"out={tmp_path / 'out.json'}"]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["figures"] == results["trained"]

@@ -129,7 +129,7 @@ def test_a_foreign_configuration_calls_no_resolver(run, tmp_path, monkeypatch, c
             load(DEMO, [f"data.manifest={value}"])
     (place / "config.yaml").write_text(text.replace("clip_norm: null", 'clip_norm: "${oc.env:SECRET}"'))
     resigned(place)
-    assert evaluate_main(["retrieval", "--checkpoint", str(place)]) == 2
+    assert evaluate_main(["retrieval", f"checkpoint={place}"]) == 2
     assert "password" not in capsys.readouterr().err
     (place / "config.yaml").write_text("!!python/object/apply:os.system [exit]")
     with pytest.raises(ConfigError, match=r"config\.yaml"):
@@ -164,17 +164,17 @@ def test_a_checkpoint_is_restored_where_device_and_word_vectors_are_not(run):
 
 def test_options_of_restoring_and_a_new_folder_of_results(checkpoint, corpus, tmp_path, capsys):
     out = tmp_path / "new" / "folder" / "r.json"
-    options = ["--device", "cpu", "--workers", "0", "--batch-size", "2"]
-    data = ["--data", str(corpus / "test.jsonl")]
-    assert evaluate_main(["retrieval", "--checkpoint", str(checkpoint), *data, "--out", str(out), *options]) == 0
+    options = ["device=cpu", "workers=0", "batch_size=2"]
+    data = [f"data={corpus / 'test.jsonl'}"]
+    assert evaluate_main(["retrieval", f"checkpoint={checkpoint}", *data, f"out={out}", *options]) == 0
     assert out.is_file()
     for name in ("e.parquet", "e.safetensors"):
-        command = ["--checkpoint", str(checkpoint), *data, "--out", str(tmp_path / name), *options]
+        command = [f"checkpoint={checkpoint}", *data, f"out={tmp_path / name}", *options]
         assert embed_main(command) == 0
         written = (tmp_path / name).stat().st_mtime_ns
         assert embed_main(command) == 0 and "finished" in capsys.readouterr().out
         assert (tmp_path / name).stat().st_mtime_ns == written
-        assert embed_main([*command, "--windows", "2"]) == 2
+        assert embed_main([*command, "windows=2"]) == 2
 
 
 def test_a_run_grows_begins_elsewhere_and_may_use_adamw(tiny):

@@ -88,7 +88,7 @@ def test_processes_share_the_clips_and_all_get_them(checkpoint) -> None:
     [thread.join() for thread in threads]
     for half in halves.values():
         assert half.items == alone.items and half.ids == alone.ids
-        assert all(torch.equal(a, b) for s in ("va", "vt") for a, b in zip(half.spaces[s], alone.spaces[s]))  # noqa: B905
+        assert all(torch.equal(half.vectors[name], vector) for name, vector in alone.vectors.items())
 
 
 def test_evaluations_in_between_change_nothing_and_the_best_checkpoint_stays(tiny, monkeypatch) -> None:

@@ -13,8 +13,8 @@ from recipes.data.labels import Labelled, Split, load_labelled
 from recipes.evaluate import main
 from recipes.evaluation import finetune, tuning
 from recipes.evaluation.finetune import accuracy
-from recipes.evaluation.supervised import Task, table
-from recipes.evaluation.tuning_config import TuneConfig
+from recipes.evaluation.labelled import Job
+from recipes.evaluation.supervised import table
 from recipes.files import locks
 from tests.recipes import media
 from tests.recipes.conftest import Crash
@@ -51,7 +51,7 @@ def kinetics(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(checkpoint: Path, data: Path, folder: Path, *overrides: str) -> dict:
     """Fine-tune by the command line; the result."""
-    options = ["--checkpoint", str(checkpoint), "--data", str(data), "--dir", str(folder)]
+    options = [f"checkpoint={checkpoint}", f"data={data}", f"dir={folder}"]
     assert main(["finetune", *options, *overrides]) == 0
     return json.loads((folder / "result.json").read_text())
 
@@ -97,7 +97,7 @@ def test_it_learns_colours_and_leaves_out_broken_clips(
     checkpoint: Path, kinetics: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out.json"
-    result = run(checkpoint, kinetics, tmp_path / "work", "--out", str(out), "steps=40", *QUICK)
+    result = run(checkpoint, kinetics, tmp_path / "work", f"out={out}", "steps=40", *QUICK)
     figures = result["figures"]["val"]
     assert figures["top1"] == 1 and figures["clips"] == 4 and figures["skipped"] == 1
     assert [clip["id"] for clip in result["skipped"]] == ["-vyoga_1_000010_000020"]
@@ -132,7 +132,7 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert resumed["figures"] == whole["figures"]
 
-    place = ["--checkpoint", str(checkpoint), "--data", str(kinetics), "--dir", str(tmp_path / "died"), "--resume"]
+    place = [f"checkpoint={checkpoint}", f"data={kinetics}", f"dir={tmp_path / 'died'}", "--resume"]
     assert main(["finetune", *place, *options, "lr=0.2"]) == 2
     assert "was begun with another configuration:\n  lr: 0.1 -> 0.2" in capsys.readouterr().err
 
@@ -143,7 +143,7 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(
         (["steps=0", "label_smoothing=1"], "steps=0 must be at least 1\n  - label_smoothing=1.0 must be less than 1"),
         (["step=10"], "key 'step'"),
         (["clip.size=33"], "clip.size=33 is not a multiple of 16x16"),
-        (["--split", "2"], "--split 2: there is no such split; there are: val"),
+        (["split=2"], "split=2: there is no such split; there are val"),
         (["steps"], "override 'steps': expected key=value"),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(
 def test_what_cannot_be_run_is_refused_before_work(
     overrides: list[str], message: str, checkpoint: Path, kinetics: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    options = ["--checkpoint", str(checkpoint), "--data", str(kinetics), "--dir", str(tmp_path / "work")]
+    options = [f"checkpoint={checkpoint}", f"data={kinetics}", f"dir={tmp_path / 'work'}"]
     assert main(["finetune", *options, *overrides]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
@@ -161,7 +161,7 @@ def test_a_folder_in_use_or_of_something_else_is_left_alone(
     checkpoint: Path, kinetics: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "work").mkdir()
-    options = ["--checkpoint", str(checkpoint), "--data", str(kinetics), "--dir", str(tmp_path / "work"), "steps=1"]
+    options = [f"checkpoint={checkpoint}", f"data={kinetics}", f"dir={tmp_path / 'work'}", "steps=1"]
     with locks.hold(tmp_path / "work"):
         assert main(["finetune", *options]) == 2
         assert "work is in use by process" in capsys.readouterr().err
@@ -178,7 +178,7 @@ def test_larger_clips_than_it_was_trained_on(checkpoint: Path, corpus: Path, tmp
 
 
 def test_several_labels_are_for_tagging(checkpoint: Path, corpus: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["finetune", "--checkpoint", str(checkpoint), "--data", str(corpus / "tags.jsonl")]) == 2
+    assert main(["finetune", f"checkpoint={checkpoint}", f"data={corpus / 'tags.jsonl'}"]) == 2
     assert "has 3 labels: finetune needs exactly one for each clip; tagging takes several" in capsys.readouterr().err
 
 
@@ -189,7 +189,7 @@ def test_the_same_video_in_both_parts_is_refused(
     for row in rows:
         row |= {"video": str(corpus / row["video"]), "split": "test" if row["id"].endswith("/0") else "train"}
     (tmp_path / "leaky.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["finetune", "--checkpoint", str(checkpoint), "--data", str(tmp_path / "leaky.jsonl")]) == 2
+    assert main(["finetune", f"checkpoint={checkpoint}", f"data={tmp_path / 'leaky.jsonl'}"]) == 2
     assert "are of the same file as clips to train on" in capsys.readouterr().err
 
 
@@ -202,9 +202,9 @@ def test_accuracy_counts_ties_against_us() -> None:
 
 def test_figures_of_kinetics_stand_beside_those_reported() -> None:
     data = Labelled(None, [], [str(number) for number in range(400)], [Split("val", [], [])], [], "Kinetics")
-    task = Task("finetune", "video", TuneConfig(), finetune.check, finetune.loss, accuracy, finetune.COLUMNS)
     figures = {"val": {"top1": 0.5, "top5": 0.75, "top1_chance": 1 / 400, "top5_chance": 5 / 400, "clips": 4}}
-    lines = table(task, "runs/demo", data, figures).splitlines()
+    lines = table(finetune.TASK, "runs/demo", Job(None, data, [], None), figures).splitlines()
     assert lines[2] == "| runs/demo | val | 50.0 | 75.0 | 0.2 | 1.2 | 4 |"
     assert any(line.startswith("| VATT-MA-Medium (") and "| 79.9 | 94.9 |" in line for line in lines)
-    assert len(table(task, "runs/demo", data._replace(dataset=""), figures).splitlines()) == 3
+    manifest = Job(None, data._replace(dataset=""), [], None)
+    assert len(table(finetune.TASK, "runs/demo", manifest, figures).splitlines()) == 3

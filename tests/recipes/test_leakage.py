@@ -56,7 +56,7 @@ def test_the_same_bytes_are_known_by_any_name_and_in_any_part(clips: Path, tmp_p
 
 
 def test_the_same_bytes_are_known_in_a_shard(clips: Path, tmp_path: Path) -> None:
-    assert pack.main(["--data", str(clips), "--out", str(tmp_path / "shards"), "--clips", "2"]) == 0
+    assert pack.main([f"data={clips}", f"out={tmp_path / 'shards'}", "clips=2"]) == 0
     packed, plain = seen(load_index(tmp_path / "shards")), seen(load_index(clips))
     assert len(plain.contents) == 3 and np.array_equal(packed.contents, plain.contents)
 
@@ -134,22 +134,22 @@ def test_a_leaky_evaluation_is_refused_and_marked_where_it_is_wanted(
     shutil.copy(held_out[0], tmp_path / "clips/clean.mp4")
     rows = [{"video": "renamed.mp4"}, {"video": "clean.mp4"}, {"id": "linked", "video": str(trained[1])}]
     leaky, out = manifest(tmp_path / "clips", *rows), tmp_path / "out.json"
-    command = ["retrieval", "--checkpoint", str(checkpoint), "--out", str(out), "--data"]
+    command = ["retrieval", f"checkpoint={checkpoint}", f"out={out}"]
 
-    assert main([*command, str(leaky)]) == 2
+    assert main([*command, f"data={leaky}"]) == 2
     error = capsys.readouterr().err
     assert re.search(r"2 of 3 clips to evaluate on are of videos that .*step_00000002 was trained on", error)
     assert "renamed: a file with the same bytes" in error and "linked: " in error and "clean" not in error
-    assert "--allow-leakage" in error and not out.exists()
+    assert "allow_leakage=true" in error and not out.exists()
 
-    assert main([*command, str(leaky), "--allow-leakage"]) == 0
+    assert main([*command, f"data={leaky}", "allow_leakage=true"]) == 0
     marked = json.loads(out.read_text())["leakage"]
     assert marked["checked"] and set(marked["clips"]) == {"renamed", "linked"}
     table = capsys.readouterr().out
     assert "(**leaky**: trained on 2 of 3 clips) |" in table and "LEAKY" in table
 
     clean = manifest(tmp_path / "clips", {"video": "clean.mp4"})
-    assert main([*command, str(clean)]) == 0
+    assert main([*command, f"data={clean}"]) == 0
     assert json.loads(out.read_text())["leakage"] == {"checked": True, "total": 1, "clips": {}}
     assert "leaky**" not in capsys.readouterr().out
 
@@ -162,7 +162,7 @@ def test_msrvtt_knows_its_videos_on_youtube(checkpoint: Path, corpus: Path, tmp_
     (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text(
         "key,vid_key,video_id,sentence\nret0,msr7010,video7010,a red ball\n"
     )
-    command = ["retrieval", "--checkpoint", str(checkpoint), "--data", str(tmp_path)]
+    command = ["retrieval", f"checkpoint={checkpoint}", f"data={tmp_path}"]
     assert main(command) == 0
     about = {"video_id": "video7010", "url": f"https://www.youtube.com/watch?v={name}", "start time": 1.0}
     (tmp_path / "MSRVTT_data.json").write_text(json.dumps({"videos": [about], "sentences": []}))
@@ -174,11 +174,11 @@ def test_a_checkpoint_that_does_not_say_what_it_was_trained_on(checkpoint, tmp_p
     old = shutil.copytree(checkpoints.latest(checkpoint), tmp_path / "old")
     (old / identity.FILE).unlink()
     (old / checkpoints.CHECKSUMS).unlink()
-    assert main(["retrieval", "--checkpoint", str(old)]) == 0
+    assert main(["retrieval", f"checkpoint={old}"]) == 0
     assert "cannot be checked" in caplog.text
     assert "does not say what it was trained on" in capsys.readouterr().out
     (old / identity.FILE).write_bytes(b"not one")
-    assert main(["retrieval", "--checkpoint", str(old)]) == 2
+    assert main(["retrieval", f"checkpoint={old}"]) == 2
     assert "trained_on.safetensors: damaged" in capsys.readouterr().err
 
 

@@ -256,10 +256,10 @@ def test_an_evaluated_checkpoint_gives_the_figures_of_its_run(tiny, tmp_path, ca
     config = tiny("train.steps=2")
     results = pretrain(config)
     out = tmp_path / "results.json"
-    assert evaluate_main(["retrieval", "--checkpoint", str(config.folder), "--out", str(out)]) == 0
+    assert evaluate_main(["retrieval", f"checkpoint={config.folder}", f"out={out}"]) == 0
     assert json.loads(out.read_text())["figures"].items() > results["trained"].items()
     assert "| video->text |" in out.with_suffix(".md").read_text()
-    assert evaluate_main(["retrieval", "--checkpoint", str(tmp_path / "nothing")]) == 2
+    assert evaluate_main(["retrieval", f"checkpoint={tmp_path / 'nothing'}"]) == 2
     assert "no checkpoint here" in capsys.readouterr().err
 
 

@@ -22,7 +22,8 @@ from recipes.evaluate import main
 from recipes.evaluation import linear
 from recipes.evaluation.accuracy import Judged, accuracy
 from recipes.evaluation.disjoint import check_disjoint
-from recipes.evaluation.frozen import Frozen, frozen_features
+from recipes.evaluation.frozen import Outputs
+from recipes.evaluation.probe import features as frozen_features
 from recipes.evaluation.probe import probe
 from recipes.restore import restore
 from tests.recipes import media
@@ -70,7 +71,7 @@ def esc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def figures(checkpoint: Path, data: Path, tmp_path: Path, *options: str) -> dict:
     out = tmp_path / "probe.json"
-    assert main(["probe", "--checkpoint", str(checkpoint), "--data", str(data), "--out", str(out), *options]) == 0
+    assert main(["probe", f"checkpoint={checkpoint}", f"data={data}", f"out={out}", *options]) == 0
     return json.loads(out.read_text())
 
 
@@ -79,7 +80,7 @@ def test_ucf101_from_files_to_figures(checkpoint: Path, ucf: Path, tmp_path: Pat
     root = shutil.copytree(ucf, tmp_path / "ucf")
     broken = root / "Archery" / "v_Archery_g02_c01.avi"
     broken.write_bytes(b"not a video at all")
-    result = figures(checkpoint, root, tmp_path, "--untrained")
+    result = figures(checkpoint, root, tmp_path, "untrained=true")
     assert result["counts"] == {"clips": 23, "skipped": 1, "classes": 3}
     assert result["skipped"][0]["id"] == "Archery/v_Archery_g02_c01"
     assert result["protocol"]["modality"] == "video"
@@ -95,7 +96,7 @@ def test_ucf101_from_files_to_figures(checkpoint: Path, ucf: Path, tmp_path: Pat
 
 
 def test_esc50_has_no_pictures(checkpoint: Path, esc: Path, tmp_path: Path) -> None:
-    result = figures(checkpoint, esc, tmp_path, "--split", "3")
+    result = figures(checkpoint, esc, tmp_path, "split=3")
     assert result["protocol"]["modality"] == "audio"
     own = result["figures"][str(checkpoint)]
     assert list(own) == ["3"]
@@ -112,7 +113,7 @@ def test_the_procedural_corpus(checkpoint: Path, corpus: Path, tmp_path: Path) -
     for row in swapped:
         row["video"], row["split"] = str(corpus / row["video"]), {"train": "test", "test": "train"}[row["split"]]
     (tmp_path / "swapped.jsonl").write_text("\n".join(map(json.dumps, swapped)))
-    assert main(["probe", "--checkpoint", str(checkpoint), "--data", str(tmp_path / "swapped.jsonl")]) == 2
+    assert main(["probe", f"checkpoint={checkpoint}", f"data={tmp_path / 'swapped.jsonl'}"]) == 2
 
 
 def test_the_figures_are_those_of_scikit_learn(checkpoint: Path, ucf: Path, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_the_figures_are_those_of_scikit_learn(checkpoint: Path, ucf: Path, tmp_
     _, config, _, modules = restore(checkpoint)
     data = load_labelled(ucf)
     frozen = frozen_features(modules["model"], WindowedClips(data.index, config.clip, "video", 4), config)
-    x, y = frozen.features.numpy().mean(1), np.array(data.labels)[:, 0]
+    x, y = frozen.values.numpy().mean(1), np.array(data.labels)[:, 0]
     for split in data.splits:
         groups = np.array(data.sources)[split.train]
         folds = StratifiedGroupKFold(4, shuffle=True, random_state=0).split(groups, y[split.train], groups)
@@ -133,11 +134,11 @@ def test_the_figures_are_those_of_scikit_learn(checkpoint: Path, ucf: Path, tmp_
         assert result[split.name]["logistic"]["top1"] == search.score(x[split.test], y[split.test])
 
 
-def features(labels: np.ndarray, distance: float, rng: np.random.Generator) -> Frozen:
+def features(labels: np.ndarray, distance: float, rng: np.random.Generator) -> Outputs:
     """Four windows of each clip around the place of its class."""
     places = distance * np.eye(16)[labels]
     windows = places[:, None] + rng.normal(size=(len(labels), 4, 16))
-    return Frozen(torch.from_numpy(windows).float(), list(range(len(labels))), [])
+    return Outputs(torch.from_numpy(windows).float(), list(range(len(labels))), [])
 
 
 def labelled(tmp_path: Path, labels: np.ndarray, train: int) -> Labelled:
@@ -166,7 +167,7 @@ def test_shuffled_labels_give_chance(tmp_path: Path, seed: int) -> None:
 def test_the_head_is_linear_and_probabilities_are_averaged() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 4
-    windows = features(labels, 4.0, rng).features
+    windows = features(labels, 4.0, rng).values
     head = linear.vatt_head(windows, torch.from_numpy(labels), 4)
     weight = (head.wide.weight @ head.narrow.weight).detach().double().numpy()
     bias = (head.wide.weight @ head.narrow.bias + head.wide.bias).detach().double().numpy()
@@ -220,7 +221,7 @@ def test_parts_that_share_a_video_are_refused(ucf: Path, esc: Path, checkpoint: 
     moved = "Archery/v_Archery_g01_c02.avi"
     lists[0].write_text(official[0].replace(f"{moved}\n", ""))
     lists[1].write_text(official[1] + f"{moved} 1\n")
-    assert main(["probe", "--checkpoint", str(checkpoint), "--data", str(root)]) == 2
+    assert main(["probe", f"checkpoint={checkpoint}", f"data={root}"]) == 2
     complaint = capsys.readouterr().err
     assert "split 1: 1 clip(s) to test on were cut from the same video as clips to train on" in complaint
     assert "Archery/v_Archery_g01_c01 and Archery/v_Archery_g01_c02" in complaint
@@ -240,16 +241,16 @@ def test_parts_that_share_a_video_are_refused(ucf: Path, esc: Path, checkpoint: 
 
 def test_what_cannot_be_probed(ucf: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:
     def complaint(*options: str) -> str:
-        assert main(["probe", "--checkpoint", str(checkpoint), *options]) == 2
+        assert main(["probe", f"checkpoint={checkpoint}", *options]) == 2
         return capsys.readouterr().err
 
-    assert "--data names a labelled data set" in complaint()
-    assert "there is no split '7'; there are 1, 2" in complaint("--data", str(ucf), "--split", "7")
-    assert "--windows 0: expected 1 or more" in complaint("--data", str(ucf), "--windows", "0")
-    assert "none of the 24 clips could be read" in complaint("--data", str(ucf), "--modality", "audio")
+    assert "data= is missing: a labelled data set" in complaint()
+    assert "split=7: there is no such split; there are 1, 2" in complaint(f"data={ucf}", "split=7")
+    assert "windows=0 must be at least 1" in complaint(f"data={ucf}", "windows=0")
+    assert "none of the 24 clips could be read" in complaint(f"data={ucf}", "modality=audio")
     for name, label in (("a", "x|y"), ("b", "x")):
         media.write_avi(tmp_path / f"{name}.avi", np.full((4, 48, 48, 3), len(label), np.uint8))
     (tmp_path / "m.csv").write_text("video,label,split\na.avi,x|y,train\nb.avi,x,test\n")
-    assert "a: expected one class for each clip; found 2" in complaint("--data", str(tmp_path / "m.csv"))
+    assert "the clip a has 2 labels: probe needs exactly one for each clip" in complaint(f"data={tmp_path / 'm.csv'}")
     (tmp_path / "m.csv").write_text("video,label,split\na.avi,x,train\nb.avi,x,test\n")
-    assert "1 of 1 class(es) are to train on and 1 to test on" in complaint("--data", str(tmp_path / "m.csv"))
+    assert "1 of 1 class(es) are to train on and 1 to test on" in complaint(f"data={tmp_path / 'm.csv'}")

@@ -121,11 +121,11 @@ def test_windows_are_averaged(checkpoint: Path, youcook2: Path) -> None:
         with torch.no_grad():
             encoded = [modules["model"](**model_inputs(collate([s]), torch.device("cpu"))) for s in singles]
             spaces = [modules["objective"].project(e) for e in encoded]
-        for space, side in (("va", 0), ("va", 1), ("vt", 0)):
+        for name, space, side in (("va_video", "va", 0), ("va_audio", "va", 1), ("vt_video", "vt", 0)):
             mean = sum(s[space][side][0] for s in spaces) / 4
-            assert torch.allclose(found.spaces[space][side][i], mean, atol=1e-5)
-        assert torch.allclose(found.spaces["vt"][1][i], spaces[0]["vt"][1][0, 0], atol=1e-5)
-        assert torch.allclose(found.representations["video"][i], sum(e["video"][0] for e in encoded) / 4, atol=1e-5)
+            assert torch.allclose(found.vectors[name][i], mean, atol=1e-5)
+        assert torch.allclose(found.vectors["vt_text"][i], spaces[0]["vt"][1][0, 0], atol=1e-5)
+        assert torch.allclose(found.vectors["model_video"][i], sum(e["video"][0] for e in encoded) / 4, atol=1e-5)
 
 
 def test_of_a_clip_with_a_broken_window_there_is_nothing(checkpoint: Path, msrvtt: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_sound_is_averaged_over_the_windows_that_have_it(checkpoint: Path, tmp_p
     with torch.no_grad():
         alone = modules["objective"].project(modules["model"](**model_inputs(first, torch.device("cpu"))))
     assert found.audio_valid.tolist() == [True]
-    assert torch.allclose(found.spaces["va"][1], alone["va"][1], atol=1e-5)
+    assert torch.allclose(found.vectors["va_audio"], alone["va"][1], atol=1e-5)
 
 
 def test_windows_of_features_are_spread_too(tmp_path: Path, checkpoint: Path) -> None:
@@ -170,7 +170,7 @@ def test_windows_of_features_are_spread_too(tmp_path: Path, checkpoint: Path) ->
 @pytest.mark.parametrize("name", ["msrvtt", "youcook2"])
 def test_a_command_evaluates_an_official_set(checkpoint, name, request, tmp_path, capsys) -> None:
     root, out = request.getfixturevalue(name), tmp_path / "out.json"
-    assert main(["retrieval", "--checkpoint", str(checkpoint), "--data", str(root), "--out", str(out)]) == 0
+    assert main(["retrieval", f"checkpoint={checkpoint}", f"data={root}", f"out={out}"]) == 0
     printed, result = capsys.readouterr(), json.loads(out.read_text())
     missing, skipped, reported = {"msrvtt": (1, 1, 23.6), "youcook2": (2, 0, 40.6)}[name]
     assert result["counts"]["missing"] == missing and result["counts"]["skipped"] == skipped
@@ -188,12 +188,15 @@ def test_directions_are_searched_by_hand(checkpoint: Path, corpus: Path) -> None
     clips = EvalClips(load_index(corpus / "test.jsonl"), tokenizer, config.clip)
     found = embed(modules, clips, config, workers=0)
     results = retrieve(found, clips)
-    sides = {"text->video": ("vt", 1, 0), "video->text": ("vt", 0, 1), "audio->video": ("va", 1, 0)}
+    sides = {
+        "text->video": ("vt_text", "vt_video"), "video->text": ("vt_video", "vt_text"),
+        "audio->video": ("va_audio", "va_video"),
+    }  # fmt: skip
     assert list(results) == list(sides)
-    for direction, (space, query, item) in sides.items():
+    for direction, (query, item) in sides.items():
         ranks = []
-        for i, q in enumerate(found.spaces[space][query].double()):
-            cosines = [float(F.cosine_similarity(q, x, dim=0)) for x in found.spaces[space][item].double()]
+        for i, q in enumerate(found.vectors[query].double()):
+            cosines = [float(F.cosine_similarity(q, x, dim=0)) for x in found.vectors[item].double()]
             ranks.append(sum(c >= cosines[i] - 1e-6 for c in cosines))
         figures = results[direction]
         assert figures["R@5"] == pytest.approx(np.mean(np.array(ranks) <= 5)), direction
@@ -205,24 +208,24 @@ def test_the_limit_is_of_what_the_run_holds_out(checkpoint: Path, corpus: Path, 
     text = (limited / "config.yaml").read_text()
     (limited / "config.yaml").write_text(text.replace("limit: 4096", "limit: 3"))
     (limited / CHECKSUMS).unlink()  # a changed file is refused
-    assert main(["retrieval", "--checkpoint", str(limited)]) == 0
+    assert main(["retrieval", f"checkpoint={limited}"]) == 0
     assert "clips: 3, skipped: 0, missing: 0" in capsys.readouterr().out
-    assert main(["retrieval", "--checkpoint", str(limited), "--data", str(corpus / "test.jsonl")]) == 0
+    assert main(["retrieval", f"checkpoint={limited}", f"data={corpus / 'test.jsonl'}"]) == 0
     assert "clips: 3," not in capsys.readouterr().out
 
 
 def test_media_are_nothing_for_a_model_of_features(tmp_path: Path, corpus: Path, capsys) -> None:
     config = features_run(tmp_path, texts=False)
     pretrain(config)
-    assert main(["retrieval", "--checkpoint", str(config.folder), "--data", str(corpus / "test.jsonl")]) == 2
+    assert main(["retrieval", f"checkpoint={config.folder}", f"data={corpus / 'test.jsonl'}"]) == 2
     assert "expected the features of a video, SHARD#OFFSET" in capsys.readouterr().err
 
 
 def test_a_split_that_is_not_there(checkpoint: Path, corpus: Path, capsys) -> None:
-    assert main(["retrieval", "--checkpoint", str(checkpoint), "--split", "test"]) == 2
-    assert "--split test: of what the run held out there is none" in capsys.readouterr().err
-    held_out = str(corpus / "test.jsonl")
-    assert main(["retrieval", "--checkpoint", str(checkpoint), "--data", held_out, "--split", "val"]) == 2
+    assert main(["retrieval", f"checkpoint={checkpoint}", "split=test"]) == 2
+    assert "split=test: what the run held out has no splits" in capsys.readouterr().err
+    held_out = f"data={corpus / 'test.jsonl'}"
+    assert main(["retrieval", f"checkpoint={checkpoint}", held_out, "split=val"]) == 2
     assert "no row has split 'val'; rows by split: test: 4" in capsys.readouterr().err
-    assert main(["retrieval", "--checkpoint", str(checkpoint), "--windows", "0"]) == 2
-    assert "--windows 0: expected 1 or more" in capsys.readouterr().err
+    assert main(["retrieval", f"checkpoint={checkpoint}", "windows=0"]) == 2
+    assert "windows=0 must be at least 1" in capsys.readouterr().err

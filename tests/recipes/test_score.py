@@ -29,7 +29,7 @@ from recipes.model.build import build, model_inputs
 from recipes.pretrain import pretrain
 from recipes.score import cut, main
 from recipes.scoring import table
-from recipes.scoring.keep import filtered_manifest
+from recipes.scoring.keep import write_kept
 from recipes.scoring.measure import Reading, measure
 from recipes.scoring.order import shuffled
 from recipes.splits import held_out, train_and_test
@@ -77,8 +77,14 @@ def videos(tmp_path_factory):
     return folder / "m.jsonl"
 
 
-def scored(run, out, *arguments):
-    assert main(["--checkpoint", str(run.folder), "--out", str(out), "--batch-size", "3", *map(str, arguments)]) == 0
+def command(run, out, **keys):
+    """The key=value of a scoring in batches of three."""
+    keys = {"checkpoint": run.folder, "out": out, "batch_size": 3} | keys
+    return [f"{key}={value}" for key, value in keys.items()]
+
+
+def scored(run, out, **keys):
+    assert main(command(run, out, **keys)) == 0
     return pq.read_table(out)
 
 
@@ -91,7 +97,7 @@ def loaded(run):
 
 
 def test_a_row_for_each_clip_and_nulls_where_there_is_nothing_to_measure(run, videos, tmp_path, capsys):
-    rows = scored(run, tmp_path / "s.parquet", "--data", videos).to_pylist()
+    rows = scored(run, tmp_path / "s.parquet", data=videos).to_pylist()
     assert sorted(row["clip"] for row in rows) == list(range(13))
     by_clip = {row["clip"]: row for row in rows}
     assert [(by_clip[c]["id"], by_clip[c]["narration"]) for c in (0, 1, 8, 9, 11)] == [
@@ -146,14 +152,13 @@ def test_the_cosines_are_those_of_brute_force(run, corpus, reading):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_table(run, corpus, tmp_path):
-    whole = scored(run, tmp_path / "whole.parquet", "--data", corpus, "--iterations", 2)
+    whole = scored(run, tmp_path / "whole.parquet", data=corpus, iterations=2)
     out = tmp_path / "torn.parquet"
     parts = tmp_path / ".torn.parquet.parts"
-    command = [
-        sys.executable, "-m", "recipes.score", "--checkpoint", run.folder, "--out", out, "--batch-size", "3",
-        "--data", corpus, "--iterations", "2",
-    ]  # fmt: skip
-    process = subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, stderr=subprocess.PIPE)
+    arguments = command(run, out, data=corpus, iterations=2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recipes.score", *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 120
     while not list(parts.glob("part-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -165,32 +170,34 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_table(run, corpus, tmp_path
     assert done and (parts / "tuned.safetensors").exists()
 
     (parts / ".7.123.tmp").write_bytes(b"half a part")  # what a kill within a write leaves
-    joined = scored(run, out, "--data", corpus, "--iterations", 2)
+    joined = scored(run, out, data=corpus, iterations=2)
     assert joined.equals(whole) and joined.schema.metadata == whole.schema.metadata
     assert sorted(joined["clip"].to_pylist()) == list(range(len(joined)))
     assert not parts.exists()
 
 
-def test_parts_that_are_there_are_not_measured_again(run, corpus, tmp_path, monkeypatch):
+def test_parts_that_are_there_are_not_measured_again(run, corpus, tmp_path, monkeypatch, capsys):
     from recipes import score as recipe
 
-    whole = scored(run, tmp_path / "whole.parquet", "--data", corpus)
+    whole = scored(run, tmp_path / "whole.parquet", data=corpus)
     calls = []
 
     def failing(*arguments):
-        calls.append(arguments[-1])
+        calls.append(arguments[2])
         if len(calls) == 2:
             raise OSError("disk full")
-        return rows(*arguments)
+        return measured_rows(*arguments)
 
-    rows = recipe.rows
+    measured_rows = recipe.measured_rows
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "rows", failing)
-        arguments = ["--checkpoint", str(run.folder), "--out", str(tmp_path / "torn.parquet"), "--batch-size", "3"]
-        assert main([*arguments, "--data", str(corpus)]) == 2
+        patch.setattr(recipe, "measured_rows", failing)
+        arguments = command(run, tmp_path / "torn.parquet", data=corpus)
+        assert main(arguments) == 2
+        assert main([*arguments, "--dry-run"]) == 0
+        assert "1 of 2 pools are scored already" in capsys.readouterr().out
         calls.clear()
         calls.extend([None, None])
-        assert main([*arguments, "--data", str(corpus)]) == 0
+        assert main(arguments) == 0
     assert calls[2:] == list(range(1, len(cut(len(whole), 12))))
     assert pq.read_table(tmp_path / "torn.parquet").equals(whole)
 
@@ -201,20 +208,18 @@ def test_two_processes_write_the_same_table_as_one(run, corpus, tmp_path):
         "one": [],
         "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
     }.items():
-        command = [
-            sys.executable, *launcher, "-m", "recipes.score", "--checkpoint", run.folder, "--data", corpus,
-            "--out", tmp_path / f"{name}.parquet", "--batch-size", 3, "--iterations", 1,
-        ]  # fmt: skip
-        done = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        arguments = command(run, tmp_path / f"{name}.parquet", data=corpus, iterations=1)
+        process = [sys.executable, *launcher, "-m", "recipes.score", *arguments]
+        done = subprocess.run(process, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("with a cosine") == 1
     assert pq.read_table(tmp_path / "two.parquet").equals(pq.read_table(tmp_path / "one.parquet"))
 
 
 def test_draws_are_averaged_and_mates_matter(run, corpus, tmp_path):
-    one = scored(run, tmp_path / "1.parquet", "--data", corpus).sort_by("clip")
-    many = scored(run, tmp_path / "8.parquet", "--data", corpus, "--draws", 8).sort_by("clip")
-    other = scored(run, tmp_path / "s.parquet", "--data", corpus, "--seed", 1).sort_by("clip")
+    one = scored(run, tmp_path / "1.parquet", data=corpus).sort_by("clip")
+    many = scored(run, tmp_path / "8.parquet", data=corpus, draws=8).sort_by("clip")
+    other = scored(run, tmp_path / "s.parquet", data=corpus, seed=1).sort_by("clip")
     cosines = [np.array(t["cosine"].to_pylist(), float) for t in (one, many, other)]
     assert np.nanstd(cosines[1]) < np.nanstd(cosines[0])
     assert not np.allclose(cosines[0], cosines[2], equal_nan=True)
@@ -223,7 +228,7 @@ def test_draws_are_averaged_and_mates_matter(run, corpus, tmp_path):
 
 def test_windows_are_spread_over_the_narration_and_averaged(run, corpus, tmp_path):
     one, three = (
-        {r["clip"]: r for r in scored(run, tmp_path / f"{n}.parquet", "--data", corpus, "--windows", n).to_pylist()}
+        {r["clip"]: r for r in scored(run, tmp_path / f"{n}.parquet", data=corpus, windows=n).to_pylist()}
         for n in (1, 3)
     )
     _, tokenizer = loaded(run)
@@ -247,16 +252,18 @@ def test_windows_are_spread_over_the_narration_and_averaged(run, corpus, tmp_pat
 
 def test_another_scoring_is_not_mixed_in(run, corpus, tmp_path, capsys):
     out = tmp_path / "s.parquet"
-    before = scored(run, out, "--data", corpus)
-    arguments = ["--checkpoint", str(run.folder), "--out", str(out), "--data", str(corpus)]
-    assert main([*arguments, "--batch-size", "3", "--seed", "5"]) == 2
+    before = scored(run, out, data=corpus)
+    assert main(command(run, out, data=corpus, seed=5)) == 2
     assert "holds another scoring" in capsys.readouterr().err
     assert pq.read_table(out).equals(before)
-    assert main([*arguments, "--batch-size", "3"]) == 0  # the same again: nothing to do
+    assert main(command(run, out, data=corpus)) == 0  # the same again: nothing to do
     folder = tmp_path / ".t.parquet.parts"
     Parts(folder, table.SCHEMA, {"seed": 1})  # killed before its first part: weights may be there
-    arguments[3] = str(tmp_path / "t.parquet")
-    assert main(arguments) == 2 and "what another command began" in capsys.readouterr().err
+    assert main(command(run, tmp_path / "t.parquet", data=corpus)) == 2
+    assert "what another command began" in capsys.readouterr().err
+        main(command(run, tmp_path / "t.parquet", data=corpus)) == 2
+        and "what another command began" in capsys.readouterr().err
+    )
 
 
 def test_a_narration_after_the_end_of_its_video_is_not_scored(run, videos, tmp_path):
@@ -264,7 +271,7 @@ def test_a_narration_after_the_end_of_its_video_is_not_scored(run, videos, tmp_p
     late = {"video": "0.mp4", "narrations": narrations}
     manifest = videos.with_name("late.jsonl")
     manifest.write_text(json.dumps(late) + "\n")
-    rows = {r["narration"]: r for r in scored(run, tmp_path / "s.parquet", "--data", manifest).to_pylist()}
+    rows = {r["narration"]: r for r in scored(run, tmp_path / "s.parquet", data=manifest).to_pylist()}
     assert rows[0]["error"] is None and "outside of the clip" in rows[1]["error"]
 
 
@@ -272,28 +279,44 @@ def test_a_damaged_checkpoint_is_said(run, tmp_path, capsys):
     folder = shutil.copytree(checkpoint.latest(run.folder), tmp_path / "damaged")
     [file] = (folder / checkpoint.TENSORS).iterdir()
     media.truncate(file, 0.5)
-    assert main(["--checkpoint", str(folder), "--out", str(tmp_path / "s.parquet")]) == 2
+    assert main(command(run, tmp_path / "s.parquet", checkpoint=folder)) == 2
     assert "tensors: damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("keys", "message"),
     [
-        (["--wrt", "nothing"], "matches no parameter"),
-        (["--wrt", "("], "error:"),
-        (["--data", "nowhere.jsonl"], "there is nothing here"),
-        (["--split", "validation"], "train or test"),
-        (["--checkpoint", "nowhere"], "no checkpoint here"),
+        ({"wrt": "nothing"}, "matches no parameter"),
+        ({"wrt": "("}, "not a regular expression"),
+        ({"data": "nowhere.jsonl"}, "there is nothing here"),
+        ({"split": "validation"}, "train or test"),
+        ({"checkpoint": "nowhere"}, "no checkpoint here"),
+        ({"iterations": -1, "batch_size": 1, "draws": 0, "windows": 0}, "batch_size=1 must be at least 2"),
+        ({"chunk_size": 0}, "chunk_size=0 must be at least 1"),
+        ({"keep": 0}, "keep=0.0 must be more than 0"),
+        ({"keep": 1.1}, "keep=1.1 must be at most 1"),
+        ({"keep_by": "norm_va"}, "keep_by"),
     ],
 )
-def test_what_cannot_be_scored_is_said(run, tmp_path, capsys, arguments, message):
-    assert main(["--checkpoint", str(run.folder), "--out", str(tmp_path / "s.parquet"), *arguments]) == 2
-    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+def test_what_cannot_be_scored_is_said(run, tmp_path, capsys, keys, message):
+    for flags in ([], ["--dry-run"]):
+        assert main([*command(run, tmp_path / "s.parquet", **keys), *flags]) == 2
+        assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_would_be_measured_and_writes_nothing(run, corpus, tmp_path, capsys):
+    keys = {"data": corpus, "draws": 2, "windows": 3, "keep": 0.5}
+    assert main([*command(run, tmp_path / "s.parquet", **keys), "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    clips = sum(max(len(row["narrations"]), 1) for row in load_index(corpus))
+    assert f"{clips} clips of {corpus}, in {len(cut(clips, 12))} pool(s)" in plan
+    assert "2 draw(s) of mates x 3 window(s)" in plan and "s.kept.jsonl" in plan
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------------------------------------------------- keep
 def test_the_kept_manifest_holds_the_best_and_trains(run, videos, tiny, tmp_path, capsys):
-    rows = scored(run, tmp_path / "s.parquet", "--data", videos, "--keep", 0.5).to_pylist()
+    rows = scored(run, tmp_path / "s.parquet", data=videos, keep=0.5).to_pylist()
     kept = load_index(tmp_path / "s.kept.jsonl")
     cosines = {(r["id"], r["caption"]): r["cosine"] for r in rows}
     there = {(row["id"], n["text"]) for row in kept for n in row["narrations"]}
@@ -307,11 +330,11 @@ def test_the_kept_manifest_holds_the_best_and_trains(run, videos, tiny, tmp_path
 
 
 def test_by_a_loss_the_small_ones_are_kept_and_all_of_one(run, videos, tmp_path):
-    rows = scored(run, tmp_path / "s.parquet", "--data", videos, "--keep", 0.4, "--keep-by", "loss_vt").to_pylist()
+    rows = scored(run, tmp_path / "s.parquet", data=videos, keep=0.4, keep_by="loss_vt").to_pylist()
     losses = {(r["id"], r["caption"]): r["loss_vt"] for r in rows if r["loss_vt"] is not None}
     kept = {(row["id"], n["text"]) for row in load_index(tmp_path / "s.kept.jsonl") for n in row["narrations"]}
     assert kept == set(sorted(losses, key=losses.get)[:4])
-    scored(run, tmp_path / "s.parquet", "--data", videos, "--keep", 1)
+    scored(run, tmp_path / "s.parquet", data=videos, keep=1)
     assert sum(len(row["narrations"]) for row in load_index(tmp_path / "s.kept.jsonl")) == 10
 
 
@@ -320,7 +343,7 @@ def test_a_text_over_the_whole_clip_stays_one(run, videos, tmp_path):
     manifest.write_text(
         "".join(json.dumps({"video": f"{i}.mp4", "text": f"a ring {i}", "split": "train"}) + "\n" for i in range(4))
     )
-    scored(run, tmp_path / "s.parquet", "--data", manifest, "--keep", 0.25)
+    scored(run, tmp_path / "s.parquet", data=manifest, keep=0.25)
     kept = load_index(tmp_path / "s.kept.jsonl", "train")
     assert len(kept) == 1 and all(row["narrations"][0]["end"] == math.inf for row in kept)
 
@@ -336,7 +359,7 @@ def test_what_is_held_out_is_carried_unchanged_and_tested_on_again(run, videos, 
     before = train_and_test(tiny(f"data.manifest={manifest}", "data.test=null"))
     kept, table_of = tmp_path / "deep" / "s.kept.jsonl", tmp_path / "deep" / "s.parquet"
     pq.write_table(pa.Table.from_pylist([_scored(i) for i in range(24)]), _made(table_of))
-    filtered_manifest(table_of, load_index(manifest), 0.5, "cosine", kept, held_out(str(manifest), True))
+    write_kept(table_of, load_index(manifest), 0.5, "cosine", kept, held_out(str(manifest), True))
     after = train_and_test(tiny(f"data.manifest={kept}", "data.test=null"))
     same = [row | {"split": "", "video": os.path.realpath(row["video"])} for row in after.test.to_list()]
     assert len(before.test) and same == before.test.to_list()

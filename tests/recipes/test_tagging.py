@@ -46,7 +46,7 @@ def audioset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(checkpoint: Path, data: Path, folder: Path, *overrides: str) -> dict:
     """Tag by the command line; the result."""
-    options = ["--checkpoint", str(checkpoint), "--data", str(data), "--dir", str(folder)]
+    options = [f"checkpoint={checkpoint}", f"data={data}", f"dir={folder}"]
     assert main(["tagging", *options, *overrides]) == 0
     return json.loads((folder / "result.json").read_text())
 
@@ -96,5 +96,5 @@ def test_the_procedural_corpus_can_be_heard(checkpoint: Path, corpus: Path, tmp_
 
 
 def test_without_data_there_is_nothing_to_learn(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["tagging", "--checkpoint", str(checkpoint)]) == 2
-    assert "tagging needs --data, a labelled data set" in capsys.readouterr().err
+    assert main(["tagging", f"checkpoint={checkpoint}"]) == 2
+    assert "data= is missing: a labelled data set" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from recipes.model.vatt import VATT
 from recipes.restore import restore
 from tests.recipes.conftest import DEMO, TINY
 
+RECIPE = [f"recipe.{override}" for override in (*TINY, "model.word_width=8")]
 WIDTH, MLP, SPACE, WORDS = 96, 192, 16, 6
 SHAPES = {  # of VATT's variables at the size of the demo, for 4x32x32 pixels and 20 patches of sound
     f"{ENCODER}/raw_to_embeddings/video/kernel": (4, 16, 16, 3, WIDTH),
@@ -124,8 +125,7 @@ def prefix(variables: dict[str, np.ndarray], tmp_path: Path) -> Path:
 
 
 def convert(prefix: Path, *options: str) -> int:
-    where = ["--weights", str(prefix), "--out", str(prefix.parent / "vatt"), "--config", str(DEMO)]
-    return main([*where, *options, *TINY, "model.word_width=8"])
+    return main([f"weights={prefix}", f"out={prefix.parent / 'vatt'}", f"model={DEMO}", *RECIPE, *options])
 
 
 def test_a_bundle_is_read_tensor_by_tensor(prefix: Path, variables: dict[str, np.ndarray]) -> None:
@@ -151,7 +151,7 @@ def test_damage_is_found(prefix: Path, variables: dict[str, np.ndarray]) -> None
 def test_the_model_computes_with_the_weights(prefix: Path, variables: dict[str, np.ndarray]) -> None:
     """Against the operations of VATT's code: convolutions over patches, normalised positions, q, k and v apart."""
     (prefix.parent / "words.txt").write_text("the\nof\ncat\n")
-    assert convert(prefix, "--words", str(prefix.parent / "words.txt")) == 0
+    assert convert(prefix, f"words={prefix.parent / 'words.txt'}") == 0
     _, config, tokenizer, modules = restore(prefix.parent / "vatt")
     assert config.model.position_norm
     model = modules["model"].eval()
@@ -204,8 +204,7 @@ def test_what_is_not_vatts_model_is_refused(
     write_bundle(prefix, {name: tensor for name, tensor in variables.items() if not name.startswith(missing)})
     assert convert(prefix) == 2 and f"has no variable {missing}" in capsys.readouterr().err
     write_bundle(prefix, variables)
-    wide = ["--weights", str(prefix), "--out", str(prefix.parent / "vatt"), "--config", str(DEMO)]
-    assert main([*wide, *TINY, "model.word_width=8", "clip.size=64"]) == 2
+    assert convert(prefix, "recipe.clip.size=64") == 2
     assert "model.tokens.video.row has the shape (2, 96); expected (4, 96)" in capsys.readouterr().err
     assert not (prefix.parent / "vatt").exists()
     assert convert(prefix.with_name("ckpt-1")) == 2 and "there is no such file" in capsys.readouterr().err

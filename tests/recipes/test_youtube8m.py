@@ -17,7 +17,7 @@ from recipes.data.layouts.youtube8m import read_features
 from recipes.errors import ConfigError
 from recipes.evaluate import main as evaluate
 from recipes.pretrain import pretrain
-from recipes.score import score
+from recipes.score import ScoreKeys, prepare
 from recipes.training import metrics
 from tests.recipes import media, shards
 from tests.recipes.conftest import DEMO, TINY
@@ -138,9 +138,9 @@ def test_a_run_on_features_alone(tmp_path: Path) -> None:
     assert list(results["trained"]) == ["audio->video"] and results["trained"]["audio->video"]["pairs"] == 4
     assert all(row["loss_va"] > 0 and row["loss_vt"] == 0 for row in metrics.read(config.folder))
     assert (config.folder / "report.html").is_file()
-    assert evaluate(["retrieval", "--checkpoint", str(config.folder)]) == 0
+    assert evaluate(["retrieval", f"checkpoint={config.folder}"]) == 0
     with pytest.raises(ConfigError, match="only clips of raw media can be scored"):
-        score(config.folder, tmp_path / "scored")
+        prepare(ScoreKeys(checkpoint=config.folder, out=tmp_path / "scored"))
 
 
 def test_a_run_on_features_with_texts_by_id(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ from PIL import Image
 
 from recipes import cli
 from recipes.cli import Command
-from recipes.data.corpus.folder import megabytes, render_all, whole_folder, write_rows
+from recipes.data.corpus.folder import megabytes, render_all, whole_folder
 from recipes.data.corpus.packages import PACKAGES, Entry, PackageError, check_root, download, read_entries
 from recipes.data.corpus.write import write_mp4
-from recipes.files import locks
+from recipes.files import jsonl, locks
 from recipes.keys import key
 
 LICENSES = {  # file by file: usr/share/doc/<package>/copyright
@@ -85,7 +85,7 @@ def build(out: Path, root: Path | None = None, workers: int | None = None) -> Pa
             _report([(entry.id, why) for entry, why in zip(entries, results, strict=True) if isinstance(why, str)])
             if not rows:
                 raise PackageError(f"none of the {len(entries)} clips under {root or unpacked} can be made")
-            write_rows(folder / "manifest.jsonl", rows)
+            (folder / "manifest.jsonl").write_text(jsonl.as_text(rows), encoding="utf-8")
     count = Counter(value for row in rows for value in (row["split"], f"{row['source']} {row['kind']}"))
     print(
         f"{out}: {len(rows)} clips ({', '.join(f'{name}: {number}' for name, number in sorted(count.items()))}), "

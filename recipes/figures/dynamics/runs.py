@@ -5,21 +5,17 @@ from pathlib import Path
 
 from recipes import config as configuration
 from recipes.config import Config
+from recipes.errors import DataError
 from recipes.training import checkpoint, dynamics
 from recipes.training.dynamics import TRAINING, Dynamics
 
-TERMS = {
+MODES = {
     "none": "baseline",
     "realign": "only realignment",
     "curriculum": "only curriculum",
     "both": "realignment and curriculum",
 }
-BEFORE = "Cosines are those before realignment, in every panel and every number."
-RUNS = Path("runs")  # where names of runs are looked up
-
-
-class DynamicsError(ValueError):
-    """A run whose cosines cannot be shown."""
+RUNS = Path("runs")  # where the names of runs are looked up
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,38 +27,55 @@ class Run:
     dynamics: Dynamics
 
     @property
-    def term(self) -> str:
-        """What the paper calls its mode."""
-        return TERMS[self.config.harmonize]
+    def mode(self) -> str:
+        """What the paper calls its way of harmonizing."""
+        return MODES[self.config.harmonize]
 
     @property
     def corpus(self) -> str:
         """What it was trained on."""
         return self.config.data_name
 
+    @property
+    def probes(self) -> dict[str, list[str]]:
+        """The names of its probes by family: {"layers": ["layers/0", ...], ...}."""
+        names = [name for name in self.dynamics.names if "/" in name]
+        families = dict.fromkeys(name.split("/")[0] for name in names)
+        return {family: [name for name in names if name.startswith(f"{family}/")] for family in families}
 
-def load(where: str) -> Run:
-    """Read a run.
+    def over(self, name: str) -> str:
+        """What the cosines of a name are taken over, in words."""
+        family, _, part = name.partition("/")
+        if family == "layers":
+            return f"layer {part} of the backbone" if part.isdigit() else "the final norm of the backbone"
+        if family == "groups":
+            return f"the {part} parameters of the backbone"
+        if family == "paths":
+            first, second = part.split("-")
+            return f"the backbone, g_va through the {first}, g_vt through the {second}"
+        gram = self.config.gram
+        if gram.space == "features":
+            return "the embeddings (feature space)"
+        whole = {None: "all parameters of the model", r"^backbone\.": "the shared backbone"}
+        return whole.get(gram.wrt, f"the parameters {gram.wrt}")
+
+
+def load(place: str) -> Run:
+    """Load a run as of its newest checkpoint.
 
     Args:
-        where: Its folder, or its name under runs/.
-
-    Returns:
-        The run as of its newest checkpoint.
+        place: Its folder, or its name under runs/.
 
     Raises:
-        DynamicsError: There is no such run, it has no checkpoint, or its checkpoint has no cosines.
+        DataError, OSError: There is no such run, it has no checkpoint, or its checkpoint has no cosines.
     """
-    folder = next((place for place in (Path(where), RUNS / where) if place.is_dir()), None)
+    folder = next((path for path in (Path(place), RUNS / place) if path.is_dir()), None)
     if folder is None:
-        raise DynamicsError(f"{where}: expected the folder of a run, or the name of one in {RUNS}/; there is neither")
-    try:
-        newest = checkpoint.latest(folder)
-    except FileNotFoundError as error:
-        raise DynamicsError(str(error)) from None
+        raise DataError(f"{place}: expected the folder of a run, or the name of one in {RUNS}/; there is neither")
+    newest = checkpoint.latest(folder)
     recorded = dynamics.load(newest / dynamics.FILE)
     if not recorded.intervals:
-        raise DynamicsError(
+        raise DataError(
             f"{newest}: no cosines are recorded here. Either the run is older than their recording, or it measured "
             "none (gram.every=0, or no clip with both sound and text); run it again with gram.every=1"
         )
@@ -70,23 +83,8 @@ def load(where: str) -> Run:
 
 
 def check_name(runs: list[Run], name: str) -> None:
-    """Raise a DynamicsError unless every run has cosines of this name."""
+    """Raise a DataError unless every run has cosines of this name."""
     for run in runs:
         if name not in run.dynamics.names:
             hint = "" if name == TRAINING else "; gram.probe asks for more"
-            raise DynamicsError(f"run {run.name} has no cosines {name!r}, only {', '.join(run.dynamics.names)}{hint}")
-
-
-def described(config: Config, name: str) -> str:
-    """In words, what the cosines of a name are taken over."""
-    if name != TRAINING:
-        family, part = name.split("/")
-        return {
-            "layers": f"layer {part} of the backbone" if part.isdigit() else "the final norm of the backbone",
-            "groups": f"the {part} parameters of the backbone",
-            "paths": f"the backbone, g_va through the {part.split('-')[0]}, g_vt through the {part.split('-')[-1]}",
-        }[family]
-    if config.gram.space == "features":
-        return "the embeddings (feature space)"
-    names = {None: "all parameters of the model", r"^backbone\.": "the shared backbone"}
-    return names.get(config.gram.wrt, f"the parameters {config.gram.wrt}")
+            raise DataError(f"run {run.name} has no cosines {name!r}, only {', '.join(run.dynamics.names)}{hint}")

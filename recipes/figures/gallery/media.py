@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
+from recipes.config import ClipFormat
 from recipes.data.augment import center
-from recipes.data.clips import ClipFormat
 from recipes.data.corpus.write import write_mp4
-from recipes.data.decode import BrokenClip, Clip, Probe, open_clip
+from recipes.data.decode import BrokenClip, Clip, open_clip
 from recipes.figures.gallery.sample import Row
 
 KEY_FRAMES = 4
@@ -30,19 +30,24 @@ class Shown:
 
     Attributes:
         files: What to write: {".mp4", ".jpg" (the key frames side by side), "-poster.jpg": bytes}.
-        frames: Key frames, uint8 (KEY_FRAMES, H, W, 3).
+        strip: The key frames side by side, uint8 (H, W, 3).
         outline: Loudness over the window, (OUTLINE,) in [0, 1]; empty without sound.
         video: What the model sees, uint8 (T, S, S, 3).
     """
 
     files: dict[str, bytes]
-    frames: np.ndarray
+    strip: np.ndarray
     outline: list[float]
     video: np.ndarray
 
+    @property
+    def ratio(self) -> float:
+        """Width of the strip by its height."""
+        return round(self.strip.shape[1] / self.strip.shape[0], 3)
 
-def read(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
-    """Cut a clip's window out of its video.
+
+def cut_clip(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
+    """Read a clip's window out of its video, for people and for the model.
 
     Args:
         row: The clip.
@@ -54,18 +59,15 @@ def read(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
     """
     with open_clip(row.video) as clip:
         video = _model_view(clip, row, fmt)
-        pictures, sound, rate = _window(clip, row)
+        pictures, sound, rate = _player_view(clip, row)
     with TemporaryDirectory(dir=folder) as place:
         file = Path(place, "clip.mp4")
         write_mp4(file, pictures, rate, sound, SAMPLE_RATE)
         player = file.read_bytes()
     frames = pictures[[int((i + 0.5) * len(pictures) / KEY_FRAMES) for i in range(KEY_FRAMES)]]
-    files = {
-        ".mp4": player,
-        ".jpg": jpeg(side_by_side(frames)),
-        "-poster.jpg": jpeg(frames[KEY_FRAMES // 2]),
-    }
-    return Shown(files, frames, [] if sound is None else outline(sound), video)
+    strip = side_by_side(frames)
+    files = {".mp4": player, ".jpg": jpeg(strip), "-poster.jpg": jpeg(frames[KEY_FRAMES // 2])}
+    return Shown(files, strip, [] if sound is None else outline(sound), video)
 
 
 def model_view(row: Row, fmt: ClipFormat) -> np.ndarray:
@@ -83,23 +85,18 @@ def _model_view(clip: Clip, row: Row, fmt: ClipFormat) -> np.ndarray:
     return center(window.video, fmt.size)
 
 
-def _window(clip: Clip, row: Row) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Pictures with even sides, as H.264 wants them, sound, and the frame rate."""
+def _player_view(clip: Clip, row: Row) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Pictures with even sides, as H.264 wants them, sound, and the frame rate: the video's own, whole, or less."""
     seconds = row.end - row.start
     if not 0 < seconds <= LONGEST:
         raise BrokenClip(clip.path, f"expected a window of at most {LONGEST:g} s, got {row.start:g} to {row.end:g} s")
-    rate = frame_rate(clip.probe)
+    rate = min(FRAME_RATE, max(1, round(clip.probe.fps)))
     frames = max(1, math.ceil(round(seconds * rate, 3)))
     window = clip.window(row.start, frames, rate, SAMPLE_RATE, round(seconds * SAMPLE_RATE), SHORT_SIDE)
     height, width = (side - side % 2 for side in window.video.shape[1:3])
     if not height or not width:
         raise BrokenClip(clip.path, "its pictures are less than two pixels wide or high")
     return np.ascontiguousarray(window.video[:, :height, :width]), window.audio, rate
-
-
-def frame_rate(probe: Probe) -> int:
-    """Frames per second of the player: the video's own, whole, and not more than FRAME_RATE."""
-    return min(FRAME_RATE, max(1, round(probe.fps)))
 
 
 def outline(sound: np.ndarray) -> list[float]:
@@ -110,8 +107,8 @@ def outline(sound: np.ndarray) -> list[float]:
 
 def side_by_side(frames: np.ndarray) -> np.ndarray:
     """Pictures (N, H, W, 3) in a row on white, uint8 (H, N W + (N - 1) GAP, 3)."""
-    gap = np.full((frames.shape[1], GAP, 3), 255, np.uint8)
-    return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
+    padded = np.pad(frames, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
+    return np.concatenate(list(padded), axis=1)[:, :-GAP]
 
 
 def jpeg(picture: np.ndarray) -> bytes:

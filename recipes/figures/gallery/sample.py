@@ -1,6 +1,5 @@
 """Draws the clips of a gallery from a table of scores, which is streamed: millions of rows fit."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.scoring.table import facts_of, opened
+from recipes.scoring.table import columns, facts_of, opened
 
 COLUMNS = ("clip", "id", "video", "caption", "start", "end", "cosine")
 ROWS_AT_ONCE = 65_536
@@ -30,20 +29,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Clips drawn, in this order, from one end of the distribution: `size` clips, up to the cosine `cut`."""
-
-    rows: list[Row]
-    size: int
-    cut: float
-
-
-@dataclass(frozen=True)
 class Sample:
     """What a gallery shows of a table.
 
     Attributes:
-        top, bottom: The two groups.
+        groups: Clips drawn from the two ends, {"top", "bottom"}, in this order.
+        cuts: The cosine at which each group ends.
+        size: Clips that each group has.
         references: Clips drawn from all that have a cosine, as many as were asked for or as there are.
         scored: Rows of the table.
         defined: Those with a cosine.
@@ -51,8 +43,9 @@ class Sample:
         metadata: How the table was made, as `recipes.score` wrote it.
     """
 
-    top: Group
-    bottom: Group
+    groups: dict[str, list[Row]]
+    cuts: dict[str, float]
+    size: int
     references: list[Row]
     scored: int
     defined: int
@@ -69,7 +62,7 @@ def draw(path: Path, share: float, count: int, seed: int, references: int) -> Sa
     Args:
         path: Table of scores, Parquet.
         share: Of the clips with a cosine that a group has, in (0, 0.5].
-        count: Clips to draw from each group; a smaller group is taken whole.
+        count: Clips to draw from each group, at least 1; a smaller group is taken whole.
         seed: Of the draws.
         references: Clips to draw from all that have a cosine.
 
@@ -79,28 +72,26 @@ def draw(path: Path, share: float, count: int, seed: int, references: int) -> Sa
     Raises:
         OSError, ValueError: The table cannot be read, lacks a column, or has fewer than two clips with a cosine.
     """
-    if not 0 < share <= 0.5:
-        raise ValueError(f"expected a share in (0, 0.5], got {share:g}")
-    if count < 1:
-        raise ValueError(f"expected a count of at least 1, got {count}")
     metadata = facts_of(path, COLUMNS)
+    pieces = [piece["cosine"].astype(np.float32) for piece in columns(path, ["cosine"])]
+    cosines = np.concatenate([np.empty(0, np.float32), *pieces])
+    defined = np.flatnonzero(np.isfinite(cosines))
+    if len(defined) < 2:
+        raise ValueError(
+            f"{path}: {len(defined)} of {len(cosines)} clips have a cosine; a gallery needs at least two that do"
+        )
+    order = defined[np.argsort(cosines[defined], kind="stable")]
+    size = max(1, int(share * len(order)))
+    rng = np.random.default_rng(seed)
+    top, bottom = (rng.permutation(end)[:count].tolist() for end in (order[-size:], order[:size]))
+    others = rng.permutation(defined)[:references].tolist()
     with opened(path, COLUMNS) as table:
-        cosines = np.concatenate([_floats(batch["cosine"]) for batch in _batches(table, ["cosine"])] or [np.empty(0)])
-        defined = np.flatnonzero(np.isfinite(cosines))
-        if len(defined) < 2:
-            raise ValueError(
-                f"{path}: {len(defined)} of {len(cosines)} clips have a cosine; a gallery needs at least two that do"
-            )
-        order = defined[np.argsort(cosines[defined], kind="stable")]
-        size = max(1, int(share * len(order)))
-        rng = np.random.default_rng(seed)
-        top, bottom = (rng.permutation(end)[:count] for end in (order[-size:], order[:size]))
-        others = rng.permutation(defined)[:references]
-        rows = _rows(table, {*top.tolist(), *bottom.tolist(), *others.tolist()})
+        rows = _rows(table, {*top, *bottom, *others})
     return Sample(
-        top=Group([rows[i] for i in top.tolist()], size, float(cosines[order[-size]])),
-        bottom=Group([rows[i] for i in bottom.tolist()], size, float(cosines[order[size - 1]])),
-        references=[rows[i] for i in others.tolist()],
+        groups={"top": [rows[i] for i in top], "bottom": [rows[i] for i in bottom]},
+        cuts={"top": float(cosines[order[-size]]), "bottom": float(cosines[order[size - 1]])},
+        size=size,
+        references=[rows[i] for i in others],
         scored=len(cosines),
         defined=len(defined),
         histogram=np.histogram(cosines[defined].clip(-1, 1), BINS, (-1, 1))[0].tolist(),
@@ -108,21 +99,12 @@ def draw(path: Path, share: float, count: int, seed: int, references: int) -> Sa
     )
 
 
-def _batches(table: pq.ParquetFile, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
-    return table.iter_batches(ROWS_AT_ONCE, columns=list(columns))
-
-
-def _floats(column: pa.Array) -> np.ndarray:
-    """float32 (n,), NaN for null."""
-    return column.cast(pa.float32()).to_numpy(zero_copy_only=False).astype(np.float32)
-
-
 def _rows(table: pq.ParquetFile, wanted: set[int]) -> dict[int, Row]:
     """The rows at some positions."""
-    positions, first, found = np.array(sorted(wanted)), 0, {}
-    for batch in _batches(table, COLUMNS):
+    positions, first, rows = np.array(sorted(wanted)), 0, {}
+    for batch in table.iter_batches(ROWS_AT_ONCE, columns=list(COLUMNS)):
         here = positions[(positions >= first) & (positions < first + len(batch))]
         taken = batch.take(pa.array(here - first)).to_pylist()
-        found |= {position: Row(**values) for position, values in zip(here.tolist(), taken, strict=True)}
+        rows |= {position: Row(**values) for position, values in zip(here.tolist(), taken, strict=True)}
         first += len(batch)
-    return found
+    return rows

@@ -1,112 +1,105 @@
 """The contact sheet of a gallery: a picture as wide as a paper's column, at 300 dots per inch."""
 
+import re
+from collections.abc import Iterator
 from functools import cache
+from itertools import zip_longest
 
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from recipes.figures.gallery.captions import Caption, is_aligned
-from recipes.figures.gallery.media import side_by_side
-from recipes.figures.gallery.page import GROUPS, Card
+from recipes.figures.gallery.media import Shown
+from recipes.figures.gallery.page import Card
 from recipes.figures.gallery.sample import Sample
+from recipes.figures.gallery.words import Caption, is_aligned
+from recipes.figures.style import GREEN, INK
 
 WIDTH = 1050  # pixels: 3.5 inches
 ROWS = 6  # clips of a group
-MARGIN, GUTTER = 12, 36
+MARGIN, GUTTER, BELOW = 12, 36, 22
 CELL = (WIDTH - 2 * MARGIN - GUTTER) // 2
 FONT_SIZE = 28  # pixels: 6.7 points
 LINE = 36
 SOUND = 30
 LINES = 4  # of a caption at most
 TALLEST = 150  # pixels of a strip of key frames
-INK, GREY, GREEN, BLUE = "#111111", "#666666", "#15803d", "#7a8aa0"
+HEIGHT = 200 + ROWS * (TALLEST + SOUND + (LINES + 1) * LINE + 12 + BELOW)  # at most
+SOUND_COLOUR, NOTE_COLOUR = "#7a8aa0", "#666666"
+Line = list[tuple[str, bool]]  # pieces of text, and whether they are an aligned word
 
 
-def sheet(cards: list[Card], sample: Sample, share: float) -> Image.Image:
-    """Draw the first clips drawn of both groups in two columns: key frames, loudness, caption, cosine.
+def draw_sheet(clips: dict[str, list[tuple[Card, Shown]]], sample: Sample, share: float) -> Image.Image:
+    """Draw clips of both groups in two columns: key frames, loudness, caption, cosine.
 
     Args:
-        cards: At most ROWS of each group.
+        clips: At most ROWS of each group.
         sample: Where the groups end.
         share: Of the clips with a cosine that each group has.
 
     Returns:
         The picture, RGB, WIDTH pixels wide.
     """
-    columns = [[_cell(card) for card in cards if card.group == group] for group in GROUPS]
-    count = max(map(len, columns))
-    heights = [max(column[i].height for column in columns if i < len(column)) for i in range(count)]
-    top = MARGIN + 2 * LINE + 10
-    picture = Image.new("RGB", (WIDTH, top + sum(heights) + 22 * count), "white")
+    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
-    for x, name, sign, group in zip(
-        (MARGIN, MARGIN + CELL + GUTTER), ("Top", "Bottom"), "≥≤", (sample.top, sample.bottom), strict=True
-    ):
-        draw.text((x, MARGIN), f"{name} {100 * share:g}%", INK, font(bold=True))
-        draw.text((x, MARGIN + LINE), f"cosine {sign} {_signed(group.cut)}", GREY, font())
-    for x, column in zip((MARGIN, MARGIN + CELL + GUTTER), columns, strict=True):
-        y = top
-        for cell, height in zip(column, heights, strict=False):
-            picture.paste(cell, (x, y))
-            y += height + 22
-    return picture
+    columns = (MARGIN, MARGIN + CELL + GUTTER)
+    for x, sign, group in zip(columns, "≥≤", clips, strict=True):
+        draw.text((x, MARGIN), f"{group.capitalize()} {100 * share:g}%", INK, font(bold=True))
+        draw.text((x, MARGIN + LINE), f"cosine {sign} {_signed(sample.cuts[group])}", NOTE_COLOUR, font())
+    y = MARGIN + 2 * LINE + 10
+    for row in zip_longest(*clips.values()):
+        y = max(_draw_clip(picture, x, y, *clip) for x, clip in zip(columns, row, strict=True) if clip) + BELOW
+    return picture.crop((0, 0, WIDTH, y))
 
 
-def _cell(card: Card) -> Image.Image:
-    """One clip, CELL pixels wide."""
-    strip = Image.fromarray(side_by_side(card.shown.frames))
+def _draw_clip(picture: Image.Image, x: int, y: int, card: Card, shown: Shown) -> int:
+    """Draw one clip, CELL pixels wide; returns where it ends."""
+    draw = ImageDraw.Draw(picture)
+    strip = Image.fromarray(shown.strip)
     scale = min(CELL / strip.width, TALLEST / strip.height)
     strip = strip.resize((round(strip.width * scale), round(strip.height * scale)), Image.Resampling.LANCZOS)
-    lines = break_lines(card.caption)
-    cell = Image.new("RGB", (CELL, strip.height + SOUND + LINE * (len(lines) + 1) + 12), "white")
-    draw = ImageDraw.Draw(cell)
-    cell.paste(strip, (0, 0))
-    middle, step = strip.height + 6 + SOUND / 2, CELL / max(1, len(card.shown.outline))
-    for i, peak in enumerate(card.shown.outline):
-        x, half = (i + 0.5) * step, 0.5 + peak * SOUND / 2
-        draw.line((x, middle - half, x, middle + half), BLUE, 4)
-    y = strip.height + SOUND + 12
-    for line in lines:
-        x = 0.0
+    picture.paste(strip, (x, y))
+    y += strip.height + 6
+    step = CELL / max(1, len(card.outline))
+    for i, peak in enumerate(card.outline):
+        middle, half = x + (i + 0.5) * step, 0.5 + peak * SOUND / 2
+        draw.line((middle, y + SOUND / 2 - half, middle, y + SOUND / 2 + half), SOUND_COLOUR, 4)
+    y += SOUND + 6
+    for line in break_lines(card.caption):
+        right = float(x)
         for text, aligned in line:
-            face = font(bold=aligned)
-            draw.text((x, y), text, GREEN if aligned else INK, face)
-            x += face.getlength(text)
+            draw.text((right, y), text, GREEN if aligned else INK, font(bold=aligned))
+            right += font(bold=aligned).getlength(text)
         y += LINE
-    draw.text((0, y), f"cosine {_signed(card.row.cosine)}", GREY, font())
-    return cell
+    draw.text((x, y), f"cosine {_signed(card.row.cosine)}", NOTE_COLOUR, font())
+    return y + LINE
 
 
-def break_lines(caption: Caption) -> list[list[tuple[str, bool]]]:
+def break_lines(caption: Caption) -> list[Line]:
     """Break a caption at blanks into at most LINES lines of pieces (text, aligned) that fit a cell."""
-    lines: list[list[tuple[str, bool]]] = [[]]
+    lines: list[Line] = [[]]
     width = 0.0
     for chunk in _unbreakable(caption):
         needed = sum(font(aligned).getlength(text) for text, aligned in chunk)
-        trailing = font().getlength(" ") if chunk[-1][0].endswith(" ") else 0
-        if lines[-1] and width + needed - trailing > CELL:
+        blank = font().getlength(" ") if chunk[-1][0].endswith(" ") else 0
+        if lines[-1] and width + needed - blank > CELL:
             lines.append([])
             width = 0.0
         lines[-1] += chunk
         width += needed
-    if len(lines) > LINES:
-        lines = [*lines[: LINES - 1], [*lines[LINES - 1], ("…", False)]]
-    return lines
+    return lines if len(lines) <= LINES else [*lines[: LINES - 1], [*lines[LINES - 1], ("…", False)]]
 
 
-def _unbreakable(caption: Caption) -> list[list[tuple[str, bool]]]:
+def _unbreakable(caption: Caption) -> Iterator[Line]:
     """A caption in chunks that stay on one line, each ending with its blank."""
-    chunks: list[list[tuple[str, bool]]] = [[]]
+    chunk: Line = []
     for text, p in caption.pieces:
-        aligned = is_aligned(p)
-        parts = " ".join(text.split("\n")).split(" ")
-        for i, part in enumerate(parts):
-            last = i == len(parts) - 1
-            if part or not last:
-                chunks[-1].append((part + ("" if last else " "), aligned))
-            if not last:
-                chunks.append([])
-    return [chunk for chunk in chunks if chunk]
+        for part in re.findall(r"[^ ]* |[^ ]+", text.replace("\n", " ")):
+            chunk.append((part, is_aligned(p)))
+            if part.endswith(" "):
+                yield chunk
+                chunk = []
+    if chunk:
+        yield chunk
 
 
 def _signed(value: float) -> str:

@@ -1,0 +1,40 @@
+"""The bootstrap: how far a figure could be off with other clips. Clips that are alike are drawn together."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+RESAMPLES = 2000
+LEVELS = (0.025, 0.975)  # of a 95% interval
+
+
+def sums(values: np.ndarray, groups: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """Sums over clips whose groups are drawn with replacement, each draw as many groups as there are.
+
+    The ratio of two columns is the bootstrap of a ratio; that of a mean has a column of ones below.
+
+    Args:
+        values: (n, k), k columns of the n clips.
+        groups: (n,), equal for clips that are drawn together.
+        seed: Seed of the draws.
+        resamples: Number of draws.
+
+    Returns:
+        (resamples, k).
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    totals = np.stack([np.bincount(group, column, len(names)) for column in values.T], axis=1)
+    rng, shares = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
+    return np.stack([rng.multinomial(len(names), shares) @ totals for _ in range(resamples)])
+
+
+def draws(units: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """Positions of units drawn with replacement, (units,) in each draw: for statistics that are no ratios of sums."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(units, size=units) for _ in range(resamples))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of resampled values (resamples,)."""
+    low, high = np.quantile(values, LEVELS)
+    return float(low), float(high)

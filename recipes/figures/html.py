@@ -1,0 +1,25 @@
+"""Pages that need no other file: templates, and pictures as data URLs."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template; every value is escaped."""
+    return TEMPLATES.get_template(template).render(**values)
+
+
+def data_url(data: bytes, kind: str) -> str:
+    """A file as a URL that holds it; ``kind`` is its media type."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

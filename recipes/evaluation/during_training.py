@@ -24,9 +24,9 @@ def evaluate(run: Run) -> tuple[Figures, Embedded]:
     Returns:
         {direction: figures}, which processes other than the first leave empty, and what the model makes of the clips.
     """
-    clips, group = run.data.held_out, run.group
+    clips, group, config = run.data.held_out, run.group, run.config
     with run.evaluated() as modules:
-        embedded = embed(modules, clips, run.config, run.config.data.workers, group)
+        embedded = embed(modules, clips, config.evaluate.batch_size, config.data, group)
     return retrieve(embedded, clips, DIRECTIONS) if group.first else {}, embedded
 
 

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
@@ -104,7 +105,8 @@ def rehearse(config: Config) -> tuple[Phases, Dataset, nn.ModuleDict]:
 
 def _seconds_to_embed(modules: nn.ModuleDict, index: Dataset, tokenizer: Tokenizer, config: Config) -> float:
     began = time.perf_counter()
-    embed(modules, EvalClips(index, tokenizer, config.clip), config, workers=0)
+    one_worker = replace(config.data, workers=1)
+    embed(modules, EvalClips(index, tokenizer, config.clip), config.evaluate.batch_size, one_worker)
     return time.perf_counter() - began
 
 

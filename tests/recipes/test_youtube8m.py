@@ -16,6 +16,7 @@ from recipes.data.index import load_index
 from recipes.data.layouts.youtube8m import read_features
 from recipes.errors import ConfigError
 from recipes.evaluate import main as evaluate
+from recipes.evaluation.plan import plan
 from recipes.pretrain import pretrain
 from recipes.score import ScoreKeys, prepare
 from recipes.training import metrics
@@ -134,6 +135,7 @@ def run(tmp_path: Path, texts: bool) -> configuration.Config:
 
 def test_a_run_on_features_alone(tmp_path: Path) -> None:
     config = run(tmp_path, texts=False)
+    assert "| activations of one clip | 0.0" in plan(config)
     results = pretrain(config)
     assert list(results["trained"]) == ["audio->video"] and results["trained"]["audio->video"]["pairs"] == 4
     assert all(row["loss_va"] > 0 and row["loss_vt"] == 0 for row in metrics.read(config.folder))

@@ -1,68 +1,83 @@
 """Put captions to the wrong clips, on purpose: a data set with a known share of texts that do not belong.
 
-`python -m recipes.data.permute --data corpora/debian/manifest.jsonl --share 0.33 --out corpora/debian-permuted` writes
-`manifest.jsonl`, which is to be scored, and `truth.jsonl`, which no scorer reads.
+python -m recipes.data.permute data=corpora/debian/manifest.jsonl out=corpora/debian-permuted
+
+It writes `manifest.jsonl`, which is to be scored, and `truth.jsonl`, which no scorer reads.
 """
 
-import argparse
-import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from recipes import cli
+from recipes.cli import Command
 from recipes.data import storage
 from recipes.data.index import load_index
 from recipes.data.manifest import fields_of
+from recipes.errors import DataError
+from recipes.files import jsonl
+from recipes.keys import key
 
 
-def permute(data: str, out: Path, share: float, seed: int) -> Path:
-    """Write a manifest in which a share of the clips, drawn at random, have exchanged their texts among them.
+@dataclass
+class Permutation:
+    """What to permute, and how much."""
 
-    Args:
-        data: What to permute, as `load_index` reads it; rows with other than one narration are left out.
-        out: Folder to create.
-        share: Of the clips, in [0, 1].
-        seed: Of the draw.
+    data: str = key(meaning="a manifest, or a folder in any layout; rows with other than one narration are left out")
+    out: Path = key(meaning="folder to create")
+    share: float = key(1 / 3, "of the clips, drawn at random, that exchange their texts", least=0, most=1)
+    seed: int = key(0, "of the draw", least=0)
+
+
+def permute(permutation: Permutation) -> Path:
+    """Write a manifest in which a share of the clips have exchanged their texts among them.
 
     Returns:
         The manifest.
 
     Raises:
         FileExistsError: ``out`` exists.
-        ValueError: A share that is none; too few different texts to exchange.
+        DataError: There are too few different texts to exchange.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"expected a share of the clips, from 0 to 1; got {share:g}")
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; choose another folder or remove it")
-    rows = [row for row in load_index(data) if len(row["narrations"]) == 1]
-    texts = [row["narrations"][0]["text"] for row in rows]
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(rows))[: round(share * len(rows))]
-    if len(chosen) and len({texts[i] for i in chosen}) < 3:
-        raise ValueError(f"{data}: of {len(rows)} clips with one narration too few have different texts to exchange")
-    given = deranged([texts[i] for i in chosen], rng)
-    wrong = dict(zip(chosen.tolist(), given, strict=True))
+    rows, wrong = _exchanged(permutation)
+    out, manifest, truth = permutation.out, [], []
+    for i, row in enumerate(rows):
+        text = wrong.get(i, _text(row))
+        narrations = [row["narrations"][0] | {"text": text}]
+        manifest.append(fields_of(row | {"narrations": narrations}, storage.relative(row["video"], out)))
+        truth.append({"video_id": row["id"], "text": text, "aligned": i not in wrong})
     out.mkdir(parents=True)
-    with (
-        open(out / "manifest.jsonl", "w", encoding="utf-8") as manifest,
-        open(out / "truth.jsonl", "w", encoding="utf-8") as truth,
-    ):
-        for i, row in enumerate(rows):
-            text, narration = wrong.get(i, texts[i]), row["narrations"][0]
-            fields = fields_of(row | {"narrations": [narration | {"text": text}]}, storage.relative(row["video"], out))
-            manifest.write(json.dumps(fields, ensure_ascii=False) + "\n")
-            told = {"video_id": row["id"], "text": text, "aligned": i not in wrong}
-            truth.write(json.dumps(told, ensure_ascii=False) + "\n")
+    (out / "manifest.jsonl").write_text(jsonl.as_text(manifest), encoding="utf-8")
+    (out / "truth.jsonl").write_text(jsonl.as_text(truth), encoding="utf-8")
     return out / "manifest.jsonl"
+
+
+def _exchanged(permutation: Permutation) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """The rows, and by position the texts of those that get another one."""
+    if permutation.out.exists():
+        raise FileExistsError(f"{permutation.out} exists already; choose another folder or remove it")
+    rows = [row for row in load_index(permutation.data) if len(row["narrations"]) == 1]
+    texts = [_text(row) for row in rows]
+    rng = np.random.default_rng(permutation.seed)
+    chosen = rng.permutation(len(rows))[: round(permutation.share * len(rows))]
+    if len(chosen) and len({texts[i] for i in chosen}) < 3:
+        raise DataError(
+            f"{permutation.data}: of {len(rows)} clips with one narration too few have different texts to exchange"
+        )
+    return rows, dict(zip(chosen.tolist(), deranged([texts[i] for i in chosen], rng), strict=True))
+
+
+def _text(row: dict[str, Any]) -> str:
+    return row["narrations"][0]["text"]
 
 
 def deranged(texts: list[str], rng: np.random.Generator) -> list[str]:
     """The same texts in another order in which none is where an equal one was.
 
     Raises:
-        ValueError: There is no such order, or a thousand tries did not find it: one text is too frequent.
+        DataError: There is no such order, or a thousand tries did not find it: one text is too frequent.
     """
     order = rng.permutation(len(texts))
     for _ in range(1000):
@@ -72,24 +87,17 @@ def deranged(texts: list[str], rng: np.random.Generator) -> list[str]:
         for i in same:  # exchange with any other place
             j = rng.integers(len(texts))
             order[i], order[j] = order[j], order[i]
-    raise ValueError("the texts cannot be exchanged so that each clip gets another one: one of them is too frequent")
+    raise DataError("the texts cannot be exchanged so that each clip gets another one: one of them is too frequent")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    p = argparse.ArgumentParser(prog="python -m recipes.data.permute", description=__doc__.splitlines()[0])
-    p.add_argument("--data", required=True, help="manifest to permute")
-    p.add_argument("--out", type=Path, required=True, help="folder to create")
-    p.add_argument("--share", type=float, default=1 / 3, help="of the clips (default: a third)")
-    p.add_argument("--seed", type=int, default=0)
-    options = p.parse_args(arguments)
-    try:
-        print(f"written: {permute(options.data, options.out, options.share, options.seed)}")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def plan(permutation: Permutation) -> str:
+    """How many texts would be exchanged."""
+    rows, wrong = _exchanged(permutation)
+    return f"{permutation.out}: {len(wrong)} of {len(rows)} texts would be exchanged"
 
+
+COMMAND = Command("recipes.data.permute", __doc__, Permutation, lambda keys: print(f"written: {permute(keys)}"), plan)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.exit(main)

@@ -2,18 +2,34 @@
 
 import csv
 import math
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 import harmony
-from recipes.research.benchmark import contestants, memory, plots, tables, timing, variants
-from recipes.research.benchmark.command import main, parser, sweep
+from recipes.research.benchmark import (
+    checking,
+    contestants,
+    machine,
+    peak,
+    racing,
+    step,
+    step_plot,
+    step_tables,
+    variants,
+)
+from recipes.research.benchmark.checking import Checker
+from recipes.research.benchmark.command import main
 from recipes.research.benchmark.contestants import CACHED, CONTESTANTS, PLAIN, Contestant, Outcome
-from recipes.research.benchmark.timing import Checker, Entrant, Result, WrongAnswer, race
-from recipes.research.benchmark.workloads import DEFAULTS, Spec, build
-from tests.recipes.conftest import DEMO, TINY
+from recipes.research.benchmark.racing import Rules, WrongAnswer
+from recipes.research.benchmark.step import StepKeys, measure, sweep
+from recipes.research.benchmark.step_tables import Result
+from recipes.research.benchmark.workloads import Spec, build, default
+from tests.recipes.conftest import TINY
 
 TINY_SPEC = Spec(batch=6, tokens=8, width=16, layers=1, heads=2, chunk=4)
 LOOP = "loop"
@@ -34,7 +50,7 @@ def test_every_contestant_gives_the_plain_gradient_with_weights_one(name):
     workload = build(Spec(batch=12, tokens=8, width=16, layers=1, heads=2, chunk=5))
     if name == contestants.TORCHJD:
         pytest.importorskip("torchjd")
-    gradient, gram = Checker(workload).check(Entrant(name, CONTESTANTS[name], workload))
+    gradient, gram = Checker(workload).check(CONTESTANTS[name], workload)
     assert gradient < 1e-5
     assert (gram is None) == (CONTESTANTS[name].attribution is None)
     assert gram is None or gram < 1e-5
@@ -42,15 +58,15 @@ def test_every_contestant_gives_the_plain_gradient_with_weights_one(name):
 
 @pytest.mark.parametrize("name", [n for n in CONTESTANTS if n.startswith(("tape", "features"))])
 def test_on_the_demo_all_parameters_get_their_gradient_though_the_gram_is_over_the_backbone(name):
-    workload = build(Spec(**{**vars(DEFAULTS["demo"]), "batch": 12}))
-    gradient, gram = Checker(workload).check(Entrant(name, CONTESTANTS[name], workload))
+    workload = build(replace(default("demo"), batch=12))
+    gradient, gram = Checker(workload).check(CONTESTANTS[name], workload)
     assert gradient < 1e-4 and (gram is None or gram < 1e-4)
 
 
 def test_gradient_caching_draws_the_same_tokens_twice():
     """The demo drops tokens at random: the second pass over a chunk must drop the ones the first did."""
     torch.manual_seed(0)
-    workload = build(Spec(**{**vars(DEFAULTS["demo"]), "batch": 4, "chunk": 2}))
+    workload = build(replace(default("demo"), batch=4, chunk=2))
     batch = workload.draw(4)
     torch.manual_seed(1)
     found = contestants.cached(workload, contestants.ones)(batch)
@@ -60,7 +76,7 @@ def test_gradient_caching_draws_the_same_tokens_twice():
     embeddings = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     workload.total(embeddings).backward()
     expected = [p.grad for p in workload.params.values()]
-    assert timing.relative_error(list(found.grads.values()), expected) < 1e-5
+    assert checking.relative_error(list(found.grads.values()), expected) < 1e-5
 
 
 @pytest.mark.parametrize("broken", ["gradient", "gram"])
@@ -79,8 +95,8 @@ def test_a_wrong_answer_is_caught_and_not_timed(monkeypatch, broken):
     monkeypatch.setitem(CONTESTANTS, "wrong", Contestant("wrong", wrong, "activation"))
     workload = build(TINY_SPEC)
     with pytest.raises(WrongAnswer, match="Gram blocks" if broken == "gram" else "weights 1"):
-        Checker(workload).check(Entrant("wrong", CONTESTANTS["wrong"], workload))
-    found = race([TINY_SPEC], ["wrong"], repeats=1, limit=60)
+        Checker(workload).check(CONTESTANTS["wrong"], workload)
+    found = measure([TINY_SPEC], ["wrong"], Rules(repeats=1))
     assert [r.label for r in found] == [PLAIN, "wrong"]
     assert found[1].skipped.startswith("wrong: ") and not found[1].seconds and len(found[0].seconds) == 1
 
@@ -90,11 +106,11 @@ def test_what_is_too_slow_or_breaks_is_skipped_with_its_reason(monkeypatch):
         raise RuntimeError("no such engine\nsecond line")
 
     monkeypatch.setitem(CONTESTANTS, "breaks", Contestant("breaks", breaks))
-    results = race([TINY_SPEC], ["breaks", LOOP], repeats=2, limit=0.0)
+    results = measure([TINY_SPEC], ["breaks", LOOP], Rules(repeats=2, limit=0.0))
     assert [r.skipped.split(":")[0] for r in results[1:2]] == ["not available"]
     assert "no such engine" in results[1].skipped and "second line" not in results[1].skipped
     assert "more than the limit of 0 s" in results[2].skipped
-    text = tables.report(results, TINY_SPEC, tables.machine("cpu"))
+    text = step_tables.report(results, TINY_SPEC, machine.facts("cpu"))
     assert "| breaks | not available: no such engine |" in text
 
 
@@ -116,18 +132,19 @@ def test_everybody_takes_every_round_and_the_order_rotates(monkeypatch):
     names = [PLAIN, "second", "third"]
     for name in names:
         monkeypatch.setitem(CONTESTANTS, name, Contestant(name, recorder(name)))
-    results = race([TINY_SPEC], names, repeats=3, limit=60)
+    results = measure([TINY_SPEC], names, Rules(repeats=3))
     rounds = [seen[-9:][i : i + 3] for i in (0, 3, 6)]
     assert [[name for name, _ in r] for r in rounds] == [names[i:] + names[:i] for i in range(3)]
     assert all(len({inputs for _, inputs in r}) == 1 for r in rounds)  # the same batch within a round
     assert len({r[0][1] for r in rounds}) == 3  # a fresh one in the next
-    assert results[0].relative == [1.0] * 3 and all(len(r.seconds) == 3 for r in results)
+    assert results[0].ratios == [1.0] * 3 and all(len(r.seconds) == 3 for r in results)
 
 
 def test_a_tiny_step_suite_from_end_to_end(tmp_path, capsys):
-    arguments = "--quick --batch 6 12 --tokens 8 --width 16 32 --heads 2 --layers 1 --chunk 4 --repeats 2 --limit 30"
+    sizes = "batch=[6,12] tokens=[8] width=[16,32] heads=2 layers=1 chunk=4 repeats=2 limit=30 memory=none"
     names = [PLAIN, CACHED, "features, loss", LOOP]
-    assert main([*arguments.split(), "--out", str(tmp_path), "--contestants", *names]) == 0
+    chosen = f'contestants=[{PLAIN},{CACHED},"features, loss",{LOOP}]'
+    assert main(["step", *sizes.split(), f"out={tmp_path}", chosen]) == 0
     out = capsys.readouterr().out
     files = {p.name for p in tmp_path.iterdir()}
     assert files == {"step-reference.csv", "step-reference.md", "step-reference.png"}
@@ -167,53 +184,76 @@ def test_memory_is_measured_in_a_process_of_its_own():
         graph = workload.total(workload.forward(workload.draw(spec.batch)))
     kept = sum(saved.values())
     assert graph.requires_grad and kept > 20e6
-    assert 0.7 * kept < memory.peak(spec, PLAIN, timeout=120) < 2 * kept
+    assert 0.7 * kept < peak.alone(step.__name__, {"contestant": PLAIN, "spec": vars(spec)}, timeout=120) < 2 * kept
 
 
 def test_growth_and_comparisons_of_known_times():
     results = []
+    contestants = {PLAIN: (1, 1), "tape": (1, 2), "vmap": (1, 4), "TorchJD autogram": (2, 1), CACHED: (1, 1.5)}
     for batch in (8, 16, 32):
-        spec = Spec(batch=batch)
-        for label, power, factor in (
-            (PLAIN, 1, 1), ("tape", 1, 2), ("vmap", 1, 4), ("TorchJD autogram", 2, 1), (CACHED, 1, 1.5),
-            ("tape, chunked", 1, 2.1),
-        ):  # fmt: skip
+        for label, (power, factor) in (contestants | {"tape, chunked": (1, 2.1)}).items():
             seconds = [factor * batch**power * noise for noise in (0.9, 1.0, 1.2)]
-            relative = [s / (batch * noise) for s, noise in zip(seconds, (0.9, 1.0, 1.2), strict=True)]
-            results.append(Result(spec, label, label, seconds, relative, memory=int(factor * 2**20)))
-    exponents = tables.growth(results, Spec())
+            ratios = [s / (batch * noise) for s, noise in zip(seconds, (0.9, 1.0, 1.2), strict=True)]
+            memory = int(factor * 2**20)
+            results.append(Result(Spec(batch=batch), label, seconds=seconds, ratios=ratios, memory=memory))
+    exponents = step_tables.growth(results, Spec())
     assert exponents["tape"] == pytest.approx(1) and exponents["TorchJD autogram"] == pytest.approx(2)
-    lines = tables.comparisons(results)
+    lines = step_tables.comparisons(results)
     assert "tape, chunked / gradient caching 1.40" in lines[0] and "vmap / tape 2.00" in lines[0]
     assert "TorchJD autogram / tape 16.00" in lines[2]
-    rows = tables.records(results, {})
+    rows = step_tables.records(results, {})
     assert [r["memory_ratio"] for r in rows[:3]] == pytest.approx([1, 2, 4])
-    assert timing.quartiles([3.0]) == (3.0, 3.0, 3.0) and math.isnan(timing.quartiles([])[1])
+    assert racing.quartiles([3.0]) == (3.0, 3.0, 3.0) and math.isnan(racing.quartiles([])[1])
 
 
-def test_a_sweep_goes_along_its_axes_and_refuses_what_a_workload_has_not():
-    base, points = sweep(parser().parse_args(["--batch", "8", "32", "--tokens", "64", "128", "--width", "256", "512"]))
+def test_a_sweep_goes_along_its_axes_and_refuses_what_a_workload_has_not(capsys):
+    base, points = sweep(StepKeys(batch=[8, 32], tokens=[64, 128], width=[256, 512]))
     assert base == Spec() and points[0] == base
-    assert {(p.batch, p.tokens, p.width) for p in points} == {
-        (32, 128, 256), (8, 128, 256), (32, 64, 256), (32, 128, 512),
-    }  # fmt: skip
-    assert main(["--workload", "demo", "--width", "64"]) == 2
-    assert main(["--width", "30"]) == 2  # four heads
+    sizes = {(32, 128, 256), (8, 128, 256), (32, 64, 256), (32, 128, 512)}
+    assert {(p.batch, p.tokens, p.width) for p in points} == sizes
+    assert sweep(StepKeys(batch=[4, 8], tokens=[16], layers=3))[0] == Spec(batch=4, tokens=16, layers=3)
+    for arguments, message in (
+        (["workload=demo", "width=[64]"], "has its own size"),
+        (["workload=demo", "layers=2"], "has its own size"),
+        (["width=[30]"], "not a multiple of 4 heads"),
+        (["contestants=[nobody]"], "no 'nobody' among plain"),
+        (["batch=[0]"], "at least 1"),
+    ):
+        assert main(["step", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_names_the_points(capsys):
+    assert main(["step", "--dry-run", "workload=demo", "batch=[8,32]", "contestants=[tape]"]) == 0
+    assert "5 rounds at each of 2 points of the demo workload: B=32" in capsys.readouterr().out
+
+
+def test_a_profile_is_of_one_contestant(capsys):
+    assert main(["step", "batch=[4]", "tokens=[8]", "width=[16]", "profile=tape"]) == 0
+    assert "aten::" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suite", ["step", "realign"])
+def test_racing_needs_no_package_of_the_recipes_data(suite):
+    seen = "print([name for name in ('av', 'datasets', 'tokenizers') if name in sys.modules])"
+    code = f"import sys; import recipes.research.benchmark.{suite}; {seen}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_variants_rank_as_they_should(corpus, tmp_path, capsys, monkeypatch):
     """A tiny recipe, trained two steps: the exact readings agree with themselves, the others are within range."""
     monkeypatch.setattr(variants, "use_cores", lambda config: None)
-    arguments = ["--suite", "variants", "--config", str(DEMO), "--points", "0", "2", "--batches", "2"]
-    overrides = [*TINY, f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}"]
-    assert main([*arguments, "--out", str(tmp_path), "--", *overrides]) == 0
+    recipe = [*TINY, f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}"]
+    overrides = [f"recipe.{override}" for override in recipe]
+    assert main(["variants", "points=[0,2]", "batches=2", f"out={tmp_path}", *overrides]) == 0
     with open(tmp_path / "variants.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [r["step"] for r in rows] == ["0"] * len(variants.VARIANTS) + ["2"] * len(variants.VARIANTS)
     by_name = {(r["step"], r["variant"]): r for r in rows}
-    for step in ("0", "2"):
-        assert float(by_name[step, "loss, parameters"]["rank_loss"]) == pytest.approx(1)
-        assert float(by_name[step, "activation, parameters"]["rank_activation"]) == pytest.approx(1)
+    for point in ("0", "2"):
+        assert float(by_name[point, "loss, parameters"]["rank_loss"]) == pytest.approx(1)
+        assert float(by_name[point, "activation, parameters"]["rank_activation"]) == pytest.approx(1)
     for row in rows:
         assert int(row["samples"]) > 3
         assert all(-1.001 <= float(row[c]) <= 1.001 for c in ("mean", "rank_loss", "rank_activation"))
@@ -233,8 +273,8 @@ def test_spearman_of_known_ranks():
 
 
 def test_one_point_is_drawn_too(tmp_path):
-    results = [Result(TINY_SPEC, PLAIN, PLAIN, [0.1, 0.2], [1.0, 1.0])]
-    plots.save(tmp_path / "one.png", results, TINY_SPEC)
+    results = [Result(TINY_SPEC, PLAIN, seconds=[0.1, 0.2], ratios=[1.0, 1.0])]
+    step_plot.save(tmp_path / "one.png", results, TINY_SPEC)
     assert Image.open(tmp_path / "one.png").size[0] > 500
 
 

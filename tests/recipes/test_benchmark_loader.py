@@ -5,20 +5,19 @@ import csv
 import av
 import pytest
 
-from recipes.data.decode import probe
 from recipes.data.index import load_index
-from recipes.research.benchmark import loader, web_video
+from recipes.research.benchmark import loader
 from recipes.research.benchmark.command import main
 from recipes.research.benchmark.loader import MOVE, REST, STAGES, WHOLE, Stopwatch
-from tests.recipes.conftest import DEMO, TINY
+from tests.recipes.conftest import TINY
+from tests.recipes.media import probe
 
 
 @pytest.mark.slow
 def test_stages_add_up(corpus, tmp_path, capsys):
     before = [getattr(owner, name) for functions in STAGES.values() for owner, name in functions]
-    where = [f"run.dir={tmp_path}", f"data.test={corpus / 'test.jsonl'}"]
-    arguments = ["--suite", "loader", "--config", str(DEMO), "--data", str(corpus), "--repeats", "2"]
-    assert main([*arguments, "--out", str(tmp_path), "--", *TINY, *where]) == 0
+    recipe = [*TINY, f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}"]
+    assert main(["loader", "rounds=2", f"out={tmp_path}", *(f"recipe.{override}" for override in recipe)]) == 0
     with open(tmp_path / "loader.csv", newline="") as file:
         rows = {row["stage"]: row for row in csv.DictReader(file)}
     assert list(rows) == [*STAGES, REST, WHOLE, MOVE]
@@ -51,13 +50,13 @@ def test_nothing_to_read_is_an_error(tmp_path, capsys):
         for n in range(4):
             (tmp_path / f"{name}-{n}.mp4").touch()
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    arguments = ["--suite", "loader", "--config", str(DEMO), "--data", str(tmp_path / "train.jsonl")]
-    assert main([*arguments, "--", *TINY, f"data.test={tmp_path / 'test.jsonl'}"]) == 2
+    recipe = [*TINY, f"data.manifest={tmp_path / 'train.jsonl'}", f"data.test={tmp_path / 'test.jsonl'}"]
+    assert main(["loader", *(f"recipe.{override}" for override in recipe)]) == 2
     assert "no clip of the first batch can be read" in capsys.readouterr().err
 
 
 def test_web_video_has_large_pictures_and_few_key_frames(corpus, tmp_path):
-    assert web_video.main(["--data", str(corpus), "--out", str(tmp_path / "web"), "--size", "96", "64"]) == 0
+    assert main(["web_video", f"data={corpus}", f"out={tmp_path / 'web'}", "size=[96,64]"]) == 0
     index = load_index(tmp_path / "web" / "manifest.jsonl")
     old = load_index(corpus)
     assert index["id"][:] == old["id"][:] and index["narrations"][:] == old["narrations"][:]
@@ -67,4 +66,4 @@ def test_web_video_has_large_pictures_and_few_key_frames(corpus, tmp_path):
     with av.open(index["video"][0]) as file:
         keys = [packet.is_keyframe for packet in file.demux(video=0) if packet.size]
     assert sum(keys) < len(keys) / 50
-    assert web_video.main(["--data", str(corpus), "--out", str(tmp_path / "web")]) == 2
+    assert main(["web_video", f"data={corpus}", f"out={tmp_path / 'web'}"]) == 2  # it is there

@@ -7,9 +7,21 @@ import pytest
 import torch
 
 import harmony
-from recipes.research.benchmark import realign, timing
+from recipes.research.benchmark import racing, realign
+from recipes.research.benchmark import realign_peers as peers
 from recipes.research.benchmark.command import main
-from recipes.research.benchmark.realign import ALL_PAIRS, COMPILED, OURS, PEER, Case, Peer, Result
+from recipes.research.benchmark.racing import Rules
+from recipes.research.benchmark.realign import (
+    ALL_PAIRS,
+    COMPILED,
+    OURS,
+    PEER,
+    Result,
+    all_methods,
+    measure,
+    pcgrad_in_full,
+)
+from recipes.research.benchmark.realign_peers import CHECKED_ON, Case, Peer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,20 +48,20 @@ def fake(monkeypatch):
     def missing(torchjd, case):
         raise ImportError("no solver\nsecond line")
 
-    monkeypatch.setattr(realign, "_torchjd", lambda: None)
-    monkeypatch.setitem(realign.PEERS, "pcgrad", Peer(right))
-    monkeypatch.setitem(realign.PEERS, "upgrad", Peer(missing))
+    monkeypatch.setattr(peers, "_torchjd", lambda: None)
+    monkeypatch.setitem(peers.PEERS, "pcgrad", Peer(right))
+    monkeypatch.setitem(peers.PEERS, "upgrad", Peer(missing))
     return calls
 
 
 def test_every_method_takes_part():
-    assert set(realign.OWN) == set(harmony.realign.__all__)
-    assert set(realign.PEERS) == set(realign.OWN) - {"normalized"}
+    assert set(peers.OWN) == set(harmony.realign.__all__)
+    assert set(peers.PEERS) == set(peers.OWN) - {"normalized"}
 
 
 def test_gram_blocks_are_those_of_the_gradients():
     gradients, gram = Case(5, 3, dtype=torch.float64).draw()
-    assert gradients.shape == (5, 3, realign.ENTRIES)
+    assert gradients.shape == (5, 3, peers.ENTRIES)
     for b in range(5):
         for k in range(3):
             for l in range(3):
@@ -58,41 +70,38 @@ def test_gram_blocks_are_those_of_the_gradients():
 
 def test_everybody_on_the_same_blocks_in_every_round_and_the_order_rotates(fake, monkeypatch):
     seen = []
-    monkeypatch.setattr(realign, "AT_LEAST", 1e-12)  # one call per reading
 
     def recorder(gram, name):
         seen.append((name, gram.clone()))
         return torch.ones(gram.shape[:2])
 
     for name in ("summed", "mean", "normalized"):
-        monkeypatch.setitem(realign.OWN, name, lambda name=name: partial(recorder, name=name))
+        monkeypatch.setitem(peers.OWN, name, lambda name=name: partial(recorder, name=name))
     monkeypatch.setattr(realign, "PEERS", {})
     ticks = []
-    results = realign.race(Case(6, 2), ["summed", "mean", "normalized"], 3, 2, 60, advance=lambda: ticks.append(1))
+    results = measure(all_methods(Case(6, 2), ["summed", "mean", "normalized"], 2), Rules(3), lambda: ticks.append(1))
     rounds = [[name for name, _ in seen[-9:][i : i + 3]] for i in (0, 3, 6)]
     a, b, c = "summed", "mean", "normalized"
     assert rounds == [[a, b, c], [b, c, a], [c, a, b]]
     assert all(torch.equal(gram, Case(6, 2).draw()[1]) for _, gram in seen)
     assert len(ticks) == 4
     assert [r.skipped for r in results] == ["", "has none"] * 3
-    assert all(len(r.seconds) == 3 and r.relative == [1.0] * 3 for r in results if r.who == OURS)
+    assert all(len(r.seconds) == 3 and r.ratios == [1.0] * 3 for r in results if r.who == OURS)
 
 
 def test_the_peers_time_is_that_of_some_samples_scaled_up(fake, monkeypatch):
-    monkeypatch.setattr(realign, "AT_LEAST", 1e-12)
-    monkeypatch.setattr(realign, "timed", lambda call, device, calls=1: (call(), float(calls))[1])
-    ours, theirs = realign.race(Case(40, 2), ["pcgrad"], 2, 4, 60)
+    monkeypatch.setattr(racing, "timed", lambda call, device, calls=1: (call(), float(calls))[1])
+    ours, theirs = measure(all_methods(Case(40, 2), ["pcgrad"], 4), Rules(2))
     assert (ours.timed, ours.seconds) == (40, [1.0, 1.0])
-    assert (theirs.timed, theirs.seconds, theirs.relative) == (4, [10.0, 10.0], [10.0, 10.0])
-    assert len(fake) == realign.CHECKED_ON + (2 + 2) * 4  # the check; then two warm-ups and two rounds of four samples
+    assert (theirs.timed, theirs.seconds, theirs.ratios) == (4, [10.0, 10.0], [10.0, 10.0])
+    assert len(fake) == CHECKED_ON + (2 + 2) * 4  # the check; then two warm-ups and two rounds of four samples
 
 
 def test_in_full_nothing_is_scaled(fake, monkeypatch):
-    monkeypatch.setattr(realign, "AT_LEAST", 1e-12)
-    _, loop, pairs = results = realign.race_in_full(Case(5, 2), 2, 60)
+    _, loop, pairs = results = measure(pcgrad_in_full(Case(5, 2)), Rules(2))
     assert [(r.who, r.timed, r.skipped) for r in results] == [(OURS, 5, ""), (PEER, 5, ""), (ALL_PAIRS, 5, "")]
     assert loop.deviation == 0 and pairs.deviation is None
-    shapes = [tuple(gram.shape) for gram in fake[realign.CHECKED_ON :]]
+    shapes = [tuple(gram.shape) for gram in fake[CHECKED_ON:]]
     assert shapes.count((2, 2)) == (2 + 2) * 5 and shapes.count((10, 10)) == 2 + 2
     gradients, gram = Case(5, 2).draw()
     everything = next(gram for gram in fake if len(gram) == 10)
@@ -101,29 +110,29 @@ def test_in_full_nothing_is_scaled(fake, monkeypatch):
 
 
 def test_wrong_weights_are_caught_and_not_timed(fake, monkeypatch):
-    monkeypatch.setitem(realign.PEERS, "pcgrad", Peer(lambda torchjd, case: lambda gram: gram.diagonal()))
-    ours, theirs = realign.race(Case(6, 2), ["pcgrad"], 1, 2, 60)
+    monkeypatch.setitem(peers.PEERS, "pcgrad", Peer(lambda torchjd, case: lambda gram: gram.diagonal()))
+    ours, theirs = measure(all_methods(Case(6, 2), ["pcgrad"], 2), Rules(1))
     assert theirs.skipped.startswith("wrong: its weights and ours differ by") and not theirs.seconds and ours.seconds
-    with pytest.raises(timing.WrongAnswer, match="compiled"):
+    with pytest.raises(racing.WrongAnswer, match="compiled"):
         monkeypatch.setattr(torch, "compile", lambda own, **keywords: lambda gram: 2 * own(gram))
-        realign._compiled(harmony.realign.pcgrad, Case(6, 2).draw()[1])
+        peers.compiled(harmony.realign.pcgrad, Case(6, 2).draw()[1])
 
 
 def test_what_is_missing_or_too_slow_is_skipped_with_its_reason(fake):
-    *_, missing = realign.race(Case(6, 2), ["upgrad"], 1, 2, 60)
+    *_, missing = measure(all_methods(Case(6, 2), ["upgrad"], 2), Rules(1))
     assert missing.skipped == "not available: no solver"
-    slow, *_ = results = realign.race(Case(6, 2), ["upgrad"], 1, 2, limit=0.0)
+    slow, *_ = results = measure(all_methods(Case(6, 2), ["upgrad"], 2), Rules(1, limit=0.0))
     assert slow.skipped.startswith("a call takes") and "more than the limit of 0 s" in slow.skipped
-    text = realign.report(results, [], {"machine": "m", "threads": 1, "torch": "t", "torchjd": "j", "date": "d"})
+    text = realign.report(results, {"machine": "m", "threads": 1, "torch": "t", "torchjd": "j", "date": "d"})
     assert "not available: no solver" in text and "more than the limit" in text
 
 
 @pytest.mark.parametrize("losses", [2, 3])
 def test_torchjd_agrees_where_it_can_be_compared(losses):
     pytest.importorskip("torchjd")
-    for name, peer in realign.PEERS.items():
+    for name, peer in peers.PEERS.items():
         try:
-            deviation, note = realign.check(name, Case(4, losses))
+            deviation, note = peers.check(name, Case(4, losses))
         except ImportError:  # a solver that TorchJD asks for
             continue
         compared = peer.exact in ("any", "most") or (peer.exact == "two" and losses == 2)
@@ -134,23 +143,23 @@ def test_torchjd_agrees_where_it_can_be_compared(losses):
 
 def test_cells():
     case = Case(100, 2)
-    ours = Result(case, "pcgrad", OURS, 100, [1e-3, 1.1e-3, 1.2e-3], [1.0, 1.0, 1.0])
-    theirs = Result(case, "pcgrad", PEER, 4, [0.2, 0.22, 0.24], [200.0, 210.0, 190.0], 2e-16, "so")
+    ours = Result(case, "pcgrad", OURS, 100, seconds=[1e-3, 1.1e-3, 1.2e-3], ratios=[1.0, 1.0, 1.0])
+    theirs = Result(case, "pcgrad", PEER, 4, 2e-16, "so", seconds=[0.2, 0.22, 0.24], ratios=[200.0, 210.0, 190.0])
     none = Result(case, "normalized", PEER, 4, skipped="has none")
-    alone = Result(case, "normalized", OURS, 100, [1e-6] * 3, [1.0] * 3)
+    alone = Result(case, "normalized", OURS, 100, seconds=[1e-6] * 3, ratios=[1.0] * 3)
     facts = {"machine": "m", "threads": 1, "torch": "t", "torchjd": "j", "date": "d"}
-    text = realign.report([ours, theirs, alone, none], [], facts)
+    text = realign.report([ours, theirs, alone, none], facts)
     assert "TorchJD, ms (4 samples timed, scaled up)" in text
     assert "| pcgrad | 1.10 | 11.0 | 220 | 2200 | 200 [195, 205] | 2e-16, so |" in text
     assert "| normalized | 0.00100 | 0.0100 | has none |  |  |  |" in text
     row = realign.records([theirs], facts)[0]
-    assert (row["samples_timed"], row["us_per_sample"], row["ratio_to_ours"]) == (4, pytest.approx(2200), 200)
+    assert (row["samples_timed"], row["us_per_sample"], row["ratio"]) == (4, pytest.approx(2200), 200)
 
 
-def test_a_quick_suite_from_end_to_end(tmp_path, capsys):
-    arguments = "--suite realign --quick --batch 12 --losses 2 3 --repeats 2 --samples 3 --full 4"
-    names = ["summed", "normalized", "pcgrad", "dualproj", "imtl_g"]
-    assert main([*arguments.split(), "--out", str(tmp_path), "--methods", *names]) == 0
+def test_a_small_suite_from_end_to_end(tmp_path, capsys):
+    arguments = "realign batch=[12] losses=[2,3] repeats=2 samples=3 full=4"
+    methods = "methods=[summed,normalized,pcgrad,dualproj,imtl_g]"
+    assert main([*arguments.split(), f"out={tmp_path}", methods]) == 0
     out = capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir()} == {"realign.csv", "realign.md"}
     assert all(str(tmp_path / name) in out for name in ("realign.csv", "realign.md"))
@@ -175,7 +184,7 @@ def test_a_quick_suite_from_end_to_end(tmp_path, capsys):
             assert line.count("|") in (6, 8)
 
 
-def test_one_loss_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        main(["--suite", "realign", "--losses", "1"])
-    assert "fewer than two losses" in capsys.readouterr().err
+@pytest.mark.parametrize(("argument", "message"), [("losses=[1]", "at least 2"), ("methods=[nothing]", "no 'nothing'")])
+def test_what_cannot_be_timed_is_refused(capsys, argument, message):
+    assert main(["realign", argument]) == 2
+    assert message in capsys.readouterr().err

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.data.index import load_index
-from recipes.data.permute import deranged, main, permute
+from recipes.data.permute import Permutation, deranged, main, permute
 from recipes.scoring import detection, table
 
 
@@ -86,7 +86,7 @@ def test_a_permuted_data_set_tells_the_truth_elsewhere(tmp_path):
     ]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "permuted"
-    assert main(["--data", str(tmp_path / "m.jsonl"), "--out", str(out)]) == 0
+    assert main([f"data={tmp_path / 'm.jsonl'}", f"out={out}"]) == 0
     index = load_index(out / "manifest.jsonl")
     truth = [json.loads(line) for line in (out / "truth.jsonl").read_text().splitlines()]
     texts = [row["narrations"][0]["text"] for row in index]
@@ -95,6 +95,6 @@ def test_a_permuted_data_set_tells_the_truth_elsewhere(tmp_path):
     assert [a == f"thing {i % 12}" for i, a in enumerate(texts)] == [t["aligned"] for t in truth]
     assert sum(not t["aligned"] for t in truth) == 10
     assert "aligned" not in (out / "manifest.jsonl").read_text()
-    again = permute(str(tmp_path / "m.jsonl"), tmp_path / "again", 1 / 3, 0)
+    again = permute(Permutation(str(tmp_path / "m.jsonl"), tmp_path / "again"))
     assert again.read_text() == (out / "manifest.jsonl").read_text()
-    assert main(["--data", str(tmp_path / "m.jsonl"), "--out", str(out)]) == 2  # it is there
+    assert main([f"data={tmp_path / 'm.jsonl'}", f"out={out}"]) == 2  # it is there

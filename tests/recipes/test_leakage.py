@@ -56,7 +56,7 @@ def test_the_same_bytes_are_known_by_any_name_and_in_any_part(clips: Path, tmp_p
 
 
 def test_the_same_bytes_are_known_in_a_shard(clips: Path, tmp_path: Path) -> None:
-    assert pack.main(["--data", str(clips), "--out", str(tmp_path / "shards"), "--clips", "2"]) == 0
+    assert pack.main([f"data={clips}", f"out={tmp_path / 'shards'}", "clips=2"]) == 0
     packed, plain = seen(load_index(tmp_path / "shards")), seen(load_index(clips))
     assert len(plain.contents) == 3 and np.array_equal(packed.contents, plain.contents)
 

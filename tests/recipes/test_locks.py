@@ -72,7 +72,7 @@ def test_a_folder_is_built_by_one_process_at_a_time(corpus, tmp_path):
         ):
             with pytest.raises(locks.Held):
                 work()
-        assert pack.main(["--data", str(corpus), "--out", str(out)]) == 2
+        assert pack.main([f"data={corpus}", f"out={out}"]) == 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -36,8 +36,8 @@ def videos(tmp_path_factory) -> Path:
     return folder / "m.jsonl"
 
 
-def packed(*arguments: object) -> int:
-    return pack.main([str(argument) for argument in arguments])
+def packed(**keys: object) -> int:
+    return pack.main([f"{name}={value}" for name, value in keys.items()])
 
 
 def contents(index: Dataset) -> list[dict]:
@@ -46,7 +46,7 @@ def contents(index: Dataset) -> list[dict]:
 
 
 def test_shards_hold_what_was_packed(videos: Path, tmp_path: Path, capsys) -> None:
-    assert packed("--data", videos, "--out", tmp_path / "shards", "--clips", 2) == 0
+    assert packed(data=videos, out=tmp_path / "shards", clips=2) == 0
     assert "5 clips; train on them with data.manifest=" in capsys.readouterr().out
     names = sorted(path.name for path in tmp_path.joinpath("shards").iterdir())
     assert names == ["index.parquet", "pack.json", *(f"shard-00000{i}.tar" for i in range(4)), "skipped.jsonl"]
@@ -59,13 +59,13 @@ def test_shards_hold_what_was_packed(videos: Path, tmp_path: Path, capsys) -> No
     whole = load_index(tmp_path / "elsewhere").to_list()
     (tmp_path / "elsewhere" / "index.parquet").unlink()
     assert load_index(tmp_path / "elsewhere").to_list() == whole
-    assert packed("--shards", tmp_path / "elsewhere", "--out", tmp_path / "i.parquet") == 0
+    assert packed(shards=tmp_path / "elsewhere", out=tmp_path / "i.parquet") == 0
     assert load_index(tmp_path / "i.parquet").to_list() == whole
 
 
 def test_an_interrupted_pack_goes_on(videos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    rows = (["--data", videos, "--clips", 2, "--out"], tmp_path / "whole", tmp_path / "halves")
-    assert packed(*rows[0], rows[1]) == 0
+    keys, whole, halves = {"data": videos, "clips": 2}, tmp_path / "whole", tmp_path / "halves"
+    assert packed(**keys, out=whole) == 0
     real, calls = pack.add, []
 
     def full(*arguments):
@@ -75,21 +75,21 @@ def test_an_interrupted_pack_goes_on(videos: Path, tmp_path: Path, monkeypatch, 
         real(*arguments)
 
     monkeypatch.setattr(pack, "add", full)
-    assert packed(*rows[0], rows[2]) == 2
+    assert packed(**keys, out=halves) == 2
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()
-    times = {path.name: path.stat().st_mtime_ns for path in rows[2].glob("shard*.tar")}
+    times = {path.name: path.stat().st_mtime_ns for path in halves.glob("shard*.tar")}
     assert 0 < len(times) < 4
-    assert packed(*rows[0], rows[2]) == 0
-    for path in rows[1].glob("*.tar"):
-        assert (rows[2] / path.name).read_bytes() == path.read_bytes()
-    assert all((rows[2] / name).stat().st_mtime_ns == time for name, time in times.items())
-    assert (rows[2] / "index.parquet").read_bytes() == (rows[1] / "index.parquet").read_bytes()
+    assert packed(**keys, out=halves) == 0
+    for path in whole.glob("*.tar"):
+        assert (halves / path.name).read_bytes() == path.read_bytes()
+    assert all((halves / name).stat().st_mtime_ns == time for name, time in times.items())
+    assert (halves / "index.parquet").read_bytes() == (whole / "index.parquet").read_bytes()
 
 
 def test_a_pack_that_is_killed_at_any_write_goes_on(videos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Whatever it leaves behind is no obstacle, and no clip is listed twice."""
-    command, real, left = ["--data", videos, "--clips", 4, "--out", tmp_path / "s"], os.replace, []
+    keys, real, left = {"data": videos, "clips": 4, "out": tmp_path / "s"}, os.replace, []
 
     def killed(*arguments):
         """Every file is written in vain once."""
@@ -99,7 +99,7 @@ def test_a_pack_that_is_killed_at_any_write_goes_on(videos: Path, tmp_path: Path
         real(*arguments)
 
     monkeypatch.setattr(os, "replace", killed)
-    codes = [packed(*command) for _ in range(6)]
+    codes = [packed(**keys) for _ in range(6)]
     assert codes == [2, 2, 2, 2, 2, 0] and len(left) == 5  # its contents, two shards, what is skipped, the index
     assert [row["id"] for row in jsonl.read_rows(tmp_path / "s" / "skipped.jsonl")] == ["clip.3", "clip.5"]
     assert len(load_index(tmp_path / "s")) == 5
@@ -109,23 +109,23 @@ def test_videos_that_end_the_process_that_reads_them_are_listed(
     videos: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(pack, "open_header", fatal)
-    assert packed("--data", videos, "--out", tmp_path / "s") == 2
+    assert packed(data=videos, out=tmp_path / "s") == 2
     assert "there is not one clip in it" in capsys.readouterr().err
     rows = jsonl.read_rows(tmp_path / "s" / "skipped.jsonl")
     assert len(rows) == 7 and all("signal 11" in row["reason"] for row in rows)
 
 
 def test_nothing_is_packed_over_something_else(videos: Path, tmp_path: Path, capsys) -> None:
-    assert packed("--data", videos, "--out", videos.parent) == 2
+    assert packed(data=videos, out=videos.parent) == 2
     assert "expected an empty folder" in capsys.readouterr().err
-    assert packed("--data", videos, "--out", tmp_path / "s") == 0
-    assert packed("--data", videos, "--out", tmp_path / "s", "--clips", 3) == 2
+    assert packed(data=videos, out=tmp_path / "s") == 0
+    assert packed(data=videos, out=tmp_path / "s", clips=3) == 2
     assert "choose another folder" in capsys.readouterr().err
 
 
 def test_training_on_shards_is_training_on_their_videos(tiny, tmp_path: Path, corpus: Path) -> None:
     """To the last digit: the order, the windows and the captions are the same."""
-    assert packed("--data", corpus, "--out", tmp_path / "shards", "--clips", 4) == 0
+    assert packed(data=corpus, out=tmp_path / "shards", clips=4) == 0
     losses = []
     for name, where in (("files", corpus), ("shards", tmp_path / "shards")):
         config = tiny(f"run.name={name}", f"data.manifest={where}")
@@ -155,8 +155,8 @@ def test_parquet_files_with_the_bytes_of_videos(files: list[Path], tmp_path: Pat
     clips = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
     table = pa.table({"clip": clips, "caption": ["a", "b", "c"], "key": ["x", "y", "z"]})
     pq.write_table(table, tmp_path / "set" / "data" / "train-00000.parquet")
-    columns = ["--video", "clip", "--text", "caption", "--id", "key"]
-    assert packed("--hub", tmp_path / "set", *columns, "--clips", 2, "--out", tmp_path / "s") == 0
+    columns = {"video": "clip", "text": "caption", "id": "key"}
+    assert packed(hub=tmp_path / "set", **columns, clips=2, out=tmp_path / "s") == 0
     check(tmp_path / "s", files, ["x", "y", "z"])
 
 
@@ -167,19 +167,18 @@ def test_a_folder_of_videos_with_a_table(files: list[Path], tmp_path: Path) -> N
         shutil.copy(file, folder)
     lines = [f"{file.name},{text}" for file, text in zip(files, "abc", strict=True)]
     (folder / "metadata.csv").write_text("file_name,text\n" + "\n".join(lines) + "\n")
-    assert packed("--hub", tmp_path / "set", "--text", "text", "--out", tmp_path / "s") == 0
+    assert packed(hub=tmp_path / "set", text="text", out=tmp_path / "s") == 0
     check(tmp_path / "s", files, [f"{i:09d}" for i in range(3)])
 
 
 def test_a_data_set_that_was_saved_with_paths(files: list[Path], tmp_path: Path, capsys) -> None:
     data = Dataset.from_dict({"video": [str(file) for file in files], "text": ["a", "b", "c"]})
     DatasetDict({"tiny": data}).save_to_disk(tmp_path / "set")
-    where = ["--hub", tmp_path / "set", "--text", "text", "--out", tmp_path / "s"]
-    assert packed(*where, "--split", "train") == 2 and "no split 'train'; it has tiny" in capsys.readouterr().err
-    assert packed(*where, "--split", "tiny", "--clips", 2) == 0
+    keys = {"hub": tmp_path / "set", "out": tmp_path / "s", "text": "text"}
+    assert packed(**keys, split="train") == 2 and "no split 'train'; it has tiny" in capsys.readouterr().err
+    assert packed(**keys, split="tiny", clips=2) == 0
     check(tmp_path / "s", files, [f"{i:09d}" for i in range(3)])
-    assert packed(*where, "--split", "tiny", "--clips", 2) == 0  # there is nothing left to do
-    wrong = ["--hub", tmp_path / "set", "--split", "tiny", "--out", tmp_path / "t"]
-    assert (
-        packed(*wrong, "--text", "words") == 2 and "no column words; there are video, text" in capsys.readouterr().err
-    )
+    assert packed(**keys, split="tiny", clips=2) == 0  # there is nothing left to do
+    keys |= {"out": tmp_path / "t", "split": "tiny"}
+    assert packed(**keys | {"text": "words"}) == 2
+    assert "no column words; there are video, text" in capsys.readouterr().err

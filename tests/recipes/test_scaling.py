@@ -1,33 +1,31 @@
 """The model of a run on many processes: what it counts, against values worked out by hand and against real runs."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from recipes import config as configuration
 from recipes.model.vatt import SIZES, VATT
-from recipes.research.benchmark import scaling_command as scaling
-from recipes.research.benchmark.scaling import GIB, Counts, Machine, Operations, clips, count, predict, traffic
+from recipes.research.benchmark.clips import random_clips
+from recipes.research.benchmark.command import main
+from recipes.research.benchmark.scaling import Machine, predict
+from recipes.research.benchmark.scaling_counts import Counts, count, held_for_backward, operations, traffic
 from tests.recipes.conftest import DEMO, TINY
 
 MEDIUM = DEMO.parent / "vatt_medium_howto100m_audioset.yaml"
-MACHINE = Machine(4e14, 25e9, 80 * GIB, 14, 3.0, 2.0, 3.0)
+MACHINE = Machine(clips_per_core=3.0, ratio=2.0, ratio_held=3.0)
 
 
 def test_operations_of_products_and_of_attention_there_and_back() -> None:
     x, w = torch.randn(7, 5, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     q, k, v = (torch.randn(2, 4, 9, 16, requires_grad=True) for _ in range(3))
-    with Operations() as counted:
-        (x @ w).sum().backward()
-    assert counted.number == 3 * 2 * 7 * 5 * 3
-    with Operations() as counted:
-        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    assert counted.number == 2 * 2 * (2 * 4) * 9 * 9 * 16
-    forward = counted.number
-    with Operations() as counted:
-        attended.sum().backward()
-    assert counted.number == 2.5 * forward  # the scores are computed again
+    assert operations(lambda: (x @ w).sum().backward()) == 3 * 2 * 7 * 5 * 3
+    attended = []
+    forward = operations(lambda: attended.append(torch.nn.functional.scaled_dot_product_attention(q, k, v)))
+    assert forward == 2 * 2 * (2 * 4) * 9 * 9 * 16
+    assert operations(lambda: attended[0].sum().backward()) == 2.5 * forward  # the scores are computed again
 
 
 def test_the_forward_pass_of_a_transformer_by_hand() -> None:
@@ -47,17 +45,7 @@ def test_what_is_held_is_what_a_real_forward_pass_keeps() -> None:
     config = configuration.load(DEMO, TINY)
     model = VATT(config.model, config.clip, 50)
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept = []
-    for number in (3, 6):
-        seen = {}
-
-        def keep(t, seen=seen):
-            seen[t.untyped_storage()._cdata] = t.untyped_storage()
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            model(**clips(config, number))
-        kept.append(sum(s.nbytes() for c, s in seen.items() if c not in weights))
+    kept = [held_for_backward(lambda n=n: model(**random_clips(config.clip, 3, n)), weights) for n in (3, 6)]
     assert count(config).held == pytest.approx((kept[1] - kept[0]) / 3, rel=0.01)
 
 
@@ -69,17 +57,19 @@ def test_a_share_for_each_process_and_what_gives_out_first() -> None:
     assert rows["parameters and optimizer"] == "1.49 GiB" and rows["memory of a process"] == "25.5 GiB"
     assert rows["loader"] == "190 ms" and rows["what gives out first"] == "the loader"
     assert sum(traffic(counts, config, 1).values()) == 0
-    fast = MACHINE.__class__(4e14, 25e9, 80 * GIB, 14, 100.0, 2.0, 3.0)
+    fast = replace(MACHINE, clips_per_core=100.0)
     assert predict(counts, config, 256, fast)[-1][1] == "the encoder"
     assert predict(counts, config, 16, fast)[-1][1] == "memory"
 
 
 def test_the_command_prints_a_table(capsys) -> None:
-    arguments = ["--config", str(DEMO), "--processes", "2", "--processes", "4", "--clips-per-core", "50"]
-    assert scaling.main(arguments) == 0
+    arguments = ["scaling", "--config", str(DEMO), "processes=[2,4]", "clips_per_core=50"]
+    assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "### 2 processes" in out and "### 4 processes" in out and "| what gives out first |" in out
-    assert scaling.main([*arguments, "model.size=huge"]) == 2
+    assert main([*arguments, "recipe.model.size=huge"]) == 2
+    assert main(arguments[:-1]) == 2
+    assert "clips_per_core= is missing" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -88,7 +78,8 @@ def test_traffic_is_that_of_real_runs(corpus, capsys) -> None:
     """With the words that the corpus has, as each has parameters."""
     settings = [s for s in TINY if not s.startswith("train.steps")]
     where = [f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}", "data.vocabulary=60"]
-    if scaling.main(["--config", str(DEMO), "--measure", "2", *settings, *where]) == 2:
+    recipe = [f"recipe.{override}" for override in (*settings, *where)]
+    if main(["scaling", "measure=[2]", *recipe]) == 2:
         pytest.skip(capsys.readouterr().err)
     ratio = float(capsys.readouterr().out.strip().splitlines()[-1].split("|")[-2])
     assert 0.95 < ratio < 1.15

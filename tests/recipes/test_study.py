@@ -14,14 +14,14 @@ from scipy import stats
 from sklearn.mixture import GaussianMixture
 
 from recipes import keys
-from recipes.config import ClipFormat, CorpusConfig
+from recipes.config import ClipFormat, CorpusConfig, TrainConfig
 from recipes.model.build import INPUTS
 from recipes.research.study import command as study
 from recipes.research.study import features, media, noise, summary, table
 from recipes.research.study.config import StudyConfig
 from recipes.research.study.mixture import mixture
 from recipes.research.study.rince import DENSITY, Q, rince
-from recipes.research.study.rules import RULES, Context
+from recipes.research.study.rules import RULES
 
 WORLD = features.world(96, 48, seed=0)
 
@@ -110,7 +110,7 @@ def test_a_clip_without_a_loss_yet_is_not_weighed_down():
 
 def test_the_oracle_weighs_with_the_truth():
     aligned = torch.tensor([[True, False], [True, True], [False, True]])
-    rule = RULES["oracle"].transform(Context(3, 10, 2, aligned))
+    rule = RULES["oracle"].transform(TrainConfig(), noise.Noisy(WORLD.train, aligned))
     weights, _ = rule.update(torch.eye(2).expand(2, 2, 2), rule.init(), ids=torch.tensor([2, 0]))
     assert weights.tolist() == [[0, 1], [1, 0]]
 
@@ -214,6 +214,12 @@ def test_a_wrong_argument_is_refused_in_words(tmp_path, capsys, argument, messag
     path = written(tmp_path / "study.yaml", STUDY)
     assert study.main(["--config", str(path), f"out={tmp_path}", argument]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / table.RUNS).exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_study(tmp_path, capsys):
+    path = written(tmp_path / "study.yaml", STUDY)
+    assert study.main(["--config", str(path), f"out={tmp_path}", "worlds.features.train.lr=1e30"]) == 2
+    assert "not finite; lower train.lr" in capsys.readouterr().err
 
 
 def test_the_study_of_the_repository_can_be_run():

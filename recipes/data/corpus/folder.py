@@ -1,14 +1,13 @@
 """How a folder of rendered videos comes to be: in as many processes as wanted, and only when it is whole."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from recipes.progress import progress_bar
 
@@ -53,11 +52,6 @@ def render_all(work: Callable[[Item], Result], items: Sequence[Item], workers: i
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a manifest, or other rows, as JSON lines."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def megabytes(folder: Path) -> float:

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from recipes import keys
-from recipes.data.corpus.folder import render_all, whole_folder, write_rows
+from recipes.data.corpus.folder import render_all, whole_folder
 from recipes.data.corpus.plan import STYLES, Plan, plan_video
 from recipes.data.corpus.scene import draw
 from recipes.data.corpus.sound import synthesise
 from recipes.data.corpus.thing import SHAPES
 from recipes.data.corpus.write import write_mp4
-from recipes.files import locks
+from recipes.files import jsonl, locks
 from recipes.keys import key
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -57,18 +57,13 @@ class Corpus:
 
 
 def build(corpus: Corpus) -> Path:
-    """Build a corpus.
+    """Builds a corpus, and returns its folder.
 
-    Written are `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl`
-    (a manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth:
-    for evaluation, never for training), and labelled manifests of the segments of all videos: `shapes.jsonl` and
-    `colours.jsonl` of what is shown, `tags.jsonl` of what is heard. About 2% of the training videos have no
-    narration (empty lists in `raw_caption.json`), and about 2% no audio track.
-
-    The folder appears only when it is complete: a build that dies leaves at most a hidden `.partial` folder beside it.
-
-    Returns:
-        The folder.
+    It holds `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl` (a
+    manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth: for
+    evaluation, never for training), and labelled manifests of the segments of all videos: `shapes.jsonl` and
+    `colours.jsonl` of what is shown, `tags.jsonl` of what is heard. About 2% of the training videos have no narration
+    (empty lists in `raw_caption.json`), and about 2% no audio track.
 
     Raises:
         ConfigError: A key is out of range.
@@ -84,12 +79,8 @@ def build(corpus: Corpus) -> Path:
             work = partial(render, folder=folder / "videos", corpus=corpus)
             render_all(work, train + test, corpus.workers, "video")
             _write_howto100m(folder, train)
-            write_rows(folder / "truth.jsonl", [row for plan in train for row in plan.truth()])
-            write_rows(folder / "test.jsonl", map(_manifest_row, test))
-            for name, (sense, words) in LABELS.items():
-                parts = (("train", train), ("test", test))
-                rows = (row for split, plans in parts for plan in plans for row in _labelled(plan, split, sense, words))
-                write_rows(folder / name, rows)
+            for name, rows in _manifests(train, test):
+                (folder / name).write_text(jsonl.as_text(rows), encoding="utf-8")
     return out
 
 
@@ -137,6 +128,15 @@ def _write_howto100m(folder: Path, plans: list[Plan]) -> None:
             table.writerow([plan.video_id, "Objects", shape.capitalize(), rank[shape], SHAPES.index(shape)])
     captions = {plan.video_id: {name: [vars(n)[name] for n in plan.narrations] for name in NARRATION} for plan in plans}
     (folder / "raw_caption.json").write_text(json.dumps(captions), encoding="utf-8")
+
+
+def _manifests(train: list[Plan], test: list[Plan]) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
+    """Names and rows of the other files: the truth, what is held out, and the labels of both."""
+    yield "truth.jsonl", (row for plan in train for row in plan.truth())
+    yield "test.jsonl", map(_manifest_row, test)
+    for name, (sense, words) in LABELS.items():
+        parts = (("train", train), ("test", test))
+        yield name, (row for split, plans in parts for plan in plans for row in _labelled(plan, split, sense, words))
 
 
 def _manifest_row(plan: Plan) -> dict[str, Any]:

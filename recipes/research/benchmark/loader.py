@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import torch
 
-from recipes import cli
 from recipes.config import Config
 from recipes.data import clips, decode, storage
 from recipes.data.sampler import BatchSampler
@@ -214,7 +213,3 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 COMMAND = RecipeCommand("recipes.research.benchmark loader", __doc__, LoaderKeys, run)
-main = COMMAND.main
-
-if __name__ == "__main__":
-    cli.exit(main)

@@ -23,8 +23,7 @@ def facts(device: str) -> dict[str, Any]:
 
 def described(about: dict[str, Any]) -> str:
     """The facts in a line."""
-    threads = f"{about['threads']} thread" + ("s" if about["threads"] != 1 else "")
-    return f"{about['machine']}, {threads}, torch {about['torch']}, {about['date']}"
+    return f"{about['machine']}, threads: {about['threads']}, torch {about['torch']}, {about['date']}"
 
 
 def _processor() -> str:

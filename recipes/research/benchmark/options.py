@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from recipes import cli, keys
+from recipes import keys
 from recipes.config import Config
 from recipes.data import vocabulary
 from recipes.keys import key, section
@@ -23,7 +23,7 @@ from recipes.progress import progress_bar
 from recipes.research.benchmark import machine, peak, tables
 from recipes.research.benchmark.clips import random_clips
 from recipes.research.benchmark.racing import MIB, Entrant, Rules, Timing, quartiles, race, reported
-from recipes.research.benchmark.suite import RaceKeys, RecipeCommand, demo
+from recipes.research.benchmark.suite import RaceKeys, RecipeCommand, demo, unknown
 from recipes.training.precision import loss_scale
 from recipes.training.setup import make_optimizer, step_options
 from recipes.training.step import Learner, train_step
@@ -48,15 +48,13 @@ VARIANTS = {
 class OptionsKeys(RaceKeys):
     """What to measure, and of which run."""
 
-    variants: list[str] = key([], "names of those that are measured beside the plain step; []: all")
+    variants: list[str] = key(list(VARIANTS), "those that are measured beside the plain step")
     measure: Literal["both", "time", "memory"] = key("both", "of a step")
     recipe: Config = section(demo, "the run")
 
     def problems(self) -> Iterator[str]:
         """Variants that do not exist."""
-        for name in self.variants:
-            if name not in VARIANTS:
-                yield f"variants: no {name!r} among {', '.join(VARIANTS)}"
+        yield from unknown("variants", self.variants, list(VARIANTS))
 
 
 @dataclass
@@ -69,10 +67,10 @@ class Result(Timing):
 def run(settings: OptionsKeys) -> None:
     """Time, measure, write."""
     recipe = settings.recipe
-    results = [Result(name) for name in dict.fromkeys([PLAIN, *(settings.variants or VARIANTS)])]
+    results = [Result(name) for name in dict.fromkeys([PLAIN, *settings.variants])]
     if settings.measure != "memory":
-        with progress_bar(total=settings.rounds + 1, desc=recipe.run.name, unit="round") as bar:
-            measure_time(results, recipe, Rules(settings.rounds, settings.limit, device_of(recipe).type), bar.update)
+        with progress_bar(total=settings.repeats + 1, desc=recipe.run.name, unit="round") as bar:
+            measure_time(results, recipe, Rules(settings.repeats, settings.limit, device_of(recipe).type), bar.update)
     if settings.measure != "time":
         measure_memory(results, recipe, timeout=120 + 20 * settings.limit)
     run_facts = {"run": recipe.run.name, "model": recipe.model.size, "batch": recipe.train.batch_size}
@@ -168,7 +166,3 @@ def report(results: list[Result], run_facts: dict[str, Any], about: dict[str, An
 
 
 COMMAND = RecipeCommand("recipes.research.benchmark options", __doc__, OptionsKeys, run)
-main = COMMAND.main
-
-if __name__ == "__main__":
-    cli.exit(main)

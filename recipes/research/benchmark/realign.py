@@ -1,6 +1,7 @@
 """Time the realignments on Gram blocks, against TorchJD's weightings called sample by sample.
 
 OMP_NUM_THREADS=1 python -m recipes.research.benchmark realign batch=[2048] losses=[2,4] methods=[pcgrad,mgda]
+python -m recipes.research.benchmark realign batch=[64] samples=4 full=8 repeats=3    a minute
 """
 
 import math
@@ -14,42 +15,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes import cli
 from recipes.cli import Command
 from recipes.keys import key
 from recipes.progress import progress_bar
 from recipes.research.benchmark import machine, tables
 from recipes.research.benchmark.racing import Entrant, Rules, Timing, quartiles, race, reported
 from recipes.research.benchmark.realign_peers import OWN, PEERS, Case, check, compiled
-from recipes.research.benchmark.suite import DeviceKeys
+from recipes.research.benchmark.suite import DeviceKeys, unknown
 from recipes.research.benchmark.tables import markdown
 
 AT_LEAST = 0.02  # seconds that a reading takes
 OURS, COMPILED, PEER, ALL_PAIRS = "harmony", "harmony, compiled", "TorchJD", "TorchJD, all pairs"
-SIZES = {"batch": 2048, "samples": 64, "full": 256}
-QUICK_SIZES = {"batch": 64, "samples": 4, "full": 8}
 
 
 @dataclass
 class RealignKeys(DeviceKeys):
     """What to time, and at which sizes."""
 
-    batch: list[int] = key([], "samples; []: 2048, or 64 if quick", least=1)
+    batch: list[int] = key([2048], "samples", least=1)
     losses: list[int] = key([2, 4], "losses of a sample; there is nothing to realign with fewer than two", least=2)
-    methods: list[str] = key([], "of harmony.realign; []: all")
-    samples: int | None = key(None, "TorchJD is timed on, and scaled up from; null: 64, or 4 if quick", least=1)
-    full: int | None = key(None, "samples on which all of PCGrad is timed; null: 256, or 8 if quick", least=1)
+    methods: list[str] = key(list(OWN), "of harmony.realign")
+    samples: int = key(64, "that TorchJD is timed on, and scaled up from", least=1)
+    full: int = key(256, "samples on which PCGrad is timed with nothing scaled up", least=1)
 
     def problems(self) -> Iterator[str]:
         """Methods that do not exist."""
         yield from super().problems()
-        for name in self.methods:
-            if name not in OWN:
-                yield f"methods: no {name!r} among {', '.join(OWN)}"
-
-    def size(self, name: str) -> int:
-        """A size, or its default."""
-        return getattr(self, name) or (QUICK_SIZES if self.quick else SIZES)[name]
+        yield from unknown("methods", self.methods, list(OWN))
 
 
 @dataclass
@@ -63,6 +55,7 @@ class Result(Timing):
         timed: Samples that were timed; the seconds are scaled up from them to the whole batch.
         deviation: Relative difference of its weights from ours: the worst sample's, or the median.
         note: What the table says of the deviation.
+        in_full: Whether it is one of the race in which nothing is scaled up.
     """
 
     case: Case
@@ -71,26 +64,23 @@ class Result(Timing):
     timed: int
     deviation: float | None = None
     note: str = ""
+    in_full: bool = False
 
 
 def run(keys: RealignKeys) -> None:
     """Check, time and write, size by size."""
-    names = keys.methods or list(OWN)
-    batches = keys.batch or [keys.size("batch")]
-    cases = [Case(batch, losses, keys.device) for losses in keys.losses for batch in batches]
-    full_cases = [Case(keys.size("full"), k, keys.device) for k in keys.losses] if "pcgrad" in names else []
     about = machine.facts(keys.device) | {"torchjd": _version("torchjd")}
-    rules = keys.rules(AT_LEAST)
-    full: list[Result] = []
-    scaled: list[Result] = []
-    with progress_bar(total=(len(cases) + len(full_cases)) * (keys.rounds + 1), desc="realign", unit="round") as bar:
-        for case in full_cases:
-            full += measure(pcgrad_in_full(case), rules, bar.update)
-            files = write(keys, scaled, full, about)
-        for case in cases:
-            scaled += measure(all_methods(case, names, keys.size("samples"), keys.compile), rules, bar.update)
-            files = write(keys, scaled, full, about)
-    tables.show(report(scaled, full, about), files)
+    full = [Case(keys.full, losses, keys.device) for losses in keys.losses] if "pcgrad" in keys.methods else []
+    cases = [Case(batch, losses, keys.device) for losses in keys.losses for batch in keys.batch]
+    races = [pcgrad_in_full(case) for case in full]
+    races += [all_methods(case, keys.methods, keys.samples, keys.compile) for case in cases]
+    results: list[Result] = []
+    with progress_bar(total=len(races) * (keys.repeats + 1), desc="realign", unit="round") as bar:
+        for contenders in races:
+            results += measure(contenders, keys.rules(AT_LEAST), bar.update)
+            text = report(results, about)
+            files = tables.write(keys.out, "realign", records(results, about), text)
+    tables.show(text, files)
 
 
 Make = Callable[[], Callable[[], Tensor]]  # gives what is timed, or raises why there is nothing
@@ -117,7 +107,8 @@ def pcgrad_in_full(case: Case) -> Iterator[tuple[Result, Make]]:
     of them against every other: different weights, and the price of not telling samples from losses.
     """
     gradients, gram = case.draw()
-    ours, theirs, pairs = (Result(case, "pcgrad", who, case.batch) for who in (OURS, PEER, ALL_PAIRS))
+    whose = (OURS, PEER, ALL_PAIRS)
+    ours, theirs, pairs = (Result(case, "pcgrad", who, case.batch, in_full=True) for who in whose)
     pairs.note = "other weights"
     flat = gradients.flatten(0, 1)
     yield ours, lambda: partial(OWN["pcgrad"](), gram)
@@ -165,11 +156,6 @@ def _version(package: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
-def write(keys: RealignKeys, scaled: list[Result], full: list[Result], about: dict[str, Any]) -> list[Any]:
-    """Write realign.csv and realign.md; returns their paths."""
-    return tables.write(keys.out, "realign", records(full + scaled, about), report(scaled, full, about))
-
-
 def records(results: list[Result], about: dict[str, Any]) -> list[dict[str, Any]]:
     """One flat record per result."""
     rows = []
@@ -182,7 +168,7 @@ def records(results: list[Result], about: dict[str, Any]) -> list[dict[str, Any]
     return rows
 
 
-def report(scaled: list[Result], full: list[Result], about: dict[str, Any]) -> str:
+def report(results: list[Result], about: dict[str, Any]) -> str:
     """Markdown: PCGrad in full, then a table of all methods for each size."""
     lines = [
         "## Realignments",
@@ -191,10 +177,12 @@ def report(scaled: list[Result], full: list[Result], about: dict[str, Any]) -> s
         "quartiles of the ratio in brackets; a ratio is that of the times within a round. Deviation: relative "
         "difference of the weights from ours, of the worst sample.",
     ]
-    for title, results, table in (("PCGrad in full", full, _full_table), ("All methods", scaled, _scaled_table)):
-        for case in dict.fromkeys(r.case for r in results):
-            lines += ["", f"### {title}, B={case.batch}, K={case.losses}", ""]
-            lines += table([r for r in results if r.case == case])
+    for case, in_full in dict.fromkeys((r.case, r.in_full) for r in results):
+        title = "PCGrad in full" if in_full else "All methods"
+        table = (_full_table if in_full else _scaled_table)(
+            [r for r in results if (r.case, r.in_full) == (case, in_full)]
+        )
+        lines += ["", f"### {title}, B={case.batch}, K={case.losses}", "", *table]
     return "\n".join(lines) + "\n"
 
 
@@ -242,7 +230,3 @@ def _digits(value: float) -> str:
 
 
 COMMAND = Command("recipes.research.benchmark realign", __doc__, RealignKeys, run)
-main = COMMAND.main
-
-if __name__ == "__main__":
-    cli.exit(main)

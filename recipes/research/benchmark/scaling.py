@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes import cli, keys
+from recipes import keys
 from recipes.config import Config
 from recipes.errors import Failure
 from recipes.keys import key, section
@@ -150,7 +150,3 @@ def _bytes_sent(config: Config, processes: int, steps: int, folder: Path) -> int
 
 
 COMMAND = RecipeCommand("recipes.research.benchmark scaling", __doc__, ScalingKeys, run)
-main = COMMAND.main
-
-if __name__ == "__main__":
-    cli.exit(main)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recipes import cli, keys
+from recipes import keys
 from recipes.config import Config
 from recipes.errors import Failure
 from recipes.keys import key, section
@@ -28,8 +28,8 @@ VOCABULARY = 100_000
 RUN = """
 import json, sys
 from recipes.config import load
-from recipes.evaluation.dry_run import dry_run
-print(json.dumps(dry_run(load(sys.argv[1]))))
+from recipes.evaluation.plan import rehearse
+print(json.dumps(rehearse(load(sys.argv[1]))[0]))
 """
 Phases = dict[str, tuple[float, float]]  # seconds, and the peak of memory in GB
 
@@ -111,7 +111,3 @@ def extrapolated(x: tuple[float, float], y: tuple[float, float], to: float) -> f
 
 
 COMMAND = RecipeCommand("recipes.research.benchmark startup", __doc__, StartupKeys, run)
-main = COMMAND.main
-
-if __name__ == "__main__":
-    cli.exit(main)

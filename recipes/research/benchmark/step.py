@@ -1,6 +1,7 @@
 """Time every engine against the plain step, each checked first, and measure its peak memory.
 
-python -m recipes.research.benchmark step workload=reference batch=[8,16,32] quick=true
+python -m recipes.research.benchmark step workload=reference batch=[8,16,32]
+python -m recipes.research.benchmark step batch=[4,8] tokens=[16] width=[32] layers=2 repeats=3 memory=none    a minute
 
 The suite sweeps batch, tokens and width, each with the others at the base point, and writes step-WORKLOAD.csv, .md and
 .png after every point: an interruption loses one point at most.
@@ -14,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 
-from recipes import cli
 from recipes.cli import Command
 from recipes.keys import key
 from recipes.progress import progress_bar
@@ -23,7 +23,7 @@ from recipes.research.benchmark.checking import Checker
 from recipes.research.benchmark.contestants import CONTESTANTS, PLAIN, pcgrad
 from recipes.research.benchmark.racing import Entrant, Rules, race, reason, reported
 from recipes.research.benchmark.step_tables import SWEPT, Result
-from recipes.research.benchmark.suite import DeviceKeys
+from recipes.research.benchmark.suite import DeviceKeys, unknown
 from recipes.research.benchmark.workloads import Spec, WorkloadError, build, default
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ SWEEPS = {
     "bert": {"batch": [8, 16, 32, 64, 128], "tokens": [64, 128, 256], "width": [128, 256, 512]},
     "vit": {"batch": [8, 16, 32, 64, 128], "tokens": [64, 144, 256], "width": [128, 256, 512]},
 }
-QUICK = {"batch": [4, 8], "tokens": [16], "width": [32]}
-QUICK_LAYERS = 2
 
 
 @dataclass
@@ -46,23 +44,20 @@ class StepKeys(DeviceKeys):
     batch: list[int] = key([], "samples; [] is the workload's sweep, and 32 or the first value its base", least=1)
     tokens: list[int] = key([], "tokens of video (audio has half, text an eighth); [] as for batch", least=1)
     width: list[int] = key([], "of the encoder: VATT-small 512, VATT-medium 1024; [] as for batch", least=1)
-    layers: int | None = key(None, "of the encoder: VATT-small 6, VATT-medium 12; null: 4, or 2 if quick", least=1)
+    layers: int | None = key(None, "of the encoder: VATT-small 6, VATT-medium 12; null: 4", least=1)
     heads: int | None = key(None, "of the encoder: VATT-small 8, VATT-medium 16; null: 4", least=1)
     symmetric: bool = key(False, "contrast both ways (reference workload)")
     chunk: int = key(8, "samples per chunk, for contestants that work in chunks", least=1)
     dtype: Literal["float32", "bfloat16"] = key("float32", "bfloat16 is by autocast")
-    memory: Literal["auto", "base", "all", "none"] = key(
-        "auto", "where to measure peak memory; auto: base, or none if quick"
-    )
-    contestants: list[str] = key([], "names of those who take part beside the plain step; []: all")
+    memory: Literal["base", "all", "none"] = key("base", "points to measure peak memory at")
+    contestants: list[str] = key(list(CONTESTANTS), "those who take part beside the plain step")
     profile: str | None = key(None, "contestant whose operations to print, and nothing more")
 
     def problems(self) -> Iterator[str]:
         """Contestants that do not exist."""
         yield from super().problems()
-        for name in [*self.contestants, *filter(None, [self.profile])]:
-            if name not in CONTESTANTS:
-                yield f"contestants: no {name!r} among {', '.join(CONTESTANTS)}"
+        yield from unknown("contestants", self.contestants, list(CONTESTANTS))
+        yield from unknown("profile", [self.profile] if self.profile else [], list(CONTESTANTS))
 
 
 def run(keys: StepKeys) -> None:
@@ -71,17 +66,15 @@ def run(keys: StepKeys) -> None:
     if keys.profile:
         print(profile(base, keys.profile))
         return
-    names = keys.contestants or list(CONTESTANTS)
-    where = "none" if keys.quick and keys.memory == "auto" else keys.memory
     about = machine.facts(keys.device)
     stem = f"step-{base.workload}" + ("" if base.dtype == "float32" else f"-{base.dtype}")
     results: list[Result] = []
-    with progress_bar(total=len(points) * (keys.rounds + 2), desc=base.workload, unit="round") as bar:
+    with progress_bar(total=len(points) * (keys.repeats + 2), desc=base.workload, unit="round") as bar:
         for point in points:
             bar.set_postfix(B=point.batch, tokens=point.tokens, width=point.width)
             specs = [point, replace(point, compiled=True)] if keys.compile else [point]
-            measured = measure(specs, names, keys.rules(), bar.update)
-            if where == "all" or (where in ("auto", "base") and point == base):
+            measured = measure(specs, keys.contestants, keys.rules(), bar.update)
+            if keys.memory == "all" or (keys.memory == "base" and point == base):
                 measure_memory(measured, keys.limit)
             results += measured
             text = step_tables.report(results, base, about)
@@ -99,9 +92,6 @@ def sweep(keys: StepKeys) -> tuple[Spec, list[Spec]]:
     """
     start = default(keys.workload)
     axes = dict(SWEEPS[keys.workload])
-    if keys.quick:
-        axes = {axis: QUICK[axis] for axis in axes}
-        start = replace(start, layers=QUICK_LAYERS)
     asked = {name: value for name in (*SWEPT, "layers", "heads") if (value := getattr(keys, name))}
     for name in asked:
         if name not in axes and (name in SWEPT or keys.workload == "demo"):
@@ -186,13 +176,9 @@ def profile(spec: Spec, name: str, rows: int = 25) -> str:
 def plan(keys: StepKeys) -> str:
     """The points, and who takes part."""
     base, points = sweep(keys)
-    names = ", ".join(keys.contestants or CONTESTANTS)
+    names = ", ".join(keys.contestants)
     sizes = "; ".join(f"B={p.batch}, {p.tokens} tokens, width {p.width}" for p in points)
-    return f"{keys.rounds} rounds at each of {len(points)} points of the {base.workload} workload: {sizes}.\n{names}."
+    return f"{keys.repeats} rounds at each of {len(points)} points of the {base.workload} workload: {sizes}.\n{names}."
 
 
 COMMAND = Command("recipes.research.benchmark step", __doc__, StepKeys, run, plan)
-main = COMMAND.main
-
-if __name__ == "__main__":
-    cli.exit(main)

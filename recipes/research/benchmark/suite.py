@@ -14,12 +14,10 @@ from recipes.config import Config
 from recipes.keys import key
 from recipes.research.benchmark.racing import Rules
 
-REPEATS, QUICK_REPEATS = 5, 3
-
 
 @dataclass
 class SuiteKeys:
-    """Keys of every suite."""
+    """Keys of every suite that writes."""
 
     out: Path = key(Path("runs/benchmark"), "folder of the tables and plots")
 
@@ -28,14 +26,8 @@ class SuiteKeys:
 class RaceKeys(SuiteKeys):
     """Keys of a suite in which entrants are timed in turns."""
 
-    quick: bool = key(False, "small and short: whether everything runs")
-    repeats: int | None = key(None, f"rounds; null: {REPEATS}, or {QUICK_REPEATS} if quick", least=1)
+    repeats: int = key(5, "rounds", least=1)
     limit: float = key(60.0, "seconds that a call may take; slower entrants are skipped", more_than=0)
-
-    @property
-    def rounds(self) -> int:
-        """Rounds of the race."""
-        return self.repeats or (QUICK_REPEATS if self.quick else REPEATS)
 
 
 @dataclass
@@ -52,7 +44,7 @@ class DeviceKeys(RaceKeys):
 
     def rules(self, at_least: float = 0.0) -> Rules:
         """How the race goes."""
-        return Rules(self.rounds, self.limit, self.device, at_least)
+        return Rules(self.repeats, self.limit, self.device, at_least)
 
 
 def demo() -> Config:
@@ -67,3 +59,10 @@ class RecipeCommand(Command[Any]):
         """The keys; ``recipe.*`` overrides what the file says, or the demo's."""
         recipe = demo() if path is None else configuration.load(path)
         return keys.load(self.keys, overrides=overrides, base=self.keys(recipe=recipe))
+
+
+def unknown(name: str, chosen: Sequence[str], known: Sequence[str]) -> Iterator[str]:
+    """Sentences about the values of a key that are no names."""
+    for value in chosen:
+        if value not in known:
+            yield f"{name}: no {value!r} among {', '.join(known)}"

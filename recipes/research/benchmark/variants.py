@@ -4,17 +4,18 @@ python -m recipes.research.benchmark variants points=[0,100,200,400] batches=4 [
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.func import functional_call
 
 import harmony
-from recipes import cli
 from recipes.config import Config
 from recipes.data import vocabulary
 from recipes.data.clips import TrainClips
@@ -216,15 +217,10 @@ def blocks(modules: nn.ModuleDict, inputs: dict[str, Tensor], variant: Variant, 
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two vectors, equal values sharing their mean rank; NaN where one is constant."""
-    x, y = (_ranks(v) - _ranks(v).mean() for v in (a, b))
-    return float((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt())
-
-
-def _ranks(values: Tensor) -> Tensor:
-    below = (values[:, None] > values).double().sum(1)
-    equal = (values[:, None] == values).double().sum(1)
-    return below + (equal + 1) / 2
+    """Spearman's rank correlation of two vectors, equal values sharing their mean rank; NaN if one is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy's, of constants
+        return float(spearmanr(a, b).statistic)
 
 
 def report(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
@@ -255,7 +251,3 @@ def _readable(batches: Any, count: int) -> list[dict[str, Any]]:
 
 
 COMMAND = RecipeCommand("recipes.research.benchmark variants", __doc__, VariantsKeys, run)
-main = COMMAND.main
-
-if __name__ == "__main__":
-    cli.exit(main)

@@ -12,7 +12,6 @@ from pathlib import Path
 import av
 from av.video.frame import PictureType
 
-from recipes import cli
 from recipes.cli import Command
 from recipes.data import storage
 from recipes.data.index import load_index
@@ -78,7 +77,3 @@ def encode(source: str, path: Path, size: tuple[int, int], fps: int, key_every: 
 
 
 COMMAND = Command("recipes.research.benchmark web_video", __doc__, WebVideoKeys, run)
-main = COMMAND.main
-
-if __name__ == "__main__":
-    cli.exit(main)

@@ -29,21 +29,9 @@ class WorkloadError(ValueError):
 
 @dataclass(frozen=True)
 class Spec:
-    """One point of a sweep; all of it fits into JSON.
+    """One point of a sweep, named as the keys of the suite; all of it fits into JSON.
 
-    Attributes:
-        workload: "reference", "demo", "bert" or "vit".
-        batch: Samples.
-        tokens: Tokens of the longest sequence. On the reference workload they are those of video; audio has half as
-            many, text an eighth.
-        width: Of the encoder.
-        layers: Of the encoder.
-        heads: Of its attention.
-        symmetric: Whether the contrastive losses look both ways.
-        device: "cpu" or "cuda".
-        dtype: "float32", or "bfloat16" by autocast.
-        compiled: Whether the encoder goes through `torch.compile`.
-        chunk: Samples per chunk, for contestants that take the batch in chunks.
+    `tokens` are those of the longest sequence. If `compiled`, the encoder goes through `torch.compile`.
     """
 
     workload: str = "reference"
@@ -68,14 +56,11 @@ class Workload:
     """A model on its device, called by all contestants in the same way.
 
     Attributes:
-        spec: What it was built from.
         model: The encoder, called as ``model(**batch)``; returns a dictionary of embeddings.
         objective: The losses stage with its heads; embeddings -> {name: terms (B,)}.
         draw: Number of samples -> a fresh random batch, a dictionary of tensors with leading axis B.
-        wrt: Names of the parameters the Gram is taken over; None for all.
-        watched: The part of the encoder that owns those parameters.
-        params: Trainable parameters of the encoder by name.
-        loss_params: Those of the losses stage.
+        wrt: Names of the parameters the Gram is taken over, those of the part ``watched``; None for all.
+        params, loss_params: Trainable parameters of the encoder, and of the losses stage, by name.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ def run(study: StudyConfig) -> int:
     if study.row is not None:
         return compare_row(study, Row.parse(study.row))
     run_missing(study)
-    report.write_report(study, study.out)
+    print("\n".join(map(str, report.write_report(study, study.out))))
     return 0
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 import harmony
 from harmony import curriculum, schedule, score
-from recipes.config import Config, CurriculumConfig, GramConfig, RealignConfig
+from recipes.config import Config, CurriculumConfig, GramConfig, RealignConfig, TrainConfig
 from recipes.model.objective import Objective
 from recipes.research.study.mixture import mixture
+from recipes.research.study.noise import Noisy
 from recipes.research.study.rince import RobustObjective
 from recipes.training.step import Extras, Weigh
 
@@ -22,26 +23,7 @@ FEATURES = GramConfig(space="features")  # gradients at the video's representati
 LAYER = r"^backbone\.layers\.\d+"
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a rule may know.
-
-    Attributes:
-        clips: Number of training clips.
-        steps: Length of the run.
-        batch_size: Clips in a batch.
-        aligned: The truth (N, 2), for the oracle alone.
-    """
-
-    clips: int
-    steps: int
-    batch_size: int
-    aligned: Tensor
-
-    @property
-    def warmup(self) -> int:
-        """Steps in which rules of the literature keep everything."""
-        return round(WARMUP * self.steps)
+Make = Callable[[TrainConfig, Noisy], harmony.Transform]  # the oracle alone reads the truth
 
 
 @dataclass(frozen=True)
@@ -59,7 +41,7 @@ class Rule:
 
     weigh: Weigh
     recipe: Config = field(default_factory=lambda: Config(harmonize="none"))
-    transform: Callable[[Context], harmony.Transform] | None = None
+    transform: Make | None = None
     extras: Extras | None = None
     networks: int = 1
     objective: type[Objective] = Objective
@@ -72,22 +54,27 @@ def by_gradients(harmonize: str, **sections: Any) -> Rule:
 
 def keep_half(weigh: Weigh, by: score.AnyScore, **options: Any) -> Rule:
     """Keep the better half of each batch, after a warm-up that keeps everything."""
-    return Rule(weigh, transform=lambda context: curriculum.quantile(falling_share(context), score=by), **options)
+    return Rule(weigh, transform=lambda train, _: curriculum.quantile(falling_share(train), score=by), **options)
 
 
-def falling_share(context: Context) -> schedule.Schedule:
+def warmup_steps(train: TrainConfig) -> int:
+    """Steps in which rules of the literature keep everything."""
+    return round(WARMUP * train.steps)
+
+
+def falling_share(train: TrainConfig) -> schedule.Schedule:
     """The share that is kept: everything at first, a fixed share after the warm-up."""
-    return schedule.linear(1.0, SHARE, steps=max(context.warmup, 1))
+    return schedule.linear(1.0, SHARE, steps=max(warmup_steps(train), 1))
 
 
-def oracle(context: Context) -> harmony.Transform:
+def oracle(_: TrainConfig, noisy: Noisy) -> harmony.Transform:
     """Weigh with the truth."""
-    return harmony.Transform(lambda: (), lambda gram, state, *, ids, **_: (context.aligned[ids].to(gram.dtype), state))
+    return harmony.Transform(lambda: (), lambda gram, state, *, ids, **_: (noisy.aligned[ids].to(gram.dtype), state))
 
 
-def small_loss_each(context: Context) -> harmony.Transform:
+def small_loss_each(train: TrainConfig, _: Noisy) -> harmony.Transform:
     """Keep, for each loss apart, the half of the pairs with the smaller loss."""
-    share = falling_share(context)
+    share = falling_share(train)
     rules = [curriculum.quantile(share, partial(score.small_loss, losses=[k])) for k in (0, 1)]
 
     def update(gram: Tensor, state: Any, **extras: Any) -> tuple[Tensor, Any]:
@@ -98,15 +85,15 @@ def small_loss_each(context: Context) -> harmony.Transform:
     return harmony.Transform(lambda: tuple(rule.init() for rule in rules), update)
 
 
-def fit_mixture(context: Context) -> harmony.Transform:
+def fit_mixture(train: TrainConfig, noisy: Noisy) -> harmony.Transform:
     """Two Gaussians on the losses, fitted after every epoch once the warm-up is over."""
-    epoch = max(context.clips // context.batch_size, 1)
-    return mixture(context.clips, epoch, max(context.warmup, epoch))
+    epoch = max(len(noisy.clips) // train.batch_size, 1)
+    return mixture(len(noisy.clips), epoch, max(warmup_steps(train), epoch))
 
 
-def cross_check_half(context: Context) -> harmony.Transform:
+def cross_check_half(train: TrainConfig, _: Noisy) -> harmony.Transform:
     """The recipe's cross_check, with a share that is given beforehand."""
-    return curriculum.cross_check(context.warmup, falling_share(context))
+    return curriculum.cross_check(warmup_steps(train), falling_share(train))
 
 
 def similarity(objective: Objective, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from recipes.config import Config
 from recipes.data.sampler import BatchSampler, Source
+from recipes.errors import Failure
 from recipes.model.harmonizer import harmonizer
 from recipes.model.vatt import SIZES, VATT
 from recipes.research.study.clips import World
 from recipes.research.study.config import WorldConfig
 from recipes.research.study.evaluate import Seen, kept, probe, retrieve
 from recipes.research.study.noise import Noisy
-from recipes.research.study.rules import Context, Rule
+from recipes.research.study.rules import Rule, warmup_steps
 from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
 from recipes.training.step import Learner, StepOptions, StepResult, co_teach, train_step
 
@@ -43,11 +44,13 @@ def train(world: World, noisy: Noisy, rule: Rule, config: WorldConfig, seed: int
         rule: How clips are weighed.
         config: Of the world: its model, losses and training.
         seed: Of the models and of the order of the clips.
+
+    Raises:
+        Failure: A loss or a gradient is not finite.
     """
-    context = Context(len(noisy.clips), config.train.steps, config.train.batch_size, noisy.aligned)
-    recipe = recipe_of(config, rule, context, seed)
+    recipe = recipe_of(config, rule, seed)
     torch.manual_seed(seed)
-    learners = [make_learner(recipe, rule, context, world.vocabulary) for _ in range(rule.networks)]
+    learners = [make_learner(recipe, rule, noisy, world.vocabulary) for _ in range(rule.networks)]
     options, rate = options_of(recipe, rule), learning_rate(recipe.train)
     sampler = BatchSampler([Source(len(noisy.clips))], recipe.train.batch_size, seed)
     curve, seen, seconds = [], [], 0.0
@@ -57,6 +60,8 @@ def train(world: World, noisy: Noisy, rule: Rule, config: WorldConfig, seed: int
         began = time.process_time()
         result = take_step(learners, inputs, options, float(rate(torch.tensor(step))))
         seconds += time.process_time() - began
+        if result.broken:
+            raise Failure(f"step {step}: {result.reason}; lower train.lr of the world")
         if step >= (1 - LAST) * recipe.train.steps:
             seen.append(Seen(rows, clip_weights(result, len(rows)), result.cosines))
         if (step + 1) % config.evaluate_every == 0 or step + 1 == recipe.train.steps:
@@ -64,7 +69,7 @@ def train(world: World, noisy: Noisy, rule: Rule, config: WorldConfig, seed: int
     return Outcome(curve, {"probe": probe(learners[0].modules, world), **kept(seen, noisy, world.rare)})
 
 
-def recipe_of(config: WorldConfig, rule: Rule, context: Context, seed: int) -> Config:
+def recipe_of(config: WorldConfig, rule: Rule, seed: int) -> Config:
     """The recipe's configuration of a run."""
     return replace(
         rule.recipe,
@@ -72,11 +77,11 @@ def recipe_of(config: WorldConfig, rule: Rule, context: Context, seed: int) -> C
         model=config.model,
         objective=config.objective,
         train=replace(config.train, seed=seed),
-        curriculum=replace(rule.recipe.curriculum, warmup=context.warmup),
+        curriculum=replace(rule.recipe.curriculum, warmup=warmup_steps(config.train)),
     )
 
 
-def make_learner(recipe: Config, rule: Rule, context: Context, vocabulary: int) -> Learner:
+def make_learner(recipe: Config, rule: Rule, noisy: Noisy, vocabulary: int) -> Learner:
     """The recipe's model with the losses and the harmonizer of a rule, from torch's random state."""
     modules = nn.ModuleDict(
         {
@@ -84,7 +89,7 @@ def make_learner(recipe: Config, rule: Rule, context: Context, vocabulary: int) 
             "objective": rule.objective(recipe.objective, SIZES[recipe.model.size].output),
         }
     )
-    transform = harmonizer(recipe) if rule.transform is None else rule.transform(context)
+    transform = harmonizer(recipe) if rule.transform is None else rule.transform(recipe.train, noisy)
     return Learner(modules, make_optimizer(recipe.train, modules), transform)
 
 

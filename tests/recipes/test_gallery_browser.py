@@ -73,7 +73,7 @@ def page(gallery, browser, request) -> Iterator:
 
 
 def visible(page, selector: str):
-    return page.locator(selector).filter(visible=True)
+    return page.locator(f"{selector} >> visible=true")
 
 
 def count(page, selector: str) -> int:
@@ -89,9 +89,8 @@ def test_it_opens_and_fits_the_window(page):
     assert notes(page) == [f"1 to {PER_PAGE} of {EACH}"] * 2
     for image in visible(page, "img.frames").all():  # they load when they come near
         image.scroll_into_view_if_needed()
-    page.wait_for_function(
-        "[...document.querySelectorAll('article:not([hidden]) img')].every(image => image.complete && image.naturalWidth > 0)"
-    )
+    images = "[...document.querySelectorAll('article:not([hidden]) img')]"
+    page.wait_for_function(f"{images}.every(image => image.complete && image.naturalWidth > 0)")
     page.locator("details").first.evaluate("details => { details.open = true; }")
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= page.viewport_size["width"]

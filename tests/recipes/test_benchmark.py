@@ -22,8 +22,8 @@ from recipes.research.benchmark import (
     step_tables,
     variants,
 )
+from recipes.research.benchmark.__main__ import main
 from recipes.research.benchmark.checking import Checker
-from recipes.research.benchmark.command import main
 from recipes.research.benchmark.contestants import CACHED, CONTESTANTS, PLAIN, Contestant, Outcome
 from recipes.research.benchmark.racing import Rules, WrongAnswer
 from recipes.research.benchmark.step import StepKeys, measure, sweep
@@ -92,7 +92,7 @@ def test_a_wrong_answer_is_caught_and_not_timed(monkeypatch, broken):
 
         return step
 
-    monkeypatch.setitem(CONTESTANTS, "wrong", Contestant("wrong", wrong, "activation"))
+    monkeypatch.setitem(CONTESTANTS, "wrong", Contestant(wrong, "activation"))
     workload = build(TINY_SPEC)
     with pytest.raises(WrongAnswer, match="Gram blocks" if broken == "gram" else "weights 1"):
         Checker(workload).check(CONTESTANTS["wrong"], workload)
@@ -105,7 +105,7 @@ def test_what_is_too_slow_or_breaks_is_skipped_with_its_reason(monkeypatch):
     def breaks(workload, weigh):
         raise RuntimeError("no such engine\nsecond line")
 
-    monkeypatch.setitem(CONTESTANTS, "breaks", Contestant("breaks", breaks))
+    monkeypatch.setitem(CONTESTANTS, "breaks", Contestant(breaks))
     results = measure([TINY_SPEC], ["breaks", LOOP], Rules(repeats=2, limit=0.0))
     assert [r.skipped.split(":")[0] for r in results[1:2]] == ["not available"]
     assert "no such engine" in results[1].skipped and "second line" not in results[1].skipped
@@ -131,7 +131,7 @@ def test_everybody_takes_every_round_and_the_order_rotates(monkeypatch):
 
     names = [PLAIN, "second", "third"]
     for name in names:
-        monkeypatch.setitem(CONTESTANTS, name, Contestant(name, recorder(name)))
+        monkeypatch.setitem(CONTESTANTS, name, Contestant(recorder(name)))
     results = measure([TINY_SPEC], names, Rules(repeats=3))
     rounds = [seen[-9:][i : i + 3] for i in (0, 3, 6)]
     assert [[name for name, _ in r] for r in rounds] == [names[i:] + names[:i] for i in range(3)]

@@ -7,7 +7,7 @@ import pytest
 
 from recipes.data.index import load_index
 from recipes.research.benchmark import loader
-from recipes.research.benchmark.command import main
+from recipes.research.benchmark.__main__ import main
 from recipes.research.benchmark.loader import MOVE, REST, STAGES, WHOLE, Stopwatch
 from tests.recipes.conftest import TINY
 from tests.recipes.media import probe

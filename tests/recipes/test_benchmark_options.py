@@ -6,7 +6,7 @@ import pytest
 
 from recipes.config import load
 from recipes.research.benchmark import options
-from recipes.research.benchmark.command import main
+from recipes.research.benchmark.__main__ import main
 from recipes.research.benchmark.racing import Rules
 from tests.recipes.conftest import DEMO, TINY
 

@@ -9,7 +9,7 @@ import torch
 import harmony
 from recipes.research.benchmark import racing, realign
 from recipes.research.benchmark import realign_peers as peers
-from recipes.research.benchmark.command import main
+from recipes.research.benchmark.__main__ import main
 from recipes.research.benchmark.racing import Rules
 from recipes.research.benchmark.realign import (
     ALL_PAIRS,

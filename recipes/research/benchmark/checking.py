@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 CHECKED_ON = 12  # samples; no multiple of the usual chunks
 TOLERANCE = 1e-3  # relative error in float32; a wrong gradient is off by far more
 NOISE = 3  # in half precision: times the error that the plain step itself has there
+REFERENCE = harmony.Engine("vmap", chunk_size=CHECKED_ON // 3)
 
 
 class Checker:
@@ -42,10 +43,8 @@ class Checker:
         gradient = self._gradient_error(outcome)
         if not gradient <= self.tolerance:
             raise WrongAnswer(f"wrong: with weights 1 its gradient is off by {gradient:.1e} from the plain one")
-        if outcome.gram is None or contestant.attribution is None:
-            return gradient, None
-        reference = self._reference(contestant.attribution)
-        if reference is None:
+        reference = None if contestant.attribution is None else self._reference(contestant.attribution)
+        if outcome.gram is None or reference is None:
             return gradient, None
         gram = relative_error([outcome.gram], [reference])
         if not gram <= 2 * self.tolerance:  # quadratic in the gradient
@@ -73,18 +72,10 @@ class Checker:
         return self.grams[attribution]
 
     def _blocks(self, attribution: str) -> Tensor:
-        workload = self.workload
-        with _deterministic(workload.model):
-            return harmony.gram_vjp(
-                workload.encode,
-                workload.losses,
-                workload.params,
-                self.batch,
-                wrt=workload.wrt,
-                attribution=attribution,
-                loss_params=workload.loss_params,
-                engine=harmony.Engine("vmap", chunk_size=CHECKED_ON // 3),
-            ).gram
+        own = self.workload
+        keywords = {"loss_params": own.loss_params, "wrt": own.wrt, "attribution": attribution, "engine": REFERENCE}
+        with _deterministic(own.model):
+            return harmony.gram_vjp(own.encode, own.losses, own.params, self.batch, **keywords).gram
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The contestants: ways to take one step on a workload, from plain training to every engine and its peers."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -40,12 +40,10 @@ class Contestant:
     """One way to take a step.
 
     Attributes:
-        name: As shown.
         make: ``make(workload, weigh) -> step``; raises the reason why it is not available.
         attribution: Which reading its Gram over parameters has, to be checked; None if it has no such Gram.
     """
 
-    name: str
     make: Make
     attribution: str | None = None
 
@@ -203,31 +201,20 @@ def torchjd(workload: Workload, weigh: Weigh) -> Step:
 
 # ---------------------------------------------------------------------------------------------------------------- all
 PLAIN, CACHED, FUSED, CHUNKED, TORCHJD = "plain", "gradient caching", "tape", "tape, chunked", "TorchJD autogram"
-
-
-def _activation(make: Callable[..., Make], names: dict[str, Engine]) -> list[Contestant]:
-    """Contestants whose Gram is read by activation, from their engines."""
-    return [Contestant(name, make(engine), "activation") for name, engine in names.items()]
-
-
-def _all() -> Sequence[Contestant]:
-    updates = {f"tape, update={way}": Engine("tape", update=way) for way in ("tape", "kept", "backward")}
-    chunks = {f"vmap, chunks of {size}": Engine("vmap", chunk_size=size) for size in (4, 8, 16)}
-    return [
-        Contestant(PLAIN, plain),
-        Contestant(CACHED, cached),
-        *_activation(harmonized, {FUSED: TAPE}),
-        *_activation(pulled_back, updates),
-        *_activation(harmonized, {"tape, verify=always": Engine("tape", verify="always")}),
-        Contestant(CHUNKED, harmonized(TAPE, chunked=True), "activation"),
-        Contestant("tape, anchor", harmonized(TAPE, attribution="anchor"), "anchor"),
-        *(
-            Contestant(f"features, {attribution}", harmonized(space="features", attribution=attribution))
-            for attribution in ("activation", "anchor", "loss")
-        ),
-        *_activation(harmonized, {"vmap": Engine("vmap"), **chunks, "loop": Engine("loop")}),
-        Contestant(TORCHJD, torchjd, "activation"),
-    ]
-
-
-CONTESTANTS = {contestant.name: contestant for contestant in _all()}
+FEATURES = {how: harmonized(space="features", attribution=how) for how in ("activation", "anchor", "loss")}
+UPDATES = {way: pulled_back(Engine("tape", update=way)) for way in ("tape", "kept", "backward")}
+CHUNKS = {size: harmonized(Engine("vmap", chunk_size=size)) for size in (4, 8, 16)}
+CONTESTANTS = {
+    PLAIN: Contestant(plain),
+    CACHED: Contestant(cached),
+    FUSED: Contestant(harmonized(TAPE), "activation"),
+    **{f"tape, update={way}": Contestant(make, "activation") for way, make in UPDATES.items()},
+    "tape, verify=always": Contestant(harmonized(Engine("tape", verify="always")), "activation"),
+    CHUNKED: Contestant(harmonized(TAPE, chunked=True), "activation"),
+    "tape, anchor": Contestant(harmonized(TAPE, attribution="anchor"), "anchor"),
+    **{f"features, {attribution}": Contestant(make) for attribution, make in FEATURES.items()},
+    "vmap": Contestant(harmonized(Engine("vmap")), "activation"),
+    **{f"vmap, chunks of {size}": Contestant(make, "activation") for size, make in CHUNKS.items()},
+    "loop": Contestant(harmonized(Engine("loop")), "activation"),
+    TORCHJD: Contestant(torchjd, "activation"),
+}

@@ -15,12 +15,12 @@ from unittest.mock import patch
 import torch
 
 from recipes.config import Config
-from recipes.data import clips, decode, storage
+from recipes.data import clips, decode, storage, vocabulary
+from recipes.data.index import captions
 from recipes.data.sampler import BatchSampler
 from recipes.data.workers import Loader
 from recipes.errors import DataError
 from recipes.keys import key, section
-from recipes.pretrain import vocabulary_of
 from recipes.progress import progress_bar
 from recipes.research.benchmark import machine, tables
 from recipes.research.benchmark.racing import quartiles
@@ -95,7 +95,7 @@ def run(settings: LoaderKeys) -> None:
     """Read, time, write."""
     seconds, counts = measure(settings.recipe, settings.rounds)
     rows = records(seconds, settings.recipe, counts | machine.facts("cpu"))
-    text = report(rows)
+    text = report(seconds, rows[0])
     tables.show(text, tables.write(settings.out, "loader", rows, text))
 
 
@@ -114,39 +114,29 @@ def measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[s
         DataError: No clip of the first batch can be read.
     """
     train, _, sources = train_and_test(config)
-    dataset = clips.TrainClips(train, vocabulary_of(train, config), config.clip, config.train.seed, config.augment)
+    tokenizer = vocabulary.build(captions(train), config.data.vocabulary)
+    dataset = clips.TrainClips(train, tokenizer, config.clip, config.train.seed, config.augment)
     batches = iter(BatchSampler(sources, config.train.batch_size, config.train.seed))
     seconds: dict[str, list[float]] = {stage: [] for stage in [*STAGES, REST, WHOLE, MOVE]}
-    with one_thread():
-        batch = clips.collate([dataset[key] for key in next(batches)])  # the first one is slower
-        if "video" not in batch:
-            raise DataError(f"no clip of the first batch can be read; the first is {batch['skipped'][0]}")
-        size = len(batch["id"])
-        tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
-        counts = {"batch": size, "bytes": sum(t.nbytes for t in tensors) // size, "skipped": 0, "clips": 0}
-        for visits in progress_bar(iterable=list(islice(batches, rounds)), desc="loader", unit="round"):
-            watch = Stopwatch()
-            with watch.watching():
-                read = clips.collate([dataset[key] for key in visits])
-                watch.stop()
-            counts["skipped"] += len(read["skipped"])
-            counts["clips"] += len(visits)
-            spent = watch.seconds | {WHOLE: sum(watch.seconds.values())}
-            for stage, total in spent.items():
-                seconds[stage].append(total / len(visits))
-            seconds[MOVE].append(move(batch) / size)
+    torch.set_num_threads(1)  # as in a worker
+    batch = clips.collate([dataset[key] for key in next(batches)])  # the first one is slower
+    if "video" not in batch:
+        raise DataError(f"no clip of the first batch can be read; the first is {batch['skipped'][0]}")
+    size = len(batch["id"])
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+    counts = {"batch": size, "bytes": sum(t.nbytes for t in tensors) // size, "skipped": 0, "clips": 0}
+    for visits in progress_bar(iterable=list(islice(batches, rounds)), desc="loader", unit="round"):
+        watch = Stopwatch()
+        with watch.watching():
+            read = clips.collate([dataset[key] for key in visits])
+            watch.stop()
+        counts["skipped"] += len(read["skipped"])
+        counts["clips"] += len(visits)
+        spent = watch.seconds | {WHOLE: sum(watch.seconds.values())}
+        for stage, total in spent.items():
+            seconds[stage].append(total / len(visits))
+        seconds[MOVE].append(move(batch) / size)
     return seconds, counts
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, as a worker does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Nothing:
@@ -184,32 +174,31 @@ def records(seconds: dict[str, list[float]], config: Config, about: dict[str, An
     run_facts = {"clips_per_second": 1 / whole, "data": config.data.manifest or config.corpus.style} | clip | about
     rows = []
     for stage, values in seconds.items():
-        low, median, high = quartiles(values)
-        times = {"ms": 1e3 * median, "ms_low": 1e3 * low, "ms_high": 1e3 * high}
-        rows.append({"stage": stage} | times | {"share": median / whole} | run_facts)
+        low, median, high = (1e3 * value for value in quartiles(values))
+        row = {"stage": stage, "ms": median, "ms_low": low, "ms_high": high, "share": median / whole / 1e3}
+        rows.append(row | run_facts)
     return rows
 
 
-def report(rows: list[dict[str, Any]]) -> str:
-    """Markdown table."""
-    row = rows[0]
-    cells = [
-        [r["stage"], f"{r['ms']:.2f} [{r['ms_low']:.2f}, {r['ms_high']:.2f}]"]
-        + ([f"{r['share']:.0%}"] if r["stage"] != MOVE else [])
-        for r in rows
-    ]
+def report(seconds: dict[str, list[float]], first: dict[str, Any]) -> str:
+    """Markdown table; ``first`` is the record of the first stage."""
+    whole = quartiles(seconds[WHOLE])[1]
+    cells = []
+    for stage, values in seconds.items():
+        share = "" if stage == MOVE else f"{quartiles(values)[1] / whole:.0%}"
+        cells.append([stage, tables.median([1e3 * value for value in values], 2), share])
     lines = [
-        f"## What a clip costs: {row['data']}",
+        "## What a clip costs: {data}",
         "",
-        f"{row['frames']} pictures of {row['size']} px at {row['fps']:g} fps, {row['audio_seconds']:g} s of sound at "
-        f"{row['sample_rate']} Hz; {row['machine']}, torch {row['torch']}, {row['date']}. Time of one core; "
-        f"medians over batches, quartiles in brackets, of {row['clips']} clips, {row['skipped']} of them skipped.",
+        "{frames} pictures of {size} px at {fps:g} fps, {audio_seconds:g} s of sound at {sample_rate} Hz; {machine}, "
+        "torch {torch}, {date}. Time of one core; medians over batches, quartiles in brackets, of {clips} clips, "
+        "{skipped} of them skipped.",
         "",
         *tables.markdown(["stage", "ms per clip", "share"], cells),
         "",
-        f"**{row['clips_per_second']:.1f} clips/s per core**; {row['bytes'] / 1e6:.2f} MB per clip are moved.",
+        "**{clips_per_second:.1f} clips/s per core**; {megabytes:.2f} MB per clip are moved.",
     ]
-    return "\n".join(lines) + "\n"
+    return ("\n".join(lines) + "\n").format(**first, megabytes=first["bytes"] / 1e6)
 
 
 COMMAND = RecipeCommand("recipes.research.benchmark loader", __doc__, LoaderKeys, run)

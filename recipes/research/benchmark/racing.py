@@ -45,19 +45,11 @@ class Timing:
 
     def columns(self) -> dict[str, Any]:
         """The numbers as columns of a table."""
-        low, median, high = quartiles(self.seconds)
-        ratio_low, ratio, ratio_high = quartiles(self.ratios)
-        return {
-            "rounds": len(self.seconds),
-            "seconds": median,
-            "seconds_q1": low,
-            "seconds_q3": high,
-            "ratio": ratio,
-            "ratio_q1": ratio_low,
-            "ratio_q3": ratio_high,
-            "memory_mib": None if self.memory is None else round(self.memory / MIB, 1),
-            "skipped": self.skipped,
-        }
+        columns: dict[str, Any] = {"rounds": len(self.seconds)}
+        for name, values in (("seconds", self.seconds), ("ratio", self.ratios)):
+            columns[f"{name}_q1"], columns[name], columns[f"{name}_q3"] = quartiles(values)
+        columns["memory_mib"] = None if self.memory is None else round(self.memory / MIB, 1)
+        return columns | {"skipped": self.skipped}
 
 
 @dataclass
@@ -79,13 +71,9 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a race goes.
+    """Of a race: its rounds, the seconds that a call may take, the device, and the seconds that a reading takes.
 
-    Attributes:
-        repeats: Rounds.
-        limit: Seconds that a call may take; the race skips slower entrants.
-        device: "cpu" or "cuda".
-        at_least: Seconds that a reading takes; a faster call is repeated.
+    A call that is faster than `at_least` is repeated; an entrant slower than `limit` is skipped.
     """
 
     repeats: int
@@ -111,29 +99,29 @@ def race(
     gc.collect()
     gc.freeze()  # the collector need not search what exists by now at every reading
     try:
-        calls = [_warm_up(entrant, rules, draw()) for entrant in entrants]
+        readings = [(entrant, _calls(entrant, rules, draw())) for entrant in entrants]
         advance()
         for number in range(rules.repeats):
             first = number * len(entrants) // rules.repeats  # another start and other neighbours every time
             value = draw()
-            for entrant, count in (list(zip(entrants, calls, strict=True)) * 2)[first : first + len(entrants)]:
+            for entrant, calls in readings[first:] + readings[:first]:
                 if not entrant.timing.skipped:
                     with reported(entrant.timing):
-                        seconds = timed(partial(entrant.call, value), rules.device, count)
+                        seconds = timed(partial(entrant.call, value), rules.device, calls)
                         entrant.timing.seconds.append(entrant.scale * seconds)
             advance()
     finally:
         gc.unfreeze()
 
 
-def _warm_up(entrant: Entrant, rules: Rules, value: Any) -> int:
-    """Call an entrant a few times. Returns the calls of a reading."""
+def _calls(entrant: Entrant, rules: Rules, value: Any) -> int:
+    """Warm an entrant up; returns the calls of a reading."""
     with reported(entrant.timing):
         seconds = min(timed(partial(entrant.call, value), rules.device) for _ in range(entrant.warm_up))
         if seconds > rules.limit:
             raise TimeoutError(f"a call takes {seconds:.1f} s, more than the limit of {rules.limit:g} s")
         return min(max(math.ceil(rules.at_least / seconds), 1), MOST_CALLS)
-    return 1
+    return 0
 
 
 def timed(call: Callable[[], Any], device: str, calls: int = 1) -> float:

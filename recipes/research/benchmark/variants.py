@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from datasets import Dataset
 from scipy.stats import spearmanr
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -19,17 +21,16 @@ import harmony
 from recipes.config import Config
 from recipes.data import vocabulary
 from recipes.data.clips import TrainClips
+from recipes.data.index import captions
 from recipes.data.loader import train_loader
 from recipes.errors import DataError
 from recipes.keys import key, section
 from recipes.model.build import build, device_of, model_inputs, use_cores
-from recipes.model.harmonizer import harmonizer
 from recipes.model.vatt import SIZES
-from recipes.pretrain import vocabulary_of
 from recipes.progress import progress_bar
 from recipes.research.benchmark import machine, tables
 from recipes.research.benchmark.suite import RecipeCommand, SuiteKeys, demo
-from recipes.restore import load_config, own_data
+from recipes.restore import own_data, restore
 from recipes.splits import train_and_test
 from recipes.training import checkpoint
 from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
@@ -78,12 +79,20 @@ VARIANTS = (
 
 @dataclass
 class Training:
-    """A plain training, its clips, and where it stands."""
+    """A plain training, its data, and where it stands."""
 
     config: Config
     modules: nn.ModuleDict
-    loader: Callable[[int], Any]  # seed -> batches
+    train: Dataset
+    tokenizer: Tokenizer
     step: int = 0
+
+    def batches(self, seed: int) -> Iterator[dict[str, Any]]:
+        """Batches of training clips, in the order and the windows of a seed."""
+        config, data = self.config, self.config.data
+        clips = TrainClips(self.train, self.tokenizer, config.clip, seed, config.augment)
+        size, limits = config.train.batch_size, {"timeout": data.timeout, "prefetch": data.prefetch_gib}
+        return iter(train_loader(clips, size, seed, data.workers, **limits))
 
 
 def run(settings: VariantsKeys) -> None:
@@ -99,34 +108,16 @@ def run(settings: VariantsKeys) -> None:
 def begin(config: Config) -> Training:
     """An untrained model and the data of a configuration."""
     train = train_and_test(config).train
-    return _training(config, train, vocabulary_of(train, config))
-
-
-def resume(run: Path) -> Training:
-    """A trained model, on the data of its run."""
-    folder = checkpoint.latest(run)
-    config = load_config(folder)
-    tokenizer = vocabulary.load(folder / "vocabulary.json")
-    training = _training(config, own_data(config).train, tokenizer, checkpoint.saved(folder))
-    checkpoint.load_weights(folder, training.modules)
-    training.step = checkpoint.load_facts(folder)["step"]
-    return training
-
-
-def _training(config: Config, train: Any, tokenizer: Any, saved: Any = None) -> Training:
-    config.harmonize, config.gram.every = "none", 0
-    use_cores(config)
+    tokenizer = vocabulary.build(captions(train), config.data.vocabulary)
     torch.manual_seed(config.train.seed)
-    modules = build(config, tokenizer, saved).to(device_of(config))
+    return Training(config, build(config, tokenizer), train, tokenizer)
 
-    def loader(seed: int) -> Any:
-        dataset = TrainClips(train, tokenizer, config.clip, seed, config.augment)
-        data = config.data
-        return train_loader(
-            dataset, config.train.batch_size, seed, data.workers, timeout=data.timeout, prefetch=data.prefetch_gib
-        )
 
-    return Training(config, modules, loader)
+def resume(folder: Path) -> Training:
+    """A trained model, on the data of its run."""
+    restored = restore(folder, averaged=False)
+    step = checkpoint.load_facts(restored.folder)["step"]
+    return Training(restored.config, restored.modules, own_data(restored.config).train, restored.tokenizer, step)
 
 
 def compare(training: Training, points: list[int], batches: int) -> list[dict[str, Any]]:
@@ -144,11 +135,13 @@ def compare(training: Training, points: list[int], batches: int) -> list[dict[st
         Records {"step", "variant", "samples", "mean", "negative", and for each exact reading "rank_..." (Spearman's
         correlation) and "sign_..." (share of equal signs)}.
     """
-    config, modules = training.config, training.modules
-    device, seed = device_of(config), config.train.seed
-    probes = [model_inputs(batch, device) for batch in _readable(training.loader(seed + PROBE_SEED), batches)]
-    learner = Learner(modules, make_optimizer(config.train, modules), harmonizer(config))
-    rate, stream = learning_rate(config.train), iter(training.loader(seed))
+    config, seed, device = training.config, training.config.train.seed, device_of(training.config)
+    config.harmonize, config.gram.every = "none", 0
+    use_cores(config)
+    modules = training.modules.to(device)
+    probes = [model_inputs(batch, device) for batch in _readable(training.batches(seed + PROBE_SEED), batches)]
+    learner = Learner(modules, make_optimizer(config.train, modules))
+    rate, stream = learning_rate(config.train), training.batches(seed)
     rows: list[dict[str, Any]] = []
     total = points[-1] - training.step + len(points) * batches * len(VARIANTS)
     with progress_bar(total=total, desc="variants") as bar:
@@ -241,13 +234,12 @@ def report(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _readable(batches: Any, count: int) -> list[dict[str, Any]]:
+def _readable(batches: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The first batches of which two clips or more could be read."""
-    some = (batch for batch in itertools.islice(batches, 10 * count) if len(batch.get("id", [])) > 1)
-    readable = list(itertools.islice(some, count))
+    readable = [batch for batch in itertools.islice(batches, 10 * count) if len(batch.get("id", [])) > 1]
     if not readable:
         raise DataError(f"none of the first {10 * count} batches has two clips that can be read")
-    return readable
+    return readable[:count]
 
 
 COMMAND = RecipeCommand("recipes.research.benchmark variants", __doc__, VariantsKeys, run)

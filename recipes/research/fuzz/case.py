@@ -14,6 +14,7 @@ import numpy as np
 import recipes
 from recipes.data.decode import BrokenClip
 from recipes.errors import ConfigError, DataError, Failure
+from recipes.research.fuzz.kinds import KINDS
 
 OWN = str(Path(recipes.__file__).parent)
 REFUSALS = (ConfigError, DataError, Failure)
@@ -50,8 +51,6 @@ def run(case: Case, folder: Path, raises: bool = False) -> str:
     Returns:
         "works", "skipped: ...", "refused: ..." or "failed: ...".
     """
-    from recipes.research.fuzz.kinds import KINDS  # which imports all that decodes, loads and restores
-
     rng = np.random.default_rng([case.seed, case.number])
     try:
         with TemporaryDirectory(prefix="case-") as scratch, _silence():

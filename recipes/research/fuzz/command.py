@@ -94,4 +94,3 @@ def fuzz(kind: str, cases: list[Case], workers: int, folder: Path, until: float)
 
 
 COMMAND = Command("recipes.research.fuzz", __doc__, FuzzKeys, fuzz_all)
-main = COMMAND.main

@@ -5,6 +5,7 @@ import io
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,27 +17,28 @@ import pyarrow.parquet as pq
 
 from recipes import config as configuration
 from recipes import keys
-from recipes.config import DEMO, Config
+from recipes.config import DEMO, ClipFormat, Config, RunConfig
 from recipes.data.corpus import Corpus, build
 from recipes.data.decode import open_clip
 from recipes.data.index import load_index
+from recipes.data.pack import add
 from recipes.errors import ConfigError
+from recipes.figures.gallery.sample import draw
+from recipes.pretrain import pretrain
 from recipes.research.benchmark.scaling import ScalingKeys
 from recipes.research.benchmark.step import StepKeys
 from recipes.research.fuzz.damage import altered, damaged, value, written
 from recipes.research.soak.command import SoakKeys
+from recipes.restore import restore
+from recipes.scoring import detection, table
+from recipes.scoring.table import SCHEMA
+from recipes.training import checkpoint, dynamics, metrics
 
 T = TypeVar("T")
-TINY = (
-    "clip.frames=4", "clip.size=32", "clip.sample_rate=4000", "clip.audio_seconds=0.64", "clip.words=8",
-    "model.audio_patch=128", "objective.audio_space=16", "objective.text_space=16", "train.steps=1",
-    "train.batch_size=4", "train.warmup=0", "train.device=cpu", "evaluate.untrained=false",
-)  # fmt: skip
 MEDIA = (  # encoder of pictures, of sound, container
-    ("libx264", "aac", "mp4"), ("libx265", "aac", "matroska"), ("mpeg4", "mp2", "avi"), ("mpeg2video", "mp2", "mpeg"),
-    ("mpeg2video", "mp2", "mpegts"), ("libx264", "aac", "flv"), ("libvpx-vp9", "libopus", "webm"),
-    ("libsvtav1", "aac", "mp4"), ("wmv2", "mp2", "asf"), ("mjpeg", "pcm_s16le", "mov"),
-)  # fmt: skip
+    "libx264 aac mp4, libx265 aac matroska, mpeg4 mp2 avi, mpeg2video mp2 mpeg, mpeg2video mp2 mpegts, "
+    "libx264 aac flv, libvpx-vp9 libopus webm, libsvtav1 aac mp4, wmv2 mp2 asf, mjpeg pcm_s16le mov"
+)
 
 
 class Kind(NamedTuple):
@@ -70,7 +72,7 @@ def make_media(folder: Path) -> None:
     """A second of noise in several codecs and containers."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for pictures, sound, container in MEDIA:
+    for pictures, sound, container in map(str.split, MEDIA.split(", ")):
         with av.open(str(folder / f"{pictures}-{sound}.{container}"), "w", format=container) as file:
             stream = file.add_stream(pictures, rate=10)
             stream.width, stream.height = 96, 64
@@ -98,35 +100,37 @@ def use_media(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- manifests
-ROWS = [
-    {"id": f"clip {n}", "video": f"{n}.mp4", "split": "train", "start": 0.0, "end": 5.0, "group": "film",
-     "narrations": [{"start": 0.5, "end": 2.0, "text": "a red circle"}, {"start": 2.0, "end": 4.0, "text": "moves"}]}
-    for n in range(3)
-]  # fmt: skip
+NARRATIONS = [{"start": 0.5, "end": 2.0, "text": "a red circle"}, {"start": 2.0, "end": 4.0, "text": "moves"}]
+ABOUT = {"split": "train", "start": 0.0, "end": 5.0, "group": "film", "narrations": NARRATIONS}
+ROWS = [{"id": f"clip {n}", "video": f"{n}.mp4", **ABOUT} for n in range(3)]
 
 
 def use_manifests(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
     """Load one as JSONL, CSV or Parquet, its values altered or its bytes damaged."""
     rows = [altered(row, rng) if rng.random() < 0.5 else row for row in ROWS]
-    kind = ("jsonl", "csv", "parquet")[rng.integers(3)]
-    path = scratch / f"manifest.{kind}"
-    if kind == "jsonl":
+    ending = pick_one(("jsonl", "csv", "parquet"), rng)
+    if ending == "jsonl":
         data = "\n".join(map(written, rows)).encode()
-    elif kind == "csv":
-        text = io.StringIO()
-        table = csv.writer(text)
-        table.writerow(list(ROWS[0]))
-        for row in rows:
-            values = row.values() if isinstance(row, dict) else [row]
-            table.writerow([written(v) if isinstance(v, list | dict) else str(v)[:9999] for v in values])
-        data = text.getvalue().encode("utf-8", "replace")
+    elif ending == "csv":
+        data = _as_csv(rows).encode("utf-8", "replace")
     else:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(ROWS), sink)
         data = sink.getvalue()
     (scratch / "0.mp4").touch()
-    path.write_bytes(damaged(data, rng) if kind == "parquet" or rng.random() < 0.5 else data)
+    path = scratch / f"manifest.{ending}"
+    path.write_bytes(damaged(data, rng) if ending == "parquet" or rng.random() < 0.5 else data)
     load_index(path)
+
+
+def _as_csv(rows: list[Any]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(list(ROWS[0]))
+    for row in rows:
+        values = row.values() if isinstance(row, dict) else [row]
+        table.writerow([written(v) if isinstance(v, list | dict) else str(v)[:9999] for v in values])
+    return text.getvalue()
 
 
 # -------------------------------------------------------------------------------------------------------------- shards
@@ -136,10 +140,8 @@ def make_shards(folder: Path) -> None:
     video = (folder / "videos" / "libx264-aac.mp4").read_bytes()
     with tarfile.open(folder / "shard.tar", "w") as shard:
         for number in range(3):
-            for name, data in ((f"{number}.mp4", video), (f"{number}.json", written(ROWS[number]).encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                shard.addfile(info, io.BytesIO(data))
+            add(shard, f"{number}.mp4", io.BytesIO(video))
+            add(shard, f"{number}.json", io.BytesIO(written(ROWS[number]).encode()))
 
 
 def use_shards(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
@@ -147,7 +149,7 @@ def use_shards(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
     data = bytearray((folder / "shard.tar").read_bytes())
     if rng.random() < 0.5:  # in a header, where the damage is worse
         heads = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
-        at = heads[rng.integers(len(heads))]
+        at = pick_one(heads, rng)
         data[at : at + 512] = damaged(bytes(data[at : at + 512]), rng)[:512].ljust(512, b"\0")
     path = scratch / "shard.tar"
     path.write_bytes(bytes(data) if rng.random() < 0.5 else damaged(bytes(data), rng))
@@ -194,19 +196,22 @@ def _override(kind: type[Any], rng: np.random.Generator) -> str:
 # --------------------------------------------------------------------------------------------------------- checkpoints
 def make_checkpoints(folder: Path) -> None:
     """A run of one step."""
-    from recipes.pretrain import pretrain
-
-    build(Corpus(folder / "corpus", "narrated", videos=4, test_videos=2, seed=1, size=48, fps=5, workers=1))
-    overrides = [*TINY, f"run.dir={folder}", "run.name=run", f"data.manifest={folder / 'corpus'}",
-                 f"data.test={folder / 'corpus' / 'test.jsonl'}"]  # fmt: skip
-    pretrain(configuration.load(DEMO, overrides))
+    corpus = folder / "corpus"
+    build(Corpus(corpus, "narrated", videos=4, test_videos=2, seed=1, size=48, fps=5, workers=1))
+    config = configuration.load(DEMO)
+    config.run = RunConfig("run", str(folder))
+    config.data = replace(config.data, manifest=str(corpus), test=str(corpus / "test.jsonl"))
+    config.clip = ClipFormat(frames=4, size=32, sample_rate=4000, audio_seconds=0.64, words=8)
+    config.model.audio_patch = 128
+    config.objective = replace(config.objective, audio_space=16, text_space=16)
+    config.train = replace(config.train, steps=1, batch_size=4, warmup=0, device="cpu")
+    config.evaluate.untrained = False
+    keys.check(config)
+    pretrain(config)
 
 
 def use_checkpoints(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
     """Restore a run of which a file is damaged, missing, or altered with a checksum to match."""
-    from recipes.restore import restore
-    from recipes.training import checkpoint, dynamics, metrics
-
     run = scratch / "run"
     shutil.copytree(folder / "run", run)
     path = pick_file(run, rng)
@@ -228,38 +233,29 @@ def use_checkpoints(folder: Path, scratch: Path, rng: np.random.Generator) -> No
 
 # -------------------------------------------------------------------------------------------------------------- tables
 def make_tables(folder: Path) -> None:
-    """A table of scores, and what is true of its clips."""
-    from recipes.scoring.table import SCHEMA
-
+    """A table of scores."""
     folder.mkdir(parents=True)
+    fields = {"narration": 0, "caption": "a text", "start": 0.0, "end": 1.0}
     rows = []
     for clip in range(40):
-        row = {field.name: None for field in SCHEMA}
-        numbers = {f.name: float(clip % 7) / 7 for f in SCHEMA if pa.types.is_floating(f.type)}
-        rows.append(row | numbers | {
-            "clip": clip, "id": f"clip {clip}", "video": f"{clip % 9}.mp4", "narration": 0, "caption": "a text",
-            "start": 0.0, "end": 1.0,
-        })  # fmt: skip
+        row = {f.name: clip % 7 / 7 if pa.types.is_floating(f.type) else None for f in SCHEMA}
+        rows.append(row | fields | {"clip": clip, "id": f"clip {clip}", "video": f"{clip % 9}.mp4"})
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "scores.parquet")
 
 
 def use_tables(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
     """Draw a gallery of it, take a quantile of it, or judge it by a truth file."""
-    from recipes.figures.gallery.sample import draw
-    from recipes.scoring import detection, table
-
-    whole, path = pq.read_table(folder / "scores.parquet"), scratch / "scores.parquet"
+    scores, path = pq.read_table(folder / "scores.parquet"), scratch / "scores.parquet"
     if rng.random() < 0.5:
-        name = whole.column_names[rng.integers(len(whole.column_names))]
-        column = [value(rng)] * len(whole)
+        name = pick_one(scores.column_names, rng)
         try:
-            changed = pa.array(column)
+            column = pa.array([value(rng)] * len(scores))
         except (pa.ArrowException, OverflowError, UnicodeEncodeError, ValueError, TypeError):
-            changed = pa.array(["x"] * len(whole))
-        whole = whole.drop_columns([name])
-        whole = whole.append_column(name, changed) if rng.random() < 0.8 else whole
+            column = pa.array(["x"] * len(scores))
+        scores = scores.drop_columns([name])
+        scores = scores.append_column(name, column) if rng.random() < 0.8 else scores
     try:
-        pq.write_table(whole, path)
+        pq.write_table(scores, path)
     except pa.ArrowException:  # no such table can be
         return
     if rng.random() < 0.5:

@@ -7,7 +7,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -78,7 +78,7 @@ class Command(Generic[T]):
     def check(self, arguments: Sequence[str]) -> None:
         """Raise a ConfigError, or SystemExit for an unknown flag, if a command line is wrong; do nothing else."""
         options = self._parse(arguments)
-        self.load(options.config, options.overrides)
+        replace(self, complete=None).load(options.config, options.overrides)
 
     def help(self) -> str:
         """Usage, what the command does, and every key with its type, default, bounds and meaning."""

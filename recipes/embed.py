@@ -126,7 +126,7 @@ def write_parts(job: Job, parts: Parts) -> None:
         return cut(block, clips.windows, config.evaluate.batch_size)
 
     every = (batch for block in missing.values() for batch in batches(block))
-    stream = embedded(modules, clips, every, config, config.data.workers)
+    stream = embedded(modules, clips, every, config.data)
     with progress_bar(total=total, desc="embedding", unit="clip", leave=False) as bar:
         for number, block in missing.items():
             outcomes = list(zip(batches(block), stream, strict=False))

@@ -27,7 +27,7 @@ def run(task: Any, keys: results.EvaluationKeys, **flags: bool) -> None:
         keys.out.parent.mkdir(parents=True, exist_ok=True)
     result = task.run(keys, **flags)
     if keys.out:
-        results.write(result, keys.out)
+        result.write(keys.out)
     print(f"{result.table}\n\n{result.summary}")
     if result.skipped:
         print(f"{len(result.skipped)} clip(s) skipped, first: {result.skipped[0]}", file=sys.stderr)

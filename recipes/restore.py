@@ -1,6 +1,5 @@
 """A trained model from its checkpoint: wherever that was trained, and wherever its data are now."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,18 +112,3 @@ def own_data(config: Config) -> Splits:
     if urls := [place for place in named if place is not None and is_url(place)]:
         raise ConfigError(f"the checkpoint names data at {urls[0]}: if it is to be fetched, pass data={urls[0]}")
     return train_and_test(config)
-
-
-def add_options(parser: argparse.ArgumentParser, batch_size: bool = True) -> None:
-    """The options of every command that restores."""
-    parser.add_argument("--device", help="cpu, cuda, ... (default: as in training, where that is here)")
-    parser.add_argument("--workers", type=int, help="processes that read clips (default: as in training)")
-    if batch_size:
-        parser.add_argument("--batch-size", type=int, help="clips embedded together (default: evaluate.batch_size)")
-
-
-def overrides_of(options: argparse.Namespace, batch_size: bool = True) -> list[str]:
-    """What `add_options` was given, as overrides of the configuration; `--batch-size` of its `evaluate`."""
-    size = getattr(options, "batch_size", None) if batch_size else None
-    given = {"data.workers": options.workers, "evaluate.batch_size": size}
-    return [f"{key}={value}" for key, value in given.items() if value is not None]

@@ -24,7 +24,7 @@ from datasets import Dataset
 from recipes import cli
 from recipes.data.clips import Clip, NarratedClips, Skipped
 from recipes.data.index import load_index
-from recipes.data.loader import list_loader
+from recipes.data.workers import Loader
 from recipes.errors import ConfigError
 from recipes.evaluation.parts import Parts, inputs
 from recipes.keys import key
@@ -198,7 +198,7 @@ def read_pools(keys: ScoreKeys, job: Job, numbers: list[int]) -> Iterator[Pool]:
     drawn = [shuffled(np.array(pools[number]), len(clips), keys.seed).tolist() for number in numbers]
     batches = (pool[i : i + keys.batch_size] for pool in drawn for i in range(0, len(pool), keys.batch_size))
     requests = ([(clip, window) for clip in batch for window in windows] for batch in batches)
-    loader = list_loader(clips, requests, data.workers, data.timeout, data.prefetch_gib)
+    loader = Loader(clips, requests, list, data.workers, data.timeout, data.prefetch_gib)
     items = (item for batch in loader for item in batch)
     for pool in drawn:
         yield [(clip, [next(items) for _ in windows]) for clip in pool]

@@ -1,5 +1,6 @@
 """The documentation holds: python blocks run, commands name keys that exist; for docstrings see test_api.py."""
 
+import ast
 import doctest
 import importlib
 import re
@@ -126,6 +127,18 @@ def commands() -> list[tuple[str, str]]:
     return runs
 
 
+def usages() -> list[tuple[str, str]]:
+    """Module and what follows ``python -m`` in its docstring, which is the text of ``--help``."""
+    runs = []
+    for path in sorted((ROOT / "recipes").rglob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for line in re.findall(r"python -m (recipes\.[\w.]+ .*)", docstring):
+            line = re.sub(r"(?<= )\[([^]]*)\]", r"\1", line.split("   ")[0])  # [key=value]: may be left out
+            if not re.search(r"\b(TASK|MODULE|key=value)\b|\.\.\.", line):
+                runs.append((path.relative_to(ROOT).as_posix(), line))
+    return runs
+
+
 def command_of(module: str) -> Command | Commands | None:
     """The command that ``python -m`` runs."""
     found = importlib.import_module(module)
@@ -133,7 +146,7 @@ def command_of(module: str) -> Command | Commands | None:
     return getattr(found.main, "__self__", None)
 
 
-@pytest.mark.parametrize(("page", "line"), commands())
+@pytest.mark.parametrize(("page", "line"), commands() + usages())
 def test_commands_name_configurations_and_keys_that_exist(
     page: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

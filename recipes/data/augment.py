@@ -12,16 +12,7 @@ TO_RGB = np.linalg.inv(TO_YIQ)
 
 
 def augment(video: np.ndarray, size: int, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """Crops, flips and colours a clip, all of its pictures alike.
-
-    Args:
-        video: uint8 (T, H, W, 3).
-        size: side of the square to return, pixels.
-        rng: all randomness.
-        config: how much.
-    Returns:
-        uint8 (T, size, size, 3).
-    """
+    """Crops, flips and colours all pictures of a clip alike: uint8 (T, H, W, 3) -> uint8 (T, size, size, 3)."""
     video = resize(random_crop(video, rng, config.crop_area, config.crop_aspect), size, size)
     if rng.random() < config.flip:
         video = torch.from_numpy(video).flip(2).numpy()  # numpy takes more than twice as long
@@ -31,19 +22,14 @@ def augment(video: np.ndarray, size: int, rng: np.random.Generator, config: Augm
 
 
 def center(video: np.ndarray, size: int) -> np.ndarray:
-    """Cuts the square in the middle out of uint8 (T, H, W, 3) and scales it to `size` pixels a side, for evaluation."""
+    """The square in the middle of uint8 (T, H, W, 3), scaled to `size` pixels a side."""
     return squares(video, size, 1)[0]
 
 
 def squares(video: np.ndarray, size: int, count: int) -> np.ndarray:
-    """Cuts the largest squares out of a clip, from one end of its longer side to the other; one is in the middle.
+    """The largest squares from one end of a clip's longer side to the other; a single one is in the middle.
 
-    Args:
-        video: uint8 (T, H, W, 3).
-        size: side of the squares to return, pixels.
-        count: how many.
-    Returns:
-        uint8 (count, T, size, size, 3).
+    uint8 (T, H, W, 3) -> uint8 (count, T, size, size, 3).
     """
     height, width = video.shape[1:3]
     short, spare = min(height, width), abs(height - width)
@@ -55,12 +41,9 @@ def squares(video: np.ndarray, size: int, count: int) -> np.ndarray:
 def random_crop(
     video: np.ndarray, rng: np.random.Generator, area: tuple[float, float], aspect: tuple[float, float]
 ) -> np.ndarray:
-    """Cuts a rectangle of random area (share of the picture) and aspect (width / height, log-uniform) out of a clip.
+    """A rectangle of random area (share of the picture) and aspect (width / height, log-uniform), a view (T, h, w, 3).
 
-    Args:
-        video: (T, H, W, 3).
-    Returns:
-        A view (T, h, w, 3). Where ten tries do not fit, the largest rectangle in the middle with a permitted aspect.
+    If ten tries do not fit, it is the largest rectangle in the middle with a permitted aspect.
     """
     height, width = video.shape[1:3]
     areas = height * width * rng.uniform(*area, 10)
@@ -77,14 +60,9 @@ def random_crop(
 
 
 def jitter(video: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """Shifts brightness and hue, scales contrast and saturation of a clip.
+    """Shifts brightness and hue, scales contrast and saturation of uint8 (T, H, W, 3).
 
     Hue and saturation turn and scale the chroma plane of YIQ, so that all four are one affine map of RGB.
-
-    Args:
-        video: uint8 (T, H, W, 3).
-    Returns:
-        uint8, the same shape.
     """
     shift = 255 * rng.uniform(-config.brightness, config.brightness)
     contrast, saturation = rng.uniform(*config.contrast), rng.uniform(*config.saturation)
@@ -102,7 +80,7 @@ def _mean_colour(video: np.ndarray) -> np.ndarray:
 
 
 def _affine(video: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Every pixel times a matrix, plus an offset, rounded into uint8; picture by picture, so that it stays in cache."""
+    """Every pixel times a matrix, plus an offset, rounded to uint8; picture by picture, which fits the cache."""
     changed, offsets = np.empty_like(video), np.tile(offset, video.shape[2])
     for picture, out in zip(video, changed, strict=True):
         pixels = (picture.reshape(-1, 3).astype(np.float32) @ matrix).reshape(len(picture), -1)

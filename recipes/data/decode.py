@@ -1,7 +1,7 @@
-"""Reads one window of a video file with PyAV: seek, decode what the window shows, nothing else.
+"""Reads one window of a video file with PyAV: seeks, decodes what the window shows, and nothing else.
 
-Times are seconds from the start of the clip. Whatever is wrong with a file becomes one exception, `BrokenClip`; so does
-what asks for more than `limits` grants.
+Times are seconds from the start of the file. Whatever is wrong with a file becomes a `BrokenClip`, and so does a file
+that asks for more than `limits` grants.
 """
 
 import os
@@ -28,34 +28,31 @@ from av.video.stream import VideoStream
 from recipes.data import limits, storage
 from recipes.data.encoding import printable
 
-# Seconds of sound decoded before the window, as a codec's first frames after a seek are not yet exact; the next where
-# so much of them cannot be decoded that the window is reached.
+# Seconds of sound decoded before the window: the first frames after a seek are not exact. If so few of them can be
+# decoded that the window itself is damaged, the next number is tried.
 PREROLLS = (0.1, 1.0, 10.0)
-UNORDERED = {
-    "avi",
-    "asf",
-    "mpeg",
-}  # containers that may stamp pictures in the order of decoding: looked at a second long
-# What MPEG program streams hold: they stamp few packets, so that all must have been read to guess the other stamps.
+# Containers that may stamp pictures in the order of decoding: a second more is read.
+UNORDERED = {"avi", "asf", "mpeg"}
+# Codecs in MPEG program streams. Few packets have a stamp, so all before the window are read to guess the others.
 STAMPLESS = {"mpeg1video", "mpeg2video", "mpeg4"}
-SKIPPING = {"h264", "hevc"}  # decoders that may pass over pictures, and show the same ones: see the tests
-TRUNCATED = 0.5  # seconds of missing pictures, inside what the header declares, that make a file a truncated one
+SKIPPING = {"h264", "hevc"}  # decoders that may pass over pictures without a change to the others: see the tests
+TRUNCATED = 0.5  # seconds of pictures that the header declares and a truncated file lacks, at least
 
 
 class BrokenClip(Exception):
-    """A video file that cannot be used; `reason` is for people and has no path in it."""
+    """A video file that cannot be used; `reason` is for people, without the path."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(f"{printable(str(path))}: {printable(reason)}")
         self.path, self.reason = str(path), reason
 
     def __reduce__(self) -> tuple[type["BrokenClip"], tuple[str, str]]:
-        return BrokenClip, (self.path, self.reason)  # so that it crosses the border of a worker process
+        return BrokenClip, (self.path, self.reason)  # for pickle, on the way out of a worker process
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a file's header says. Duration in seconds, sizes in pixels before any rotation, average rate."""
+    """What a file's header says: seconds, pixels before any rotation, average rate."""
 
     duration: float
     has_video: bool
@@ -73,37 +70,9 @@ class Window:
     audio: np.ndarray | None
 
 
-def probe(path: str | Path) -> Probe:
-    """Reads the header of a file.
-
-    Args:
-        path: a video file.
-    Returns:
-        What the header declares.
-    Raises:
-        BrokenClip: missing, empty, truncated before its header, not a media file, or without a duration.
-    """
-    with open_clip(path) as clip:
-        return clip.probe
-
-
-def read_window(
-    path: str | Path, start: float, frames: int, fps: float, sample_rate: int, samples: int, short_side: int | None
-) -> Window:
-    """Opens a file and reads one window of it: see `Clip.window`."""
-    with open_clip(path) as clip:
-        return clip.window(start, frames, fps, sample_rate, samples, short_side)
-
-
 @contextmanager
 def open_clip(locator: str | Path) -> Iterator["Clip"]:
-    """Opens a file once, for a look at its header and any number of windows.
-
-    Args:
-        locator: a video, see `recipes.data.storage`.
-    Returns:
-        A context manager that yields a `Clip`; every decoding error inside it leaves as `BrokenClip`.
-    """
+    """Opens a video, see `recipes.data.storage`, for any number of windows; every error inside becomes `BrokenClip`."""
     try:
         file = storage.open_bytes(locator)
     except FileNotFoundError as error:
@@ -116,7 +85,7 @@ def open_clip(locator: str | Path) -> Iterator["Clip"]:
 
 @contextmanager
 def clip_in(file: BinaryIO, name: str) -> Iterator["Clip"]:
-    """The clip in an open file, as `open_clip`; `name` is for people."""
+    """As `open_clip`, of an open file; `name` is for people."""
     try:
         if not file.seek(0, os.SEEK_END):
             raise BrokenClip(name, "the file is empty")
@@ -127,7 +96,7 @@ def clip_in(file: BinaryIO, name: str) -> Iterator["Clip"]:
                 yield clip
             finally:
                 clip.finish()
-    except (av.FFmpegError, ValueError) as error:  # ValueError: a stream whose format changes half-way
+    except (av.FFmpegError, ValueError) as error:  # ValueError: the format of a stream changes
         detail = getattr(error, "strerror", None) or error
         raise BrokenClip(name, f"truncated, corrupt or not a media file ({detail})") from error
     except OSError as error:
@@ -135,20 +104,18 @@ def clip_in(file: BinaryIO, name: str) -> Iterator["Clip"]:
     except BrokenClip:
         raise
     except IndexError as error:  # PyAV knows the streams of the header alone
-        raise BrokenClip(
-            name, "a stream appears after the header; remux it (ffmpeg -i FILE -c copy NEW.mp4)"
-        ) from error
-    except Exception as error:  # whatever else a decoder makes of a damaged file
+        reason = "a stream appears after the header; remux it (ffmpeg -i FILE -c copy NEW.mp4)"
+        raise BrokenClip(name, reason) from error
+    except Exception as error:  # anything else that a decoder raises over a damaged file
         raise BrokenClip(name, f"it cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def _open(file: BinaryIO, name: str) -> InputContainer:
+    whitelists = {"format_whitelist": limits.FORMATS, "protocol_whitelist": limits.PROTOCOLS}
+    pixels = {"max_pixels": str(limits.PIXELS)}
     try:
-        return av.open(
-            file, metadata_errors="replace", options={"max_pixels": str(limits.PIXELS)},
-            container_options={"format_whitelist": limits.FORMATS, "protocol_whitelist": limits.PROTOCOLS},
-        )  # fmt: skip
-    except av.ArgumentError as error:  # which is what FFmpeg makes of a format that is not on its list
+        return av.open(file, metadata_errors="replace", options=pixels, container_options=whitelists)
+    except av.ArgumentError as error:  # the format is not on the list
         raise BrokenClip(name, f"not one of the formats that are read: {limits.FORMATS}") from error
 
 
@@ -168,7 +135,7 @@ class Clip:
         self.probe = self._probe()
         for stream in filter(None, (self.video, self.audio)):  # one thread: the loader's workers are the parallelism
             stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-        if self.video:  # refuses what has more before it takes the memory, should they grow after the header
+        if self.video:  # pictures may grow after the header: the decoder refuses them before it takes the memory
             self.video.codec_context.options = {"max_pixels": str(limits.PIXELS)}
 
     def _probe(self) -> Probe:
@@ -191,36 +158,27 @@ class Clip:
     def window(
         self, start: float, frames: int, fps: float, sample_rate: int, samples: int, short_side: int | None
     ) -> Window:
-        """Decodes the window that begins at `start`, pictures and sound alike.
+        """Decodes the window that begins at `start`, pictures and sound.
 
-        Picture i is the one on screen at start + i / fps, by presentation time stamps. After the end of the clip the
-        last picture stays and the sound is zero. Sound is mixed down to one channel.
-
-        Args:
-            start: seconds from the start of the clip.
-            frames, fps: how many pictures, and how many a second.
-            sample_rate, samples: of the sound to return.
-            short_side: pictures whose shorter side is longer than this many pixels are scaled down to it.
-        Returns:
-            The window; its audio is None where the clip has no sound at all in it.
-        Raises:
-            BrokenClip: no video stream, truncated before the end of the window, or corrupt.
+        Picture i is the one on screen at start + i / fps, by presentation time stamps. After the end of the file the
+        last picture stays and the sound is zero. Sound is mixed down to one channel; `audio` is None without any.
+        Pictures whose shorter side is longer than `short_side` pixels are scaled down to it.
         """
         video = self.pictures(start + np.arange(frames) / fps, short_side)
         return Window(video, self.sound(start, sample_rate, samples))
 
     def pictures(self, times: np.ndarray, short_side: int | None) -> np.ndarray:
-        """The pictures of `window` alone, on screen at `times` (n,), which increase: uint8 (n, H, W, 3).
+        """The pictures on screen at `times` (n,), which increase: uint8 (n, H, W, 3).
 
-        They are those of a decoder that reads the whole file. A key frame is a place to begin only for what is shown
-        after it, and only if every picture that is wanted comes out whole: pictures shown before it, though stored
-        behind it, refer to what was not read, and some codecs refresh little by little. Otherwise an earlier one is
-        tried, up to the first.
+        A decoder that reads the whole file shows the same ones. Decoding may begin at a key frame only for pictures
+        shown after it, and only if every one of them comes out whole: pictures shown before it but stored behind it
+        refer to what was not read, and some codecs refresh little by little. If one is not whole, decoding begins
+        again at an earlier key frame, up to the first.
         """
         stream = self.video
         if stream is None:
             raise BrokenClip(self.path, "it has no video stream that can be decoded")
-        # Half a millisecond more, against rounding: 3 * 0.1 s must find the picture stamped 0.3 s.
+        # Half a millisecond against rounding: 3 * 0.1 s must find the picture stamped 0.3 s.
         ticks = [int((t + self.origin + 5e-4) / stream.time_base) for t in times]
         codec = stream.codec_context.codec.name
         if self.unstamped and codec not in STAMPLESS:
@@ -256,13 +214,13 @@ class Clip:
         """The packets from a key frame near `target`, mostly before it, to the last one shown by `last` (ticks)."""
         for other in self.container.streams:
             other.discard = Discard.default if other is stream else Discard.all
-        try:  # sound may begin before zero: with what the encoder needs to start
+        try:  # sound may begin before zero, with what the encoder needs to start
             self.container.seek(target, stream=stream)
         except av.FFmpegError:
             self.container.seek(0, stream=stream)
         packets, size = [], 0
         for packet in self._following(stream):
-            # dts <= pts, so nothing shown by `last` can follow; but what begins later shows its first picture.
+            # dts <= pts: nothing that is shown by `last` follows. A stream that begins later shows its first picture.
             if packet.dts is not None and packet.dts > last and packets:
                 break
             if packet.size:
@@ -274,7 +232,7 @@ class Clip:
         return packets
 
     def _following(self, stream: Stream) -> Iterator[Packet]:
-        """The packets of a stream from the place that was sought."""
+        """The packets of a stream from where the seek led."""
         self.demuxer = self.demuxer or self.container.demux()
         for packet in self.demuxer:
             if packet.stream_index == stream.index:
@@ -282,17 +240,17 @@ class Clip:
         self.demuxer = None
 
     def finish(self) -> None:
-        """Lead the demuxer to the end of the file: PyAV frees its buffer there, not where it is left before."""
+        """Leads the demuxer to the end of the file, where PyAV frees its buffer."""
         if self.demuxer is None:
             return
         for stream in self.container.streams:
             stream.discard = Discard.all
-        with suppress(Exception):  # nothing is read of it any more
+        with suppress(Exception):  # nothing more is read
             self.container.seek(self.container.duration)
             deque(self.demuxer, maxlen=0)
 
     def _check_end(self, last: Packet, time: float) -> None:
-        """Tells a clip that is over from one that was cut off: the header promises more than the file holds."""
+        """Refuses a file that was cut off: its header declares more pictures than it holds."""
         stream, end = self.video, float((last.pts + (last.duration or 0)) * last.time_base) - self.origin
         declared = float(stream.duration * stream.time_base) if stream.duration else self.probe.duration
         if end < min(time, declared) - TRUNCATED:
@@ -301,9 +259,9 @@ class Clip:
     def _decode_pictures(
         self, packets: list[Packet], ticks: list[int], wanted: list[int] | None, short_side: int | None
     ) -> list[tuple[int | None, np.ndarray]]:
-        """What is on screen at each tick: time stamp and RGB; a damaged picture has no stamp. Nothing: no picture.
+        """Time stamp and RGB of what is on screen at each tick; a damaged picture has no stamp.
 
-        Where the stamps that are `wanted` are known, what is neither wanted nor referred to is not decoded.
+        If the `wanted` stamps are known, pictures that are neither wanted nor referred to are not decoded.
         """
         context, reformatter = self.video.codec_context, VideoReformatter()
         shown: list[tuple[int | None, np.ndarray]] = []
@@ -322,7 +280,7 @@ class Clip:
                 passed = wanted is not None and packet.pts not in wanted
                 context.skip_frame = "NONREF" if passed else "DEFAULT"
             for frame in context.decode(packet):
-                # Where FFmpeg guesses, the time a picture leaves the decoder is the better guess.
+                # If FFmpeg guesses stamps, the time at which a picture leaves the decoder is the better guess.
                 stamp = frame.dts if self.unstamped and frame.dts is not None else frame.pts
                 if stamp is None or (current is not None and stamp == current[0]):
                     continue
@@ -338,7 +296,7 @@ class Clip:
         return shown
 
     def sound(self, start: float, sample_rate: int, samples: int) -> np.ndarray | None:
-        """The sound of `window` alone, which a file without pictures has too: float32 (samples,), or None."""
+        """The sound from `start` on, float32 (samples,), or None without any; a file without pictures has it, too."""
         stream = self.audio
         if stream is None:
             return None
@@ -364,7 +322,7 @@ class Clip:
         return np.clip(sound, -1.0, 1.0)
 
     def _decode_sound(self, packets: list[Packet], sample_rate: int) -> tuple[list[av.AudioFrame], int]:
-        """The sound of packets, and how many could not be decoded before the first that could: a seek cuts some."""
+        """The sound of packets, and how many were lost before the first that could be decoded: a seek cuts some."""
         frames, lost, samples = [], 0, 0.0
         for packet in [*packets, None]:
             try:
@@ -388,7 +346,7 @@ class Clip:
 
 
 def _from_key_frame(packets: list[Packet]) -> list[Packet]:
-    """Without what comes before the first key frame, which nothing can be decoded of."""
+    """Drops packets before the first key frame, of which nothing can be decoded."""
     return list(dropwhile(lambda packet: not packet.is_keyframe, packets))
 
 
@@ -396,7 +354,7 @@ def _rgb(frame: av.VideoFrame, short_side: int | None, reformatter: VideoReforma
     """A picture the right way up, scaled down to its short side: uint8 (H, W, 3)."""
     scale = min(1.0, short_side / min(frame.width, frame.height)) if short_side else 1.0
     width, height = round(frame.width * scale), round(frame.height * scale)
-    # Where the width is odd, swscale has no short cut for packed colours: in planes it makes the same picture faster.
+    # For an odd width swscale has no short cut for packed colours; planes give the same picture faster.
     layout = "gbrp" if width % 2 else "rgb24"
     rgb = reformatter.reformat(frame, width, height, layout, interpolation="BILINEAR", threads=1)
     return np.rot90(rgb.to_ndarray(), frame.rotation // 90)

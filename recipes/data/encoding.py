@@ -1,4 +1,4 @@
-"""Text as people have it: mostly UTF-8, sometimes cp1252, now and then half a surrogate pair."""
+"""Text files as they are found: mostly UTF-8, sometimes cp1252, now and then half a surrogate pair."""
 
 import codecs
 import warnings
@@ -26,12 +26,9 @@ codecs.register_error(ODD, _as_cp1252)
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Reads a text file line by line, whatever its encoding; one warning counts the lines that were not UTF-8.
+    """Reads a text file or URL: (line number from 1, the line with its end). A byte order mark is left out.
 
-    Args:
-        path: the file, or a URL. A byte order mark is left out.
-    Returns:
-        An iterator of (line number from 1, the line with its end).
+    One warning counts the lines that are not UTF-8.
     """
     with storage.open_bytes(path) as file:
         yield from _decoded(path, file)
@@ -43,11 +40,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_blocks(path: Path, size: int) -> Iterator[tuple[int, str]]:
-    """Reads a text file as `read_lines` does, in blocks of about `size` bytes: for files that are one huge line.
-
-    Returns:
-        An iterator of (number of the line where the block begins, the block).
-    """
+    """As `read_lines`, in blocks of about `size` bytes, for files that are one huge line."""
     with storage.open_bytes(path) as file:
         yield from _decoded(path, _blocks(file, size))
 
@@ -89,19 +82,19 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], " ")  # but for tabs and ends of lines
+CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], " ")  # no tabs, no ends of lines
 
 
 def clean(text: str) -> str:
-    """Text that can be stored and shown: without outer blanks and control characters, which command a terminal."""
+    """Text to store and show, without outer blanks and control characters, which command a terminal."""
     return storable(text).translate(CONTROLS).strip()
 
 
 def storable(text: str) -> str:
-    """Text that can be stored as UTF-8, without outer blanks: half a surrogate pair, legal in JSON, becomes `?`."""
+    """Text to store as UTF-8, without outer blanks; half a surrogate pair, which JSON allows, becomes `?`."""
     return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def printable(text: str) -> str:
-    """A name from anywhere in one line of a message, its control characters escaped."""
+    """A name from anywhere, for a line of a message: its control characters are escaped."""
     return "".join(c if ord(c) > 31 and not 127 <= ord(c) < 160 else repr(c)[1:-1] for c in text)

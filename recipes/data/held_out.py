@@ -1,4 +1,4 @@
-"""The clips of what is held out that a run evaluates on: so many, drawn by a hash, from as many videos as there are."""
+"""The held-out clips that a run evaluates on: drawn by a hash, from as many videos as possible."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,26 +17,23 @@ Place = tuple[int, int]  # a row of an index, and the position of a narration th
 
 
 def limited(index: Dataset, tokenizer: Tokenizer, words: int, limit: int | None) -> Dataset:
-    """The rows of an index with only those narrations that are evaluated.
+    """The rows of an index, in its order, with only those narrations that are evaluated; each is one clip.
 
-    Videos (or groups, where rows name one) come in the order of a hash of their ids, and each gives one clip before any
-    gives a second. So the clips are the same on every machine and for every seed, and of a data set that grows most
-    stay. Only as much of the index is read as is chosen, and nothing is kept of the rest.
+    Videos (or groups, if rows name one) come in the order of a hash of their ids, and each gives one clip before any
+    gives a second. So the clips are the same on every machine and for every seed, and most stay when a data set grows.
+    Memory holds only what is chosen.
 
     Args:
-        index: What is held out.
-        tokenizer: Tells which narrations have words: only those are evaluated, unless there is none at all.
-        words: That are looked at in a narration.
-        limit: The most clips; None: the index as it is.
-
-    Returns:
-        Rows in the order of the index; their narrations, each of which is one clip, in their own.
+        index: what is held out.
+        tokenizer: tells which narrations have words; only those are evaluated, unless there is none.
+        words: of a narration that are looked at.
+        limit: the most clips; None: the index as it is.
     """
     if limit is None:
         return index
     ids = (name for rows in index.select_columns("id").iter(ROWS_AT_ONCE) for name in rows["id"])
     order = np.argsort(np.fromiter(map(_hash, ids), np.uint64), kind="stable")
-    clips: dict[str, list[Iterator[Place]]] = {}  # by video; what is not taken is never looked at
+    clips: dict[str, list[Iterator[Place]]] = {}  # by video; lazy
     for row in order.tolist():
         name, spoken = unit(index[row]), _spoken(index, row, tokenizer, words)
         if name in clips:
@@ -52,7 +49,7 @@ def limited(index: Dataset, tokenizer: Tokenizer, words: int, limit: int | None)
 
 
 def unit(row: dict[str, Any]) -> str:
-    """What belongs together: the group that a row names, or else its video."""
+    """What clips belong together: the group that a row names, or else its video."""
     return row.get("group") or storage.same(row["video"])
 
 

@@ -1,6 +1,6 @@
 """Hugging Face data sets: their videos and texts one after another, from a disk, or streamed from the hub.
 
-Where the data set is on the hub as WebDataset shards, `data.manifest=hf://datasets/OWNER/NAME` reads those in place.
+WebDataset shards on the hub need none of this: `data.manifest=hf://datasets/OWNER/NAME` reads them in place.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def open_split(name: str, split: str) -> IterableDataset:
 def read_rows(
     data: IterableDataset, video: str, text: str | None, name: str | None, start: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """The videos of a split and what is known of them.
+    """The rows of a split from `start` on, as of an index, but `video` is a locator or bytes.
 
     Args:
         data: the split.
@@ -45,20 +45,18 @@ def read_rows(
         text: column of the texts; None: they have none.
         name: column of the ids; None: they are numbered.
         start: the first row.
-    Returns:
-        Rows as of a manifest; `video` is a locator, or bytes.
     Raises:
-        ValueError: a row lacks a column, or what is in it is none of the above.
+        ValueError: a row lacks a column, or holds something else.
     """
     if isinstance((data.features or {}).get(video), Video):
         data = data.cast_column(video, Video(decode=False))
     for number, row in enumerate(data.skip(start), start):
         if missing := [column for column in (video, text, name) if column is not None and column not in row]:
             raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(row)}")
-        found = row[video]
-        if isinstance(found, dict):
-            found = found.get("bytes") or found.get("path")
-        if not isinstance(found, bytes | str):
-            raise ValueError(f"row {number}, column {video}: expected a video, a path or bytes; found {found!r:.80}")
+        value = row[video]
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if not isinstance(value, bytes | str):
+            raise ValueError(f"row {number}, column {video}: expected a video, a path or bytes; found {value!r:.80}")
         fields = {"id": row[name] if name else f"{number:09d}", "text": row[text] if text else None}
-        yield manifest.row(f"row {number}", fields, found, "")
+        yield manifest.row(f"row {number}", fields, value, "")

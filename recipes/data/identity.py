@@ -1,8 +1,8 @@
-"""What identifies a video whatever its name, its place or the shard it is packed in; which videos a run has seen.
+"""What identifies a video, whatever its name, its folder or its shard; and which videos a run has seen.
 
-Two things: its bytes, by a hash of their number and of the first and the last of them, behind which the whole of two
-files is compared; and its id on YouTube, where a name has one, which tells the same video downloaded again, in another
-size or in parts.
+Two things do: its bytes, by a hash of their number and of the first and last of them (files of one hash are compared as
+a whole); and its id on YouTube, if a name has one, which tells a video that was downloaded again, in another size or in
+parts.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ YOUTUBE = re.compile(r"(?:^|[/=\[-])([\w-]{10}[AEIMQUYcgkosw048])(?=$|[\].:#&]|_
 
 
 class Identity(NamedTuple):
-    """Of one video: a hash of its bytes, None where they cannot be read or are behind a URL; of names and path."""
+    """Hashes of a video: of its bytes (None: unreadable, or behind a URL), its names and its path."""
 
     content: int | None
     names: frozenset[int]
@@ -40,7 +40,7 @@ class Identity(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Identities of the videos of a run: sorted hashes, uint64 (N,) and (M,); int64 (N,) a row that has the content.
+    """The videos of a run: sorted hashes of contents, uint64 (N,), a row of each, int64 (N,), and names, uint64 (M,).
 
     Files that begin and end alike have the same content, and a row each. Runs of earlier versions have no rows.
     """
@@ -61,19 +61,12 @@ def seen(index: Dataset) -> Seen:
             names |= identity.names
             bar.update()
     pairs = sorted((content, row) for (content, _), row in files.items())
-    return Seen(
-        np.array([content for content, _ in pairs], np.uint64), np.array(sorted(names), np.uint64),
-        np.array([row for _, row in pairs], np.int64),
-    )  # fmt: skip
+    contents, rows = [content for content, _ in pairs], [row for _, row in pairs]
+    return Seen(np.array(contents, np.uint64), np.array(sorted(names), np.uint64), np.array(rows, np.int64))
 
 
 def identities(index: Dataset, origins: Mapping[str, str] | None = None) -> Iterator[Identity]:
-    """The identity of the video of each row, in order.
-
-    Args:
-        index: rows as from `load_index`; of parts of one file each has that of the file.
-        origins: further names of the video of a row, by its id.
-    """
+    """The identity of the video of each row; `origins` are further names of videos, by the id of the row."""
     with ThreadPool(THREADS) as pool:
         for rows in index.select_columns(["id", "video"]).iter(ROWS_AT_ONCE):
             contents = pool.map(content_of, rows["video"])
@@ -82,7 +75,7 @@ def identities(index: Dataset, origins: Mapping[str, str] | None = None) -> Iter
 
 
 def content_of(locator: str) -> int | None:
-    """A hash of a video's bytes: of their number, the first and the last; None where they cannot be read cheaply."""
+    """A hash of the number of a video's bytes, the first and the last; None: they cannot be read cheaply."""
     if storage.is_url(locator):
         return None
     try:
@@ -97,7 +90,7 @@ def content_of(locator: str) -> int | None:
 
 
 def digest_of(locator: str) -> bytes | None:
-    """A digest of all bytes of a video; None where they cannot be read."""
+    """A digest of all bytes of a video; None: they cannot be read."""
     try:
         with _opened(locator) as file:
             return hashlib.file_digest(file, hashlib.sha256).digest()  # type: ignore[arg-type]
@@ -112,7 +105,7 @@ def _opened(locator: str) -> BinaryIO:
 
 
 def youtube_id(name: str) -> str | None:
-    """The id on YouTube in the id of a row, the name of a file without its ending, or a URL.
+    """The id on YouTube in the id of a row, in the name of a file without its ending, or in a URL.
 
     Examples:
         >>> [youtube_id(name) for name in ("howto100m/9GX8f5EwwE4", "9GX8f5EwwE4_30_40", "Dinner [9GX8f5EwwE4]")]
@@ -121,7 +114,7 @@ def youtube_id(name: str) -> str | None:
         ('9GX8f5EwwE4', None)
     """
     match = YOUTUBE.search(name)
-    # Six in a thousand ids have not both, but names that people give seldom have.
+    # An id has small and large letters, but for six in a thousand; names that people give seldom have both.
     return match[1] if match and match[1].lower() != match[1] != match[1].upper() else None
 
 
@@ -144,8 +137,8 @@ def load(path: Path) -> Seen:
 
 def _names(name: str, video: str, origin: str) -> frozenset[int]:
     stem = PurePosixPath(storage.PART.sub("", video)).stem
-    found = {youtube_id(name), youtube_id(stem), youtube_id(origin), video if storage.is_url(video) else None}
-    return frozenset(_hash(known.encode()) for known in found - {None})
+    names = {youtube_id(name), youtube_id(stem), youtube_id(origin), video if storage.is_url(video) else None}
+    return frozenset(_hash(known.encode()) for known in names - {None})
 
 
 def _hash(data: bytes) -> int:

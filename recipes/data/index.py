@@ -34,26 +34,25 @@ SCHEMA = pa.schema(
 PLACES = pa.schema({"row": pa.int64(), "narration": pa.int32()})
 ROWS_AT_ONCE = 4096
 TEMPORARY = "harmony-index-"  # what the names of temporary folders begin with
-UNLOCKED = 60  # seconds in which a process that has made a folder has locked it
-ROWS_TO_WRITE = 256  # Python's objects of their narrations, a hundred or more in each, are in memory
+UNLOCKED = 60  # seconds until a process has surely locked the folder that it made
+ROWS_TO_WRITE = 256  # at once: their narrations, a hundred or more in each, are Python objects until then
 
 
 def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> Dataset:
-    """Reads the index of a dataset.
+    """Reads the index of a data set.
 
-    The rows go through a temporary file that is mapped into memory and removed when the process ends, or where that
-    was killed, by a later one: an index of millions of captions costs little memory, and worker processes share it.
+    The rows go through a temporary file that is mapped into memory: an index of millions of captions costs little
+    memory, and worker processes share it. The file is removed when the process ends; if that is killed, by a later one.
 
     Args:
-        path: a folder in the layout of HowTo100M, AudioSet, YouTube-8M, MSR-VTT, YouCook2, UCF101, HMDB51, ESC-50 or
-            WebDataset, or of videos and their texts, or a manifest (.jsonl, .csv, .parquet); of a manifest and of
-            WebDataset also a URL.
+        path: a folder in one of the layouts of `recipes.data.layouts`, of tar shards, or of videos and their texts, or
+            a manifest (.jsonl, .csv, .parquet); shards and manifests may be behind a URL.
         split: keep the rows of this split; None keeps all.
         prefix: put before every id, to tell those of several data sets apart.
     Returns:
-        One row per video: `id`, `video` (locator, see `storage`), `split` ("" when there is none), `group` (None when
-        there is none), `start` and `end` (the part of the file that is the clip; None: from its beginning, to its end),
-        `narrations` (list of {start, end, text}; none is empty). All times are seconds of the file.
+        One row per video: `id`, `video` (locator, see `storage`), `split` ("": none), `group` (None: none), `start` and
+        `end` (the part of the file that is the clip; None: from its beginning, to its end), `narrations` (list of
+        {start, end, text}; no text is empty). All times are seconds of the file.
     Raises:
         FileNotFoundError: nothing at `path`, or none of the videos it names.
         ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.
@@ -62,7 +61,7 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
 
 
 def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None = None, prefix: str = "") -> Dataset:
-    """The index that rows make: see `load_index`. Of a row, other fields than those of an index are left out."""
+    """The index of rows: see `load_index`. Other fields of a row are left out."""
     seen: Counter[str] = Counter()
     splits: Counter[str] = Counter()
 
@@ -81,8 +80,8 @@ def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None
     if not splits:
         raise ValueError(f"{path}: has no row")
     if not len(index):
-        there = ", ".join(f"{name or '(none)'}: {count}" for name, count in sorted(splits.items()))
-        raise ValueError(f"{path}: no row has split {split!r}; rows by split: {there}")
+        counts = ", ".join(f"{name or '(none)'}: {count}" for name, count in sorted(splits.items()))
+        raise ValueError(f"{path}: no row has split {split!r}; rows by split: {counts}")
     return index
 
 
@@ -114,20 +113,15 @@ def _read_rows(path: str | Path) -> Iterable[dict[str, Any]]:
 
 
 def captions(index: Dataset) -> Iterator[str]:
-    """The texts of an index, one after another; memory holds some rows at a time."""
+    """The texts of an index; memory holds some rows at a time."""
     for rows in index.select_columns("narrations").with_format("arrow").iter(ROWS_AT_ONCE // 16):
         yield from rows["narrations"].combine_chunks().flatten().field("text").to_pylist()
 
 
 def narration_places(index: Dataset) -> Dataset:
-    """Where every narration of an index is, in order; mapped into memory like the index.
-
-    Args:
-        index: rows as from `load_index`.
-    Returns:
-        One row per narration: `row` of its video, and its position `narration` there; -1 for a video without any.
-    """
-    counts = (len(told) for rows in index.select_columns("narrations").iter(64) for told in rows["narrations"])
+    """The `row` of every narration of an index, and its position `narration` there; -1 for a video without any."""
+    rows = index.select_columns("narrations").iter(64)
+    counts = (len(narrations) for batch in rows for narrations in batch["narrations"])
     places = (
         {"row": row, "narration": narration}
         for row, count in enumerate(counts)
@@ -137,7 +131,7 @@ def narration_places(index: Dataset) -> Dataset:
 
 
 def mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
-    """Rows in a temporary file that is mapped into memory; of each, the fields of the schema."""
+    """Rows in a temporary file that is mapped into memory, with the fields of the schema."""
     rows, file = iter(rows), _temporary_folder() / "index.arrow"
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while block := list(islice(rows, ROWS_TO_WRITE)):
@@ -149,9 +143,9 @@ def mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
 
 
 def _temporary_folder() -> Path:
-    """A folder of this process, removed when it ends; those of processes that were killed are removed now.
+    """A folder of this process, removed when it ends. Folders of processes that were killed are removed now.
 
-    A process locks its folders, and the system takes the locks from it, whatever its end.
+    A process locks its folders; the system unlocks them, however the process ends.
     """
     for old in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
         with suppress(OSError):
@@ -165,7 +159,7 @@ def _temporary_folder() -> Path:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock on a folder, which the process keeps; None where another has it."""
+    """A lock on a folder, which the process keeps; None: another process has it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

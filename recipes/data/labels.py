@@ -1,4 +1,4 @@
-"""Labelled data sets, whatever their layout: clips, their classes, and what is trained on and what is tested on."""
+"""Labelled data sets, whatever their layout: clips, their classes, and splits to train and test on."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ TRAIN, TEST = "train", "test"  # the two parts of a split
 
 
 class Split(NamedTuple):
-    """One way to divide a data set: row numbers of its index."""
+    """Row numbers of an index to train on and to test on; other rows are not used."""
 
     name: str
     train: list[int]
@@ -29,9 +29,9 @@ class Labelled(NamedTuple):
         index: its clips, as from `load_index`.
         labels: class numbers of each row, mostly one.
         names: of the classes, by number.
-        splits: the official ones, in order; what is neither in train nor in test is not used in that split.
-        sources: what each row was cut from, where the data set says so, else "": such clips are alike.
-        dataset: the name of the data set, "" of a manifest.
+        splits: the official ones, in order.
+        sources: what each row was cut from: clips of one source are alike; "": the data set does not say it.
+        dataset: the name of the data set; "": it is a manifest.
     """
 
     index: Dataset
@@ -43,17 +43,12 @@ class Labelled(NamedTuple):
 
 
 def load_labelled(path: str | Path) -> Labelled:
-    """Reads a labelled data set.
+    """Reads a folder in a layout with labels, or a labelled manifest.
 
-    Args:
-        path: a folder in the layout of UCF101, HMDB51, ESC-50, AudioSet or Kinetics, or a labelled manifest (.jsonl,
-            .csv, .parquet).
-    Returns:
-        Its clips, labels and splits.
     Raises:
         FileNotFoundError: nothing at `path`, or none of the clips it names.
-        ValueError: no layout that is known, a row or line that is not right (says file and line), an id that occurs
-            twice, or a split without a clip to train on or to test on.
+        ValueError: no layout that is known, a wrong row or line (says file and line), an id that occurs twice, or a
+            split without a clip to train on or to test on.
     """
     dataset, (names, rows) = _read_labels(path)
     number = {name: i for i, name in enumerate(names)}

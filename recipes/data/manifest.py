@@ -18,19 +18,15 @@ Located = Iterator[tuple[str, dict[str, Any]]]  # (where the row is, for people;
 
 
 def read_manifest(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Reads a manifest.
+    """Reads a .jsonl, .csv or .parquet file, or a URL of one, into rows of an index, in the file's order.
 
     Fields of a row: `video` (a path relative to the manifest, or a URL; see `storage`), and `text` (spoken or true over
     the whole clip) or `narrations` (a list of {start, end, text}; in CSV a JSON string); optionally `id` (default: the
-    video's relative path without its ending, numbered where it occurs again), `split`, `group` (the film, recording or
-    channel it is of: what has one is in one split), and `start` and `end`, the part of the file that is the clip, in
-    seconds. Others are ignored. A row that has a `label` (see `labelled_manifest`)
-    needs no text. A null or empty text is no narration. All times are of the file.
+    video's relative path without its ending, numbered if it occurs again), `split`, `group` (the film, recording or
+    channel that it is cut from: all clips of one are in one split), and `start` and `end`, the part of the file that is
+    the clip. Other fields are ignored. A row with a `label` (see `labelled_manifest`) needs no text. A null or empty
+    text is no narration. All times are seconds of the file.
 
-    Args:
-        path: a .jsonl, .csv or .parquet file, or a URL of one.
-    Returns:
-        Rows of `id`, `video` (locator), `split`, `start`, `end`, `narrations`, in the file's order.
     Raises:
         FileNotFoundError: not one of the videos exists.
         ValueError: a row that is not as above; says file and line.
@@ -39,7 +35,7 @@ def read_manifest(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def located(path: str | Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """The rows of `read_manifest`, each behind where it is, for people, and the fields that it was made of."""
+    """As `read_manifest`: (where the row is, for people; its fields in the file; the row)."""
     root = storage.parent(path)
     unnamed: dict[str, int] = {}
     count, any_file, first = 0, False, ""
@@ -54,15 +50,13 @@ def located(path: str | Path) -> Iterator[tuple[str, dict[str, Any], dict[str, A
 
 
 def row(where: str, fields: dict[str, Any], video: str, name: str) -> dict[str, Any]:
-    """A row of an index.
+    """Makes a row of an index.
 
     Args:
-        where: the fields are, for people.
-        fields: of a row, as `read_manifest` describes them.
+        where: place of the fields, for people; a ValueError about one of them begins with it.
+        fields: see `read_manifest`.
         video: locator, see `recipes.data.storage`.
-        name: the id where the fields have none.
-    Raises:
-        ValueError: a field is not as it should be; the message begins with `where`.
+        name: the id if the fields have none.
     """
     return {
         "id": _string(where, fields, "id") or name,
@@ -75,11 +69,9 @@ def row(where: str, fields: dict[str, Any], video: str, name: str) -> dict[str, 
 
 
 def fields_of(row: dict[str, Any], video: str) -> dict[str, Any]:
-    """The fields of a manifest from which `row` makes a row; JSON knows no infinity: such a narration is a `text`.
+    """The fields from which `row` makes a row again, with another `video`.
 
-    Args:
-        row: of an index.
-        video: what to write in place of its locator.
+    JSON knows no infinity: a narration without an end is a `text`.
     """
     part = {key: row[key] for key in ("start", "end") if row[key] is not None}
     group = {"group": row["group"]} if row.get("group") else {}
@@ -108,8 +100,8 @@ def _string(where: str, fields: dict[str, Any], key: str, required: bool = False
     if key in ("id", "split", "group") and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or (required and not value.strip()):
-        found = f"{value!r:.80}" if key in fields else f"only the fields {', '.join(map(str, fields)) or '(none)'}"
-        raise ValueError(f"{where}: expected {key!r} to be a string; found {found}")
+        shown = f"{value!r:.80}" if key in fields else f"only the fields {', '.join(map(str, fields)) or '(none)'}"
+        raise ValueError(f"{where}: expected {key!r} to be a string; found {shown}")
     return storable(value) if key == "video" else clean(value)  # a path stays what it is
 
 

@@ -68,12 +68,12 @@ class Packing:
 
 
 class Rows(NamedTuple):
-    """Rows of an index, but `video` may be bytes.
+    """What to pack: rows of an index, but `video` may be bytes.
 
     Attributes:
-        following: Gives those from a number on.
-        total: How many there are; None: that is not known.
-        contents: What names these rows: a folder of others is not gone on with.
+        following: gives the rows from a number on.
+        total: how many there are; None: unknown.
+        contents: identifies them: a folder of other rows is refused.
     """
 
     following: Callable[[int], Iterable[dict[str, Any]]]
@@ -82,19 +82,11 @@ class Rows(NamedTuple):
 
 
 def pack(rows: Rows, out: Path, clips: int) -> int:
-    """Write shards of videos, and their index.
-
-    Args:
-        rows: What to pack.
-        out: Folder of the shards.
-        clips: Rows of a shard, those that are skipped among them.
-
-    Returns:
-        How many videos the shards hold.
+    """Writes shards of `clips` rows each, skipped ones among them, and their index; returns how many videos it has.
 
     Raises:
         DataError: The folder holds something else.
-        OSError: A shard cannot be written; those before are whole.
+        OSError: A shard cannot be written; those before it are whole.
     """
     _claim(out, rows.contents | {"clips": clips})
     number = sum(1 for _ in out.glob(f"*{tar_shards.ENDING}"))  # they are written one after another
@@ -111,7 +103,7 @@ def pack(rows: Rows, out: Path, clips: int) -> int:
 
 
 def write_index(rows: Iterable[dict[str, Any]], path: Path, root: Path) -> int:
-    """Write rows as a manifest, videos relative to a folder; returns how many there are."""
+    """Writes rows as a manifest, videos relative to a folder; returns how many there are."""
     rows, count = iter(rows), 0
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
         while block := list(islice(rows, ROWS_AT_ONCE)):
@@ -146,7 +138,7 @@ def _write_shard(shard: Path, rows: list[tuple[dict[str, Any], Skipped | None]],
 
 
 def open_header(row: dict[str, Any]) -> None:
-    """Raise a `BrokenClip` where a video has no header that can be read."""
+    """Raises a `BrokenClip` if the header of a video cannot be read."""
     try:
         file = _opened(row["video"])
     except OSError as error:
@@ -165,7 +157,7 @@ def _ending(video: str | bytes) -> str:
 
 
 def add(tar: tarfile.TarFile, name: str, file: BinaryIO) -> None:
-    """Append a file, read from its beginning, to a shard."""
+    """Appends a whole file to a shard."""
     member = tarfile.TarInfo(name)  # no dates, no owners: the same videos make the same bytes
     member.size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -186,11 +178,7 @@ def rows_of(packing: Packing) -> Rows:
 
 
 def run(packing: Packing) -> None:
-    """Pack, and say how to train on it.
-
-    Raises:
-        DataError: There is not one clip in it.
-    """
+    """Packs, and says how to train on it; a DataError if there is not one clip in it."""
     if packing.shards:
         rows = tar_shards.read_shards(packing.shards)
         count = write_index(rows, packing.out, packing.out.absolute().parent)

@@ -49,8 +49,8 @@ def message_classes(package: str, **messages: str) -> dict[str, Any]:
             _add_field(message, package, label, kind, field, int(number))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    found = {name: pool.FindMessageTypeByName(f"{package}.{name}") for name in messages}
-    return {name: message_factory.GetMessageClass(descriptor) for name, descriptor in found.items()}
+    descriptors = {name: pool.FindMessageTypeByName(f"{package}.{name}") for name in messages}
+    return {name: message_factory.GetMessageClass(descriptor) for name, descriptor in descriptors.items()}
 
 
 def _add_field(message: Any, package: str, label: str, kind: str, name: str, number: int) -> None:

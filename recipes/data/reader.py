@@ -1,6 +1,6 @@
-"""The one way to read clips: the recording of a row is opened, windows of it are read, what is broken is skipped.
+"""The one way to read clips: open the recording of a row, read windows of it, skip what is broken.
 
-The subclasses of `Reader` say where windows begin, and what is made of them.
+The subclasses of `Reader` say where the windows begin, and what is made of them.
 """
 
 from abc import abstractmethod
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 
 class Reader(Dataset[Item | Skipped], Generic[Item]):
-    """A dataset of items, each made of one or more windows of a row of an index.
+    """A dataset of items, each made of windows of one row.
 
     Attributes:
         index: rows as from `load_index`.
@@ -36,10 +36,14 @@ class Reader(Dataset[Item | Skipped], Generic[Item]):
 
     @abstractmethod
     def row(self, key: Any) -> int:
-        """The row that a key reads."""
+        """The number of the row that a key reads."""
+
+    def name(self, row: int) -> str:
+        """The id of a row."""
+        return self.index[row]["id"]
 
     def rng(self, key: Any) -> np.random.Generator | None:
-        """All that is random about the item of a key; None: nothing is."""
+        """The random numbers of an item; None: nothing about it is random."""
         return None
 
     @abstractmethod
@@ -51,7 +55,6 @@ class Reader(Dataset[Item | Skipped], Generic[Item]):
         """What is made of the windows."""
 
     def __getitem__(self, key: Any) -> Item | Skipped:
-        """Reads the item of a key, or says why it cannot be read."""
         row, rng = self.index[self.row(key)], self.rng(key)
         try:
             with open_recording(row, self.fmt, self.modality) as recording:
@@ -62,21 +65,23 @@ class Reader(Dataset[Item | Skipped], Generic[Item]):
 
 
 class RandomReader(Reader[Item]):
-    """One random window of each row. Everything random is drawn from (seed, epoch, row).
+    """One random window of each row. A key is (epoch, row).
 
-    So it depends neither on the worker, nor on what was read before.
+    Everything random depends on seed, epoch and row alone, neither on the worker nor on what was read before.
     """
 
-    seed: int
+    def __init__(self, index: Index, fmt: ClipFormat, seed: int, modality: Modality | None = None):
+        super().__init__(index, fmt, modality)
+        self.seed = seed
 
     def row(self, key: Key) -> int:
-        """The row of (epoch, row)."""
+        """See `Reader`."""
         return key[1]
 
     def rng(self, key: Key) -> np.random.Generator:
-        """What is random about row `key[1]` in epoch `key[0]`."""
+        """See `Reader`."""
         return np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
 
     def starts(self, key: Key, row: Row, recording: Recording, rng: np.random.Generator) -> list[float]:
-        """Any time from which the window lies within the clip."""
+        """See `Reader`."""
         return [recording.random_start(rng)]

@@ -2,7 +2,7 @@
 
 Position p of an endless order belongs to step p // batch_size, whatever the number of processes and workers, and
 wherever a run was resumed. Epochs follow each other without a gap: a batch may hold the end of one and the beginning of
-the next, and then a clip may be in it twice.
+the next, and then one clip twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,17 +16,14 @@ Key = tuple[int, int]  # (epoch, index)
 
 
 class Source(NamedTuple):
-    """A part of the data: how many clips it has, and its share of every batch, in any unit."""
+    """A part of the data: how many clips it has, and its share of every batch, relative to other sources."""
 
     size: int
     weight: float = 1.0
 
 
 class BatchSampler(Sampler[list[Key]]):
-    """Endless batches of (epoch, index) keys from one source, or from several by their weights.
-
-    Each source has an endless order and epochs of its own; in each of them every one of its clips comes once.
-    """
+    """Endless batches of keys from one or several sources. Each source has an order and epochs of its own."""
 
     def __init__(
         self,
@@ -40,10 +37,10 @@ class BatchSampler(Sampler[list[Key]]):
         """
         Args:
             sources: what the data are put together of; the indices of one follow those of the one before.
-            batch_size: clips per batch, of all processes together; as many as there are where there are fewer.
+            batch_size: clips per batch of all processes together, at most as many as there are.
             seed: of the order.
-            start_step: the first step; the batches from there are those of a run that began at 0.
-            rank, world: this process, and how many share each batch; each has its slice of it, in order.
+            start_step: the first step; its batch and all later ones are those of a run from step 0.
+            rank, world: this process, and how many share each batch in slices.
         """
         sizes, weights = zip(*sources, strict=True) if sources else ((0,), (1.0,))
         if min(sizes) < 1 or batch_size < 1 or start_step < 0:
@@ -81,13 +78,11 @@ class BatchSampler(Sampler[list[Key]]):
 def dealt(weights: Sequence[float], position: int) -> list[int]:
     """How many of the first `position` clips come from each source: its share, give or take a few.
 
-    Clip j of a source is due at (j + 1/2) / weight; what is due first comes first, of equals the earlier source.
+    Clip j of a source is due at (j + 1/2) / weight. What is due first comes first; of equals, the earlier source.
 
     Args:
         weights: (K,) shares of the sources; their sum is 1.
         position: >= 0.
-    Returns:
-        K counts, whose sum is `position`.
     """
     # Never more than the true counts, which lie within K / 2 + 1 of the share: the rest is dealt one by one.
     taken = [max(0, int((position - len(weights)) * weight) - 2) for weight in weights]

@@ -1,6 +1,6 @@
-"""WebDataset's layout: tar shards with the files of one clip after another, `KEY.mp4` and what is known of it.
+"""WebDataset's layout: tar shards with the files of one clip after another, `KEY.mp4` and its description.
 
-Nothing is unpacked: a clip is a range of bytes in its shard, read where it is, also behind a URL.
+Nothing is unpacked: a clip is a range of bytes in its shard, which may be behind a URL.
 """
 
 import json
@@ -26,16 +26,14 @@ DESCRIPTION = 1 << 24  # bytes of a clip's texts at most
 
 
 def read_shards(root: str | Path) -> Iterator[dict[str, Any]]:
-    """Reads the index of a shard, or of all in a folder, going from header to header.
+    """Reads the index of a shard, or of all in a folder, from header to header.
 
     The files of a clip lie next to each other and have one name, up to the first dot: the video (.mp4, .webm, .mkv),
     and a `.json` with any of the fields of a manifest, or `caption` in place of `text`; or a `.txt`. Other files are
-    left out. So is what follows any damage, with a warning for each shard that says where, and one that counts them.
+    left out, and so is everything after a damage. A warning for each damaged shard says where, another counts them.
 
-    Args:
-        root: a folder or shard, on this machine or behind a URL.
     Returns:
-        Rows as of a manifest, by shard; a clip without an `id` is called SHARD/KEY.
+        Rows of an index, by shard; a clip without an `id` is called SHARD/KEY.
     Raises:
         ValueError: a compressed shard, or a description that is not as above.
         OSError: a storage behind a URL does not answer.
@@ -52,7 +50,7 @@ def read_shards(root: str | Path) -> Iterator[dict[str, Any]]:
                         yield row
                 damage = tar.damage and f"truncated or not a tar file ({tar.damage})"
             except OSError as error:
-                if storage.is_url(shard):  # it may be there another time, and its clips with it
+                if storage.is_url(shard):  # it may answer another time
                     raise
                 damage = f"it cannot be read ({error.strerror or error})"
             if damage:
@@ -66,8 +64,8 @@ def read_shards(root: str | Path) -> Iterator[dict[str, Any]]:
 def _rows(shard: str, tar: Tar) -> Iterator[dict[str, Any]]:
     name = PurePosixPath(shard).stem
     files = _files(shard, tar)
-    for key, of_clip in groupby(files, lambda file: parts(file[0])[0]):
-        row = row_of(shard, f"{name}/{key}", {parts(file)[1]: found for file, found in of_clip})
+    for key, clip in groupby(files, lambda file: parts(file[0])[0]):
+        row = row_of(shard, f"{name}/{key}", {parts(file)[1]: content for file, content in clip})
         if row is not None:
             yield row | {"split": row["split"] or split_of(name)}
 
@@ -87,7 +85,7 @@ def shards_of(root: str | Path) -> list[str]:
 
 
 def _files(shard: str, tar: Tar) -> Iterator[tuple[str, tuple[str, bytes]]]:
-    """The (name, (locator, content of a text)) of the files in a shard, in order."""
+    """The files of a shard in order: (name, (locator, content of a text))."""
     first = True
     for member in tar:
         first = False
@@ -99,23 +97,19 @@ def _files(shard: str, tar: Tar) -> Iterator[tuple[str, tuple[str, bytes]]]:
 
 
 def parts(name: str) -> tuple[str, str]:
-    """Key and ending of a file: the first dot after the folders parts them."""
+    """Key and ending of a file, which the first dot after the folders separates."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
     stem, dot, ending = file.partition(".")
     return folder + slash + stem, dot + ending.lower()
 
 
 def row_of(where: str, name: str, files: dict[str, tuple[str, bytes]]) -> dict[str, Any] | None:
-    """The row of a clip.
+    """The row of a clip; None: its files have no video.
 
     Args:
-        where: its files are, for people.
-        name: its id, where its description has none.
-        files: by ending: locator, and content of a text.
-    Returns:
-        The row, as of a manifest; None where these files have no video.
-    Raises:
-        ValueError: a description that is not as it should be; it is named.
+        where: place of its files, for people; a ValueError about its description begins with it.
+        name: its id, if its description has none.
+        files: (locator, content of a text) by ending.
     """
     video = next((files[ending][0] for ending in VIDEOS if ending in files), None)
     if video is None:

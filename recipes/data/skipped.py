@@ -1,4 +1,4 @@
-"""Clips that could not be read: what stands in their place in a batch, and the list of them in a folder."""
+"""Clips that could not be read: what takes their place in a batch, and the list of them in a folder."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class SkippedClips:
     """Clips that could not be read, each listed once in skipped.jsonl."""
 
     def __init__(self, folder: Path) -> None:
-        """Continue the list of a run; a last line that a crash cut off is dropped."""
+        """Continues the list in a folder; a last line that a crash cut off is dropped."""
         self.file = folder / SKIPPED
         self.rows = jsonl.Rows(self.file)
         rows = jsonl.read_rows(self.file, id=str)
@@ -32,7 +32,7 @@ class SkippedClips:
         self.known = {row["id"] for row in rows}
 
     def record(self, clips: list[Skipped]) -> int:
-        """Note the clips of a batch; returns how many there were."""
+        """Lists the clips of a batch; returns how many there are."""
         for clip in clips:
             if clip.id not in self.known:
                 self.known.add(clip.id)

@@ -9,13 +9,12 @@ from recipes.data import storage
 from recipes.data.identity import youtube_id
 from recipes.data.index import ROWS_AT_ONCE
 
-PARTS = re.compile(
-    r"([\W_]*(clip|part|scene|seg|segment|shot|chunk)?[\W_]+\d+)+$", re.IGNORECASE
-)  # film_0012, film-3-4
+# film_0012, film-3-4
+PARTS = re.compile(r"([\W_]*(clip|part|scene|seg|segment|shot|chunk)?[\W_]+\d+)+$", re.IGNORECASE)
 
 
 def source_of(video: str) -> str | None:
-    """What a file seems to be a numbered part of: an id on YouTube, or its path without numbers at the end.
+    """The source of which a file seems to be a numbered part: an id on YouTube, or its path without the numbers.
 
     Examples:
         >>> source_of("/clips/film_0012.mp4"), source_of("/clips/film_scene-3.mp4"), source_of("/clips/film.mp4")
@@ -29,19 +28,13 @@ def source_of(video: str) -> str | None:
 
 
 def divided(train: Dataset, test: Dataset) -> dict[str, tuple[str, str]]:
-    """Sources that clips without a group seem to share between training and test.
+    """Sources that clips without a group seem to share between two indexes: the id of a clip of each, by source.
 
-    A data set that gives all of its files one name and a number says nothing by it.
-
-    Args:
-        train, test: Rows of indexes.
-
-    Returns:
-        Ids of a clip of each, by source.
+    A data set that gives all of its files one name and a number says nothing about sources.
     """
     tested = _clips(test)
-    cut = {source: (name, tested[source]) for source, name in _clips(train).items() if source in tested}
-    return cut if len(tested) > 1 else {}
+    shared = {source: (name, tested[source]) for source, name in _clips(train).items() if source in tested}
+    return shared if len(tested) > 1 else {}
 
 
 def _clips(index: Dataset) -> dict[str, str]:

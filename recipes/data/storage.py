@@ -1,7 +1,4 @@
-"""Where the bytes of a clip are: in a file, behind a URL that fsspec knows, or in a part of either, as in a shard.
-
-A locator is a path or URL, with `#offset:size` after it where it means a part.
-"""
+"""Opens locators: a file, a URL that fsspec knows, or with `#offset:size` a part of either, as of a shard."""
 
 import io
 import logging
@@ -23,36 +20,36 @@ PART = re.compile(r"#(\d{1,18}):(\d{1,18})$")
 ATTEMPTS = 3  # to open a URL or read from it
 PAUSE = 1.0  # seconds before the second attempt; twice as many before the third
 PATIENCE = 30.0  # seconds for one answer of a storage behind a URL
-FINAL = (FileNotFoundError, PermissionError, ImportError, ValueError, NotImplementedError)  # no use in trying again
+FINAL = (FileNotFoundError, PermissionError, ImportError, ValueError, NotImplementedError)  # a second try is useless
 
 Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 
 
 def is_url(locator: str | Path) -> bool:
-    """Whether a locator is a URL, which fsspec opens where `urls` allows it: https://, s3://, gs://, hf:// ..."""
+    """Whether a locator is a URL, such as https://, s3://, gs:// or hf://."""
     return "://" in str(locator)
 
 
 def join(folder: str | Path, name: str) -> str:
-    """The locator of a name that is relative to a folder, or that is a path or URL of its own."""
+    """The locator of a name in a folder; a URL or an absolute path stays what it is."""
     if is_url(name):
         return name
     return f"{folder}/{name}" if is_url(folder) else str(Path(folder) / name)
 
 
 def parent(locator: str | Path) -> str:
-    """The folder that a file or URL is in; of a path, absolute."""
+    """The folder of a file, absolute, or of a URL."""
     return str(locator).rpartition("/")[0] if is_url(locator) else str(Path(locator).absolute().parent)
 
 
 def relative(locator: str, folder: Path) -> str:
-    """What `join` makes a locator of, in a folder on this machine."""
+    """The name of which `join` makes a locator, in a folder on this machine."""
     return locator if is_url(locator) else os.path.relpath(locator, folder)
 
 
 def same(locator: str) -> str:
-    """One name for all that lead to the same bytes: links are followed."""
+    """One locator for all that lead to the same bytes: links are followed."""
     path = _parse(locator)[0]
     try:
         return locator if is_url(path) else os.path.realpath(path) + locator[len(path) :]
@@ -61,17 +58,17 @@ def same(locator: str) -> str:
 
 
 def exists(locator: str) -> bool:
-    """Whether there is a file; of a URL it is seen when it is read."""
+    """Whether there is a file; a URL is taken to exist until it is read."""
     return is_url(locator) or os.path.isfile(_parse(locator)[0])  # False for a name that no file can have
 
 
 def open_bytes(locator: str | Path) -> BinaryIO:
-    """Opens what a locator means, for reading at any place.
+    """Opens a locator, to read at any place.
 
     Raises:
         FileNotFoundError: there is no such file on this machine.
-        OSError: it is no regular file, cannot be opened, cannot be read from the middle, or ends before the part does;
-            a URL is not allowed, or its storage does not answer.
+        OSError: it is no regular file, cannot be read, or ends before the part does; a URL is not allowed, or its
+            storage does not answer.
     """
     path, start, size = _parse(str(locator))
     if not is_url(path):
@@ -86,18 +83,14 @@ def open_bytes(locator: str | Path) -> BinaryIO:
 
 
 def listing(folder: str, pattern: str) -> list[str]:
-    """The URLs of the files in a folder behind a URL whose names match a pattern, sorted.
-
-    Raises:
-        OSError: the storage does not answer, or the URL is not allowed.
-    """
+    """The URLs of the files in a folder behind a URL whose names match a pattern, sorted; an OSError if it fails."""
     urls.require_allowed(folder)
 
-    def found() -> list[str]:
+    def matching() -> list[str]:
         files, root = fsspec.core.url_to_fs(folder)
         return sorted(files.unstrip_protocol(path) for path in files.glob(f"{root}/{pattern}"))
 
-    return _patiently(folder)(found)
+    return _patiently(folder)(matching)
 
 
 def _at_once(action: Callable[[], Value]) -> Value:
@@ -105,7 +98,7 @@ def _at_once(action: Callable[[], Value]) -> Value:
 
 
 def _patiently(name: str) -> Callable[[Callable[[], Value]], Value]:
-    """What asks a storage, again where it fails or does not answer; what it waits for is logged."""
+    """A function that asks a storage, and asks again if it fails or does not answer; the reason is logged."""
 
     def ask(action: Callable[[], Value]) -> Value:
         for attempt in range(1, ATTEMPTS + 1):
@@ -125,14 +118,14 @@ def _patiently(name: str) -> Callable[[Callable[[], Value]], Value]:
 
 
 def _origin(error: BaseException) -> BaseException:
-    """What is behind a `FileNotFoundError`: for fsspec's HTTP, every failure is one."""
+    """The cause of a `FileNotFoundError`, which fsspec makes of every failure of HTTP."""
     while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _within(seconds: float, action: Callable[[], Value]) -> Value:
-    """What an action gives, unless that takes too long: then it is left to itself."""
+    """The result of an action; if it takes too long, a TimeoutError, and the action is left to itself."""
     results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
 
     def run() -> None:
@@ -157,7 +150,7 @@ def _parse(locator: str) -> tuple[str, int | None, int | None]:
 
 
 class _Part(io.RawIOBase):
-    """A part of a file as a file of its own. What fails is asked for again, of a file that is opened anew."""
+    """A part of a file as a file of its own. After a failure, the file is opened anew."""
 
     def __init__(
         self, opener: Callable[[], BinaryIO], start: int, size: int | None, ask: Callable[[Callable[[], Any]], Any]
@@ -192,7 +185,7 @@ class _Part(io.RawIOBase):
         return len(data)
 
     def _read(self, count: int) -> bytes:
-        known = [self.file]  # for the first attempt; one that does not end may go on using it
+        known = [self.file]  # for the first attempt, which may go on using it if it does not end
 
         def read() -> tuple[BinaryIO, bytes]:
             file = known.pop() if known else self.opener()

@@ -1,7 +1,7 @@
-"""The headers of a tar file, one after another: nothing is trusted, and no more than a header is read at a time.
+"""The headers of a tar file, one after another. Nothing is trusted, and only headers are read.
 
-Python's `tarfile` goes back where a size is negative, takes any damage after the first header for the end, and reads
-extended headers of any size.
+Python's `tarfile` goes backwards after a negative size, takes a damage after the first header for the end of the file,
+and reads extended headers of any size.
 """
 
 import os
@@ -20,7 +20,7 @@ PAX, GLOBAL = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE), tarfile.XGLTYPE
 
 
 class Member(NamedTuple):
-    """A file in a tar file: its bytes are `size` ones from `offset` on."""
+    """A file in a tar file: `size` bytes from `offset` on."""
 
     name: str
     offset: int
@@ -28,18 +28,13 @@ class Member(NamedTuple):
 
 
 class _Damage(Exception):
-    """What ends a tar file before its time."""
+    """Why a tar file ends too early."""
 
 
 class Tar:
-    """The files in an open tar file, in order.
-
-    Attributes:
-        damage: Why and where it ended before its time, once it has been gone through; "" where it did not.
-    """
+    """The files in an open tar file, in order. Afterwards `damage` says why and where it ended too early; "": no."""
 
     def __init__(self, file: BinaryIO):
-        """Of a file that can be read at any place."""
         self.file, self.damage = file, ""
         self.end = file.seek(0, os.SEEK_END)
 
@@ -57,7 +52,7 @@ class Tar:
             extension = info.type in (LONG_NAME, LONG_LINK, *PAX, GLOBAL)
             size = _number(info.size if extension else extended.get("size", info.size), place)
             if not (extension or info.isreg() or info.type not in tarfile.SUPPORTED_TYPES):
-                size = 0  # folders and links may say another, and have no bytes
+                size = 0  # folders and links may declare another, but have no bytes
             if start + size > self.end:
                 raise _Damage(f"{info.name} ends at byte {start + size} of {self.end}")
             if extension:
@@ -78,7 +73,7 @@ class Tar:
             raise _Damage(f"no header at byte {place}: {error}") from error
 
     def _extended(self, kind: bytes, start: int, size: int) -> dict[str, str]:
-        """What an extended header says of the file after it."""
+        """The fields of the next file in an extended header."""
         if size > EXTENDED:
             raise _Damage(f"an extended header of {size} bytes at byte {start}")
         data = self.read(start, size)
@@ -87,7 +82,7 @@ class Tar:
         return dict(_records(data, start)) if kind in PAX else {}
 
     def _check_end(self, place: int, header: bytes) -> None:
-        """Files may be missing where no zeros end the tar file, or more of them than a writer leaves."""
+        """Files may be missing if no zeros end the tar file, or more of them than a writer leaves."""
         if not header:
             raise _Damage(f"it ends at byte {self.end} without the blocks of zeros that end a tar file")
         zeros = self.read(place, ZEROS)
@@ -98,7 +93,7 @@ class Tar:
             raise _Damage(f"zeros from byte {place} on, up to its end at byte {self.end}: was it written to its end?")
 
     def read(self, place: int, size: int) -> bytes:
-        """Bytes of it, or as many as there are."""
+        """Some bytes of the file; fewer at its end."""
         self.file.seek(place)
         return self.file.read(size)
 
@@ -114,7 +109,7 @@ def _number(size: int | str, place: int) -> int:
 
 
 def _records(data: bytes, start: int) -> Iterator[tuple[str, str]]:
-    """The records of a pax header, each of them `LENGTH KEY=VALUE` and the end of a line."""
+    """The records of a pax header: lines of `LENGTH KEY=VALUE`."""
     while data.strip(b"\0"):
         length, _, _ = data.partition(b" ")
         size = int(length) if length.isdigit() and len(length) < 8 else 0

@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow: where the records are, and one record's bytes, checked.
+"""TFRecord files without TensorFlow: the places of the records, and the bytes of one, checked.
 
 A record is its length (8 bytes, little-endian), a checksum of those (4), the data, a checksum of the data (4).
 """
@@ -23,15 +23,10 @@ def masked_crc(data: bytes) -> int:
 
 
 def records(path: Path, head: int) -> Iterator[tuple[int, bytes]]:
-    """Finds the records of a file by their lengths, without reading them through.
+    """Goes from record to record by their lengths: (offset of the record, the first `head` bytes of its data).
 
-    Args:
-        path: a TFRecord file.
-        head: how many bytes of each record to read.
-    Returns:
-        An iterator of (offset of the record, the first bytes of its data), in the file's order.
     Raises:
-        BrokenClip: truncated, or a length with a wrong checksum; the records before are returned first.
+        BrokenClip: truncated, or a length with a wrong checksum; after the records before it.
     """
     size, offset = path.stat().st_size, 0
     with storage.open_bytes(path) as file:
@@ -46,11 +41,7 @@ def records(path: Path, head: int) -> Iterator[tuple[int, bytes]]:
 
 
 def read_record(path: Path, offset: int) -> bytes:
-    """Reads the record at an offset.
-
-    Raises:
-        BrokenClip: there is no such file, truncated, or a wrong checksum.
-    """
+    """The data of the record at an offset; a BrokenClip if there is no such file, or its checksum is wrong."""
     try:
         with storage.open_bytes(path) as file:
             file.seek(offset)
@@ -66,12 +57,7 @@ def read_record(path: Path, offset: int) -> bytes:
 
 
 def part(path: Path, offset: int) -> str:
-    """The locator of the data of the record at an offset, see `recipes.data.storage`.
-
-    Raises:
-        BrokenClip: a length with a wrong checksum.
-        OSError: the file cannot be read.
-    """
+    """The locator of the data of the record at an offset, see `recipes.data.storage`; a BrokenClip or an OSError."""
     with storage.open_bytes(path) as file:
         file.seek(offset)
         length = _length(path, offset, file.read(HEADER.size))

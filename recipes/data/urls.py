@@ -1,7 +1,7 @@
-"""Which URLs are opened: a manifest or a checkpoint, from anywhere, can name any protocol of fsspec, and any host.
+"""Which URLs may be opened: a manifest or a checkpoint from anywhere can name any protocol of fsspec, and any host.
 
-Two variables of the environment widen what is allowed: HARMONY_PROTOCOLS, names with commas between them, takes the
-place of `PROTOCOLS`; HARMONY_PRIVATE=1 allows hosts of the own network.
+Two variables of the environment allow more: HARMONY_PROTOCOLS, names separated by commas, replaces `PROTOCOLS`;
+HARMONY_PRIVATE=1 allows hosts of the private network.
 """
 
 import ipaddress
@@ -14,15 +14,10 @@ VARIABLE, PRIVATE = "HARMONY_PROTOCOLS", "HARMONY_PRIVATE"
 
 
 def require_allowed(url: str) -> None:
-    """See that a URL may be opened.
+    """Raises a PermissionError unless a URL may be opened; the message says what would allow it.
 
-    Redirections of an allowed server are followed wherever they lead.
-
-    Args:
-        url: with its protocol before ``://``.
-    Raises:
-        PermissionError: its protocol is not allowed, it is a chain of protocols, or its host belongs to the own
-            network; the message says what would allow it.
+    Refused are other protocols, chains of them, and hosts of the own network. Redirections of an allowed server are
+    followed wherever they lead.
     """
     allowed = tuple(os.environ.get(VARIABLE, ",".join(PROTOCOLS)).split(","))
     protocol = url.partition("://")[0]
@@ -38,7 +33,7 @@ def require_allowed(url: str) -> None:
 
 
 def _private(url: str) -> str | None:
-    """An address of the host that is not of the public internet; a host that nobody knows has none."""
+    """An address of the host outside the public internet; None: it has none, or is unknown."""
     try:
         parts = urlsplit(url)
         answers = socket.getaddrinfo(parts.hostname or "", parts.port or 443, proto=socket.IPPROTO_TCP)

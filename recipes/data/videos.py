@@ -9,25 +9,22 @@ VIDEOS = (".mp4", ".webm", ".mkv")
 
 
 def videos_by_name(root: Path, endings: tuple[str, ...] = VIDEOS) -> dict[str, str]:
-    """Finds the videos of a data set, or other files, in `root/videos` or in `root` itself.
+    """The videos, or other files, in `root/videos` and in `root`: absolute path by file name without its ending.
 
-    Returns:
-        Absolute path by file name without its ending; of several, `videos/` comes before the folder itself, and mp4
-        before webm before mkv, or as `endings` come.
+    Of several of one name, `videos/` wins over the folder itself, and an earlier ending over a later one.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for folder in (root.absolute(), (root / "videos").absolute()):
         names = [os.path.splitext(entry) for entry in (os.listdir(folder) if folder.is_dir() else [])]
         for suffix in reversed(endings):
-            found |= {stem: str(folder / (stem + end)) for stem, end in names if end.lower() == suffix}
-    return found
+            paths |= {stem: str(folder / (stem + end)) for stem, end in names if end.lower() == suffix}
+    return paths
 
 
 def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """A folder and all below it: absolute path, and the names of its files, sorted.
+    """A folder and all below it, the less deep first: absolute path, and the names of its files, sorted.
 
-    Links are followed, but no folder is entered twice, so that a loop of links ends; those that are not so deep come
-    first.
+    Links are followed, but no folder is entered twice, so that a loop of links ends.
     """
     left, entered = deque([str(root.absolute())]), set()
     while left:
@@ -45,17 +42,15 @@ def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def videos_below(root: Path) -> dict[str, str]:
-    """Finds the videos in a folder and all folders below it.
+    """The videos in a folder and below it: absolute path by file name without its ending.
 
-    Returns:
-        Absolute path by file name without its ending; of several, one that is not so deep comes first, and mp4 before
-        webm before mkv.
+    Of several of one name, the least deep wins, then the earlier of `VIDEOS`.
     """
-    found: dict[str, tuple[int, int, str]] = {}
+    best: dict[str, tuple[int, int, str]] = {}
     for folder, files in walk(root):
         for file in files:
             stem, end = os.path.splitext(file)
             if end.lower() in VIDEOS:
                 this = (folder.count(os.sep), VIDEOS.index(end.lower()), os.path.join(folder, file))
-                found[stem] = min(found.get(stem, this), this)
-    return {stem: path for stem, (_, _, path) in found.items()}
+                best[stem] = min(best.get(stem, this), this)
+    return {stem: path for stem, (_, _, path) in best.items()}

@@ -1,4 +1,4 @@
-"""A vocabulary of words: built from a corpus, saved beside the checkpoint, with vectors from a file if one has them."""
+"""A vocabulary of words: built from a corpus, saved with a checkpoint; word vectors from a file."""
 
 import logging
 import re
@@ -17,22 +17,18 @@ from recipes.files import regular
 
 PAD, UNK = "[PAD]", "[UNK]"  # ids 0 and 1
 UNKNOWN = 1
-WORD = r"\w+(?:['’]\w+)*"  # letters and digits, apostrophes inside: don't; blanks and punctuation lie between words
+WORD = r"\w+(?:['’]\w+)*"  # letters and digits, with apostrophes inside: don't
 
 
 def build(texts: Iterable[str], size: int = 2**16) -> Tokenizer:
-    """Builds a vocabulary of the most frequent words.
+    """Builds a vocabulary of the most frequent words of texts, whose order does not matter.
 
-    Args:
-        texts: the captions of the corpus; their order does not matter.
-        size: the most entries, the two special ones included.
-    Returns:
-        A tokenizer whose ids are 0 for padding, 1 for unknown words, then words by falling count (ties: alphabetical).
+    Its at most `size` ids are 0 for padding, 1 for unknown words, then words by falling count (ties: alphabetical).
     """
     counter = _tokenizer({UNK: 0})
     trainer = WordLevelTrainer(vocab_size=size, special_tokens=[PAD, UNK], show_progress=False)
     counter.train_from_iterator(texts, trainer)
-    # Without the trainer's "special tokens", which would be found in the text: "[PAD]" in a caption is the word pad.
+    # Without the trainer's special tokens, which it would find in texts: "[PAD]" in a caption is the word pad.
     return _tokenizer(counter.get_vocab())
 
 
@@ -42,7 +38,7 @@ def of_words(words: Iterable[str]) -> Tokenizer:
 
 
 def save(tok: Tokenizer, path: str | Path) -> None:
-    """Writes a vocabulary as JSON, in `tokenizers`' own format."""
+    """Writes a vocabulary as JSON, in the format of `tokenizers`."""
     tok.save(str(path))
 
 
@@ -66,15 +62,7 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def encode(tok: Tokenizer, text: str, words: int) -> np.ndarray:
-    """Turns a caption into word ids.
-
-    Args:
-        tok: a vocabulary.
-        text: a caption.
-        words: the length to pad or cut to.
-    Returns:
-        int64 (words,): 1 for a word that is not in the vocabulary; all zeros for a text without any word.
-    """
+    """The word ids of a caption, padded or cut: int64 (words,); 1 for an unknown word, 0 after the last one."""
     ids = tok.encode(text).ids[:words]
     return np.array(ids + [0] * (words - len(ids)), np.int64)
 
@@ -82,13 +70,13 @@ def encode(tok: Tokenizer, text: str, words: int) -> np.ndarray:
 def load_vectors(path: str | Path, tok: Tokenizer, dim: int | None = None, seed: int = 0) -> torch.Tensor:
     """Reads pre-trained word vectors in the text format of word2vec and GloVe: a word and its numbers on a line.
 
-    Words without a vector get normal noise of the mean and deviation of the vectors found, padding gets zeros. The
-    share of words found goes to the log. Where a word occurs twice, the first counts.
+    A first line may give count and dimension. Words without a vector get normal noise of the mean and deviation of the
+    others, padding gets zeros. The share of words that have one is logged. If a word occurs twice, the first counts.
 
     Args:
-        path: the file; a first line with count and dimension may be there or not.
-        tok: the vocabulary; rows for other words are ignored.
-        dim: the dimension to insist on.
+        path: the file.
+        tok: the vocabulary; other words are ignored.
+        dim: the dimension that is required; None: any.
         seed: of the noise.
     Returns:
         float32 (V, D).
@@ -96,32 +84,32 @@ def load_vectors(path: str | Path, tok: Tokenizer, dim: int | None = None, seed:
         FileNotFoundError: there is no such file.
         ValueError: a malformed line (says which), another dimension than `dim`, or not one word of the vocabulary.
     """
-    vocabulary, found = tok.get_vocab(), {}
+    vocabulary, known = tok.get_vocab(), {}
     with open(regular(path), encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
-            line = line.rstrip()
+            line, where = line.rstrip(), f"{path}, line {number}"
             if not line or (number == 1 and re.fullmatch(r"\d+ \d+", line)):
                 continue
             dim = dim or line.count(" ")
             word, *numbers = line.rsplit(" ", dim)  # from the right: some files have words with a blank in them
             if len(numbers) != dim:
-                raise ValueError(f"{path}, line {number}: expected a word and {dim} numbers; found {line[:60]!r}")
+                raise ValueError(f"{where}: expected a word and {dim} numbers; found {line[:60]!r}")
             row = vocabulary.get(word)
-            if row is None or row in found:
+            if row is None or row in known:
                 continue
             try:
-                found[row] = np.array(numbers, np.float32)
+                known[row] = np.array(numbers, np.float32)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: expected {dim} numbers after {word!r}: {error}") from error
-            if not np.isfinite(found[row]).all():
-                raise ValueError(f"{path}, line {number}: the vector of {word!r} is not finite")
-    if not found:
+                raise ValueError(f"{where}: expected {dim} numbers after {word!r}: {error}") from error
+            if not np.isfinite(known[row]).all():
+                raise ValueError(f"{where}: the vector of {word!r} is not finite")
+    if not known:
         raise ValueError(f"{path}: has a vector for none of the {len(vocabulary) - 2} words of the vocabulary")
-    known = np.stack(list(found.values()))
-    share = len(found) / (len(vocabulary) - 2)
-    logging.getLogger(__name__).info("%s: vectors for %d words, %.1f%%", path, len(found), 100 * share)
-    vectors = np.random.default_rng(seed).normal(known.mean(), known.std(), (len(vocabulary), known.shape[1]))
-    vectors[list(found)], vectors[0] = known, 0
+    rows = np.stack(list(known.values()))
+    share = len(known) / (len(vocabulary) - 2)
+    logging.getLogger(__name__).info("%s: vectors for %d words, %.1f%%", path, len(known), 100 * share)
+    vectors = np.random.default_rng(seed).normal(rows.mean(), rows.std(), (len(vocabulary), rows.shape[1]))
+    vectors[list(known)], vectors[0] = rows, 0
     return torch.from_numpy(vectors.astype(np.float32))
 
 

@@ -1,4 +1,4 @@
-"""Every clip through several windows, of one modality alone: for features of whole clips."""
+"""Windows of one modality alone, for features of whole clips: a file of sound needs no pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Windows:
 
 
 class WindowedClips(Reader[Windows]):
-    """A clip of each row, through windows whose first begins with the clip and whose last ends with it.
+    """`count` windows of each row, the first at the beginning of the clip, the last at its end; one is in the middle.
 
-    Nothing is random. Only the modality that is asked for is read: a file of sound needs no pictures.
+    Only the numbers in `rows` are read; None: all. `crops` squares are cut of each picture, see `squares`.
     """
 
     def __init__(
@@ -39,15 +39,6 @@ class WindowedClips(Reader[Windows]):
         rows: Sequence[int] | None = None,
         crops: int = 1,
     ):
-        """
-        Args:
-            index: rows as from `load_index`.
-            fmt: the shape of a window.
-            modality: "video" or "audio".
-            count: windows of each clip; one is about the middle.
-            rows: those to read; None: all.
-            crops: squares of each window of video, as `squares` cuts them; n is then count * crops.
-        """
         super().__init__(index, fmt, modality)
         self.count, self.crops = count, crops
         self.rows = range(len(index)) if rows is None else rows
@@ -56,16 +47,16 @@ class WindowedClips(Reader[Windows]):
         return len(self.rows)
 
     def row(self, key: int) -> int:
-        """The row that an item reads."""
+        """See `Reader`."""
         return self.rows[key]
 
     def starts(self, key: int, row: Row, recording: Recording, rng: None) -> list[float]:
-        """Evenly from the beginning of the clip on."""
+        """See `Reader`."""
         shares = np.linspace(0, 1, self.count) if self.count > 1 else [0.5]
         return [recording.first + share * recording.room for share in shares]
 
     def item(self, key: int, row: Row, windows: list[Window], rng: None) -> Windows:
-        """See `Reader`; not augmented."""
+        """See `Reader`."""
         if self.modality == "audio":
             return Windows(self.rows[key], np.stack([window.audio for window in windows]))
         cut = [squares(window.video, self.fmt.size, self.crops) for window in windows]
@@ -73,19 +64,11 @@ class WindowedClips(Reader[Windows]):
 
 
 class RandomWindows(RandomReader[Windows]):
-    """A random window of each row, of one modality alone, augmented: to train on."""
+    """A random window of each row, augmented, to train on."""
 
     def __init__(self, index: Index, fmt: ClipFormat, modality: Modality, seed: int, augment: AugmentConfig):
-        """
-        Args:
-            index: rows as from `load_index`.
-            fmt: the shape of a window.
-            modality: "video" or "audio".
-            seed: of all randomness.
-            augment: how much to vary a clip.
-        """
-        super().__init__(index, fmt, modality)
-        self.seed, self.config = seed, augment
+        super().__init__(index, fmt, seed, modality)
+        self.config = augment
 
     def item(self, key: Key, row: Row, windows: list[Window], rng: np.random.Generator) -> Windows:
         """See `Reader`."""
@@ -97,11 +80,7 @@ class RandomWindows(RandomReader[Windows]):
 
 
 def collate(items: Sequence[Windows | Skipped]) -> dict[str, Any]:
-    """Joins windows into a batch.
-
-    Returns:
-        `raw` (B, n, ...), `row` int64 (B,) and the list `skipped`; where every item was skipped that list alone.
-    """
+    """Joins windows: `raw` (B, n, ...), `row` int64 (B,), `skipped` list; the last alone if every item was skipped."""
     windows = [item for item in items if isinstance(item, Windows)]
     skipped = {"skipped": [item for item in items if isinstance(item, Skipped)]}
     if not windows:

@@ -1,9 +1,9 @@
-"""Processes that read batches. One that hangs or dies is replaced, and what it had to do is done again.
+"""Processes that read batches. One that hangs or dies is replaced, and its work is done again.
 
-Whatever decodes media does it in such a process: a file can end the process that decodes it, never a command.
+Whatever decodes media does so in such a process, never in a command: a broken file can end the process that decodes it.
 
-PyTorch's DataLoader ends the run with its first dead worker. Here every worker has a pipe of its own, so that the end
-of one is seen at once, whatever it was in the middle of, and does not disturb the others.
+PyTorch's DataLoader ends the run with its first dead worker. Here every worker has a pipe of its own: its end is seen
+at once, and disturbs no other worker.
 """
 
 import logging
@@ -28,10 +28,12 @@ from recipes.data.decode import BrokenClip
 from recipes.data.skipped import Skipped
 from recipes.errors import Failure
 
-AHEAD = 4  # batches under way, for each worker, at most
-DEATHS = 5  # of one worker and its successors between two clips, without a batch between them, that are too many
+AHEAD = 4  # the most batches under way for each worker
+DEATHS = (
+    5  # the deaths of one worker and its successors, with no clip to blame and no batch in between, that end the run
+)
 GRACE = 5  # seconds for a process that has closed its pipe to be gone
-HUNG = -signal.SIGALRM  # the exit code of a process whose time for a clip is over
+HUNG = -signal.SIGALRM  # exit code of a process that took too long for a clip
 LONGEST = 1e8  # seconds that the kernel's alarm can be set to
 NOTHING = -1  # in place of the number of the batch that is read
 PREFETCH = 4.0  # GiB
@@ -48,37 +50,42 @@ class WorkerError(Failure):
 
 
 class Clips(Protocol):
-    """A dataset of clips of an index; the types of its keys and rows are its own."""
-
-    index: Any  # index[row]["id"] names a row for people
+    """A dataset of clips; the types of its keys and rows are its own."""
 
     def row(self, key: Any) -> Any:
-        """The row of the index that a key reads; it can be hashed."""
+        """The row that a key reads; hashable."""
+
+    def name(self, row: Any) -> str:
+        """A row, for people."""
 
     def __getitem__(self, key: Any) -> Clip | Skipped: ...
 
 
 class Loader(Generic[Batch]):
-    """Iterates over batches in their order, which does not depend on workers nor on their deaths.
+    """Iterates over batches in their order, which depends neither on the workers nor on their deaths.
 
-    A clip on which a worker hangs becomes a `Skipped` at once. One on which a worker dies is read again, as that may
-    have been an accident, such as a lack of memory; if a worker dies on it once more, it is skipped. From then on all
-    clips of its row are. However many such clips there are, they end nothing: only workers that die without a clip to
-    blame do.
+    A clip on which a worker hangs becomes a `Skipped` at once. A clip on which a worker dies is read once more, as the
+    death may have been an accident, such as a lack of memory; after a second death it is skipped. From then on all
+    clips of its row are. No number of such clips ends a run; workers that die without a clip to blame do.
     """
 
     def __init__(
-        self, dataset: Clips, batches: Iterable[Sequence[Any]], join: Callable[[list[Any]], Batch], workers: int,
-        timeout: float = TIMEOUT, prefetch: float = PREFETCH,
-    ):  # fmt: skip
+        self,
+        dataset: Clips,
+        batches: Iterable[Sequence[Any]],
+        join: Callable[[list[Any]], Batch],
+        workers: int,
+        timeout: float = TIMEOUT,
+        prefetch: float = PREFETCH,
+    ):
         """
         Args:
             dataset: the clips.
-            batches: the keys of each batch; endless ones are read as they are needed.
-            join: what makes a batch of its clips.
-            workers: processes that read, at least one: 0 is one as well.
+            batches: the keys of each batch; taken as they are needed, so they may be endless.
+            join: makes a batch of its clips.
+            workers: processes that read, at least one: 0 counts as 1.
             timeout: seconds that a worker may read one clip before it counts as hung.
-            prefetch: GiB of batches that are under way, unless that is less than one for each worker.
+            prefetch: GiB of batches under way, unless that is less than one batch for each worker.
         """
         self.dataset, self.batches, self.join, self.workers = dataset, batches, join, max(1, workers)
         self.timeout, self.prefetch = timeout, prefetch
@@ -88,7 +95,7 @@ class Loader(Generic[Batch]):
         self.lost: dict[Any, Skipped] = {}  # rows that are not read any more
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises: WorkerError, where a worker and its successors die between clips before they have read a batch."""
+        """Raises a WorkerError if a worker and its successors keep dying between clips."""
         tasks, done = enumerate(self.batches), {}
         crew = [Worker(self) for _ in range(self.workers)]
         given = self._give(crew, islice(tasks, self.workers))
@@ -113,7 +120,7 @@ class Loader(Generic[Batch]):
         return int(min(max(room, self.workers), AHEAD * self.workers))
 
     def _give(self, crew: list["Worker"], tasks: Iterable[tuple[int, Sequence[Any]]]) -> int:
-        """Hand out batches; returns how many."""
+        """Hands out batches; returns how many."""
         given = 0
         for number, keys in tasks:
             crew[number % len(crew)].give(number, keys)
@@ -121,7 +128,7 @@ class Loader(Generic[Batch]):
         return given
 
     def _collect(self, crew: list["Worker"], done: dict[int, Batch | Exception]) -> None:
-        """Wait until a worker has read a batch, or is dead."""
+        """Waits until a worker has read a batch, or is dead."""
         ready = wait([worker.pipe for worker in crew])
         for place, worker in enumerate(crew):
             if worker.pipe not in ready:
@@ -142,19 +149,21 @@ class Loader(Generic[Batch]):
         if size > self.largest and size * self.workers > self.prefetch * 2**30:
             log.warning(
                 "a batch has %.2f GiB: one for each of %d workers is more than the %g GiB of data.prefetch_gib",
-                size / 2**30, self.workers, self.prefetch,
-            )  # fmt: skip
+                size / 2**30,
+                self.workers,
+                self.prefetch,
+            )
         self.largest = max(size, self.largest)
 
     def _replace(self, dead: "Worker") -> "Worker":
-        """A new worker with the same tasks, less the clip that the dead one cannot read."""
+        """A new worker with the same tasks, without the clip that the dead one cannot read."""
         code, place = dead.process.exitcode, dead.reading()
         key = None if place is None else dead.tasks[place[0]][place[1]]
         hung = place is not None and code == HUNG
         cause = f"exit code {code}" if code >= 0 else f"signal {-code}, {signal.strsignal(-code)}"
         cause = f"the decoder or the storage hung for {self.timeout:g} s" if hung else cause
         self.deaths += 1
-        where = "" if place is None else f" while reading {self._id(key)}"
+        where = "" if place is None else f" while reading {self._name(key)}"
         log.warning("a worker of the loader died%s (%s): it is replaced; deaths so far: %d", where, cause, self.deaths)
         new = Worker(self, dead.deaths + (place is None))
         if new.deaths >= DEATHS:
@@ -166,28 +175,27 @@ class Loader(Generic[Batch]):
             )
         if hung or place in self.suspects:
             reason = cause if hung else f"its worker died twice while reading it ({cause})"
-            self.lost[self.dataset.row(key)] = Skipped(self._id(key), reason)
+            self.lost[self.dataset.row(key)] = Skipped(self._name(key), reason)
         elif place is not None:
             self.suspects.add(place)
         for number, keys in dead.tasks.items():
             new.give(number, keys)
         return new
 
-    def _id(self, key: Any) -> str:
-        return self.dataset.index[self.dataset.row(key)]["id"]
+    def _name(self, key: Any) -> str:
+        return self.dataset.name(self.dataset.row(key))
 
 
 class Worker:
     """A process that reads batches, as the main process sees it.
 
     Attributes:
-        pipe: To it and from it.
-        tasks: The keys of the batches that it has still to read, by number, in their order.
-        deaths: How many workers have died in its place, with no clip to blame, since the last batch.
+        pipe: both ways.
+        tasks: keys of the batches that it has still to read, by number, in their order.
+        deaths: of its predecessors since the last batch, with no clip to blame.
     """
 
     def __init__(self, loader: Loader[Any], deaths: int = 0):
-        """Start one for a loader."""
         # Forked from a clean process with the imports done: forking this one, with its threads, can hang.
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__])
@@ -201,25 +209,25 @@ class Worker:
         far_end.close()  # the worker alone holds it: it closes when the worker dies
 
     def give(self, number: int, keys: Sequence[Any]) -> None:
-        """Have it read a batch."""
+        """Sends a batch to read."""
         self.tasks[number] = keys
         lost, row = self.loader.lost, self.loader.dataset.row
         items = [lost.get(row(key), key) for key in keys] if lost else keys
-        with suppress(OSError):  # it is dead, which is noticed where its batches are awaited
+        with suppress(OSError):  # a dead worker is noticed where its batches are awaited
             self.pipe.send((number, items))
 
     def reading(self) -> tuple[int, int] | None:
-        """Batch and position of the clip that it reads, or read when it died; None in between."""
+        """Batch and position of the clip that it reads, or was reading when it died; None between clips."""
         number, position = self.place
         return (number, position) if number in self.tasks else None
 
     def dead(self) -> bool:
-        """Whether it has ended, or is just about to."""
+        """Whether it has ended, or is about to."""
         self.process.join(GRACE)
         return self.process.exitcode is not None
 
     def stop(self) -> None:
-        """End it, whatever it is doing."""
+        """Ends it, whatever it is doing."""
         self.pipe.close()
         self.process.terminate()
 
@@ -227,7 +235,7 @@ class Worker:
 def work(
     dataset: Clips, join: Callable[[list[Clip | Skipped]], Any], timeout: float, pipe: Connection, place: Any
 ) -> None:
-    """What a worker does: read the batches that it is given, and send them back."""
+    """Runs in a worker: reads the batches that it is sent, and sends them back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one decides when to stop
     torch.set_num_threads(1)
     tasks: SimpleQueue[tuple[int, list[Any]]] = SimpleQueue()
@@ -241,14 +249,14 @@ def work(
                 clips.append(item if isinstance(item, Skipped) else _read(dataset, item, timeout))
             place[0] = NOTHING
             batch = join(clips)
-        except Exception as error:  # a mistake in the program: the main process raises it
+        except Exception as error:  # a bug, which the main process raises
             error.add_note(f"in a worker of the loader:\n{traceback.format_exc()}")
             batch = error
         pipe.send((number, batch))
 
 
 def _receive(pipe: Connection, tasks: SimpleQueue[Any]) -> None:
-    """Take tasks as they come, so that the main process never waits for room in the pipe; without it, end at once."""
+    """Takes tasks as they come, so that the main process never waits for room in the pipe; ends with the pipe."""
     with suppress(EOFError, OSError):
         while True:
             tasks.put(pipe.recv())
@@ -256,7 +264,7 @@ def _receive(pipe: Connection, tasks: SimpleQueue[Any]) -> None:
 
 
 def _read(dataset: Clips, key: Any, timeout: float) -> Clip | Skipped:
-    """Read a clip, or die: the kernel's alarm ends a process whatever its decoder holds."""
+    """Reads a clip, or dies: the kernel's alarm ends a process whatever its decoder holds."""
     signal.setitimer(signal.ITIMER_REAL, min(max(timeout, 1e-6), LONGEST))
     try:
         return dataset[key]
@@ -265,14 +273,18 @@ def _read(dataset: Clips, key: Any, timeout: float) -> Clip | Skipped:
 
 
 class _Calls(Generic[Item, Result]):
-    """A function of items as a dataset; the number of an item and the item are its key, its number and name its row."""
+    """A function of items as a dataset: a key is (number, name, item), and the row of it (number, name)."""
 
     def __init__(self, function: Callable[[Item], Result]):
-        self.function, self.index = function, _Names()
+        self.function = function
 
     def row(self, key: tuple[int, str, Item]) -> tuple[int, str]:
         """See `Clips`."""
         return key[:2]
+
+    def name(self, row: tuple[int, str]) -> str:
+        """See `Clips`."""
+        return row[1]
 
     def __getitem__(self, key: tuple[int, str, Item]) -> Result | Skipped:
         _, name, item = key
@@ -282,26 +294,18 @@ class _Calls(Generic[Item, Result]):
             return Skipped(name, broken.reason)
 
 
-class _Names:
-    """The index of `_Calls`."""
-
-    def __getitem__(self, row: tuple[int, str]) -> dict[str, str]:
-        return {"id": row[1]}
-
-
 def guarded(
     function: Callable[[Item], Result], items: Iterable[tuple[str, Item]], workers: int = 1, timeout: float = TIMEOUT
 ) -> Iterator[tuple[Item, Result | Skipped]]:
-    """Apply a function to items in processes of their own, in order; where one of them dies or hangs, go on.
+    """Applies a function to items in processes of their own, in order, and goes on if one of them dies or hangs.
 
     Args:
-        function: what can be pickled, as its results can.
-        items: each behind its name, for people; taken as they are needed.
+        function: it and its results must be picklable.
+        items: (name for people, item); taken as they are needed.
         workers: processes.
         timeout: seconds for an item.
     Returns:
-        Every item with what the function makes of it, or a `Skipped`: for a `BrokenClip`, and where it ended its
-        process twice, or hung.
+        Every item with its result, or with a `Skipped`: for a `BrokenClip`, and if it ended its process twice, or hung.
     """
     under_way: deque[Item] = deque()
 
@@ -315,7 +319,7 @@ def guarded(
 
 
 def bytes_of(batch: Any) -> int:
-    """What the arrays in a batch take."""
+    """The size of the arrays in a batch."""
     if isinstance(batch, torch.Tensor | np.ndarray):
         return batch.nbytes
     if isinstance(batch, bytes):

@@ -5,16 +5,11 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-from recipes.config import Config
-from recipes.data.clips import EvalClips
 from recipes.evaluation.embedding import Embedded, embed
 from recipes.evaluation.retrieval import retrieve
 from recipes.files import write_atomically
-from recipes.training.processes import Processes
+from recipes.training.run import Figures, Run
 
 DIRECTIONS = ("text->video", "audio->video")
 BEST = "best"  # in the folder of checkpoints: a checkpoint
@@ -22,22 +17,16 @@ FIGURE = "best.json"  # beside it: by what it is the best
 
 log = logging.getLogger(__name__)
 
-Figures = dict[str, dict[str, Any]]
 
-
-def evaluate(modules: nn.ModuleDict, clips: EvalClips, config: Config, group: Processes) -> tuple[Figures, Embedded]:
-    """Zero-shot retrieval among the clips; every process embeds its share, and has to call this.
-
-    Args:
-        modules: Model and objective, whole.
-        clips: The same in every process.
-        config: Of the run.
-        group: The processes.
+def evaluate(run: Run) -> tuple[Figures, Embedded]:
+    """Zero-shot retrieval among the clips that a run holds out; every process embeds its share, and has to call this.
 
     Returns:
         {direction: figures}, which processes other than the first leave empty, and what the model makes of the clips.
     """
-    embedded = embed(modules, clips, config, config.data.workers, group)
+    clips, group, config = run.data.held_out, run.group, run.config
+    with run.evaluated() as modules:
+        embedded = embed(modules, clips, config.evaluate.batch_size, config.data, group)
     return retrieve(embedded, clips, DIRECTIONS) if group.first else {}, embedded
 
 

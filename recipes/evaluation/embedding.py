@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.config import Config
+from recipes.config import DataConfig
 from recipes.data.clips import NarratedClips
 from recipes.data.loader import eval_loader
 from recipes.data.skipped import Skipped
@@ -46,25 +46,25 @@ class Embedded:
 
 
 def embed(
-    modules: nn.ModuleDict, clips: NarratedClips, config: Config, workers: int, group: Processes = ALONE
+    modules: nn.ModuleDict, clips: NarratedClips, batch_size: int, data: DataConfig, group: Processes = ALONE
 ) -> Embedded:
     """Embed all clips.
 
     Args:
         modules: Model and objective; they stay in their mode.
         clips: Clips with their narrations and windows.
-        config: Configuration of the run: its `evaluate`, and `data.timeout`.
-        workers: Processes that read.
+        batch_size: Windows that are embedded together; at least those of one clip.
+        data: How to read: workers, timeout.
         group: The processes that share the batches. All of them have to call this, and get the same result.
 
     Raises:
         DataError: Not one clip could be read.
     """
-    batches = list(cut(range(len(clips)), clips.windows, config.evaluate.batch_size))
+    batches = list(cut(range(len(clips)), clips.windows, batch_size))
     own, count = range(group.rank, len(batches), group.world), len(clips)
     numbered = []
     with progress_bar(total=count, desc="embedding", unit="clip", leave=False, disable=not group.first) as bar:
-        stream = embedded(modules, clips, (batches[n] for n in own), config, workers)
+        stream = embedded(modules, clips, (batches[n] for n in own), data)
         for number, part in zip(own, stream, strict=True):
             numbered.append((number, part))
             bar.update((len(part.items) + len(part.skipped)) * group.world)
@@ -92,14 +92,14 @@ def cut(clips: Sequence[int], windows: int, batch_size: int) -> Iterator[Sequenc
 
 
 def embedded(
-    modules: nn.ModuleDict, clips: NarratedClips, batches: Iterable[Sequence[int]], config: Config, workers: int
+    modules: nn.ModuleDict, clips: NarratedClips, batches: Iterable[Sequence[int]], data: DataConfig
 ) -> Iterator[Embedded]:
     """Embed batches of clips, one after another; see `embed`.
 
     A batch of which no clip could be read has no vectors: its `items` are empty.
     """
     device = next(modules.parameters()).device
-    for batch in eval_loader(clips, batches, workers, config.data.timeout, config.data.prefetch_gib):
+    for batch in eval_loader(clips, batches, data.workers, data.timeout, data.prefetch_gib):
         if "video" not in batch:
             nothing = torch.empty(0)
             yield Embedded({}, nothing.bool(), nothing.bool(), [], [], nothing, batch["skipped"])

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from recipes.evaluation import supervised
 from recipes.evaluation.classifier import Loss, single_label_loss
-from recipes.evaluation.results import percent
-from recipes.evaluation.supervised import Figures, Task, TuningKeys
+from recipes.evaluation.results import Figures, percent
+from recipes.evaluation.supervised import Task, TuningKeys
 
 COLUMNS = (
     ("top-1", percent, "top1"),

@@ -1,5 +1,6 @@
 """The result of an evaluation: as JSON for programs, as a Markdown table beside what others report for people."""
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,74 +14,8 @@ from recipes.keys import key
 from recipes.restore import RestoreKeys
 from recipes.training import checkpoint
 
-VATT = "Akbari et al. 2021, arXiv:2104.11178"
-VATT_CODE = "github.com/google-research/google-research/tree/master/vatt, README"
-
-
-class Reported(NamedTuple):
-    """A figure that a paper reports.
-
-    Attributes:
-        task, data: Name of the task, and of the data set.
-        part: What of the task: a direction of retrieval, say; "" for the whole.
-        model: Name of the model.
-        figures: Under the names that the task uses.
-        source: The paper.
-    """
-
-    task: str
-    data: str
-    part: str
-    model: str
-    figures: dict[str, float]
-    source: str = VATT
-
-    @property
-    def cited(self) -> str:
-        """The model and the paper."""
-        return f"{self.model} ({self.source})"
-
-
-_TEXT_TO_VIDEO = {
-    ("MSR-VTT 1k-A", "VATT-MA-Medium"): (0.236, 67),
-    ("MSR-VTT 1k-A", "VATT, best modality-specific"): (0.297, 49),
-    ("YouCook2", "VATT-MA-Medium"): (0.406, 17),
-    ("YouCook2", "VATT, best modality-specific"): (0.455, 13),
-}
-_LINEAR = {  # means over the splits
-    ("UCF101", "VATT-MA-Medium"): 0.844,
-    ("UCF101", "VATT, best modality-specific"): 0.896,
-    ("HMDB51", "VATT-MA-Medium"): 0.631,
-    ("HMDB51", "VATT, best modality-specific"): 0.652,
-    ("ESC-50", "VATT-MA-Medium"): 0.812,
-    ("ESC-50", "VATT, best modality-specific"): 0.847,
-}
-_TOP_1_AND_5 = {
-    ("Kinetics-400", "VATT-Base"): (0.796, 0.949),
-    ("Kinetics-400", "VATT-Medium"): (0.811, 0.956),
-    ("Kinetics-400", "VATT-Large"): (0.821, 0.955),
-    ("Kinetics-400", "VATT-MA-Medium"): (0.799, 0.949),
-    ("Kinetics-600", "VATT-Base"): (0.805, 0.955),
-    ("Kinetics-600", "VATT-Medium"): (0.824, 0.961),
-    ("Kinetics-600", "VATT-Large"): (0.836, 0.966),
-    ("Kinetics-600", "VATT-MA-Medium"): (0.808, 0.955),
-}
-_AUDIOSET = {"VATT-Base": (0.394, 0.971, 2.895), "VATT-MA-Medium": (0.393, 0.970, 2.884)}
-REPORTED = [
-    *(
-        Reported("retrieval", data, "text->video", model, {"R@10": recall, "median_rank": rank})
-        for (data, model), (recall, rank) in _TEXT_TO_VIDEO.items()
-    ),
-    *(Reported("probe", data, "mean", model, {"top1": top1}) for (data, model), top1 in _LINEAR.items()),
-    *(
-        Reported("finetune", data, "", model, {"top1": one, "top5": five}, VATT_CODE)
-        for (data, model), (one, five) in _TOP_1_AND_5.items()
-    ),
-    *(
-        Reported("tagging", "AudioSet", "", model, {"map": precision, "auc": area, "d_prime": distance}, VATT_CODE)
-        for model, (precision, area, distance) in _AUDIOSET.items()
-    ),
-]
+REPORTED = Path(__file__).with_name("reported.csv")  # figures of papers
+Figures = dict[str, Any]
 
 
 @dataclass
@@ -101,11 +36,10 @@ class Result:
     """What was evaluated, how, and what came out.
 
     Attributes:
-        task: Its name.
-        checkpoint: Folder of what was evaluated.
-        data: Name of what it was evaluated on.
+        task, data: Name of the task, and of what the checkpoint was evaluated on.
+        checkpoint: Folder of the checkpoint.
         protocol: How: numbers of windows, splits, the kind of probe ...
-        counts: How many clips, and how many of them were skipped or missing.
+        counts: Numbers of clips, of those skipped or missing ...
         leakage: What is known of clips that were trained on.
         figures: The numbers, as the task arranges them; plain values.
         table: The same as a Markdown table.
@@ -118,34 +52,57 @@ class Result:
     protocol: dict[str, Any]
     counts: dict[str, int]
     leakage: Leakage
-    figures: dict[str, Any]
+    figures: Figures
     table: str
     skipped: list[Skipped] = field(default_factory=list)
 
     @property
     def summary(self) -> str:
         """What it was evaluated on, and what was left out, in a line."""
-        counts = ", ".join(f"{what}: {count}" for what, count in self.counts.items())
+        counts = ", ".join(f"{name}: {count}" for name, count in self.counts.items())
         return f"{self.task} on {self.data}; {counts}; {self.leakage.summary}."
 
+    def as_json(self) -> str:
+        """All of it, and the figures that others report on the same data."""
+        facts = asdict(self)
+        facts["checkpoint"] = {"folder": str(self.checkpoint), "step": checkpoint.load_facts(self.checkpoint)["step"]}
+        facts["reported"] = [row._asdict() for row in reported(self.task, self.data)]
+        return json.dumps(facts, indent=1, ensure_ascii=False)
 
-def as_json(result: Result) -> str:
-    """All of a result, and the figures that others report on the same data."""
-    facts = asdict(result)
-    facts["checkpoint"] = {"folder": str(result.checkpoint), "step": checkpoint.load_facts(result.checkpoint)["step"]}
-    facts["reported"] = [row._asdict() for row in reported(result.task, result.data)]
-    return json.dumps(facts, indent=1, ensure_ascii=False)
+    def write(self, out: Path) -> None:
+        """Write JSON, and the table beside it, ending in .md."""
+        write_atomically(out, self.as_json())
+        write_atomically(out.with_suffix(".md"), f"{self.table}\n\n{self.summary}\n")
 
 
-def write(result: Result, out: Path) -> None:
-    """Write a result as JSON, and its table beside it, ending in .md."""
-    write_atomically(out, as_json(result))
-    write_atomically(out.with_suffix(".md"), f"{result.table}\n\n{result.summary}\n")
+class Reported(NamedTuple):
+    """Figures that a paper reports of a model, under the names that the task uses.
+
+    `part` is a part of the task, a direction of retrieval for example, or "".
+    """
+
+    task: str
+    data: str
+    part: str
+    model: str
+    figures: dict[str, float]
+    source: str
+
+    @property
+    def cited(self) -> str:
+        """The model and the paper."""
+        return f"{self.model} ({self.source})"
 
 
 def reported(task: str, data: str) -> list[Reported]:
     """What others report of a task on a data set."""
-    return [row for row in REPORTED if (row.task, row.data) == (task, data)]
+    with REPORTED.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["task"], row["data"]) == (task, data)]
+    found = []
+    for row in rows:
+        about = {name: row.pop(name) for name in ("task", "data", "part", "model", "source")}
+        found.append(Reported(**about, figures={name: float(value) for name, value in row.items() if value}))
+    return found
 
 
 def percent(share: float | None) -> str:

@@ -88,7 +88,7 @@ def run(keys: Keys) -> Result:
     """Evaluate a checkpoint on what `data` names, or on what its run held out."""
     restored, data, clips, leaks = prepare(keys)
     config = restored.config
-    embedded = embed(restored.modules, clips, config, config.data.workers)
+    embedded = embed(restored.modules, clips, config.evaluate.batch_size, config.data)
     figures = retrieve(embedded, clips)
     others = [row for row in reported(NAME, data.name) if row.part in figures]
     window = asdict(config.clip)

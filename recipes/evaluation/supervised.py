@@ -16,16 +16,14 @@ from recipes.data.windows import RandomWindows, WindowedClips
 from recipes.evaluation import labelled, results
 from recipes.evaluation.classifier import Encoder, Loss, classifier
 from recipes.evaluation.labelled import Job, LabelledKeys
-from recipes.evaluation.results import Result
-from recipes.evaluation.tuning import Tuning, predict, tune
+from recipes.evaluation.results import Figures, Result
+from recipes.evaluation.tuning import Tuning, begin, predict, tune
 from recipes.files import folders, locks
 from recipes.keys import key
 from recipes.model.build import device_of
 from recipes.model.positions import fit_positions
 from recipes.restore import Restored, load_config, restore_with
 from recipes.training import checkpoint
-
-Figures = dict[str, Any]
 
 
 @dataclass
@@ -85,16 +83,11 @@ def folder_of(task: Task, keys: TuningKeys, job: Job) -> Path:
 
 
 def run(task: Task, keys: TuningKeys, resume: bool = False) -> Result:
-    """Train and test a classifier on each split.
-
-    Args:
-        task: Fine-tuning or tagging.
-        keys: On what, and how.
-        resume: Go on where the work in its folder stopped.
+    """Train and test a classifier on each split; on ``resume``, go on where the work in its folder stopped.
 
     Raises:
-        ConfigError, OSError, ValueError: The checkpoint, the data or the configuration cannot be used.
-        Interrupted: By a signal; --resume goes on.
+        ConfigError, OSError, ValueError: The checkpoint, the data or the keys cannot be used.
+        Failure, Interrupted: See `tune`.
     """
     job = prepare(task, keys)
     data, place = job.data, folder_of(task, keys, job)
@@ -110,12 +103,8 @@ def run(task: Task, keys: TuningKeys, resume: bool = False) -> Result:
             skipped += unread
     if len(job.splits) > 1:
         figures["mean"] = mean(list(figures.values()))
-    counts = {
-        "train": sum(len(split.train) for split in job.splits),
-        "test": sum(len(split.test) for split in job.splits),
-        "skipped": len(skipped),
-        "classes": len(data.names),
-    }
+    train, test = (sum(len(part) for part in parts) for parts in zip(*(split[1:] for split in job.splits), strict=True))
+    counts = {"train": train, "test": test, "skipped": len(skipped), "classes": len(data.names)}
     result = Result(
         task=task.name,
         checkpoint=job.restored.folder,
@@ -127,7 +116,7 @@ def run(task: Task, keys: TuningKeys, resume: bool = False) -> Result:
         table=table(task, f"{keys.checkpoint}{job.leakage.mark}", job, figures),
         skipped=skipped,
     )
-    results.write(result, place / "result.json")
+    result.write(place / "result.json")
     return result
 
 
@@ -145,7 +134,10 @@ def on_split(
     clips = RandomWindows(data.index.select(split.train), keys.clip, task.modality, keys.seed, keys.augment)
     labels = [data.labels[row] for row in split.train]
     reading = replace(config.data, timeout=keys.timeout)
-    tune(modules, clips, labels, keys, reading, folder, resume)
+    training = begin(modules, clips, labels, keys, folder)
+    if resume:
+        training.load()
+    tune(training, clips, labels, keys, reading)
     test = WindowedClips(data.index, keys.clip, task.modality, keys.windows, split.test, keys.crops)
     predictions = predict(modules, test, keys, reading)
     figures = task.score(predictions.values, [data.labels[row] for row in predictions.rows])

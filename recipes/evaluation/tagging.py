@@ -9,8 +9,8 @@ from recipes.config import BILLION
 from recipes.data.labels import Labelled
 from recipes.evaluation import multilabel, supervised
 from recipes.evaluation.classifier import Loss, multi_hot, multi_label_loss
-from recipes.evaluation.results import percent
-from recipes.evaluation.supervised import Figures, Task, TuningKeys
+from recipes.evaluation.results import Figures, percent
+from recipes.evaluation.supervised import Task, TuningKeys
 from recipes.keys import key
 
 COLUMNS = (

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 import harmony
 from recipes.config import BILLION, AugmentConfig, ClipFormat, DataConfig
 from recipes.data.sampler import BatchSampler, Source
-from recipes.data.skipped import SkippedClips
+from recipes.data.skipped import SKIPPED
 from recipes.data.windows import RandomWindows, WindowedClips, collate
 from recipes.data.workers import Loader
 from recipes.errors import ConfigError, Failure
 from recipes.evaluation.classifier import mixup, multi_hot
 from recipes.evaluation.frozen import Outputs, outputs
-from recipes.files import digest, jsonl, write_atomically
+from recipes.files import digest
 from recipes.keys import as_dict, flat, key, section
-from recipes.progress import progress_bar
 from recipes.training import checkpoint
 from recipes.training.interruption import Interruption
+from recipes.training.journal import Journal
 from recipes.training.precision import forward_in
 from recipes.training.setup import set_learning_rate
 from recipes.training.step import Learner, StepOptions, StepResult, idle_step, train_step
@@ -51,7 +51,7 @@ class Tuning:
     drop_token: float = key(0.5, "share of the tokens that training drops", least=0, less_than=1)
     frozen: bool = key(False, "train the head alone")
     seed: int = key(0, "seed of everything random", least=0, most=2**32 - 1)
-    precision: Literal["fp32", "bf16"] = key("fp32", "precision of the model")
+    precision: Literal["fp32", "bf16"] = key("fp32", "precision of the encoder")
     windows: int = key(4, "windows of each test clip, whose logits are averaged", least=1, most=1000)
     crops: int = key(3, "squares of each window, from one end of its longer side to the other", least=1, most=1000)
     timeout: float = key(60.0, "seconds that a worker may read one clip", more_than=0, most=7 * 86_400)
@@ -72,13 +72,13 @@ class Tuning:
 
 
 @dataclass
-class Run:
-    """A training of a classifier, and what its checkpoints hold.
+class Training:
+    """A training of a classifier at some step.
 
     Attributes:
         learner: The classifier {"model", "objective"} with its optimizer.
-        folder: Folder of checkpoints, metrics.jsonl and skipped.jsonl.
-        facts: Keys and data, which must be the same when the training is resumed.
+        folder: Folder of checkpoints, metrics.jsonl, tensorboard/ and skipped.jsonl.
+        facts: `config` and `data`, which must be the same when the training is resumed.
         step: Steps so far.
         skipped_steps: Steps of these that were not taken.
     """
@@ -89,11 +89,11 @@ class Run:
     step: int = 0
     skipped_steps: int = 0
 
-    def save(self, last: bool) -> None:
-        """Write a checkpoint in place of the one before; unless it is the last, training goes on without it.
+    def save(self, required: bool) -> None:
+        """Write a checkpoint in place of the one before; training goes on without it, unless it is required.
 
         Raises:
-            Failure: The last one cannot be written.
+            Failure: It is, and cannot be written.
         """
         modules = self.learner.modules
         tensors = checkpoint.optimizer_tensors(modules, self.learner.optimizer) | checkpoint.random_tensors()
@@ -101,102 +101,98 @@ class Run:
         try:
             checkpoint.save(self.folder / "checkpoints", self.step, modules, tensors, facts, keep=1)
         except OSError as error:
-            if last:
+            if required:
                 raise Failure(f"{error}. The checkpoint before is whole: free space, then --resume") from error
             log.error("%s; training goes on, and the next one is tried", error)
 
     def load(self) -> None:
-        """Load the newest checkpoint, if there is one.
+        """Go on from the newest checkpoint, if there is one, as if training had never stopped.
 
         Raises:
-            ConfigError: The training has other keys or data than the one to resume.
+            ConfigError: It has other keys or data.
         """
         try:
             newest = checkpoint.latest(self.folder)
         except FileNotFoundError:
             return
-        saved = checkpoint.load_facts(newest, config=dict, data=str)
-        if saved["data"] != self.facts["data"]:
+        facts, wanted = checkpoint.load_facts(newest, config=dict, data=str), self.facts["config"]
+        if facts["data"] != self.facts["data"]:
             raise ConfigError(
                 f"{self.folder} was begun on other clips or labels: choose another dir=, or leave out --resume"
             )
-        if changed := differences(saved["config"], self.facts["config"]):
+        pairs = [(name, old, wanted.get(name)) for name, old in facts["config"].items()]
+        if changed := [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]:
             raise ConfigError(f"{self.folder} was begun with another configuration:\n  " + "\n  ".join(changed))
         checkpoint.load_weights(newest, self.learner.modules)
         checkpoint.load_optimizer(newest, self.learner.modules, self.learner.optimizer)
         checkpoint.load_random(checkpoint.read(newest, "random."))
-        self.step, self.skipped_steps = saved["step"], saved.get("skipped_steps", 0)
+        self.step, self.skipped_steps = facts["step"], facts.get("skipped_steps", 0)
+
+
+def begin(
+    modules: nn.ModuleDict, clips: RandomWindows, labels: Sequence[Sequence[int]], how: Tuning, folder: Path
+) -> Training:
+    """The training of a classifier by SGD with momentum, at its first step."""
+    torch.manual_seed(how.seed)
+    trained = [p for p in modules.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=how.lr, momentum=how.momentum)
+    lines = (f"{name} {list(numbers)}\n" for name, numbers in zip(clips.index["id"], labels, strict=True))
+    facts = {"config": how.fixed(), "data": digest(line.encode() for line in lines)}
+    return Training(Learner(modules, optimizer), folder, facts)
 
 
 def tune(
-    modules: nn.ModuleDict,
-    clips: RandomWindows,
-    labels: Sequence[Sequence[int]],
-    how: Tuning,
-    data: DataConfig,
-    folder: Path,
-    resume: bool,
+    training: Training, clips: RandomWindows, labels: Sequence[Sequence[int]], how: Tuning, data: DataConfig
 ) -> None:
-    """Train a classifier by SGD with momentum.
+    """Take the steps of a training that are left.
 
     Args:
-        modules: A `classifier`, on its device; with ``resume`` its weights become those of the last checkpoint.
+        training: What `begin` made.
         clips: Clips to train on.
         labels: Class numbers of each of them.
         how: Keys of the training.
         data: How to read: workers, timeout.
-        folder: Folder for checkpoints, metrics.jsonl and skipped.jsonl.
-        resume: Go on from the newest checkpoint in ``folder``, if there is one, as if training had never stopped.
 
     Raises:
-        ConfigError: See `Run.load`.
         Failure: `PATIENCE` steps in a row could not be taken, or the last checkpoint could not be written.
         Interrupted: By a signal; what was done is saved.
     """
-    torch.manual_seed(how.seed)
-    trained = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=how.lr, momentum=how.momentum)
-    facts = {"config": how.fixed(), "data": fingerprint(clips, labels)}
-    run = Run(Learner(modules, optimizer), folder, facts)
-    if resume:
-        run.load()
+    learner, bad_in_a_row = training.learner, 0
     rate = harmony.schedule.warmup(harmony.schedule.cosine(how.lr, 0.0, max(how.steps - how.warmup, 1)), how.warmup)
-    skipped, metrics = SkippedClips(folder), metrics_of(run)
-    order = BatchSampler([Source(len(clips))], how.batch_size, how.seed, run.step)
+    order = BatchSampler([Source(len(clips))], how.batch_size, how.seed, training.step)
     loader = Loader(clips, order, collate, data.workers, data.timeout, data.prefetch_gib)
-    modules.train()
-    losses: list[float] = []
-    bad_in_a_row = 0
-    with Interruption() as interruption, progress_bar(total=how.steps, initial=run.step, unit="step") as bar:
+    device = next(learner.modules.parameters()).device
+    journal = Journal(training.folder, how.steps, training.step, True, device)
+    learner.modules.train()
+    with Interruption() as interruption:
         with interruption.deferred():
-            for batch in interruption.awaited(loader, {"skipped": []}):
-                if run.step >= how.steps or interruption.asked:
+            for batch in journal.clock.waiting(interruption.awaited(loader, {"skipped": []})):
+                if training.step >= how.steps or interruption.asked:
                     break
-                skipped.record(batch["skipped"])
-                set_learning_rate(optimizer, float(rate(torch.tensor(run.step))))
-                result = take_step(run.learner, batch, labels, how, run.step)
-                run.step += 1
-                run.skipped_steps += not result.taken
+                journal.skip(batch["skipped"])
+                lr = float(rate(torch.tensor(training.step)))
+                set_learning_rate(learner.optimizer, lr)
+                result = take_step(learner, batch, labels, how, training.step)
+                training.step += 1
+                training.skipped_steps += not result.taken
                 bad_in_a_row = 0 if result.taken else bad_in_a_row + 1
-                losses += [result.numbers["loss"]] * result.taken
-                bar.update()
-                at_end = run.step == how.steps
-                if (run.step % how.log_every == 0 or at_end) and losses:
-                    loss = float(np.mean(losses))
-                    metrics.add({"step": run.step, "loss": loss, "skipped_steps": run.skipped_steps})
-                    bar.set_postfix(loss=f"{loss:.3f}")
-                    losses = []
-                if run.step % how.checkpoint_every == 0 or at_end:
-                    run.save(last=at_end)
+                journal.add(result, len(batch.get("row", [])))
+                last = training.step == how.steps
+                if training.step % how.log_every == 0 or last:
+                    journal.write(training.step, lr=lr, skipped_steps=training.skipped_steps)
+                if training.step % how.checkpoint_every == 0 or last:
+                    training.save(required=last)
                 if bad_in_a_row >= PATIENCE:
                     raise Failure(
                         f"{bad_in_a_row} steps in a row could not be taken, the last one because {result.reason}; "
-                        f"stopped at step {run.step}. Clips that could not be read are listed in {skipped.file}; a "
-                        f"loss that is not finite may take a smaller lr than {how.lr:g}."
+                        f"stopped at step {training.step}. {training.folder / SKIPPED} lists clips that could not be "
+                        f"read; where the loss is not finite, try a smaller lr than {how.lr:g}."
                     )
-            if run.step < how.steps:
-                run.save(last=True)
-        interruption.advice = f" at step {run.step}: the same command with --resume goes on"
+            journal.bar.close()
+            if training.step < how.steps:
+                training.save(required=True)
+        journal.close()
+        interruption.advice = f" at step {training.step}: the same command with --resume goes on"
         interruption.stop()
 
 
@@ -224,22 +220,3 @@ def predict(modules: nn.ModuleDict, clips: WindowedClips, how: Tuning, data: Dat
         return head.logits(embeddings["representation"]).unflatten(0, raw.shape[:2]).mean(1)
 
     return outputs(modules, encode, clips, how.batch_size, data)
-
-
-def fingerprint(clips: RandomWindows, labels: Sequence[Sequence[int]]) -> str:
-    """Hash of the clips in their order and of their labels."""
-    lines = (f"{name} {list(numbers)}\n" for name, numbers in zip(clips.index["id"], labels, strict=True))
-    return digest(line.encode() for line in lines)
-
-
-def metrics_of(run: Run) -> jsonl.Rows:
-    """The file of metrics; rows after the step of the checkpoint, from a training that died, are dropped."""
-    file = run.folder / "metrics.jsonl"
-    rows = [row for row in jsonl.read_rows(file, step=int) if row["step"] <= run.step]
-    write_atomically(file, jsonl.as_text(rows))
-    return jsonl.Rows(file)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys whose values differ, as ``key: old -> new``."""
-    return [f"{name}: {value} -> {new.get(name)}" for name, value in old.items() if new.get(name) != value]

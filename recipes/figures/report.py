@@ -13,7 +13,7 @@ from PIL import Image
 
 from recipes.config import Config
 from recipes.data.clips import EvalClips, Skipped
-from recipes.data.loader import list_loader
+from recipes.data.workers import Loader
 from recipes.evaluation import ranking
 from recipes.evaluation.embedding import Embedded
 from recipes.files import write_atomically
@@ -144,7 +144,7 @@ def examples(embedded: Embedded, clips: EvalClips, config: Config) -> list[dict[
     queries = np.unique(np.linspace(0, len(text) - 1, EXAMPLES).astype(int)).tolist()
     orders = [ranking.best(text[query], video, FOUND) for query in queries]
     keys = [[(embedded.items[i], 0) for i in (query, *order)] for query, order in zip(queries, orders, strict=True)]
-    read = list_loader(clips, keys, config.data.workers, config.data.timeout)
+    read = Loader(clips, keys, list, config.data.workers, config.data.timeout)
     for query, order, (own, *found) in zip(queries, orders, read, strict=True):
         if isinstance(own, Skipped):
             continue

@@ -1,5 +1,8 @@
 """A moving average of the weights beside training, which is what is evaluated in the end."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +36,13 @@ class Ema:
     def tensors(self) -> dict[str, Tensor]:
         """What is saved and filled: {"ema.<name>": average} and the number of updates."""
         return {PREFIX + name: average for name, average in self.averages.items()} | {UPDATES: self.updates}
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside, the model has the averages for its values."""
+        self.swap()
+        yield
+        self.swap()
 
     def swap(self) -> None:
         """Exchange the values of the model and their averages; once more puts both back."""

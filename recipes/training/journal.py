@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from recipes.config import Config
 from recipes.data.clips import Skipped
 from recipes.data.skipped import SkippedClips
 from recipes.progress import progress_bar
@@ -63,14 +63,12 @@ class Clock:
 class Journal:
     """The first process's; in the others it writes nothing."""
 
-    def __init__(self, config: Config, step: int, writes: bool, device: torch.device) -> None:
-        """Continue the journal of a run at a step."""
-        self.metrics = Metrics(config.folder, step) if writes else None
-        self.skipped = SkippedClips(config.folder) if writes else None
-        self.bar = progress_bar(
-            total=config.train.steps, initial=step, desc=config.run.name, unit="step", smoothing=0.05,
-            disable=not writes,
-        )  # fmt: skip
+    def __init__(self, folder: Path, steps: int, step: int, writes: bool, device: torch.device) -> None:
+        """Continue the journal in the folder of a run of so many steps, at a step."""
+        self.metrics = Metrics(folder, step) if writes else None
+        self.skipped = SkippedClips(folder) if writes else None
+        bar = {"total": steps, "initial": step, "desc": folder.name, "unit": "step", "smoothing": 0.05}
+        self.bar = progress_bar(**bar, disable=not writes)
         self.clock, self.device = Clock(), device
 
     @property
@@ -87,13 +85,13 @@ class Journal:
         self.skipped.record(clips)
         return len(self.skipped.known)
 
-    def add(self, found: StepResult, clips: int) -> None:
+    def add(self, result: StepResult, clips: int) -> None:
         """Note a step, and how many clips it was of."""
         self.clock.step(clips)
         if self.metrics is not None:
-            self.metrics.add(found.values, found.cosines, found.defined)
+            self.metrics.add(result.values, result.cosines, result.defined)
             self.bar.update()
-            self.bar.set_postfix(found.shown(self.clock.throughput), refresh=False)
+            self.bar.set_postfix(result.shown(self.clock.throughput), refresh=False)
 
     def write(self, step: int, **facts: float) -> None:
         """Write the row of the interval that ends at a step."""

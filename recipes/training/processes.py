@@ -1,6 +1,5 @@
 """The processes of a run under torchrun: who this one is, what they agree on, and how the model is spread over them."""
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import harmony
+from recipes import files, keys
 from recipes.config import Config
 from recipes.errors import ConfigError
 from recipes.model.vatt import VATT
 from recipes.training import launch
 
 PATIENCE = timedelta(hours=12)  # for the others: the first reads an index of 10^8 narrations and counts their words
+OWN = ("data.workers:", "data.timeout:", "train.device:")  # keys that each process may have of its own
 T = TypeVar("T")
 
 
@@ -166,6 +167,15 @@ def check_processes(config: Config, group: Processes) -> None:
         raise ConfigError("gram.probe looks at whole parameters: it needs train.parallel=ddp")
 
 
+def check_same(config: Config, group: Processes) -> None:
+    """Raise a ConfigError in all processes where one of them has another configuration than the first."""
+    first = group.decide(lambda: config)
+    changed = [line for line in keys.differences(first, config) if not line.startswith(OWN)]
+    changed = group.collect([f"process {group.rank}: {line}" for line in changed])
+    if changed:
+        raise ConfigError("the processes have different configurations:\n  " + "\n  ".join(changed))
+
+
 def seed_of(seed: int, rank: int, step: int = 0) -> int:
     """The seed of a process's random numbers (dropped tokens, dropout) from a step on; the run's own for the first."""
     if rank == 0 and step == 0:
@@ -211,11 +221,13 @@ def clip_gradients(modules: nn.Module, limit: float) -> Tensor:
 
 def digest(modules: nn.Module) -> str:
     """Hash of weights and buffers; of shards put together, for which every process has to take part."""
-    hashed = hashlib.sha256()
-    for name, t in sorted(modules.state_dict().items()):
-        hashed.update(name.encode())
-        hashed.update(whole(t.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return hashed.hexdigest()
+
+    def pieces() -> Iterator[bytes]:
+        for name, t in sorted(modules.state_dict().items()):
+            yield name.encode()
+            yield memoryview(whole(t.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+    return files.digest(pieces())
 
 
 def whole_state(modules: nn.Module) -> dict[str, Tensor]:

@@ -45,8 +45,8 @@ class StepOptions:
     """How to take a step.
 
     Attributes:
-        weigh: What clips are weighed by: "nothing"; "terms", the harmonizer sees loss terms and extras but no gradients,
-            which costs nothing; "gradients", it sees the Gram blocks of per-clip gradients.
+        weigh: What clips are weighed by: "nothing"; "terms": the harmonizer sees loss terms and extras, which cost
+            nothing; "gradients": it sees the Gram blocks of per-clip gradients, too.
         gram: Keywords of `harmony.backward` for "gradients": how these are read.
         extras: ``extras(objective, embeddings)`` is what the harmonizer sees besides.
         precision: Of the encoder, as `train.precision`.
@@ -130,7 +130,7 @@ def train_step(learner: Learner, inputs: dict[str, Tensor], options: StepOptions
 
     Args:
         learner: Changed in place; gradients stay in ``.grad``.
-        inputs: What the model takes, on its device: the clips of this process. To be weighed, they need an "index" (b,).
+        inputs: What the model takes, on its device: the clips of this process. To weigh them takes an "index" (b,).
         options: How.
     """
     if options.weigh != "gradients":

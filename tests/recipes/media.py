@@ -8,6 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from recipes.data.decode import Probe, Window, open_clip
+
 BITS = 8  # of a picture's number
 TICKS = 1000  # a second, of the pictures' time stamps
 LAYOUTS = {1: "mono", 2: "stereo"}
@@ -216,3 +218,15 @@ def whole_file(path: Path) -> tuple[list[tuple[float, int]], float, np.ndarray]:
     samples = np.concatenate([np.atleast_2d(frame.to_ndarray()) for frame in sound], axis=1)[0]
     scale = 32768 if samples.dtype == np.int16 else 1
     return numbers, sound[0].time - origin, (samples / scale).astype(np.float32)
+
+
+def probe(path: str | Path) -> Probe:
+    """What the header of a file declares."""
+    with open_clip(path) as clip:
+        return clip.probe
+
+
+def read_window(path: str | Path, *window: float | None) -> Window:
+    """One window of a file, see `Clip.window`."""
+    with open_clip(path) as clip:
+        return clip.window(*window)

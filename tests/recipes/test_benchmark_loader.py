@@ -5,12 +5,12 @@ import csv
 import av
 import pytest
 
-from recipes.data.decode import probe
 from recipes.data.index import load_index
 from recipes.research.benchmark import loader
 from recipes.research.benchmark.__main__ import main
 from recipes.research.benchmark.loader import MOVE, REST, STAGES, WHOLE, Stopwatch
 from tests.recipes.conftest import TINY
+from tests.recipes.media import probe
 
 
 @pytest.mark.slow

@@ -17,11 +17,12 @@ from recipes.embed import main as embed_main
 from recipes.errors import ConfigError
 from recipes.evaluate import main as evaluate_main
 from recipes.model.build import WORDS
-from recipes.pretrain import facts_of, latest_checkpoint, pretrain
+from recipes.pretrain import pretrain
 from recipes.restore import own_data, restore
 from recipes.training import checkpoint as checkpoints
 from recipes.training.checkpoint import CHECKSUMS, LATEST, STATE, CheckpointError
 from recipes.training.ema import Ema
+from recipes.training.resume import facts_of, latest_checkpoint
 from recipes.training.setup import learning_rate, make_optimizer
 from tests.recipes.conftest import DEMO
 

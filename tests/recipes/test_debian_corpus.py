@@ -18,9 +18,8 @@ from recipes.data.corpus import debian as debian_corpus
 from recipes.data.corpus import packages
 from recipes.data.corpus.debian import FPS, SAMPLE_RATE, SIZE, _fit, build
 from recipes.data.corpus.packages import PackageError, _concept, _read_rcc
-from recipes.data.decode import read_window
 from recipes.data.index import load_index
-from tests.recipes.media import frequency_of
+from tests.recipes.media import frequency_of, read_window
 
 WORDS = ("cow", "apple", "bear", "drum", "train", "violin")
 SVG = b"""<?xml version="1.0"?>

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from av.video.reformatter import VideoReformatter
 
-from recipes.data.decode import BrokenClip, Clip, _rgb, open_clip, probe, read_window
+from recipes.data.decode import BrokenClip, Clip, _rgb, open_clip
 from tests.recipes import media
+from tests.recipes.media import probe, read_window
 
 RATE = 16_000
 

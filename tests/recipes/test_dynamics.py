@@ -333,7 +333,7 @@ def test_the_command_draws_real_runs_of_any_length(tiny, tmp_path, capsys):
     assert [r["mode"] for r in written["runs"]] == ["baseline", "only realignment"]
     assert len(written["probes"]) == 2 * 10 and written["comparisons"][1]["ratio"] is None
     notes = (out / "dynamics.md").read_text()
-    assert runs.BEFORE in notes and "| single | only realignment |" in notes and "| single | groups/mlp |" in notes
+    assert text.BEFORE in notes and "| single | only realignment |" in notes and "| single | groups/mlp |" in notes
     assert main(["dynamics", f"runs=[{folders[0]}]", "name=layers/1", f"out={tmp_path / 'layer'}"]) == 0
     assert "layer 1 of the backbone" in (tmp_path / "layer" / "dynamics.md").read_text()
     capsys.readouterr()

@@ -76,12 +76,11 @@ class Half(Processes):
 def test_processes_share_the_clips_and_all_get_them(checkpoint) -> None:
     _, config, tokenizer, modules = restore(checkpoint)
     modules.eval()
-    config.evaluate.batch_size = 4
     clips = EvalClips(train_and_test(config).test, tokenizer, config.clip)
-    alone, halves = embed(modules, clips, config, 0), {}
+    alone, halves = embed(modules, clips, 4, config.data), {}
 
     def run(rank: int) -> None:
-        halves[rank] = embed(modules, clips, config, 0, Half(rank, 2))
+        halves[rank] = embed(modules, clips, 4, config.data, Half(rank, 2))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
     [thread.start() for thread in threads]

@@ -38,7 +38,8 @@ def test_the_command_writes_small_pictures_that_are_not_blank(tmp_path, capsys):
 
 def test_a_command_is_needed(capsys):
     assert main([]) == 0
-    assert all(word in capsys.readouterr().out for word in ("realign", "dynamics", "gallery", "detection"))
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("realign", "dynamics", "gallery", "detection"))
     assert main(["paint"]) == 2
     assert "expected one of realign" in capsys.readouterr().err
 

@@ -10,9 +10,9 @@ from torch.distributed import HashStore
 
 from recipes import pretrain as recipe
 from recipes.errors import ConfigError
-from recipes.pretrain import TrainingError, check_agreement, check_same
 from recipes.training import launch
-from recipes.training.processes import Processes
+from recipes.training.processes import Processes, check_same, digest
+from recipes.training.run import TrainingError, check_agreement
 
 SOON = timedelta(seconds=30)
 
@@ -79,7 +79,7 @@ def test_another_configuration_is_refused_by_all_processes(tiny, monkeypatch):
 @pytest.mark.parametrize(("name", "value"), [("step", 3), ("weights", "else"), ("training videos", "others")])
 def test_processes_that_do_not_begin_alike_stop(monkeypatch, name, value):
     modules = nn.ModuleDict({"model": nn.Linear(2, 2), "objective": nn.BatchNorm1d(2)})
-    alike = {"step": 2, "training videos": "videos", "weights": recipe.digest(modules)}
+    alike = {"step": 2, "training videos": "videos", "weights": digest(modules)}
     group = Processes(0, 2, group=object())
     for theirs in (alike, {**alike, name: value}):
         monkeypatch.setattr(Processes, "collect", lambda self, items, other=theirs: [*items, other])
@@ -93,7 +93,7 @@ def test_processes_that_do_not_begin_alike_stop(monkeypatch, name, value):
 def test_a_digest_is_of_values_and_names():
     torch.manual_seed(0)
     one = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.BatchNorm1d(2)})
-    before = recipe.digest(one)
-    assert before == recipe.digest(one)
+    before = digest(one)
+    assert before == digest(one)
     one["b"].num_batches_tracked += 1
-    assert before != recipe.digest(one)
+    assert before != digest(one)

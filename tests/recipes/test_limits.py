@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from recipes.data import limits, vocabulary
-from recipes.data.decode import BrokenClip, Window, read_window
+from recipes.data.decode import BrokenClip, Window
 from recipes.files import jsonl
 from recipes.restore import restore
 from recipes.scoring.table import facts_of
 from recipes.training import checkpoint as checkpoints
 from tests.recipes import media
+from tests.recipes.media import read_window
 
 
 def window(path: Path, start: float = 0.5) -> Window:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_the_rows_of_youcook2(youcook2: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
-        ("MSRVTT_JSFUSION_test.csv", "key,sentence\nret0,x\n", "line 1: expected the columns key, vid_key, video_id"),
+        ("MSRVTT_JSFUSION_test.csv", "key,sentence\nret0,x\n", "line 1: expected the columns video_id, sentence"),
         ("MSRVTT_JSFUSION_test.csv", "key,vid_key,video_id,sentence\nret0,m,v,\n", "line 2: expected a video_id and a"),
         ("youcookii_annotations_trainval.json", "[]", 'expected {"database"'),
         ("youcookii_annotations_trainval.json", '{"database": {"abc": {"subset": "training"}}}', "video 'abc': expect"),
@@ -109,7 +110,7 @@ def test_windows_are_averaged(checkpoint: Path, youcook2: Path) -> None:
     modules.eval()
     index = load_index(youcook2)
     clips = EvalClips(index, tokenizer, config.clip, 4)
-    found = embed(modules, clips, config, workers=0)
+    found = embed(modules, clips, config.evaluate.batch_size, config.data)
     assert found.starts.shape == (len(clips), 4) and not found.skipped
     ends = dict(zip(index["id"], zip(index["start"], index["end"], strict=True), strict=True))
     for name, starts in zip(found.ids, found.starts, strict=True):
@@ -137,7 +138,7 @@ def test_of_a_clip_with_a_broken_window_there_is_nothing(checkpoint: Path, msrvt
     _, config, tokenizer, modules = restore(checkpoint)
     clips = EvalClips(load_index(tmp_path / "m.jsonl"), tokenizer, config.clip, 4)
     assert {type(clips[0, window]) for window in range(4)} == {Clip, Skipped}
-    found = embed(modules, clips, config, workers=0)
+    found = embed(modules, clips, config.evaluate.batch_size, config.data)
     assert found.ids == ["good"] and found.items == [1] and [skipped.id for skipped in found.skipped] == ["cut"]
 
 
@@ -149,7 +150,7 @@ def test_sound_is_averaged_over_the_windows_that_have_it(checkpoint: Path, tmp_p
     clips = EvalClips(load_index(tmp_path / "m.jsonl"), tokenizer, config.clip, 4)
     heard = [clips[0, window].has_audio for window in range(4)]
     assert heard == [True, False, False, False]
-    found, first = embed(modules, clips, config, workers=0), collate([clips[0, 0]])
+    found, first = embed(modules, clips, config.evaluate.batch_size, config.data), collate([clips[0, 0]])
     modules.eval()
     with torch.no_grad():
         alone = modules["objective"].project(modules["model"](**model_inputs(first, torch.device("cpu"))))
@@ -162,7 +163,7 @@ def test_windows_of_features_are_spread_too(tmp_path: Path, checkpoint: Path) ->
     seconds = 40
     rgb = np.repeat(np.arange(seconds, dtype=np.uint8)[:, None], 1024, 1)
     shards.write(tmp_path / "test0.tfrecord", shards.example("a", rgb, rgb[:, :128]))
-    clips = EvalClips(load_index(tmp_path), tokenizer, config.clip, 4)
+    clips = EvalClips(load_index(tmp_path), tokenizer, replace(config.clip, inputs="features", fps=1.0), 4)
     assert [clips[0, window].start for window in range(4)] == [3, 13, 23, 33]
 
 
@@ -186,7 +187,7 @@ def test_directions_are_searched_by_hand(checkpoint: Path, corpus: Path) -> None
     """R@1 and ranks of each direction from plain loops over cosines of single vectors."""
     _, config, tokenizer, modules = restore(checkpoint)
     clips = EvalClips(load_index(corpus / "test.jsonl"), tokenizer, config.clip)
-    found = embed(modules, clips, config, workers=0)
+    found = embed(modules, clips, config.evaluate.batch_size, config.data)
     results = retrieve(found, clips)
     sides = {
         "text->video": ("vt_text", "vt_video"), "video->text": ("vt_video", "vt_text"),

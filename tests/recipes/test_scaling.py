@@ -8,8 +8,8 @@ import torch
 
 from recipes import config as configuration
 from recipes.model.vatt import SIZES, VATT
-from recipes.research.benchmark.clips import random_clips
 from recipes.research.benchmark.__main__ import main
+from recipes.research.benchmark.clips import random_clips
 from recipes.research.benchmark.scaling import Machine, predict
 from recipes.research.benchmark.scaling_counts import Counts, count, held_for_backward, operations, traffic
 from tests.recipes.conftest import DEMO, TINY

@@ -261,9 +261,6 @@ def test_another_scoring_is_not_mixed_in(run, corpus, tmp_path, capsys):
     Parts(folder, table.SCHEMA, {"seed": 1})  # killed before its first part: weights may be there
     assert main(command(run, tmp_path / "t.parquet", data=corpus)) == 2
     assert "what another command began" in capsys.readouterr().err
-        main(command(run, tmp_path / "t.parquet", data=corpus)) == 2
-        and "what another command began" in capsys.readouterr().err
-    )
 
 
 def test_a_narration_after_the_end_of_its_video_is_not_scored(run, videos, tmp_path):

@@ -14,10 +14,11 @@ import torch
 
 from recipes.data import vocabulary
 from recipes.model.build import build
-from recipes.pretrain import latest_checkpoint, pretrain
+from recipes.pretrain import pretrain
 from recipes.restore import restore
 from recipes.training import checkpoint, metrics
 from recipes.training.bad_steps import BAD_STEPS
+from recipes.training.resume import latest_checkpoint
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.test_step_options import taken_again
 

@@ -20,7 +20,7 @@ from recipes import pretrain as recipe
 from recipes.data import vocabulary
 from recipes.data.clips import Clip, NarratedClips, Skipped, TrainClips, collate
 from recipes.data.index import load_index
-from recipes.data.loader import list_loader, train_loader
+from recipes.data.loader import train_loader
 from recipes.data.sampler import BatchSampler, Source
 from recipes.data.skipped import SKIPPED
 from recipes.data.workers import Loader, WorkerError, bytes_of, guarded
@@ -116,7 +116,7 @@ def test_a_worker_that_dies_while_it_sends_a_batch(index: Dataset) -> None:
     """A batch larger than the pipe's buffer is cut off in the middle."""
     clips = NarratedClips(index, vocabulary.build(["word"]), FMT)
     keys = [[(clip, 0) for clip in range(5)] * 20 for _ in range(4)]
-    batches = iter(list_loader(clips, keys, workers=1))
+    batches = iter(Loader(clips, keys, list, workers=1))
     found = [next(batches)]
     (process,) = active_children()
     time.sleep(1)  # by now it waits for room
@@ -133,7 +133,7 @@ def test_a_batch_of_clips_that_take_their_workers_along(tmp_path: Path, fault, t
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
     clips = Several(load_index(tmp_path / "manifest.jsonl"), fault)
     keys = [[(0, row) for row in range(10)], [(1, 1), (1, 9)]]
-    first, second = list_loader(clips, keys, workers=1, timeout=timeout)
+    first, second = Loader(clips, keys, list, workers=1, timeout=timeout)
     assert [clip.id for clip in first] == [f"clip {n}" for n in range(10)]
     assert all(isinstance(clip, Skipped) and cause in clip.reason for clip in first[:8])
     assert all(isinstance(clip, Clip) for clip in first[8:])

@@ -54,19 +54,10 @@ class DebianCorpus:
 
 
 def build(out: Path, root: Path | None = None, workers: int | None = None) -> Path:
-    """Build the corpus: `manifest.jsonl` and `videos/<id>.mp4`; the same packages give the same content.
+    """Builds `manifest.jsonl` and `videos/<id>.mp4`, and returns their folder; the arguments are those of the command.
 
-    The manifest is a labelled one, too: the `label` of a clip is its category in the packages.
-
-    The folder appears only when it is complete. A broken picture or sound is skipped, and reported.
-
-    Args:
-        out: folder to create.
-        root: folder the packages were unpacked in, `/` where they are installed; None: download them.
-        workers: processes; None: all cores, 1: this process.
-
-    Returns:
-        `out`.
+    The same packages give the same content. The `label` of a clip is its category in the packages. A broken picture or
+    sound is skipped, and reported.
 
     Raises:
         FileExistsError: `out` exists.
@@ -100,7 +91,7 @@ def _check_out(out: Path) -> None:
 
 
 def _report(skipped: list[tuple[str, str]]) -> None:
-    """Print why clips were skipped, and which."""
+    """Prints why clips were skipped, and which."""
     for why, number in Counter(why for _, why in skipped).most_common():
         ids = [id for id, reason in skipped if reason == why]
         print(f"skipped {number}: {why}: {', '.join(ids[:5])}{', ...' if number > 5 else ''}")
@@ -113,7 +104,7 @@ def split_of(concept: str) -> str:
 
 
 def _render(entry: Entry, folder: Path) -> dict[str, Any] | str:
-    """Make one clip; returns its row of the manifest, or why it is skipped."""
+    """Makes one clip; returns its row of the manifest, or why it is skipped."""
     rng = np.random.default_rng(zlib.crc32(entry.id.encode()))
     try:
         picture, sound = _picture(entry.picture), _sound(entry.sound)
@@ -142,7 +133,7 @@ def _render(entry: Entry, folder: Path) -> dict[str, Any] | str:
 def _decoding(what: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # what decoders raise at a broken file knows no bounds
+    except Exception as error:  # decoders raise anything at a broken file
         raise BrokenMedia(f"the {what} cannot be read ({type(error).__name__})") from error
 
 
@@ -159,7 +150,7 @@ def _picture(data: bytes) -> Image.Image:
 
 
 def _sound(data: bytes) -> np.ndarray:
-    """Decode to mono float32 (samples,), without the silence around it, peak 0.8."""
+    """Decodes to mono float32 (samples,), without the silence around it, peak 0.8."""
     with _decoding("sound"), av.open(io.BytesIO(data)) as container:
         resampler = av.AudioResampler("flt", "mono", SAMPLE_RATE)
         decoded = chain(container.decode(audio=0), [None])  # None: what is left in the resampler
@@ -172,7 +163,7 @@ def _sound(data: bytes) -> np.ndarray:
 
 
 def _fit(sound: np.ndarray, length: int, repeat: bool, rng: np.random.Generator) -> np.ndarray:
-    """Give a sound a length: the loudest window of a long one; a short one repeats, or is heard once, somewhere."""
+    """Fits a sound to a length: the loudest window of a long one; a short one repeats, or is heard once, anywhere."""
     if len(sound) >= length:
         energy = np.concatenate([[0.0], np.cumsum(np.square(sound, dtype=np.float64))])
         start = int((energy[length:] - energy[:-length]).argmax())

@@ -57,18 +57,13 @@ class Corpus:
 
 
 def build(corpus: Corpus) -> Path:
-    """Build a corpus.
+    """Builds a corpus, and returns its folder.
 
-    Written are `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl`
-    (a manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth:
-    for evaluation, never for training), and labelled manifests of the segments of all videos: `shapes.jsonl` and
-    `colours.jsonl` of what is shown, `tags.jsonl` of what is heard. About 2% of the training videos have no
-    narration (empty lists in `raw_caption.json`), and about 2% no audio track.
-
-    The folder appears only when it is complete: a build that dies leaves at most a hidden `.partial` folder beside it.
-
-    Returns:
-        The folder.
+    It holds `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl` (a
+    manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth: for
+    evaluation, never for training), and labelled manifests of the segments of all videos: `shapes.jsonl` and
+    `colours.jsonl` of what is shown, `tags.jsonl` of what is heard. About 2% of the training videos have no narration
+    (empty lists in `raw_caption.json`), and about 2% no audio track.
 
     Raises:
         ConfigError: A key is out of range.

@@ -36,14 +36,7 @@ class Entry:
 
 
 def read_entries(root: Path) -> list[Entry]:
-    """The entries of both packages.
-
-    Args:
-        root: folder the packages were unpacked in.
-    Raises:
-        PackageError: they are not there, or not what is expected.
-        OSError: a file of the packages is missing.
-    """
+    """The entries of both packages, which were unpacked in `root`; a PackageError or OSError if they are not whole."""
     check_root(root)
     return [*_read_qabcs(root / QABCS), *_read_gcompris(root / GCOMPRIS)]
 

@@ -1,7 +1,7 @@
 """What happens in a video, decided before anything is drawn: a pure function of style, seed and index.
 
-A video is a row of segments, each with one object that sounds and one that is shown (the same, but for cutaways), and
-one narration per segment, which the style may shift to a neighbouring segment, falsify or replace by chatter.
+A video is a row of segments. Each has one object that sounds, one that is shown (the same, except in cutaways), and a
+narration, which the style may shift to a neighbouring segment, falsify, or replace by chatter.
 """
 
 import base64
@@ -23,10 +23,10 @@ NARRATION_SECONDS = (2.4, 3.6)  # shorter than the shortest segment
 
 @dataclass(frozen=True)
 class Style:
-    """How far a style's narrations and pictures are to be trusted; what is left of the narrations is aligned.
+    """Shares of narrations and pictures that do not belong; the other narrations are aligned.
 
-    A cutaway shows an object that is neither heard nor named. It can only replace a picture whose own narration is not
-    aligned, so `cutaway` is a share of all segments and does not lower the share of aligned narrations.
+    A cutaway shows an object that is neither heard nor named. It only replaces pictures whose narration is not aligned:
+    `cutaway` is a share of all segments, and does not lower the share of aligned narrations.
     """
 
     early: float  # narrations said while the segment before theirs is on screen
@@ -77,7 +77,7 @@ class Narration:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is to be rendered, and the truth about it."""
+    """All that is rendered, and the truth about it."""
 
     video_id: str
     seconds: int
@@ -87,38 +87,22 @@ class Plan:
     render_seed: int  # backgrounds, sizes and noise
 
     def truth(self) -> list[dict[str, Any]]:
-        """Return one row per narration: the sentence, its kind, and what was really shown and heard."""
-        return [
-            {
-                "video_id": self.video_id,
-                "start": narration.start,
-                "end": narration.end,
-                "text": narration.text,
-                "kind": narration.kind,
-                "aligned": narration.kind == "aligned",
-                "sound_aligned": self.has_audio and not segment.cutaway,
-                "shown": vars(segment.shown),
-            }
-            for narration in self.narrations
-            for segment in [self.segments[narration.segment]]
-        ]
+        """One row per narration: the sentence, its kind, and what is really shown and heard."""
+        rows = []
+        for narration in self.narrations:
+            segment = self.segments[narration.segment]
+            said = {name: vars(narration)[name] for name in ("start", "end", "text", "kind")}
+            aligned = {"aligned": narration.kind == "aligned", "sound_aligned": self.has_audio and not segment.cutaway}
+            rows.append({"video_id": self.video_id, **said, **aligned, "shown": vars(segment.shown)})
+        return rows
 
 
 def plan_video(style: str, seed: int, index: int, held_out: bool = False) -> Plan:
-    """Decide everything about one video.
+    """Decides everything about the video of number `index` in its split.
 
-    Held-out videos are clean and depend on the seed and the index only, not on the style: models trained on either
-    style are compared on the same clips. Their objects are taken from one shuffled list of all objects, so that no
-    two clips of the first 200 videos or so look alike.
-
-    Args:
-        style: key of `STYLES`.
-        seed: seed of the corpus.
-        index: number of the video in its split, from 0.
-        held_out: plan a test video.
-
-    Returns:
-        The plan.
+    Held-out videos are clean, and do not depend on the style: models trained on either style are compared on the same
+    clips. Their objects come from one shuffled list of all objects, so that no two clips of the first 200 videos or so
+    look alike.
     """
     split = "test" if held_out else style
     digest = hashlib.blake2b(f"{split}/{seed}/{index}".encode(), digest_size=16).digest()
@@ -133,11 +117,11 @@ def plan_video(style: str, seed: int, index: int, held_out: bool = False) -> Pla
     ]
     narrations = []
     for i, (segment, kind) in enumerate(zip(segments, _kinds(trust, count, rng), strict=True)):
-        told, cut = rng.permutation(np.array(strangers, dtype=object)) if strangers else (None, None)
+        named, cut = rng.permutation(np.array(strangers, dtype=object)) if strangers else (None, None)
         if kind == "off_topic":
             text = chatter(rng)
         else:
-            text = describe(told if kind == "wrong" else segment.heard, rng, complete=held_out)
+            text = describe(named if kind == "wrong" else segment.heard, rng, complete=held_out)
         on_screen = i + {"early": -1, "late": 1}.get(kind, 0)
         narrations.append(Narration(*_moment(segments[on_screen], rng), text, kind, on_screen))
         if kind != "aligned" and rng.random() < trust.cutaway / (1.0 - trust.aligned):
@@ -154,7 +138,7 @@ def plan_video(style: str, seed: int, index: int, held_out: bool = False) -> Pla
 
 
 def _edges(count: int, rng: np.random.Generator) -> tuple[list[float], int]:
-    """Cut a video of whole seconds into segments of uneven but lawful lengths: (count + 1) times, and the length."""
+    """Cuts a video of whole seconds into segments of uneven lengths: (count + 1) times, and the length of the video."""
     shortest, longest = SEGMENT_SECONDS
     lowest, highest = max(VIDEO_SECONDS[0], int(shortest * count)), min(VIDEO_SECONDS[1], int(longest * count))
     seconds = int(rng.integers(lowest, highest + 1))
@@ -166,7 +150,7 @@ def _edges(count: int, rng: np.random.Generator) -> tuple[list[float], int]:
 
 
 def _things(count: int, rng: np.random.Generator) -> tuple[list[Thing], list[Thing]]:
-    """Choose the objects of a video and two strangers to it; no two of them share a shape or a colour."""
+    """The objects of a video, and two strangers; no two of them share a shape or a colour."""
     shapes, colours = rng.permutation(SHAPES)[: count + 2], rng.permutation(COLOURS)
     textures, motions = rng.choice(TEXTURES, count + 2), rng.choice(MOTIONS, count + 2)
     things = [Thing(*map(str, words)) for words in zip(shapes, colours, textures, motions, strict=False)]
@@ -174,14 +158,14 @@ def _things(count: int, rng: np.random.Generator) -> tuple[list[Thing], list[Thi
 
 
 def _held_out_things(seed: int, index: int, count: int) -> tuple[list[Thing], list[Thing]]:
-    """Deal this video's hand from one shuffled pack of all objects."""
+    """The objects of a held-out video, from one shuffled pack of all objects; no strangers."""
     pack = [Thing(s, c, t, m) for s in SHAPES for c in COLOURS for t in TEXTURES for m in MOTIONS]
     order = np.random.default_rng(seed).permutation(len(pack))
     return [pack[order[(6 * index + i) % len(pack)]] for i in range(count)], []
 
 
 def _kinds(style: Style, count: int, rng: np.random.Generator) -> list[str]:
-    """Draw one kind of narration per segment; nothing can be early at the start or late at the end."""
+    """One kind of narration per segment; the first is never early, the last never late."""
     names = ("aligned", "early", "late", "wrong", "off_topic")
     rates = (style.aligned, style.early, style.late, style.wrong, style.off_topic)
     kinds = [str(kind) for kind in rng.choice(names, count, p=rates)]
@@ -191,13 +175,13 @@ def _kinds(style: Style, count: int, rng: np.random.Generator) -> list[str]:
 
 
 def _moment(segment: Segment, rng: np.random.Generator) -> tuple[float, float]:
-    """Find the time of a narration inside a segment."""
+    """Start and end of a narration inside a segment."""
     length = rng.uniform(*NARRATION_SECONDS)
     start = rng.uniform(segment.start, segment.end - length)
     return round(start, 2), round(start + length, 2)
 
 
 def _other_motion(thing: Thing, heard: Thing, rng: np.random.Generator) -> Thing:
-    """Keep a cutaway from moving in time with a sound that is not its own."""
+    """Keeps a cutaway from moving in time with a sound that is not its own."""
     others = [motion for motion in MOTIONS if motion != heard.motion]
     return thing if thing.motion != heard.motion else replace(thing, motion=others[int(rng.integers(len(others)))])

@@ -24,18 +24,9 @@ REACH = 1.25  # the farthest tip of any shape, in radii
 
 
 def draw(segment: Segment, fps: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the frames of a segment.
+    """Draws the frames of a segment, (T, size, size, 3) uint8. `rng`: background, size of the object, camera.
 
     Frame n of a video is at n / fps seconds; a segment owns the frames from its start up to its end.
-
-    Args:
-        segment: what to show.
-        fps: frames per second.
-        size: height and width in pixels.
-        rng: background, size of the object, camera.
-
-    Returns:
-        Frames, (T, size, size, 3) uint8.
     """
     seconds = np.arange(np.ceil(segment.start * fps), np.ceil(segment.end * fps)) / fps - segment.start
     frames = _background(seconds, size, rng)
@@ -81,7 +72,7 @@ def _background(seconds: np.ndarray, size: int, rng: np.random.Generator) -> np.
 def _pose(
     motion: str, seconds: np.ndarray, beat: Beat, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Place the object: centre x and y and radius as shares of the frame, angle in radians, each (T,)."""
+    """The place of the object: centre x and y and radius as shares of the frame, angle in radians, each (T,)."""
     turns = beat.turns(motion, seconds)
     wave = np.sin(2 * np.pi * turns)
     x, y = (np.full_like(turns, value) for value in rng.uniform(0.45, 0.55, 2))
@@ -165,5 +156,5 @@ def _texture(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _wrap(x: np.ndarray) -> np.ndarray:
-    """Repeat every 1, from -0.5 to 0.5."""
+    """x modulo 1, from -0.5 to 0.5."""
     return x - np.floor(x) - 0.5

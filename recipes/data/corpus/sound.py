@@ -1,4 +1,4 @@
-"""Synthesises the soundtrack: every object has a voice of its own.
+"""Synthesises the soundtrack. Every object has a voice of its own:
 
 - Shape gives the pitch, a fifth apart: circle 150 Hz, square 225, triangle 337, star 506, ring 759, cross 1139,
   diamond 1709, heart 2563.
@@ -23,15 +23,9 @@ FADE = 0.02  # seconds, at both ends of a segment
 
 
 def synthesise(segments: Sequence[Segment], sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Play the objects of a video, one segment after the other, over a little noise.
+    """Plays the objects of all segments over a little noise: mono (samples,) float32 in [-1, 1].
 
-    Args:
-        segments: what is heard, without gaps from 0 to the end of the video.
-        sample_rate: samples per second.
-        rng: loudness and noise.
-
-    Returns:
-        Mono waveform, (samples,) float32 in [-1, 1].
+    The segments leave no gaps from 0 to the end of the video. `rng`: loudness and noise.
     """
     waves = []
     for segment in segments:
@@ -58,7 +52,7 @@ def _voice(
 def _tone(
     thing: Thing, pitch: np.ndarray, seconds: np.ndarray, sample_rate: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Oscillate at a pitch (Hz per sample) with the overtones, grains or hiss of the texture, (samples,)."""
+    """A wave of some pitch (Hz per sample) with the overtones, grains or hiss of the texture, (samples,)."""
     angle = (2 * np.pi * (np.cumsum(pitch) / sample_rate % 1.0)).astype(np.float32)
     match thing.texture:
         case "plain":

@@ -1,4 +1,4 @@
-"""What can be seen and heard: an object with a shape, a colour, a texture and a motion, and the beat it moves to."""
+"""What is seen and heard: an object with a shape, a colour, a texture and a motion, and the beat of its motion."""
 
 from dataclasses import dataclass
 
@@ -23,19 +23,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Beat:
-    """The rhythm of one object's motion. The picture and the sound follow the same one."""
+    """The rhythm of a motion, which picture and sound follow."""
 
     tempo: float  # cycles relative to the motion's usual pace
     phase: float  # where in its cycle the motion starts, in turns
 
     def turns(self, motion: str, seconds: np.ndarray) -> np.ndarray:
-        """Count the cycles of a motion gone by at some times; a whole number is where the cycle begins.
-
-        Args:
-            motion: one of `MOTIONS`.
-            seconds: times since the start of the segment, any shape.
-
-        Returns:
-            Turns, of the shape of `seconds`.
-        """
+        """Cycles of a motion (one of `MOTIONS`) since the start of a segment; each begins at a whole number."""
         return seconds * (self.tempo / PERIODS[motion]) + self.phase

@@ -11,15 +11,7 @@ AUDIO_OPTIONS = {"aac_coder": "fast"}  # twice as quick as the default
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int, wave: np.ndarray | None, sample_rate: int) -> None:
-    """Encode frames and, if there is one, a waveform.
-
-    Args:
-        path: the file to write.
-        frames: pictures in order, each (H, W, 3) uint8 RGB, H and W even.
-        fps: frames per second.
-        wave: mono sound, (samples,) float32 in [-1, 1], or None for a file without an audio track.
-        sample_rate: samples per second.
-    """
+    """Encodes frames, (H, W, 3) uint8, H and W even, and if there is any, mono sound, (samples,) float32 in [-1, 1]."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps, options=VIDEO_OPTIONS)
         video.pix_fmt = "yuv420p"

@@ -30,35 +30,20 @@ class Segment(NamedTuple):
 
 
 def read_audioset(root: Path) -> Iterator[Row]:
-    """Reads the index of a folder in AudioSet's layout.
+    """Reads the tables of segments of a folder, which may be some of `TABLES`; see `Layout`.
 
     A video, in `videos/` or in the folder itself, is the whole one, `<YTID>.<mp4|webm|mkv>`, of which the segment is a
     part, or that part alone, cut out beforehand, whose name says where it begins: `<YTID>_<start>` or
     `<YTID>_<start>_<end>`, in whole seconds, plain or of six digits, or in milliseconds. Where there are both, the
-    short file is read. Segments without a file are left out, with one warning.
-
-    Args:
-        root: the folder with one or more of `balanced_train_segments.csv`, `unbalanced_train_segments.csv` (split
-            "train") and `eval_segments.csv` (split "test").
-    Returns:
-        Rows of `id` (the YTID), `video`, `split`, `start`, `end`, and no `narrations`, in the order of the tables.
-    Raises:
-        FileNotFoundError: not one of the videos.
-        ValueError: a table of another form; says which file and line.
+    short file is read. The `id` of a row is the YTID; there are no `narrations`.
     """
     return (row for row, _ in _rows_and_segments(root, videos_by_name(root)))
 
 
 def read_labelled_audioset(root: Path) -> Labels:
-    """Reads it with the labels; see `Layout.read_labelled`. A segment may be a file of sound, named alike.
+    """Reads the same folder, or the one around it, with `class_labels_indices.csv`; see `Layout`.
 
-    The only split trains on the two training tables, or on the one that is there, and tests on the evaluation table.
-
-    Args:
-        root: the folder of `read_audioset`, with `class_labels_indices.csv` in it, or the folder around it.
-    Raises:
-        FileNotFoundError: not one of the segments.
-        ValueError: a table of another form, or a label that is not among the classes; says which file and line.
+    A segment may be a file of sound, named alike. The only split trains on the training tables and tests on the other.
     """
     root = folder_of(root, CLASSES) or root
     names = _classes(root / CLASSES)

@@ -9,13 +9,9 @@ COLUMNS = ("filename", "fold", "target", "category", "src_file")
 
 
 def read_esc50(root: Path) -> Labels:
-    """Reads a folder in ESC-50's layout; see `Layout.read_labelled`. Split n tests on fold n and trains on the others.
+    """Reads `meta/esc50.csv` and `audio/`, in a folder or in one in it (`ESC-50-master`); see `Layout`.
 
-    Args:
-        root: the folder with `meta/esc50.csv` and `audio/`, in it or in a folder in it (`ESC-50-master`).
-    Raises:
-        FileNotFoundError: not one of the sounds.
-        ValueError: a line of another form; says which file and line.
+    Split n tests on fold n and trains on the others.
     """
     folder = folder_of(root, TABLE) or root
     names: dict[int, str] = {}

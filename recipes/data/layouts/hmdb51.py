@@ -3,16 +3,7 @@
 import re
 from pathlib import Path
 
-from recipes.data.layouts.layout import (
-    Labels,
-    Layout,
-    Row,
-    file_of,
-    folder_of,
-    listed_lines,
-    present,
-    row_of_file,
-)
+from recipes.data.layouts.layout import Labels, Layout, Row, file_of, folder_of, listed_lines, present, row_of_file
 
 SPLITS = "testTrainMulti_7030_splits"
 LIST = re.compile(r"(.+)_test_split(\d)\.txt")
@@ -20,14 +11,9 @@ PARTS = {"0": None, "1": "train", "2": "test"}
 
 
 def read_hmdb51(root: Path) -> Labels:
-    """Reads a folder in HMDB51's layout; see `Layout.read_labelled`.
+    """Reads `testTrainMulti_7030_splits` and the folders of the actions, in one in it (`hmdb51_org`) or not.
 
-    Args:
-        root: the folder with `testTrainMulti_7030_splits`, and with the folders of the actions, in it or in a folder in
-            it (`hmdb51_org`).
-    Raises:
-        FileNotFoundError: no list, or not one of the videos.
-        ValueError: a line of another form; says which file and line.
+    See `Layout`.
     """
     splits = (folder_of(root, SPLITS) or root) / SPLITS
     lists = [(file, match) for file in sorted(splits.iterdir()) if (match := LIST.fullmatch(file.name))]

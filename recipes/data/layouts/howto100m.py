@@ -20,20 +20,11 @@ BLANK = re.compile(r"\s*")
 
 
 def read_howto100m(root: Path) -> Iterator[Row]:
-    """Reads the index of a folder in HowTo100M's layout.
+    """Reads `HowTo100M_v1.csv`, the captions, and `videos/<video_id>.<mp4|webm|mkv>` or such files beside them.
 
-    Videos are `videos/<video_id>.<mp4|webm|mkv>`, or lie directly in the folder. Those that the table names and the
-    disk lacks are left out, with one warning. A column `split`, which the original table has not, is honoured.
-
-    Args:
-        root: the folder with `HowTo100M_v1.csv` and one of: `raw_caption.json`, `caption.json`, or the form that
-            MIL-NCE's code reads, a folder `captions` of `<video_id>.csv` with the columns start, end, text. Of several
-            the first is read.
-    Returns:
-        Rows of `id`, `video`, `split`, `narrations`, in the order of the captions, then those without any.
-    Raises:
-        FileNotFoundError: no captions, or not one of the videos.
-        ValueError: a table or captions of another form; says which file and where.
+    Captions are the first of: `raw_caption.json`, `caption.json`, and the form that MIL-NCE's code reads, a folder
+    `captions` of `<video_id>.csv` with the columns start, end, text. A column `split` of the table, which the original
+    has not, is honoured. Rows come in the order of the captions, those without any at the end. See `Layout`.
     """
     captions = next((root / name for name in (*CAPTIONS, CAPTION_TABLES) if (root / name).exists()), None)
     if captions is None:
@@ -106,8 +97,8 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
         while True:
             at = BLANK.match(text, at).end()
             try:
-                found, at = parse(text, at)
-                return found
+                value, at = parse(text, at)
+                return value
             except json.JSONDecodeError as error:
                 line, block = next(blocks, (line, "")) if len(text) - at < MOST else (line, "")
                 if not block:

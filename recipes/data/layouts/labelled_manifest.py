@@ -1,4 +1,4 @@
-"""A labelled manifest: the manifest of `manifest` with the classes of each clip, and folds or a split."""
+"""A labelled manifest: a manifest with the classes of each clip, and folds or a split."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,11 @@ PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test
 
 
 def read_labelled_manifest(path: str | Path) -> Labels:
-    """Reads a labelled manifest; see `Layout.read_labelled`.
+    """Reads a labelled manifest; see `read_manifest` and `Layout`.
 
-    Fields of a row beside those of a manifest, in which the text may be missing: `label`, the name of the class, or
-    several in a list or separated by `|`; and `fold` or `split`. Where there are folds, there is one split for each,
-    which tests on it and trains on the others. Else there is one, "test", of the rows whose `split` is train or test.
-
-    Args:
-        path: a .jsonl, .csv or .parquet file, or a URL of one.
-    Returns:
-        The names of the classes, sorted, and the rows.
-    Raises:
-        FileNotFoundError: not one of the videos exists.
-        ValueError: a row that is not as above; says file and line.
+    A row needs no text. It has a `label`, the name of the class, or several in a list or separated by `|`; and `fold`
+    or `split`. If there are folds, there is one split for each, which tests on it and trains on the others. If not,
+    there is one, "test", of the rows whose `split` is train or test. The classes are sorted.
     """
     located = list(manifest.located(path))
     folded = any(_fold(fields) for _, fields, _ in located)

@@ -17,10 +17,13 @@ Labels = tuple[list[str], list[Row]]
 class Layout(NamedTuple):
     """How a data set lies on a disk.
 
+    Both readers leave out what has no file, with one warning, and raise a FileNotFoundError if nothing has. A
+    ValueError names the file and the line that are not as they should be.
+
     Attributes:
         name: of the data set, for people.
         marks: files or folders, or patterns of them; a folder with one of them has this layout.
-        read: yields the rows of the folder; None: without labels this data set is not read.
+        read: yields the rows of a folder; None: this data set is read with its labels alone.
         read_labelled: returns the names of the classes, in order, and rows with `labels` (names), `parts` ({name of a
             split: "train" or "test"}) and, where it is known, `source`; None: it has no labels.
         nested: whether the marks may also lie one folder deeper, where an archive was unpacked.
@@ -56,15 +59,7 @@ def row_of_file(video: Path, **fields: Any) -> Row:
 
 
 def present(root: Path, rows: dict[str, Row], what: str) -> list[Row]:
-    """The rows whose file exists.
-
-    Args:
-        root: the data set.
-        rows: by what a list calls them.
-        what: the list, for people.
-    Raises:
-        FileNotFoundError: not one file exists. One warning counts the others.
-    """
+    """The rows whose file exists; `rows` are by what a list calls them, and `what` is the list, for people."""
     missing = [row["video"] for row in rows.values() if not Path(row["video"]).is_file()]
     if len(missing) == len(rows):
         example = f"; the first would be {missing[0]}" if missing else ""
@@ -75,14 +70,7 @@ def present(root: Path, rows: dict[str, Row], what: str) -> list[Row]:
 
 
 def with_files(root: Path, rows: list[Row]) -> Iterator[Row]:
-    """Puts the path of a video in place of its name, and leaves out the rows without a file, with one warning.
-
-    Args:
-        root: folder in or below which the videos are.
-        rows: of an index, but `video` is the name of a file without its ending.
-    Raises:
-        FileNotFoundError: not one of the videos.
-    """
+    """The rows whose `video`, the name of a file without its ending, is in or below `root`; with its path instead."""
     files = videos_below(root)
     missing = [row["video"] for row in rows if row["video"] not in files]
     if missing and len(missing) == len(rows):
@@ -101,16 +89,7 @@ def warn_of_missing(root: Path, missing: int, total: int, what: str) -> None:
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Reads a CSV file with a header.
-
-    Args:
-        path: the file.
-        columns: those that it must have.
-    Returns:
-        An iterator of (file and line, for people; the fields of the line, "" where one is missing).
-    Raises:
-        ValueError: a column is missing.
-    """
+    """Reads a CSV file that must have some columns: (file and line, for people; fields), "" for an absent field."""
     table = csv.DictReader(text for _, text in read_lines(path))
     if missing := [name for name in columns if name not in (table.fieldnames or ())]:
         raise ValueError(f"{path}, line 1: expected the columns {', '.join(columns)}; there is no {', '.join(missing)}")
@@ -119,7 +98,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict
 
 
 def listed_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a list that are not blank, each behind file and line, for people."""
+    """The lines of a list that are not blank: (file and line, for people; text)."""
     for number, line in read_lines(path):
         if line.strip():
             yield f"{path}, line {number}", line.strip()

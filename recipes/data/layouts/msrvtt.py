@@ -15,16 +15,9 @@ TITLE = "MSR-VTT 1k-A"
 
 
 def read_msrvtt(root: Path) -> Iterator[Row]:
-    """Reads the index of a folder in MSR-VTT's layout.
+    """Reads `MSRVTT_JSFUSION_test.csv`, and `<video_id>.<mp4|webm|mkv>` in any folder below it; see `Layout`.
 
-    Args:
-        root: the folder with `MSRVTT_JSFUSION_test.csv`, and `<video_id>.<mp4|webm|mkv>` in any folder below it.
-    Returns:
-        Rows of `id` (`video7010`), `video`, `split` "test" and one narration, in the order of the table. Those
-        without a file are left out, with one warning.
-    Raises:
-        FileNotFoundError: not one of the videos.
-        ValueError: a table of another form; says which file and line.
+    Rows have the `id` of a clip (`video7010`), the `split` "test" and one narration, in the order of the table.
     """
     return with_files(root, annotated(root))
 

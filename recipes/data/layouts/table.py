@@ -1,16 +1,6 @@
 """The layouts that are recognised, in this order. A new one is a file beside this one, and a line here."""
 
-from recipes.data.layouts import (
-    audioset,
-    esc50,
-    hmdb51,
-    howto100m,
-    kinetics,
-    msrvtt,
-    ucf101,
-    youcook2,
-    youtube8m,
-)
+from recipes.data.layouts import audioset, esc50, hmdb51, howto100m, kinetics, msrvtt, ucf101, youcook2, youtube8m
 
 LAYOUTS = (
     howto100m.LAYOUT,

@@ -3,16 +3,7 @@
 import re
 from pathlib import Path
 
-from recipes.data.layouts.layout import (
-    Labels,
-    Layout,
-    Row,
-    file_of,
-    folder_of,
-    listed_lines,
-    present,
-    row_of_file,
-)
+from recipes.data.layouts.layout import Labels, Layout, Row, file_of, folder_of, listed_lines, present, row_of_file
 
 CLASSES = "classInd.txt"
 LISTS = re.compile(r"(train|test)list(\d+)\.txt")
@@ -20,14 +11,9 @@ GROUP = re.compile(r"(.+_g\d+)_c\d+\.")  # clips of a class and a group were cut
 
 
 def read_ucf101(root: Path) -> Labels:
-    """Reads a folder in UCF101's layout; see `Layout.read_labelled`.
+    """Reads `classInd.txt`, `trainlist0N.txt`, `testlist0N.txt` and the folders of the classes; see `Layout`.
 
-    Args:
-        root: the folder with `classInd.txt`, `trainlist0N.txt` and `testlist0N.txt`, in it or in a folder in it
-            (`ucfTrainTestlist`), and the folders of the classes, in it or in a folder in it (`UCF-101`).
-    Raises:
-        FileNotFoundError: no list, or not one of the videos.
-        ValueError: a line of another form; says which file and line.
+    The lists may lie in a folder of their own (`ucfTrainTestlist`), and so may the classes (`UCF-101`).
     """
     lists = folder_of(root, CLASSES) or root
     names = _classes(lists / CLASSES)

@@ -15,17 +15,10 @@ SPLIT = "validation"  # what is evaluated: the sentences of the test videos are 
 
 
 def read_youcook2(root: Path) -> Iterator[Row]:
-    """Reads the index of a folder in YouCook2's layout.
+    """Reads `youcookii_annotations_trainval.json`, and `<video id>.<mp4|webm|mkv>` in any folder below; see `Layout`.
 
-    Args:
-        root: the folder with `youcookii_annotations_trainval.json`, and `<video id>.<mp4|webm|mkv>` in any folder below
-            it, such as `raw_videos/<subset>/<recipe_type>`.
-    Returns:
-        Rows of `id` (`VIDEO:0` for its first segment), `video`, `split` ("training" or "validation"), `start`, `end`,
-        and one narration, in the order of the annotations. Those without a file are left out, with one warning.
-    Raises:
-        FileNotFoundError: not one of the videos.
-        ValueError: annotations of another form; says which file and where.
+    Rows have an `id` (`VIDEO:0` for its first segment), a `split` ("training" or "validation"), `start`, `end` and one
+    narration, in the order of the annotations.
     """
     return with_files(root, annotated(root))
 

@@ -46,17 +46,11 @@ class Features:
 
 
 def read_youtube8m(root: Path) -> Iterator[Row]:
-    """Reads the index of a folder of frame-level shards: `train*.tfrecord`, `validate*.tfrecord`, `test*.tfrecord`.
+    """Reads frame-level shards, `train*.tfrecord`, `validate*.tfrecord`, `test*.tfrecord`; see `Layout`.
 
-    Only the head of each record is read. What follows a truncated or corrupt length in a shard is left out, with a
-    warning; data that do not match their checksum are noticed when they are read.
-
-    Args:
-        root: the folder, with texts for some of the videos in `texts.jsonl`, if one has any: {"id": ..., "text": ...}.
-    Returns:
-        Rows of `id`, `video` ("shard#offset", see `read_features`), `split` and `narrations`, by shard.
-    Raises:
-        ValueError: a line of `texts.jsonl` that is not as above.
+    Texts of some videos may be in `texts.jsonl`: {"id": ..., "text": ...}. Only the head of each record is read. What
+    follows a truncated or corrupt length in a shard is left out, with a warning; data that do not match their checksum
+    are noticed when they are read. The `video` of a row is "shard#offset", see `read_features`.
     """
     texts = _texts(root / TEXTS) if (root / TEXTS).is_file() else {}
     for shard in sorted(root.absolute().glob(SHARDS)):
@@ -72,14 +66,7 @@ def read_youtube8m(root: Path) -> Iterator[Row]:
 
 
 def read_features(locator: str) -> Features:
-    """Reads the features of one video.
-
-    Args:
-        locator: "shard#offset".
-    Raises:
-        BrokenClip: not a record of a shard, the shard is missing or truncated, the record corrupt, or not one of frame
-            features.
-    """
+    """Reads the features of one video, "shard#offset"; a BrokenClip if they cannot be read."""
     path, _, offset = locator.rpartition("#")
     if not offset.isdecimal():
         raise BrokenClip(locator, "expected the features of a video, SHARD#OFFSET, as the run's clip.inputs says")
@@ -96,7 +83,7 @@ def read_features(locator: str) -> Features:
 
 
 def dequantize(features: np.ndarray) -> np.ndarray:
-    """Bytes as the numbers that they stand for: uint8 -> float32 of the same shape, in [-2, 2], as the official code.
+    """The numbers that bytes stand for, as in the official code: uint8 -> float32 of the same shape, in [-2, 2].
 
     Examples:
         >>> dequantize(np.array([0, 128, 255], np.uint8)).tolist()
@@ -117,7 +104,7 @@ def _rows(locator: str, lists: Any, name: str, width: int) -> np.ndarray:
 
 
 def _id(head: bytes) -> str:
-    """The id in the context of a record of which the first bytes are given; "" where they are not a context."""
+    """The id in the context at the head of a record; "": there is none."""
     try:
         size, at = read_varint(head, 1)
         context = SequenceExample.FromString(head[: at + size]).context if head[0] == 0x0A else None

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from harmony.stats import Histogram, Moments
+from recipes.evaluation import bootstrap
 from recipes.figures.dynamics.runs import Run
 from recipes.training.dynamics import BINS, Dynamics, Seen, Series
 
@@ -197,23 +198,19 @@ def compare(run: Run, against: Run, name: str) -> dict[str, Any]:
     if min(len(b.mean) for b in blocks) < FEWEST_BLOCKS:
         return result | {"reason": f"fewer than {FEWEST_BLOCKS} intervals of steps: no interval can be given"}
     drawn = [_resampled_means(b, seed) for seed, b in enumerate(blocks)]
-    result["difference"]["interval"] = _percentiles(drawn[0] - drawn[1])
+    result["difference"]["interval"] = list(bootstrap.interval(drawn[0] - drawn[1]))
     low, high = interval(means[1], blocks[1].mean) or [-1.0, 1.0]
     if low <= 0 <= high:
         bounds = f"95% interval {low:.4f} to {high:.4f}"
         return result | {"reason": f"the mean of {against.name} may be 0 ({bounds}): a ratio to it says nothing"}
-    return result | {"ratio": {"value": means[0] / means[1], "interval": _percentiles(drawn[0] / drawn[1])}}
+    return result | {"ratio": {"value": means[0] / means[1], "interval": list(bootstrap.interval(drawn[0] / drawn[1]))}}
 
 
 def _resampled_means(blocks: Blocks, seed: int) -> np.ndarray:
     """Means of blocks drawn with replacement (DRAWS,)."""
-    chosen = np.random.default_rng(seed).integers(len(blocks.mean), size=(DRAWS, len(blocks.mean)))
+    chosen = np.stack(list(bootstrap.draws(len(blocks.mean), seed, DRAWS)))
     weights = blocks.number[chosen]
     return (weights * blocks.mean[chosen]).sum(1) / weights.sum(1)
-
-
-def _percentiles(values: np.ndarray) -> list[float]:
-    return [float(x) for x in np.percentile(values, [2.5, 97.5])]
 
 
 def _number(value: Any) -> float | None:

@@ -28,8 +28,8 @@ VOCABULARY = 100_000
 RUN = """
 import json, sys
 from recipes.config import load
-from recipes.evaluation.dry_run import dry_run
-print(json.dumps(dry_run(load(sys.argv[1]))))
+from recipes.evaluation.plan import rehearse
+print(json.dumps(rehearse(load(sys.argv[1]))[0]))
 """
 Phases = dict[str, tuple[float, float]]  # seconds, and the peak of memory in GB
 

@@ -14,7 +14,7 @@ from recipes.data.clips import Clip, NarratedClips
 from recipes.data.corpus.plan import plan_video
 from recipes.data.corpus.thing import COLOURS, SHAPES
 from recipes.data.index import load_index
-from recipes.data.loader import list_loader
+from recipes.data.workers import Loader
 from recipes.research.study.clips import Clips, World, rare_concepts, text_keys
 from recipes.splits import procedural_corpus
 
@@ -57,7 +57,7 @@ def _read_clips(index: Index, tokenizer: Tokenizer, fmt: ClipFormat, truth: Trut
         facts = truth[Path(row["video"]).stem][narration] if narration >= 0 else {}
         if facts.get("aligned") and facts.get("sound_aligned"):
             shown[number] = facts["shown"]
-    loader = list_loader(dataset, ([(number, 0)] for number in shown), workers=1)
+    loader = Loader(dataset, ([(number, 0)] for number in shown), list, workers=1)
     readable = (clip for (clip,) in loader if isinstance(clip, Clip) and clip.has_audio)
     clips = list(islice(readable, limit))
     video, audio, text = (

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from recipes.figures.style import figure, save_png
 from recipes.research.study.config import StudyConfig
 from recipes.research.study.summary import AIM, TEXT, Results, metric_of
 
@@ -37,32 +38,33 @@ def draw(study: StudyConfig, results: Results, out: Path) -> list[Path]:
         "share.png": (list(SHARES), lambda: factor(results, SHARES, "share of wrong texts")),
         "clips.png": (list(CLIPS), lambda: factor(results, CLIPS, "training clips")),
         "training.png": (["center", "media"], lambda: training(results, ["center", "media"])),
-        "cost.png": (["center"], lambda: costs(study, results, "center")),
     }
     files = []
     for name, (cells, plot) in plots.items():
         if all(results.rules(cell, ["baseline"]) for cell in cells):
-            plot().savefig(out / name, dpi=150)
-            files.append(out / name)
+            files.append(save_png(plot(), out / name))
     return files
 
 
 def gains(study: StudyConfig, results: Results, cell: str) -> Figure:
-    """The gain of each rule over the baseline, with its interval, in order."""
+    """The gain of each rule over the baseline with its interval, in order, and its cost beside it."""
     rules = [rule for rule in results.rules(cell, study.cells[cell].rules) if rule != "baseline"]
     comparisons = {rule: results.compare(cell, rule, TEXT) for rule in rules}
     rules.sort(key=lambda rule: comparisons[rule].difference)
-    figure = Figure(figsize=(7, 0.27 * len(rules) + 1.2), layout="constrained")
-    axes = figure.subplots()
+    drawn = figure(8.5, 0.27 * len(rules) + 1.2)
+    gain, cost = drawn.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     for y, rule in enumerate(rules):
         comparison, colour = comparisons[rule], COLOURS.get(rule, GREY)
-        axes.plot([100 * comparison.low, 100 * comparison.high], [y, y], color=colour, lw=1.6)
-        axes.plot(100 * comparison.difference, y, "o", color=colour, ms=5)
-    axes.set_yticks(range(len(rules)), rules, fontsize=8)
-    axes.axvline(0, color=COLOURS["baseline"], lw=0.8)
-    axes.set_xlabel(f"{TEXT} over the baseline, points; mean and 95% interval over paired seeds")
-    axes.grid(axis="x", lw=0.3)
-    return figure
+        gain.plot([100 * comparison.low, 100 * comparison.high], [y, y], color=colour, lw=1.6)
+        gain.plot(100 * comparison.difference, y, "o", color=colour, ms=5)
+        cost.barh(y, results.cost(cell, rule), color=colour, height=0.6)
+    gain.set_yticks(range(len(rules)), rules, fontsize=8)
+    gain.set_xlabel(f"gain in {TEXT} over the baseline, points (95% intervals)")
+    cost.set_xlabel("cost (baseline: 1)")
+    gain.axvline(0, color=COLOURS["baseline"], lw=0.8)
+    cost.axvline(1, color=COLOURS["baseline"], lw=0.8)
+    gain.grid(axis="x", lw=0.3)
+    return drawn
 
 
 def kinds(study: StudyConfig, results: Results) -> Figure:
@@ -70,8 +72,8 @@ def kinds(study: StudyConfig, results: Results) -> Figure:
     needed = ["baseline", "oracle", "cross_check"]
     cells = [name for name, cell in study.cells.items() if cell.share and results.rules(name, needed) == needed]
     rules = [rule for rule in study.cells["clean"].rules if rule not in ("baseline", "oracle")]
-    figure = Figure(figsize=(8.5, 4), layout="constrained")
-    axes = figure.subplots()
+    drawn = figure(8.5, 4)
+    axes = drawn.subplots()
     width = 0.8 / len(rules)
     for k, rule in enumerate(rules):
         bars = {
@@ -85,52 +87,42 @@ def kinds(study: StudyConfig, results: Results) -> Figure:
     axes.axhline(100 * AIM, color=COLOURS["oracle"], lw=0.8, ls="--")
     axes.set_xticks(range(len(cells)), cells, rotation=20, ha="right", fontsize=8)
     axes.set(ylabel="of the way from baseline to oracle, %", ylim=(-50, 110))
-    axes.legend(fontsize=8, frameon=False, ncols=len(rules), loc="upper center", bbox_to_anchor=(0.5, 1.12))
-    return figure
+    axes.legend(fontsize=8, ncols=len(rules), loc="upper center", bbox_to_anchor=(0.5, 1.12))
+    return drawn
 
 
 def factor(results: Results, cells: dict[str, float], label: str) -> Figure:
     """Retrieval by rule along one factor: {cell: value of the factor}."""
-    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    drawn = figure(5.5, 3.6)
     bands = {
         rule: {x: list(results.values(cell, rule, TEXT).values()) for cell, x in cells.items()} for rule in COLOURS
     }
-    _draw_bands(figure.subplots(), bands, label)
-    return figure
+    _draw_bands(drawn.subplots(), bands, label)
+    return drawn
 
 
 def training(results: Results, cells: list[str]) -> Figure:
     """Retrieval during training."""
-    figure = Figure(figsize=(4.6 * len(cells), 3.8), layout="constrained")
-    for axes, cell in zip(figure.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
-        curves = {rule: list(results.curve(cell, rule, TEXT).values()) for rule in COLOURS}
-        bands = {rule: {step: [c[step] for c in own] for step in own[0]} for rule, own in curves.items() if own}
+    drawn = figure(4.6 * len(cells), 3.8)
+    for axes, cell in zip(drawn.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
+        bands: dict[str, Band] = {rule: {} for rule in results.rules(cell, list(COLOURS))}
+        for rule, band in bands.items():
+            for curve in results.curve(cell, rule, TEXT).values():
+                for step, value in curve.items():
+                    band.setdefault(step, []).append(value)
         _draw_bands(axes, bands, "steps")
         axes.set_title(cell)
-    return figure
-
-
-def costs(study: StudyConfig, results: Results, cell: str) -> Figure:
-    """The cost of each rule against its retrieval."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for rule in results.rules(cell, study.cells[cell].rules):
-        x, y = results.cost(cell, rule), 100 * results.compare(cell, rule, TEXT).mean
-        axes.plot(x, y, "o", color=COLOURS.get(rule, GREY), ms=5)
-        axes.annotate(rule, (x, y), xytext=(4, 2), textcoords="offset points", fontsize=6.5)
-    axes.set(xlabel="CPU time of training over the baseline's", ylabel=f"{TEXT}, %")
-    axes.grid(lw=0.3)
-    return figure
+    return drawn
 
 
 def _draw_bands(axes: Axes, bands: dict[str, Band], label: str) -> None:
     """For each rule that has run at every x, the mean over the seeds and the range from lowest to highest."""
     for rule, band in bands.items():
         if all(band.values()):
-            low, mean, high = (100 * np.array([of(values) for values in band.values()]) for of in (min, np.mean, max))
+            low, mean, high = (100 * np.array([f(values) for values in band.values()]) for f in (min, np.mean, max))
             axes.plot(list(band), mean, color=COLOURS[rule], label=rule, lw=1.6, marker=".", ms=4)
             axes.fill_between(list(band), low, high, color=COLOURS[rule], alpha=0.12, lw=0)
     axes.set(xlabel=label, ylabel=f"{TEXT}, %")
     axes.set_ylim(bottom=0)
     axes.grid(lw=0.3)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7)

@@ -62,8 +62,8 @@ class EmbeddingKeys(RestoreKeys):
 def restore_with(keys: RestoreKeys) -> Restored:
     """`restore` what the keys of a command name, on its device, with the cores of this machine shared out."""
     restored = restore(keys.checkpoint, device=keys.device, overrides=keys.overrides())
-    restored.modules.to(device_of(restored.config))
-    use_cores(restored.config)
+    restored.modules.to(device_of(restored.config.train))
+    use_cores(restored.config.train, restored.config.data)
     return restored
 
 
@@ -84,11 +84,11 @@ def restore(folder: Path, averaged: bool = True, device: str | None = None, over
     folder = checkpoint.latest(folder)
     config = load_config(folder, device, overrides)
     tokenizer = vocabulary.load(folder / checkpoint.VOCABULARY)
-    modules = build(config, tokenizer, checkpoint.saved(folder))
+    modules = build(config, tokenizer, checkpoint.saved_shapes(folder))
     checkpoint.load_weights(folder, modules)
     if averaged and config.train.ema is not None:
         ema = Ema(modules, config.train.ema)
-        checkpoint.load(folder, ema.tensors())
+        checkpoint.load_tensors(folder, ema.tensors())
         ema.swap()
     return Restored(folder, config, tokenizer, modules)
 

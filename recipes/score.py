@@ -162,8 +162,8 @@ def score(keys: ScoreKeys, job: Job, group: Processes = ALONE) -> None:
         log.info("%s is complete already", keys.out)
         return
     (_, config, tokenizer, modules), clips, pools, facts = job
-    modules.to(device_of(config))
-    use_cores(config)
+    modules.to(device_of(config.train))
+    use_cores(config.train, config.data)
     with group.first_ahead():  # it makes the folder, and tunes; the others load what it made
         parts = Parts(keys.parts, SCHEMA, facts)
         if keys.iterations:

@@ -55,11 +55,11 @@ def run(keys: Keys) -> Result:
     models: dict[str, nn.ModuleDict] = {f"{keys.checkpoint}{leaks.mark}": modules}
     if keys.untrained:
         torch.manual_seed(config.train.seed)
-        models["the same, untrained"] = build(config, tokenizer).to(device_of(config))
+        models["the same, untrained"] = build(config, tokenizer).to(device_of(config.train))
     figures = {}
     for name, trained in models.items():
         frozen = features(trained["model"], clips, config)
-        figures[name] = probe(data, splits, frozen, device_of(config))
+        figures[name] = probe(data, splits, frozen, device_of(config.train))
     return Result(
         task=NAME,
         checkpoint=folder,

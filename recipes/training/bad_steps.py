@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recipes.model.build import INPUTS
-from recipes.training.checkpoint import agreed, attempt
+from recipes.training.checkpoint import together
 from recipes.training.processes import ALONE, Processes, whole
 from recipes.training.step import StepResult
 
@@ -61,7 +61,7 @@ def dump(
         processes: All of which have to call this.
 
     Returns:
-        Whether the dump could not be written, as the first process knows.
+        Whether the dump could not be written.
     """
     place = folder / BAD_STEPS / f"step_{step:08d}"
     enough = place.exists() or len(list(place.parent.glob("step_*"))) >= MOST
@@ -77,16 +77,17 @@ def dump(
     }
     temporary = place.with_name(f".{place.name}.tmp")
     inputs = {name: batch[name].contiguous() for name in INPUTS}
-    failure = agreed(attempt(lambda: _begin(temporary)) if processes.first else "", processes)
-    if not failure:
-        file = temporary / f"inputs_{processes.rank:04d}.safetensors"
-        failure = agreed(attempt(lambda: save_file(inputs, file)), processes)
-    if processes.first:
-        failure = failure or attempt(lambda: _finish(temporary, place, texts))
-        if failure:
+    file = temporary / f"inputs_{processes.rank:04d}.safetensors"
+    try:
+        together(processes, lambda: _begin(temporary), first_only=True)
+        together(processes, lambda: save_file(inputs, file))
+        together(processes, lambda: _finish(temporary, place, texts), first_only=True)
+    except OSError as error:
+        if processes.first:
             shutil.rmtree(temporary, ignore_errors=True)
-            log.error("step %d, %s, could not be dumped: %s", step, result.reason, failure)
-    return bool(failure)
+        log.error("step %d, %s, could not be dumped: %s", step, result.reason, error)
+        return True
+    return False
 
 
 def _begin(temporary: Path) -> None:

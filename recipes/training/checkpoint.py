@@ -74,26 +74,25 @@ def save(
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    failure = attempt(lambda: _clear(folder, final, temporary)) if processes.first else ""
-    failure = agreed(failure, processes)
-    if not failure:
-        tensors = {n: t.detach() for n, t in (modules.state_dict() | state).items()}
-        writer = HuggingFaceStorageWriter(str(temporary / TENSORS), save_distributed=True)
-        failure = attempt(lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
+    tensors = {n: t.detach() for n, t in (modules.state_dict() | state).items()}
+    writer = HuggingFaceStorageWriter(str(temporary / TENSORS), save_distributed=True)
     sums: dict[str, str] = {}
-    if not agreed(failure, processes):  # each process reads its share of the tensors again
+
+    def add_checksums() -> None:  # each process reads its share of the tensors again
         files = sorted(path.relative_to(temporary) for path in (temporary / TENSORS).iterdir())
-        share = files[processes.rank :: processes.world]
-        failure = attempt(lambda: sums.update(checksums(temporary, share)))
-        sums = dict(processes.collect(list(sums.items())))
-        failure = agreed(failure, processes)
-    if not failure and processes.first:
-        failure = attempt(lambda: _finish(folder, final, temporary, {"step": step, **facts}, sums, beside, keep))
-    failure = agreed(failure, processes)
-    if failure:
+        sums.update(checksums(temporary, files[processes.rank :: processes.world]))
+
+    try:
+        together(processes, lambda: _clear(folder, final, temporary), first_only=True)
+        together(processes, lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
+        together(processes, add_checksums)
+        sums |= dict(processes.collect(list(sums.items())))
+        facts = {"step": step, **facts}
+        together(processes, lambda: _finish(folder, final, temporary, facts, sums, beside, keep), first_only=True)
+    except OSError as error:
         if processes.first:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"the checkpoint of step {step} could not be written: {failure}")
+        raise OSError(f"the checkpoint of step {step} could not be written: {error}") from error
     return final
 
 
@@ -161,7 +160,18 @@ def verify(checkpoint: Path) -> None:
             )
 
 
-def attempt(action: Callable[[], Any]) -> str:
+def together(processes: Processes, action: Callable[[], Any], first_only: bool = False) -> None:
+    """Write or read files in all processes, or in the first alone.
+
+    Raises:
+        OSError: Some process could not; all of them raise it.
+    """
+    failures = processes.collect([_attempt(action) if processes.first or not first_only else ""])
+    if failure := "; ".join(dict.fromkeys(filter(None, failures))):
+        raise OSError(failure)
+
+
+def _attempt(action: Callable[[], Any]) -> str:
     """Why an action that writes or reads files failed; empty if it did not."""
     try:
         action()
@@ -171,11 +181,6 @@ def attempt(action: Callable[[], Any]) -> str:
     except (OSError, SafetensorError, RuntimeError) as error:
         return str(error) or type(error).__name__
     return ""
-
-
-def agreed(failure: str, processes: Processes) -> str:
-    """Why any of the processes failed."""
-    return "; ".join(dict.fromkeys(f for f in processes.collect([failure]) if f))
 
 
 def latest(folder: Path) -> Path:

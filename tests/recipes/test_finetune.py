@@ -138,7 +138,7 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(
 
 
 def test_steps_that_are_not_finite_are_not_taken(checkpoint, corpus: Path, tmp_path: Path, capsys) -> None:
-    """The weights stay as they were, and the training ends before it has wasted its time."""
+    """A learning rate that is far too large ends the training before it has wasted its time."""
     options = [f"checkpoint={checkpoint}", f"data={corpus / 'shapes.jsonl'}", f"dir={tmp_path / 'work'}"]
     assert main(["finetune", *options, "steps=50", "checkpoint_every=1", "log_every=1", *QUICK, "lr=1e30"]) == 2
     assert (

@@ -20,11 +20,10 @@ from recipes.data.windows import WindowedClips, Windows
 from recipes.errors import DataError
 from recipes.evaluate import main
 from recipes.evaluation import linear
-from recipes.evaluation.accuracy import Judged, accuracy
 from recipes.evaluation.disjoint import check_disjoint
 from recipes.evaluation.frozen import Outputs
+from recipes.evaluation.probe import Judged, accuracy, probe
 from recipes.evaluation.probe import features as frozen_features
-from recipes.evaluation.probe import probe
 from recipes.restore import restore
 from tests.recipes import media
 

@@ -65,11 +65,8 @@ def _decoded(path: str | Path, pieces: Iterable[bytes]) -> Iterator[tuple[int, s
             text = piece.decode("utf-8")
         except UnicodeDecodeError:
             text = piece.decode("utf-8", ODD)
-            odd += [
-                number + i
-                for i, line in enumerate(piece.split(b"\n"))
-                if line.decode("utf-8", "ignore").encode() != line
-            ]
+            lines = enumerate(piece.split(b"\n"), number)
+            odd += [n for n, line in lines if line.decode("utf-8", "ignore").encode() != line]
         yield number, text.removeprefix("\ufeff") if number == 1 else text
         number += piece.count(b"\n")
     if odd:

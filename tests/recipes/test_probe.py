@@ -13,9 +13,10 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from recipes.data.clips import ClipFormat, Skipped
+from recipes.config import ClipFormat
 from recipes.data.index import load_index
 from recipes.data.labels import Labelled, Split, load_labelled
+from recipes.data.skipped import Skipped
 from recipes.data.windows import WindowedClips, Windows
 from recipes.errors import DataError
 from recipes.evaluate import main

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recipes.data.clips import Clip, EvalClips, Skipped, collate
+from recipes.data.clips import Clip, EvalClips, collate
 from recipes.data.index import load_index
+from recipes.data.skipped import Skipped
 from recipes.evaluate import main
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve

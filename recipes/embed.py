@@ -108,7 +108,7 @@ def embed(keys: EmbedKeys) -> None:
     if keys.out.suffix == ".parquet":
         parts.join(count, keys.out)
     else:
-        vectors.write_safetensors(lambda: parts.read(count), keys.out, job.facts)
+        vectors.write_safetensors(lambda: parts.read(count), len(job.clips), parts.schema, keys.out)
     unreadable = sum(table.column("error").drop_null().length() for table in parts.read(count))
     shutil.rmtree(parts.folder)
     print(f"{keys.out}: {len(job.clips)} clips, {unreadable} of them not readable")

@@ -21,6 +21,7 @@ from recipes.errors import ConfigError
 
 LONGEST_NAME = 100  # letters of a key called `name`, which becomes a folder's
 REFERENCE = re.compile(r"\$\{[\w.]+\}")  # names another key; whatever else begins with ${ calls a resolver
+UNFIT = (OmegaConfBaseException, ValueError, TypeError, RecursionError, OverflowError)  # what values raise
 T = TypeVar("T")
 
 
@@ -106,14 +107,15 @@ def fill(kind: type[T], path: str | Path | None = None, overrides: Sequence[str]
     if path is not None:
         config = _merge(config, _file(Path(path)), str(path))
     config = _merge(config, _command_line(overrides), "command line")
-    if missing := sorted(OmegaConf.missing_keys(config)):
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        filled: Any = None if missing else OmegaConf.to_object(config)
+    except UNFIT as error:  # ${...} that leads nowhere
+        raise ConfigError(f"{path or 'command line'}: {_sentence(error)}") from None
+    if missing:
         meanings = {name: about.meaning for name, _, _, about in walk(kind)}
         lines = [f"{name}= is missing: {meanings.get(name) or 'expected a value'}" for name in missing]
         raise ConfigError(_listing("the configuration lacks", lines))
-    try:
-        filled: T = OmegaConf.to_object(config)  # type: ignore[assignment]
-    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:  # ${...} that leads nowhere
-        raise ConfigError(f"{path or 'command line'}: {_sentence(error)}") from None
     return filled
 
 
@@ -221,12 +223,11 @@ def _merge(config: Any, values: Any, source: str) -> Any:
     """Merge nested values into a configuration; where they do not fit, one by one, to list all that is wrong."""
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected keys and values; it holds {type(values).__name__}")
-    errors = (OmegaConfBaseException, ValueError, TypeError, RecursionError)
     if sentences := list(_resolver_calls(values)):
         raise ConfigError(_listing(f"{source}:", sentences))
     try:
         return OmegaConf.merge(config, values)
-    except errors as error:
+    except UNFIT as error:
         sentences = [_sentence(error)]
     sentences_of_leaves = []
     for name, value in _leaves(values):
@@ -235,7 +236,7 @@ def _merge(config: Any, values: Any, source: str) -> Any:
             nested = {part: nested}
         try:
             config = OmegaConf.merge(config, nested)
-        except errors as error:
+        except UNFIT as error:
             sentences_of_leaves.append(_sentence(error))
     sentences = sentences_of_leaves or sentences
     raise ConfigError(f"{source}: {sentences[0]}" if len(sentences) == 1 else _listing(f"{source}:", sentences))

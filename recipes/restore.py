@@ -18,8 +18,6 @@ from recipes.splits import Splits, train_and_test
 from recipes.training import checkpoint
 from recipes.training.ema import Ema
 
-CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
-
 
 class Restored(NamedTuple):
     """What a checkpoint holds, without the state of its training.
@@ -85,7 +83,7 @@ def restore(folder: Path, averaged: bool = True, device: str | None = None, over
     """
     folder = checkpoint.latest(folder)
     config = load_config(folder, device, overrides)
-    tokenizer = vocabulary.load(folder / VOCABULARY)
+    tokenizer = vocabulary.load(folder / checkpoint.VOCABULARY)
     modules = build(config, tokenizer, checkpoint.saved(folder))
     checkpoint.load_weights(folder, modules)
     if averaged and config.train.ema is not None:
@@ -98,7 +96,7 @@ def restore(folder: Path, averaged: bool = True, device: str | None = None, over
 def load_config(folder: Path, device: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a checkpoint's run, see `restore`."""
     chosen = [] if device is None else [f"train.device={device}"]
-    return load(folder / CONFIG, [*chosen, *overrides], to_train=False)
+    return load(folder / checkpoint.CONFIG, [*chosen, *overrides], to_train=False)
 
 
 def own_data(config: Config) -> Splits:

@@ -32,6 +32,7 @@ from recipes.files import digest_file, flush, regular, write_atomically
 from recipes.training.processes import ALONE, Processes
 
 TENSORS, STATE, CHECKSUMS, LATEST = "tensors", "state.json", "checksums.json", "latest"
+CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"  # of the run: in its folder, and in each checkpoint
 MOST = 20  # differences that a message lists
 KINDS = {int: "a whole number", str: "a text", dict: "an object"}
 NAME = re.compile(r"step_(\d+)")  # of a checkpoint's folder

@@ -55,11 +55,9 @@ class Interval(NamedTuple):
 
     def merge(self, other: "Interval") -> "Interval":
         """Both together."""
-        names = self.seen | other.seen
-        merged = {
-            name: self.seen[name].merge(other.seen[name]) if name in self.seen and name in other.seen else names[name]
-            for name in names
-        }
+        merged = dict(self.seen)
+        for name, seen in other.seen.items():
+            merged[name] = merged[name].merge(seen) if name in merged else seen
         return Interval(min(self.first, other.first), max(self.last, other.last), merged)
 
 

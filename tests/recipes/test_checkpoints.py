@@ -22,8 +22,8 @@ from recipes.restore import own_data, restore
 from recipes.training import checkpoint as checkpoints
 from recipes.training.checkpoint import CHECKSUMS, LATEST, STATE, CheckpointError
 from recipes.training.ema import Ema
-from recipes.training.resume import facts_of, latest_checkpoint
 from recipes.training.setup import learning_rate, make_optimizer
+from recipes.training.start import facts_of, latest_checkpoint
 from tests.recipes.conftest import DEMO
 
 
@@ -112,7 +112,7 @@ def test_facts_of_the_wrong_type_are_refused_by_file_and_key(run):
             (place / STATE).write_text(json.dumps(facts | {key: wrong}))
             resigned(place)
             with pytest.raises(CheckpointError) as error:
-                facts_of(latest_checkpoint(config), config)
+                facts_of(latest_checkpoint(config), config.train.steps)
             assert str(place) in str(error.value)
 
 

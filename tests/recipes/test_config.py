@@ -67,6 +67,8 @@ def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
         ("train: {compile: true}", r"train\.compile is for plain passes.*reads the graph of every operation"),
         ("{harmonize: none, train: {compile: true}}", r"gram\.every=0"),
         ("train: {device: abacus}", "is not a device here"),
+        ("train: {compile: '${train.stops}'}", r"key 'train\.compile'.*train\.stops"),
+        (f"train: {{lr: {10**400}}}", "too large"),
     ],
 )
 def test_wrong_configurations_are_refused_by_file_and_key(tmp_path, text, message):

@@ -6,7 +6,7 @@ import pytest
 
 from recipes.research.fuzz import kinds
 from recipes.research.fuzz.case import Case, run
-from recipes.research.fuzz.command import ALLOWED, COMMAND, fuzz
+from recipes.research.fuzz.command import ALLOWED, fuzz, main
 from recipes.research.fuzz.kinds import KINDS, Kind
 
 
@@ -35,11 +35,11 @@ def test_mistakes_are_failures(use, verdict, tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_command_counts_and_repeats(capsys: pytest.CaptureFixture[str]) -> None:
-    assert COMMAND.main(["what=[manifests]", "cases=20", "workers=1"]) == 0
+    assert main(["what=[manifests]", "cases=20", "workers=1"]) == 0
     assert "manifests: 20 cases; " in capsys.readouterr().out
-    assert COMMAND.main(["what=[manifests]", "only=7"]) == 0
+    assert main(["what=[manifests]", "only=7"]) == 0
     assert capsys.readouterr().out.startswith("manifests 7: ")
-    assert COMMAND.main(["what=[nothing]"]) == 2
+    assert main(["what=[nothing]"]) == 2
 
 
 def test_what_only_a_config_error_may_refuse_is_held_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

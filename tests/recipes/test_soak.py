@@ -53,7 +53,7 @@ def test_the_run_of_a_soak_is_prepared_and_a_used_folder_is_refused(corpus, tmp_
     config, broken = soak.prepare(recipe, tmp_path / "soak", share=0.5)
     assert load(tmp_path / "soak" / "soak.yaml") == config and len(broken) == 3
     assert config.folder == tmp_path / "soak" / "run" and config.train.log_every == 1
-    assert soak.COMMAND.main([f"out={tmp_path / 'soak'}"]) == 2
+    assert soak.main([f"out={tmp_path / 'soak'}"]) == 2
     assert "exists already" in capsys.readouterr().err
 
 
@@ -63,7 +63,7 @@ def test_a_short_soak_holds(corpus: Path, tmp_path: Path) -> None:
     settings = [s for s in TINY if s.partition("=")[0] not in ("train.steps", "train.log_every", "data.workers")]
     recipe = [f"recipe.{setting}" for setting in (*settings, *where, "data.workers=1")]
     arguments = ["minutes=1.5", "rounds=1", "share=0.34", f"out={tmp_path / 'soak'}"]
-    assert soak.COMMAND.main([*arguments, *recipe]) in (0, 1)  # memory of a minute says little
+    assert soak.main([*arguments, *recipe]) in (0, 1)  # memory of a minute says little
     text = (tmp_path / "soak" / "soak.md").read_text()
     assert text.count("| yes |") >= 5 and "1 of the kind training process, 1 of the kind worker" in text
     assert "| every step was taken once, none is lost | yes |" in text

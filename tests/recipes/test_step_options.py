@@ -1,6 +1,7 @@
 """Precision, averaged weights, recomputed activations and dumps of bad steps, on the recipe's own model and loop."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from recipes.training import bad_steps, checkpoint, dynamics, metrics
 from recipes.training.bad_steps import BAD_STEPS, MOST
 from recipes.training.ema import Ema
 from recipes.training.precision import GROW_AFTER, LossScale, forward_in, loss_scale
-from recipes.training.processes import Processes, check_processes
+from recipes.training.processes import Processes
 from recipes.training.setup import step_options
+from recipes.training.start import check_processes
 from recipes.training.step import Learner, train_step
 from tests.recipes.test_model import batch, model
 
@@ -63,7 +65,7 @@ def test_the_loss_scale_falls_at_once_and_grows_slowly():
     assert scale.value == 2**15 and loss_scale(TrainConfig()) is None
     for _ in range(GROW_AFTER):
         scale.update(finite=True)
-    assert scale.value == 2**16 and LossScale(**scale.state()) == scale
+    assert scale.value == 2**16 and LossScale(**asdict(scale)) == scale
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.full((2,), 2.0**17)
     scale.unscale([p, torch.nn.Parameter(torch.ones(1))])  # one without a gradient
@@ -166,9 +168,10 @@ def test_a_layer_is_run_again_in_the_backward_pass():
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(tiny, overrides, message):
-    check_processes(tiny(*overrides), Processes(0, 1))
+    config = tiny(*overrides)
+    check_processes(config.train, config.gram, Processes(0, 1))
     with pytest.raises(ConfigError, match=message):
-        check_processes(tiny(*overrides), Processes(0, 2))
+        check_processes(config.train, config.gram, Processes(0, 2))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from recipes.pretrain import pretrain
 from recipes.restore import restore
 from recipes.training import checkpoint, metrics
 from recipes.training.bad_steps import BAD_STEPS
-from recipes.training.resume import latest_checkpoint
+from recipes.training.start import latest_checkpoint
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.test_step_options import taken_again
 

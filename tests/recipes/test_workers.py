@@ -18,11 +18,11 @@ from datasets import Dataset
 
 from recipes import pretrain as recipe
 from recipes.data import vocabulary
-from recipes.data.clips import Clip, NarratedClips, Skipped, TrainClips, collate
+from recipes.data.clips import Clip, NarratedClips, TrainClips, collate
 from recipes.data.index import load_index
 from recipes.data.loader import train_loader
 from recipes.data.sampler import BatchSampler, Source
-from recipes.data.skipped import SKIPPED
+from recipes.data.skipped import SKIPPED, Skipped
 from recipes.data.workers import Loader, WorkerError, bytes_of, guarded
 from recipes.training import checkpoint, metrics
 from recipes.training.step import train_step

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from recipes import config as configuration
+from recipes.config import AugmentConfig, ClipFormat
 from recipes.data import vocabulary
-from recipes.data.augment import AugmentConfig
-from recipes.data.clips import ClipFormat, EvalClips, Skipped, TrainClips, collate
+from recipes.data.clips import EvalClips, TrainClips, collate
 from recipes.data.decode import BrokenClip
 from recipes.data.index import load_index
 from recipes.data.layouts.youtube8m import read_features
+from recipes.data.skipped import Skipped
 from recipes.errors import ConfigError
 from recipes.evaluate import main as evaluate
 from recipes.pretrain import pretrain

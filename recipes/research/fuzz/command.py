@@ -94,3 +94,4 @@ def fuzz(kind: str, cases: list[Case], workers: int, folder: Path, until: float)
 
 
 COMMAND = Command("recipes.research.fuzz", __doc__, FuzzKeys, fuzz_all)
+main = COMMAND.main

@@ -1,7 +1,7 @@
 """python -m recipes.research.soak"""
 
 from recipes import cli
-from recipes.research.soak.command import COMMAND
+from recipes.research.soak.command import main
 
 if __name__ == "__main__":
-    cli.exit(COMMAND.main)
+    cli.exit(main)

@@ -95,3 +95,4 @@ def report(results: list[Check], watch: Watch, faults: Faults) -> str:
 
 
 COMMAND = Command("recipes.research.soak", __doc__, SoakKeys, run)
+main = COMMAND.main

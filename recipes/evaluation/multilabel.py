@@ -28,7 +28,7 @@ def tagging(scores: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     if not len(judged):
         raise ValueError(
             f"none of the {truth.shape[1]} classes has both a clip with it and a clip without it among the "
-            f"{len(truth)} test clips: there is nothing to tell apart"
+            f"{len(truth)} test clips, so that nothing can be judged"
         )
     precision = [average_precision_score(truth[:, c], scores[:, c]) for c in judged]
     area = [roc_auc_score(truth[:, c], scores[:, c]) for c in judged]

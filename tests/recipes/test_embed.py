@@ -149,7 +149,7 @@ def test_a_dry_run_says_what_is_done_already(checkpoint, mixed, tmp_path, monkey
     monkeypatch.setattr(recipe, "ROWS", 2)
     command = [f"checkpoint={checkpoint}", f"data={mixed}", f"out={tmp_path / 'e.parquet'}"]
     assert main(["--dry-run", *command]) == 0
-    assert "5 clips" in (printed := capsys.readouterr().out) and "in 3 part(s); 0 part(s) are there" in printed
+    assert "5 clips" in (printed := capsys.readouterr().out) and "in 3 part(s); 0 part(s) are done" in printed
     assert not list(tmp_path.iterdir())
     assert main(command) == 0 and main(["--dry-run", *command]) == 0
     assert "finished before; nothing to do" in capsys.readouterr().out

@@ -165,7 +165,7 @@ def test_a_dry_run_says_what_would_be_done(checkpoint: Path, corpus: Path, tmp_p
         (["steps=0", "label_smoothing=1"], "steps=0 must be at least 1\n  - label_smoothing=1.0 must be less than 1"),
         (["step=10"], "key 'step'"),
         (["clip.size=33"], "clip.size=33 is not a multiple of 16x16"),
-        (["split=2"], "split=2: there is no such split; there are val"),
+        (["split=2"], "split=2: no such split; the data have val"),
         (["steps"], "override 'steps': expected key=value"),
     ],
 )

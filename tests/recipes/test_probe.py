@@ -245,7 +245,7 @@ def test_what_cannot_be_probed(ucf: Path, checkpoint: Path, tmp_path: Path, caps
         return capsys.readouterr().err
 
     assert "data= is missing: a labelled data set" in complaint()
-    assert "split=7: there is no such split; there are 1, 2" in complaint(f"data={ucf}", "split=7")
+    assert "split=7: no such split; the data have 1, 2" in complaint(f"data={ucf}", "split=7")
     assert "windows=0 must be at least 1" in complaint(f"data={ucf}", "windows=0")
     assert "none of the 24 clips could be read" in complaint(f"data={ucf}", "modality=audio")
     for name, label in (("a", "x|y"), ("b", "x")):

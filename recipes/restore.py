@@ -70,12 +70,12 @@ def restore_with(keys: RestoreKeys) -> Restored:
 def restore(folder: Path, averaged: bool = True, device: str | None = None, overrides: Sequence[str] = ()) -> Restored:
     """Load a run's newest checkpoint, or the one that ``folder`` is.
 
-    Only what is in the checkpoint is read: neither the data nor the file of word vectors need be there.
+    The checkpoint is enough: neither the data nor the file of word vectors are read.
 
     Args:
         folder: ``runs/NAME``, or a checkpoint's folder.
         averaged: Take the moving average of the weights, where the run has one (`train.ema`).
-        device: What `train.device` is to be; None: as in training, and where there is no such device, "auto".
+        device: Value for `train.device`; None: as in training, or "auto" where this machine lacks that device.
         overrides: ``key=value`` pairs for other keys, which must not change the model: ``data.workers=4``.
 
     Raises:

@@ -22,8 +22,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from recipes import cli
-from recipes.data.clips import Clip, NarratedClips, Skipped
+from recipes.data.clips import Clip, NarratedClips
 from recipes.data.index import load_index
+from recipes.data.skipped import Skipped
 from recipes.data.workers import Loader
 from recipes.errors import ConfigError
 from recipes.evaluation.parts import Parts, inputs

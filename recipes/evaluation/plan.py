@@ -181,13 +181,13 @@ def blank_clip(clip: ClipFormat, device: torch.device) -> dict[str, Tensor]:
 
 def activation_bytes(model: nn.Module, inputs: dict[str, Tensor], precision: str) -> int:
     """What the graph of a forward pass keeps for the backward pass, parameters aside."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    own = {p.untyped_storage()._cdata for p in model.parameters()}  # identifies a storage, also one without values
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.random.fork_rng(devices=[]), saved_tensors_hooks(note, lambda tensor: tensor):

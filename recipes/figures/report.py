@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from recipes.config import Config
-from recipes.data.clips import EvalClips, Skipped
+from recipes.data.clips import EvalClips
+from recipes.data.skipped import Skipped
 from recipes.data.workers import Loader
 from recipes.evaluation import ranking
 from recipes.evaluation.embedding import Embedded

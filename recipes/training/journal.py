@@ -7,8 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from recipes.data.clips import Skipped
-from recipes.data.skipped import SkippedClips
+from recipes.data.skipped import Skipped, SkippedClips
 from recipes.progress import progress_bar
 from recipes.training.metrics import Metrics
 from recipes.training.step import StepResult

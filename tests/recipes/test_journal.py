@@ -8,8 +8,7 @@ from io import TextIOWrapper
 import pytest
 import torch
 
-from recipes.data.clips import Skipped
-from recipes.data.skipped import SkippedClips
+from recipes.data.skipped import Skipped, SkippedClips
 from recipes.files import jsonl, write_atomically
 from recipes.pretrain import TrainingError, pretrain
 from recipes.progress import progress_bar

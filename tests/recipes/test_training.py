@@ -9,8 +9,7 @@ from torch import nn
 
 import harmony
 from recipes.config import Config, CurriculumConfig, RealignConfig
-from recipes.data.clips import Skipped
-from recipes.data.skipped import SkippedClips
+from recipes.data.skipped import Skipped, SkippedClips
 from recipes.files import jsonl
 from recipes.model.harmonizer import compares_with_gamma, described, gamma_schedule, gram_options, harmonizer
 from recipes.training import checkpoint

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.data.clips import Skipped
+from recipes.data.skipped import Skipped
 from recipes.data.workers import guarded
 from recipes.figures.gallery import media
 from recipes.figures.gallery.embed import embed_video

@@ -127,8 +127,10 @@ def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
             log.warning(
                 "%s: clips of one source seem to be in training and in test, for example %s and %s (%d such sources): "
                 "a column 'group' that names it (film, recording, channel) keeps them together",
-                manifest, *next(iter(cut.values())), len(cut),
-            )  # fmt: skip
+                manifest,
+                *next(iter(cut.values())),
+                len(cut),
+            )
     if len(train) < 2:
         raise ValueError(
             f"{manifest}: {len(train)} video(s) to train on and {len(test)} to test on; at least 2 and 1 are "

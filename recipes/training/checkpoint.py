@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def save(
         OSError: It could not be written, whichever process failed; the checkpoints before are as they were.
     """
     final = folder / f"step_{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
+    temporary = _aside(final, "tmp")
     tensors = {n: t.detach() for n, t in (modules.state_dict() | state).items()}
     writer = HuggingFaceStorageWriter(str(temporary / TENSORS), save_distributed=True)
     sums: dict[str, str] = {}
@@ -83,12 +83,12 @@ def save(
         sums.update(checksums(temporary, files[processes.rank :: processes.world]))
 
     try:
-        together(processes, lambda: _clear(folder, final, temporary), first_only=True)
+        together(processes, lambda: _clear(final), first_only=True)
         together(processes, lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
         together(processes, add_checksums)
         sums |= dict(processes.collect(list(sums.items())))
-        facts = {"step": step, **facts}
-        together(processes, lambda: _finish(folder, final, temporary, facts, sums, beside, keep), first_only=True)
+        together(processes, lambda: _finish(final, {"step": step, **facts}, sums, beside), first_only=True)
+        together(processes, lambda: _remove_old(folder, step, keep), first_only=True)
     except OSError as error:
         if processes.first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -96,17 +96,19 @@ def save(
     return final
 
 
-def _clear(folder: Path, final: Path, temporary: Path) -> None:
-    for left_over in (temporary, folder / f".{final.name}.old"):
+def _aside(final: Path, kind: str) -> Path:
+    return final.with_name(f".{final.name}.{kind}")
+
+
+def _clear(final: Path) -> None:
+    for left_over in (_aside(final, "tmp"), _aside(final, "old")):
         shutil.rmtree(left_over, ignore_errors=True)
-    (temporary / TENSORS).mkdir(parents=True)
+    (_aside(final, "tmp") / TENSORS).mkdir(parents=True)
 
 
-def _finish(
-    folder: Path, final: Path, temporary: Path, facts: dict[str, Any], sums: dict[str, str],
-    beside: tuple[Callable[[Path], None], ...], keep: int,
-) -> None:  # fmt: skip
-    """The files beside the tensors, and the name that makes it a checkpoint."""
+def _finish(final: Path, facts: dict[str, Any], sums: dict[str, str], beside: Sequence[Callable[[Path], None]]) -> None:
+    """Write the files beside the tensors, and give the folder the name that makes it a checkpoint."""
+    temporary, old = _aside(final, "tmp"), _aside(final, "old")
     state = temporary / STATE
     state.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     for write in beside:
@@ -118,12 +120,15 @@ def _finish(
     for file in (*temporary.iterdir(), *(temporary / TENSORS).iterdir(), temporary):
         flush(file)
     if final.exists():  # the same step again: at no moment is there neither
-        os.replace(final, folder / f".{final.name}.old")
+        os.replace(final, old)
     os.replace(temporary, final)
-    write_atomically(folder / LATEST, final.name)
-    shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
-    # Later ones are damaged, if the run went on from before them: they do not count, and are written over in time.
-    for old in [place for place in _numbered(folder) if _number(place) <= facts["step"]][:-keep]:
+    write_atomically(final.with_name(LATEST), final.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_old(folder: Path, step: int, keep: int) -> None:
+    """Keep the newest checkpoints up to a step. Later ones, of a run that went on from before them, are damaged."""
+    for old in [place for place in _numbered(folder) if _number(place) <= step][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -66,11 +66,10 @@ class Metrics:
         """Give TensorBoard a histogram of the cosines since the last one, of the rows that are written."""
         m, histogram = self.undrawn.moments, self.undrawn.histogram
         if m.number > 0:
-            self._draw(lambda board: board.add_histogram_raw(
-                "agreement", min=-1.0, max=1.0, num=int(m.number), sum=float(m.number * m.mean),
-                sum_squares=float(m.m2 + m.number * m.mean**2), bucket_limits=histogram.edges[1:].tolist(),
-                bucket_counts=histogram.counts.tolist(), global_step=step,
-            ))  # fmt: skip
+            sums = {"sum": float(m.number * m.mean), "sum_squares": float(m.m2 + m.number * m.mean**2)}
+            buckets = {"bucket_limits": histogram.edges[1:].tolist(), "bucket_counts": histogram.counts.tolist()}
+            facts = {"min": -1.0, "max": 1.0, "num": int(m.number), **sums, **buckets, "global_step": step}
+            self._draw(lambda board: board.add_histogram_raw("agreement", **facts))
         self.undrawn = NOTHING
 
     def close(self) -> None:

@@ -139,10 +139,8 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[Processes]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     store, rank, world = next(dist.rendezvous("env://", timeout=patience))
     own = dist.PrefixStore(launch.meeting(store, rank, world, patience), store)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience, rank=rank, world_size=world,
-        store=own,
-    )  # fmt: skip
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=patience, rank=rank, world_size=world, store=own)
     names: list[str] = [""] * world
     dist.all_gather_object(names, launch.agent())
     names = [launch.name_of(store), *dict.fromkeys(filter(None, names))]

@@ -1,4 +1,4 @@
-"""A dump of a step whose loss or gradient was not finite: what went in, what came out, to be looked at afterwards.
+"""A dump of a step whose loss or gradient was not finite: its clips, its inputs and its numbers, for people to look at.
 
 runs/NAME/bad_steps/step_00000100/    facts.json, inputs_0000.safetensors of each process, README.txt
 """
@@ -50,7 +50,7 @@ def dump(
 ) -> bool:
     """Write what is known of a bad step, whole or not at all; the run has at most `MOST` dumps.
 
-    A dump that cannot be written is reported, and training goes on.
+    If it cannot be written, a message says so, and training goes on.
 
     Args:
         folder: The run's folder.
@@ -111,7 +111,7 @@ def _norm(x: Tensor | None) -> Tensor | None:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as JSON has them; those that it has not, as words: "nan", "inf"."""
+    """Values for JSON; numbers that are not finite become words: "nan", "inf"."""
     value = value.detach().tolist() if isinstance(value, Tensor) else value
     if isinstance(value, dict):
         return {name: _plain(v) for name, v in value.items()}

@@ -4,8 +4,8 @@ runs/NAME/checkpoints/latest              name of the newest checkpoint
 runs/NAME/checkpoints/step_00000100/      tensors/*.safetensors, state.json, config.yaml, vocabulary.json, ...,
                                           checksums.json: SHA-256 of every other file
 
-Tensors are written by `torch.distributed.checkpoint`: every process writes its part, and any number of processes reads
-what it needs.
+Tensors are written by `torch.distributed.checkpoint`: every process writes its part, and any number of processes
+can read it.
 """
 
 import json
@@ -60,7 +60,7 @@ def save(
         folder: The checkpoints' folder of the run.
         step: Number of steps taken.
         modules: Everything with weights and buffers.
-        state: Tensors besides (optimizer, harmonizer, random states).
+        state: Further tensors (optimizer, harmonizer, random states).
         facts: What fits into JSON.
         *beside: Functions that write further files into the checkpoint's folder; the first process calls them.
         keep: How many of the newest checkpoints stay, this one among them.
@@ -138,9 +138,9 @@ def checksums(checkpoint: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def verify(checkpoint: Path) -> None:
-    """Read every file of a checkpoint, and raise a CheckpointError that names one which is not as it was written.
+    """Read every file of a checkpoint; raise a CheckpointError that names the first one that has changed.
 
-    One without checksums is of an older version: a warning, and the files are taken as they are.
+    A checkpoint without checksums is of an older version: it gives a warning and counts as whole.
     """
     listing = checkpoint / CHECKSUMS
     if not listing.exists():
@@ -191,8 +191,7 @@ def _attempt(action: Callable[[], Any]) -> str:
 def latest(folder: Path) -> Path:
     """The newest whole checkpoint of a run: of ``runs/NAME``, of its checkpoints' folder, or the folder itself.
 
-    Where the newest is damaged, a warning says so, and it is the one before; a folder that is a checkpoint has none
-    before it.
+    If the newest is damaged, a warning says so, and the one before takes its place; unless ``folder`` is a checkpoint.
 
     Raises:
         CheckpointError: There are some, but none is whole.
@@ -219,7 +218,7 @@ def latest(folder: Path) -> Path:
 
 
 def _newest_first(place: Path) -> list[Path]:
-    """The checkpoints in a folder, from the one that `latest` names back; all, where it names none."""
+    """The checkpoints in a folder, newest first, from the one that the file `latest` names; all, if it names none."""
     numbered = _numbered(place)[::-1]
     try:
         named = (place / LATEST).read_text(encoding="utf-8").strip()
@@ -234,7 +233,7 @@ def _newest_first(place: Path) -> list[Path]:
 
 
 def _numbered(place: Path) -> list[Path]:
-    """The folders of checkpoints in another, by number."""
+    """The checkpoints in a folder, by number."""
     return sorted((p for p in place.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()), key=_number)
 
 
@@ -252,7 +251,7 @@ def load_weights(checkpoint: Path, modules: nn.Module) -> None:
 
 
 def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, which may be shards, by what is saved under their names.
+    """Fill tensors, which may be shards, with the saved values of their names.
 
     Raises:
         CheckpointError: The files are damaged, or lack one of them.
@@ -304,11 +303,11 @@ def _metadata(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_facts(checkpoint: Path, **types: type) -> dict[str, Any]:
-    """The JSON facts of a checkpoint: its step among them.
+    """The JSON facts of a checkpoint, among them its step.
 
     Args:
         checkpoint: Its folder.
-        **types: Keys that have to be there, and the type of each.
+        **types: Required keys, and the type of each.
 
     Raises:
         CheckpointError: The file cannot be read, or a fact is missing or of another type.
@@ -326,7 +325,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object.
 
     Raises:
-        CheckpointError: It does not, or cannot be read.
+        CheckpointError: It holds something else, or cannot be read.
     """
     try:
         content = json.loads(regular(path).read_text(encoding="utf-8"))
@@ -346,7 +345,7 @@ def optimizer_tensors(modules: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 def load_optimizer(checkpoint: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Restore what `optimizer_tensors` gave."""
     if not any(name.startswith("optimizer.") for name in saved_shapes(checkpoint)):
         return
     state = get_optimizer_state_dict(modules, optimizer)  # makes what is to be filled
@@ -361,7 +360,7 @@ def tree_tensors(prefix: str, tree: Any) -> dict[str, Tensor]:
 
 
 def load_tree(prefix: str, like: Any, tensors: dict[str, Tensor]) -> Any:
-    """Put back what `tree_tensors` gave, into the structure of ``like``."""
+    """Restore what `tree_tensors` gave, in the structure of ``like``."""
     leaves, spec = pytree.tree_flatten(like)
     saved = sum(name.startswith(f"{prefix}.") for name in tensors)
     if saved != len(leaves):
@@ -379,7 +378,7 @@ def random_tensors(rank: int = 0) -> dict[str, Tensor]:
 
 
 def load_random(tensors: dict[str, Tensor], rank: int = 0) -> None:
-    """Put back what `random_tensors` gave.
+    """Restore what `random_tensors` gave.
 
     Raises:
         CheckpointError: They hold no such states.
@@ -393,7 +392,7 @@ def load_random(tensors: dict[str, Tensor], rank: int = 0) -> None:
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """Without the warning that there is no process group: a single process is meant."""
+    """Call a function without the warning that there is no process group."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         return function(*arguments, **keywords)

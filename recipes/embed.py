@@ -87,7 +87,7 @@ def plan(keys: EmbedKeys) -> str:
         parts = Parts(keys.parts, vectors.schema(job.restored.config), job.facts)
         done = sum(parts.has(number) for number in range(len(job.blocks)))
     clips = f"{len(job.clips)} clips of {keys.data}, {keys.windows} window(s) each"
-    return f"{clips}, would be embedded by {job.restored.folder} in {len(job.blocks)} part(s); {done} part(s) are there"
+    return f"{clips}, would be embedded by {job.restored.folder} in {len(job.blocks)} part(s); {done} part(s) are done"
 
 
 def embed(keys: EmbedKeys) -> None:

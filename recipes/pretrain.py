@@ -118,8 +118,8 @@ def assemble(config: Config, again: bool, start: Path | None, group: Processes) 
         start: The checkpoint that it will go on from; None: at step 0.
         group: All of which take part.
     """
-    device = device_of(config)
-    use_cores(config)
+    device = device_of(config.train)
+    use_cores(config.train, config.data)
     use_tf32(config.train)
     for line in configuration.unfinished_schedules(config):
         log.warning(line)
@@ -135,7 +135,7 @@ def assemble(config: Config, again: bool, start: Path | None, group: Processes) 
                 splits = splits._replace(test=test)
             torch.manual_seed(config.train.seed)
             source = start or init_from
-            modules = build(config, tokenizer, None if source is None else checkpoint.saved(source)).to(device)
+            modules = build(config, tokenizer, None if source is None else checkpoint.saved_shapes(source)).to(device)
             if init_from is not None:
                 checkpoint.load_weights(init_from, modules)
                 log.info("beginning with the weights of %s", init_from)

@@ -90,7 +90,7 @@ class NarratedClips(Reader[Clip]):
         return self.index[place["row"]], place["narration"]
 
     def narration(self, clip: int, row: Row) -> Row:
-        """The narration of a clip; an empty one over the whole video where there is none."""
+        """The narration of a clip; an empty one over the whole video if there is none."""
         position = self.places[clip]["narration"]
         return {"start": 0.0, "end": math.inf, "text": ""} if position < 0 else row["narrations"][position]
 

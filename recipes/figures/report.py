@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from recipes.config import Config
-from recipes.data.clips import EvalClips, Skipped
+from recipes.data.clips import EvalClips
+from recipes.data.skipped import Skipped
 from recipes.data.workers import Loader
 from recipes.evaluation import ranking
 from recipes.evaluation.embedding import Embedded
@@ -52,7 +53,7 @@ def write(
     histogram, moments = cosines.total(TRAINING)
     (folder / "figures").mkdir(exist_ok=True)
     figures = {}
-    for name, drawn in draw(metrics.read(folder), cosines, config).items():
+    for name, drawn in draw(metrics.read_metrics(folder), cosines, config).items():
         path = save_png(drawn, folder / "figures" / f"{name}.png")
         figures[name] = data_url(path.read_bytes(), "image/png")
     page = render(
@@ -115,7 +116,7 @@ def draw_cosines(cosines: Dynamics) -> Figure:
     """The distribution of the cosines in each third of training."""
     drawn = figure(*SIZE)
     axes = drawn.subplots()
-    first, last, (histograms, _) = cosines.of(TRAINING)
+    first, last, (histograms, _) = cosines.series(TRAINING)
     thirds = [third for third in np.array_split(np.arange(len(first)), 3) if len(third)]
     for third, colour in zip(thirds, (BLUE, ORANGE, GREEN), strict=False):
         counts = histograms.counts[third].sum(0).numpy()

@@ -115,7 +115,7 @@ class Dynamics(NamedTuple):
         names = {name for interval in self.intervals for name in interval.seen}
         return sorted(names, key=lambda name: (name != TRAINING, *_natural(name)))
 
-    def of(self, name: str) -> Series:
+    def series(self, name: str) -> Series:
         """The cosines of a name, over the intervals that have any."""
         return _series([interval for interval in self.intervals if name in interval.seen], name)
 

@@ -135,14 +135,14 @@ class Run:
             )
         checkpoint.load_weights(start, self.modules)
         checkpoint.load_optimizer(start, self.modules, learner.optimizer)
-        learner.state = checkpoint.load_tree("harmonizer", learner.state, checkpoint.read(start, "harmonizer."))
+        learner.state = checkpoint.load_tree("harmonizer", learner.state, checkpoint.read_tensors(start, "harmonizer."))
         learner.loss_scale = loss_scale(config.train, facts.get("loss_scale"))
         if self.ema is not None:
-            checkpoint.load(start, self.ema.tensors())
+            checkpoint.load_tensors(start, self.ema.tensors())
         self.dynamics = dynamics.load(start / dynamics.FILE)
         self.step, self.counts, self.results = facts["step"], self.counts | facts["counts"], facts["results"]
         if facts["processes"] == self.group.world:
-            checkpoint.load_random(checkpoint.read(start, "random."), self.group.rank)
+            checkpoint.load_random(checkpoint.read_tensors(start, "random."), self.group.rank)
         else:
             torch.manual_seed(seed_of(config.train.seed, self.group.rank, self.step))
 

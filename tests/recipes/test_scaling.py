@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from recipes import config as configuration
+from recipes.evaluation.plan import activation_bytes
 from recipes.model.vatt import SIZES, VATT
 from recipes.research.benchmark.__main__ import main
 from recipes.research.benchmark.clips import random_clips
 from recipes.research.benchmark.scaling import Machine, predict
-from recipes.research.benchmark.scaling_counts import Counts, count, held_for_backward, operations, traffic
+from recipes.research.benchmark.scaling_counts import Counts, count, operations, traffic
 from tests.recipes.conftest import DEMO, TINY
 
 MEDIUM = DEMO.parent / "vatt_medium_howto100m_audioset.yaml"
@@ -44,8 +45,7 @@ def test_what_is_held_is_what_a_real_forward_pass_keeps() -> None:
     """Shapes without values keep the same bytes as tensors with values."""
     config = configuration.load(DEMO, TINY)
     model = VATT(config.model, config.clip, 50)
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept = [held_for_backward(lambda n=n: model(**random_clips(config.clip, 3, n)), weights) for n in (3, 6)]
+    kept = [activation_bytes(model, random_clips(config.clip, 3, number), "fp32") for number in (3, 6)]
     assert count(config).held == pytest.approx((kept[1] - kept[0]) / 3, rel=0.01)
 
 

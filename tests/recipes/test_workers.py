@@ -256,7 +256,7 @@ def test_a_run_whose_workers_are_killed_is_like_any_other(tiny, monkeypatch) -> 
     monkeypatch.setattr(recipe, "train_step", disturbing)
     recipe.pretrain(disturbed)
     assert len(calls) == 6
-    rows = [[row | TIMES for row in metrics.read(run.folder)] for run in (calm, disturbed)]
+    rows = [[row | TIMES for row in metrics.read_metrics(run.folder)] for run in (calm, disturbed)]
     assert rows[0] == rows[1] and rows[0][-1]["step"] == 6
-    assert same(*(checkpoint.read(checkpoint.latest(run.folder), "") for run in (calm, disturbed)))
+    assert same(*(checkpoint.read_tensors(checkpoint.latest(run.folder), "") for run in (calm, disturbed)))
     assert not (disturbed.folder / SKIPPED).exists()

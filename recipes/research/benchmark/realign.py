@@ -5,7 +5,6 @@ python -m recipes.research.benchmark realign batch=[64] samples=4 full=8 repeats
 """
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +54,6 @@ class Result(Timing):
         timed: Samples that were timed; the seconds are scaled up from them to the whole batch.
         deviation: Relative difference of its weights from ours: the worst sample's, or the median.
         note: What the table says of the deviation.
-        in_full: Whether it is one of the race in which nothing is scaled up.
     """
 
     case: Case
@@ -64,7 +62,6 @@ class Result(Timing):
     timed: int
     deviation: float | None = None
     note: str = ""
-    in_full: bool = False
 
 
 def run(keys: RealignKeys) -> None:
@@ -107,8 +104,7 @@ def pcgrad_in_full(case: Case) -> Iterator[tuple[Result, Make]]:
     of them against every other: different weights, and the price of not telling samples from losses.
     """
     gradients, gram = case.draw()
-    whose = (OURS, PEER, ALL_PAIRS)
-    ours, theirs, pairs = (Result(case, "pcgrad", who, case.batch, in_full=True) for who in whose)
+    ours, theirs, pairs = (Result(case, "pcgrad", who, case.batch) for who in (OURS, PEER, ALL_PAIRS))
     pairs.note = "other weights"
     flat = gradients.flatten(0, 1)
     yield ours, lambda: partial(OWN["pcgrad"](), gram)
@@ -161,67 +157,38 @@ def records(results: list[Result], about: dict[str, Any]) -> list[dict[str, Any]
     rows = []
     for r in results:
         names = {"batch": r.case.batch, "losses": r.case.losses, "device": r.case.device, "method": r.method}
-        columns = {name: value for name, value in r.columns().items() if name != "memory_mib"}
-        columns["us_per_sample"] = 1e6 * columns["seconds"] / r.case.batch
+        columns = r.columns() | {"us_per_sample": 1e6 * quartiles(r.seconds)[1] / r.case.batch}
         deviation = {"deviation": r.deviation, "note": r.note}
         rows.append(names | {"who": r.who, "samples_timed": r.timed} | columns | deviation | about)
     return rows
 
 
 def report(results: list[Result], about: dict[str, Any]) -> str:
-    """Markdown: PCGrad in full, then a table of all methods for each size."""
+    """Markdown: a table for each size."""
     lines = [
         "## Realignments",
         "",
-        f"Weights of random Gram blocks in float32; {machine.described(about)}, TorchJD {about['torchjd']}. Medians, "
-        "quartiles of the ratio in brackets; a ratio is that of the times within a round. Deviation: relative "
-        "difference of the weights from ours, of the worst sample.",
+        f"Weights of random Gram blocks in float32; {machine.described(about)}, TorchJD {about['torchjd']}. Medians; "
+        "times are scaled up from the samples that were timed. A ratio is that of the times within a round, with its "
+        "quartiles in brackets. Deviation: relative difference of the weights from ours, of the worst sample.",
     ]
-    for case, in_full in dict.fromkeys((r.case, r.in_full) for r in results):
-        title = "PCGrad in full" if in_full else "All methods"
-        table = (_full_table if in_full else _scaled_table)(
-            [r for r in results if (r.case, r.in_full) == (case, in_full)]
-        )
-        lines += ["", f"### {title}, B={case.batch}, K={case.losses}", "", *table]
+    head = ["method", "whose", "samples timed", "ms", "µs per sample", "to ours", "deviation"]
+    for case in dict.fromkeys(r.case for r in results):
+        rows = [_row(r) for r in results if r.case == case]
+        lines += ["", f"### B={case.batch}, K={case.losses}", "", *markdown(head, rows, words=(0, 1))]
     return "\n".join(lines) + "\n"
 
 
-def _full_table(results: list[Result]) -> list[str]:
-    rows = [[r.who, *_times(r), _ratio(r), _deviation(r)] if not r.skipped else [r.who, r.skipped] for r in results]
-    return markdown(["who", "ms", "µs per sample", "to ours", "deviation"], rows)
-
-
-def _scaled_table(results: list[Result]) -> list[str]:
-    timed = next(r.timed for r in results if r.who == PEER)
-    peer = f"{PEER}, ms" + (f" ({timed} samples timed, scaled up)" if timed < results[0].case.batch else "")
-    fast = ["compiled, ms"] if any(r.who == COMPILED for r in results) else []
-    rows = []
-    for method in dict.fromkeys(r.method for r in results):
-        by = {r.who: r for r in results if r.method == method}
-        theirs = by[PEER]
-        cells = [method, *_times(by[OURS]), *(_times(by[COMPILED])[:1] if fast else [])]
-        rows.append([*cells, *_times(theirs), _ratio(theirs), _deviation(theirs)])
-    return markdown(["method", "ms", "µs per sample", *fast, peer, "µs per sample", "ratio", "deviation"], rows)
-
-
-def _times(result: Result) -> tuple[str, str]:
-    """Milliseconds of a batch and microseconds of a sample, or why there are none."""
-    if result.skipped:
-        return result.skipped, ""
-    seconds = statistics.median(result.seconds)
-    return _digits(1e3 * seconds), _digits(1e6 * seconds / result.case.batch)
-
-
-def _ratio(result: Result) -> str:
-    if not result.ratios or result.who == OURS:
-        return ""
-    low, middle, high = (_digits(value) for value in quartiles(result.ratios))
-    return f"{middle} [{low}, {high}]"
-
-
-def _deviation(result: Result) -> str:
-    number = "" if result.deviation is None else f"{result.deviation:.0e}"
-    return ", ".join(filter(None, [number, result.note]))
+def _row(r: Result) -> list[str]:
+    """Cells of a result; the reason in place of times, if it was skipped."""
+    if r.skipped:
+        return [r.method, r.who, "", r.skipped]
+    seconds = quartiles(r.seconds)[1]
+    times = [_digits(1e3 * seconds), _digits(1e6 * seconds / r.case.batch)]
+    low, ratio, high = map(_digits, quartiles(r.ratios))
+    to_ours = f"{ratio} [{low}, {high}]" if r.ratios and r.who != OURS else ""
+    deviation = ", ".join(filter(None, ["" if r.deviation is None else f"{r.deviation:.0e}", r.note]))
+    return [r.method, r.who, str(r.timed), *times, to_ours, deviation]
 
 
 def _digits(value: float) -> str:

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from recipes.config import Config
+from recipes.evaluation.plan import activation_bytes
 from recipes.model.objective import Objective
 from recipes.model.vatt import SIZES, VATT
 from recipes.research.benchmark.clips import random_clips
@@ -53,26 +52,22 @@ class Counts:
 
 def count(config: Config) -> Counts:
     """Count on tensors that have shapes and no values: nothing is computed and no memory is taken."""
+    clip, words, batch = config.clip, config.data.vocabulary, config.train.batch_size
+    width, precision = SIZES[config.model.size].output, config.train.precision
     with FakeTensorMode():
-        model = VATT(config.model, config.clip, config.data.vocabulary)
-        objective = Objective(config.objective, SIZES[config.model.size].output)
-        encode = forward_in(config.train.precision, torch.device("cpu"))
-        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        model, objective = VATT(config.model, clip, words), Objective(config.objective, width)
         # What is held once, such as weights in another precision, drops out of the difference.
-        held = [held_for_backward(lambda n=n: encode(model, _clips(config, n)), weights) for n in (2, 4)]
-        forward = operations(lambda: encode(model, _clips(config, 2)))
-        embeddings = _embeddings(config, config.train.batch_size)
-
-        def losses() -> None:
-            torch.stack([terms.mean() for terms in objective(embeddings).values()]).sum().backward()
-
-        return Counts(
-            parameters=sum(p.numel() for p in model.parameters()),
-            heads=sum(p.numel() for p in objective.parameters()),
-            forward=forward / 2,
-            held=(held[1] - held[0]) / 2,
-            losses=operations(losses),
+        few, more = (activation_bytes(model, random_clips(clip, words, number), precision) for number in (2, 4))
+        encode = forward_in(precision, torch.device("cpu"))
+        forward = operations(lambda: encode(model, random_clips(clip, words, 2)))
+        embeddings = {"video": (batch, width), "audio": (batch, width), "text": (batch, clip.narrations, width)}
+        leaves = {name: torch.zeros(shape, requires_grad=True) for name, shape in embeddings.items()}
+        inputs = random_clips(clip, words, batch) | leaves
+        losses = operations(
+            lambda: torch.stack([terms.mean() for terms in objective(inputs).values()]).sum().backward()
         )
+    numbers = (sum(p.numel() for p in module.parameters()) for module in (model, objective))
+    return Counts(*numbers, forward=forward / 2, held=(more - few) / 2, losses=losses)
 
 
 def operations(call: Callable[[], Any]) -> int:
@@ -80,33 +75,6 @@ def operations(call: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
         call()
     return counter.get_total_flops()
-
-
-def held_for_backward(forward: Callable[[], Any], weights: set[int]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, without the weights."""
-    seen: dict[int, Any] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage._cdata not in weights:
-            seen[storage._cdata] = storage
-        return t
-
-    with saved_tensors_hooks(keep, lambda t: t):
-        forward()
-    return sum(storage.nbytes() for storage in seen.values())
-
-
-def _clips(config: Config, number: int) -> dict[str, Tensor]:
-    return random_clips(config.clip, config.data.vocabulary, number)
-
-
-def _embeddings(config: Config, number: int) -> dict[str, Tensor]:
-    """What the model makes of clips, to begin the losses stage with."""
-    width = SIZES[config.model.size].output
-    shapes = {"video": (number, width), "audio": (number, width), "text": (number, config.clip.narrations, width)}
-    leaves = {name: torch.zeros(shape, requires_grad=True) for name, shape in shapes.items()}
-    return _clips(config, number) | leaves
 
 
 def traffic(counts: Counts, config: Config, processes: int) -> dict[str, float]:

@@ -87,7 +87,7 @@ def plan(keys: EmbedKeys) -> str:
         parts = Parts(keys.parts, vectors.schema(job.restored.config), job.facts)
         done = sum(parts.has(number) for number in range(len(job.blocks)))
     clips = f"{len(job.clips)} clips of {keys.data}, {keys.windows} window(s) each"
-    return f"{clips}, would be embedded by {job.restored.folder} in {len(job.blocks)} part(s); {done} part(s) are there"
+    return f"{clips}, would be embedded by {job.restored.folder} in {len(job.blocks)} part(s); {done} part(s) are done"
 
 
 def embed(keys: EmbedKeys) -> None:
@@ -108,7 +108,7 @@ def embed(keys: EmbedKeys) -> None:
     if keys.out.suffix == ".parquet":
         parts.join(count, keys.out)
     else:
-        vectors.write_safetensors(lambda: parts.read(count), keys.out, job.facts)
+        vectors.write_safetensors(lambda: parts.read(count), len(job.clips), parts.schema, keys.out)
     unreadable = sum(table.column("error").drop_null().length() for table in parts.read(count))
     shutil.rmtree(parts.folder)
     print(f"{keys.out}: {len(job.clips)} clips, {unreadable} of them not readable")

@@ -33,7 +33,7 @@ AXES = {"time": "temporal", "row": "vertical", "column": "horizontal"}
 LINEAR = {"weight": "kernel", "bias": "bias"}
 NORM = {"weight": "gamma", "bias": "beta"}
 BATCH_NORM = NORM | {"running_mean": "moving_mean", "running_var": "moving_variance"}
-UNBIASED = {  # linear layers of the heads that have no bias there, and a zero one here
+UNBIASED = {  # linear layers of the heads without a bias in VATT; here it is zero
     "objective.video_to_va.0": "vid_to_hid",
     "objective.video_to_va.3": "hid_to_va/dense",
     "objective.va_to_vt.1": "va_to_vat/dense",
@@ -119,7 +119,7 @@ def load(bundle: TensorBundle, modules: nn.ModuleDict) -> None:
 
     def read(name: str) -> Tensor:
         try:
-            return torch.from_numpy(bundle.read(f"{name}/{VALUE}").copy())
+            return torch.from_numpy(bundle.tensor(f"{name}/{VALUE}").copy())
         except KeyError:
             raise ValueError(f"{bundle.prefix}: has no variable {name}: not VATT's modality-agnostic model") from None
 
@@ -136,7 +136,7 @@ def load(bundle: TensorBundle, modules: nn.ModuleDict) -> None:
 
 
 def weights(read: Read, layers: int) -> dict[str, Tensor]:
-    """The weights of {"model": VATT, "objective": Objective} by their names here, for a number of layers."""
+    """The weights of {"model": VATT, "objective": Objective} by our names, for a number of layers."""
 
     def tensor(name: str) -> Tensor:  # a kernel is (..., in, out), of a convolution in the order of its patch
         return read(name).flatten(0, -2).T if name.endswith("/kernel") else read(name)
@@ -152,7 +152,7 @@ def weights(read: Read, layers: int) -> dict[str, Tensor]:
         for axis in AXES if modality == "video" else ("time",):
             table = f"{POSITIONS}/{modality}/{AXES[axis]}_position_embeddings/embeddings"
             loaded[f"model.tokens.{modality}.{axis}"] = read(table)
-    words = read(WORDS)  # id 0 is padding there, too; ours for unknown words, 1, is put in between
+    words = read(WORDS)  # id 0 is padding in both; id 1, our unknown word, goes in between
     loaded["model.tokens.text.words.weight"] = torch.cat([words[:1], torch.zeros_like(words[:1]), words[1:]])
     for number in range(layers):
         for part, their_part in LINEAR.items():
@@ -162,7 +162,7 @@ def weights(read: Read, layers: int) -> dict[str, Tensor]:
 
 
 def same_modules(layers: int) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Modules that both have: the name here, the name there, and {part here: part there}."""
+    """Modules that both have: our name, VATT's name, and {our part: VATT's part}."""
     for modality in MODALITIES:
         yield f"model.tokens.{modality}.project", f"{ENCODER}/pre_proj/{modality}", LINEAR
         yield f"model.tokens.{modality}.position_norm", f"{POSITIONS}/{modality}/layernorm", NORM

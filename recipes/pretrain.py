@@ -38,7 +38,7 @@ from recipes.figures import report
 from recipes.files import folders, locks, write_atomically
 from recipes.model.build import build, check_wrt, device_of, model_inputs, use_cores
 from recipes.model.harmonizer import gamma_schedule, harmonizer
-from recipes.splits import Splits, corpus_folder, load_splits, save_splits, train_and_test
+from recipes.splits import Splits, files_to_read, load_splits, save_splits, train_and_test
 from recipes.training import checkpoint, launch
 from recipes.training.bad_steps import BAD_STEPS, dump
 from recipes.training.dynamics import Cosines
@@ -47,10 +47,10 @@ from recipes.training.interruption import Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
 from recipes.training.probes import probe
-from recipes.training.processes import ALONE, Processes, check_processes, check_same, joined, seed_of, spread
-from recipes.training.resume import latest_checkpoint
-from recipes.training.run import CONFIG, VOCABULARY, Figures, Run, RunData, TrainingError, check_agreement, ids_digest
+from recipes.training.processes import ALONE, Processes, joined, seed_of, spread
+from recipes.training.run import Figures, Run, RunData, ids_digest
 from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
+from recipes.training.start import TrainingError, check_agreement, check_processes, check_same, latest_checkpoint
 from recipes.training.step import Learner, StepResult, idle_step, too_few, train_step
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> 
         TrainingError: `train.max_bad_steps` steps in a row could not be taken, or the last checkpoint not written.
         WorkerError: The processes that read clips die, whatever they read.
     """
-    check_processes(config, group)
+    check_processes(config.train, config.gram, group)
     check_same(config, group)
     with Interruption(NOTHING_BEGUN) as interruption, ExitStack() as held:
         # The first process decides: others may not see what it sees, or see it later.
@@ -118,8 +118,8 @@ def assemble(config: Config, again: bool, start: Path | None, group: Processes) 
         start: The checkpoint that it will go on from; None: at step 0.
         group: All of which take part.
     """
-    device = device_of(config)
-    use_cores(config)
+    device = device_of(config.train)
+    use_cores(config.train, config.data)
     use_tf32(config.train)
     for line in configuration.unfinished_schedules(config):
         log.warning(line)
@@ -135,7 +135,7 @@ def assemble(config: Config, again: bool, start: Path | None, group: Processes) 
                 splits = splits._replace(test=test)
             torch.manual_seed(config.train.seed)
             source = start or init_from
-            modules = build(config, tokenizer, None if source is None else checkpoint.saved(source)).to(device)
+            modules = build(config, tokenizer, None if source is None else checkpoint.saved_shapes(source)).to(device)
             if init_from is not None:
                 checkpoint.load_weights(init_from, modules)
                 log.info("beginning with the weights of %s", init_from)
@@ -311,7 +311,7 @@ def loader_of(run: Run) -> Loader[dict[str, Any]]:
 def vocabulary_of(train: Dataset, config: Config, start: Path | None = None, group: Processes = ALONE) -> Tokenizer:
     """The words of the training captions: the first process counts them; a run that goes on, and others, read them."""
     if start is not None or not group.first:
-        return vocabulary.load((start or config.folder) / VOCABULARY)
+        return vocabulary.load((start or config.folder) / checkpoint.VOCABULARY)
     return vocabulary.build(captions(train), config.data.vocabulary)
 
 
@@ -344,22 +344,13 @@ def write_folder(config: Config, again: bool, splits: Splits, tokenizer: Tokeniz
             if folder.exists():
                 folders.check(folder, reads=sorted({str(Path(v).parent) for v in videos if not storage.is_url(v)}))
             folders.make(folder)
-        write_atomically(folder / CONFIG, keys.as_yaml(config))  # on resume, train.steps may have grown
+        write_atomically(folder / checkpoint.CONFIG, keys.as_yaml(config))  # on resume, train.steps may have grown
     except OSError as error:
         raise ConfigError(f"run.name={config.run.name}: {error}") from error
     launch.sign(folder, list(group.launch))
-    vocabulary.save(tokenizer, folder / VOCABULARY)
+    vocabulary.save(tokenizer, folder / checkpoint.VOCABULARY)
     if group.world > 1:
         save_splits(splits, folder)
-
-
-def files_to_read(config: Config) -> list[str]:
-    """Local files and folders that a configuration names, to be read."""
-    data = config.data
-    named = [data.manifest, data.test, data.word_vectors, *(source.manifest for source in data.sources.values())]
-    if data.manifest is None and not data.sources:
-        named.append(str(corpus_folder(config.corpus)))
-    return [name for name in named if name is not None and not storage.is_url(name)]
 
 
 def run(config: Config, resume: bool = False) -> None:

@@ -18,8 +18,6 @@ from recipes.splits import Splits, train_and_test
 from recipes.training import checkpoint
 from recipes.training.ema import Ema
 
-CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
-
 
 class Restored(NamedTuple):
     """What a checkpoint holds, without the state of its training.
@@ -64,20 +62,20 @@ class EmbeddingKeys(RestoreKeys):
 def restore_with(keys: RestoreKeys) -> Restored:
     """`restore` what the keys of a command name, on its device, with the cores of this machine shared out."""
     restored = restore(keys.checkpoint, device=keys.device, overrides=keys.overrides())
-    restored.modules.to(device_of(restored.config))
-    use_cores(restored.config)
+    restored.modules.to(device_of(restored.config.train))
+    use_cores(restored.config.train, restored.config.data)
     return restored
 
 
 def restore(folder: Path, averaged: bool = True, device: str | None = None, overrides: Sequence[str] = ()) -> Restored:
     """Load a run's newest checkpoint, or the one that ``folder`` is.
 
-    Only what is in the checkpoint is read: neither the data nor the file of word vectors need be there.
+    The checkpoint is enough: neither the data nor the file of word vectors are read.
 
     Args:
         folder: ``runs/NAME``, or a checkpoint's folder.
         averaged: Take the moving average of the weights, where the run has one (`train.ema`).
-        device: What `train.device` is to be; None: as in training, and where there is no such device, "auto".
+        device: Value for `train.device`; None: as in training, or "auto" where this machine lacks that device.
         overrides: ``key=value`` pairs for other keys, which must not change the model: ``data.workers=4``.
 
     Raises:
@@ -85,12 +83,12 @@ def restore(folder: Path, averaged: bool = True, device: str | None = None, over
     """
     folder = checkpoint.latest(folder)
     config = load_config(folder, device, overrides)
-    tokenizer = vocabulary.load(folder / VOCABULARY)
-    modules = build(config, tokenizer, checkpoint.saved(folder))
+    tokenizer = vocabulary.load(folder / checkpoint.VOCABULARY)
+    modules = build(config, tokenizer, checkpoint.saved_shapes(folder))
     checkpoint.load_weights(folder, modules)
     if averaged and config.train.ema is not None:
         ema = Ema(modules, config.train.ema)
-        checkpoint.load(folder, ema.tensors())
+        checkpoint.load_tensors(folder, ema.tensors())
         ema.swap()
     return Restored(folder, config, tokenizer, modules)
 
@@ -98,7 +96,7 @@ def restore(folder: Path, averaged: bool = True, device: str | None = None, over
 def load_config(folder: Path, device: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a checkpoint's run, see `restore`."""
     chosen = [] if device is None else [f"train.device={device}"]
-    return load(folder / CONFIG, [*chosen, *overrides], to_train=False)
+    return load(folder / checkpoint.CONFIG, [*chosen, *overrides], to_train=False)
 
 
 def own_data(config: Config) -> Splits:

@@ -22,8 +22,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from recipes import cli
-from recipes.data.clips import Clip, NarratedClips, Skipped
+from recipes.data.clips import Clip, NarratedClips
 from recipes.data.index import load_index
+from recipes.data.skipped import Skipped
 from recipes.data.workers import Loader
 from recipes.errors import ConfigError
 from recipes.evaluation.parts import Parts, inputs
@@ -162,8 +163,8 @@ def score(keys: ScoreKeys, job: Job, group: Processes = ALONE) -> None:
         log.info("%s is complete already", keys.out)
         return
     (_, config, tokenizer, modules), clips, pools, facts = job
-    modules.to(device_of(config))
-    use_cores(config)
+    modules.to(device_of(config.train))
+    use_cores(config.train, config.data)
     with group.first_ahead():  # it makes the folder, and tunes; the others load what it made
         parts = Parts(keys.parts, SCHEMA, facts)
         if keys.iterations:

@@ -89,6 +89,15 @@ def corpus_folder(corpus: CorpusConfig) -> Path:
     return Path(corpus.dir).expanduser() / f"{corpus.style}-{corpus.videos}-{corpus.test_videos}-seed{corpus.seed}"
 
 
+def files_to_read(config: Config) -> list[str]:
+    """Local files and folders that a configuration names, to be read."""
+    data = config.data
+    named = [data.manifest, data.test, data.word_vectors, *(source.manifest for source in data.sources.values())]
+    if data.manifest is None and not data.sources:
+        named.append(str(corpus_folder(config.corpus)))
+    return [name for name in named if name is not None and not storage.is_url(name)]
+
+
 def procedural_corpus(corpus: CorpusConfig) -> Path:
     """Folder of the procedural corpus, built if it is not there."""
     folder = corpus_folder(corpus)

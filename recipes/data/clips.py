@@ -52,7 +52,6 @@ class TrainClips(RandomReader[Clip]):
         self.tokenizer, self.config = tokenizer, augment
 
     def item(self, key: Key, row: Row, windows: list[Window], rng: np.random.Generator) -> Clip:
-        """See `Reader`."""
         window, fmt = windows[0], self.fmt
         video, audio = window.video, sound_of(window, fmt)
         if fmt.inputs == "raw":
@@ -83,7 +82,6 @@ class NarratedClips(Reader[Clip]):
         return len(self.places)
 
     def row(self, key: tuple[int, int]) -> int:
-        """See `Reader`."""
         return self.places[key[0]]["row"]
 
     def place(self, clip: int) -> tuple[Row, int]:
@@ -92,16 +90,14 @@ class NarratedClips(Reader[Clip]):
         return self.index[place["row"]], place["narration"]
 
     def narration(self, clip: int, row: Row) -> Row:
-        """The narration of a clip; an empty one over the whole video where there is none."""
+        """The narration of a clip; an empty one over the whole video if there is none."""
         position = self.places[clip]["narration"]
         return {"start": 0.0, "end": math.inf, "text": ""} if position < 0 else row["narrations"][position]
 
     def starts(self, key: tuple[int, int], row: Row, recording: Recording, rng: None) -> list[float]:
-        """See `Reader`."""
         return [recording.start_about(self.narration(key[0], row), (key[1] + 0.5) / self.windows)]
 
     def item(self, key: tuple[int, int], row: Row, windows: list[Window], rng: None) -> Clip:
-        """See `Reader`."""
         window, captions = windows[0], [self.narration(key[0], row)["text"]]
         video = center(window.video, self.fmt.size) if self.fmt.inputs == "raw" else window.video
         text = encode_captions(self.tokenizer, captions, 1, self.fmt.words)
@@ -113,7 +109,6 @@ class EvalClips(NarratedClips):
     """The clips of an index that have words. If none has, as in AudioSet, there is one clip per video."""
 
     def clips_of_index(self) -> Sequence[dict[str, int]]:
-        """See `NarratedClips`."""
         spoken = (
             {"row": number, "narration": position}
             for number, row in enumerate(self.index.select_columns("narrations"))

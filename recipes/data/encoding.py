@@ -65,21 +65,14 @@ def _decoded(path: str | Path, pieces: Iterable[bytes]) -> Iterator[tuple[int, s
             text = piece.decode("utf-8")
         except UnicodeDecodeError:
             text = piece.decode("utf-8", ODD)
-            odd += [number + i for i, line in enumerate(piece.split(b"\n")) if not _is_utf8(line)]
+            lines = enumerate(piece.split(b"\n"), number)
+            odd += [n for n, line in lines if line.decode("utf-8", "ignore").encode() != line]
         yield number, text.removeprefix("\ufeff") if number == 1 else text
         number += piece.count(b"\n")
     if odd:
         warnings.warn(
             f"{path}: {len(set(odd))} line(s) are not UTF-8, the first is line {odd[0]}; read as cp1252", stacklevel=2
         )
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], " ")  # no tabs, no ends of lines

@@ -119,16 +119,12 @@ def youtube_id(name: str) -> str | None:
 
 
 def save(videos: Seen, path: Path) -> None:
-    """Write what a run has seen."""
+    """Writes the videos of a run."""
     save_file(videos._asdict(), path)
 
 
 def load(path: Path) -> Seen:
-    """Read what `save` wrote.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
+    """Reads what `save` wrote; a ValueError if it is damaged."""
     try:
         return Seen(**load_file(path))
     except (OSError, SafetensorError, TypeError) as error:

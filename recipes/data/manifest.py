@@ -157,15 +157,20 @@ def _jsonl(path: str | Path) -> Located:
         where = f"{path}, line {number}"
         if not text.strip():
             continue
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: expected one JSON object; {error.msg} at character {error.pos + 1}") from error
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list in a list in a list ...
-            raise ValueError(f"{where}: expected one JSON object; {error}") from error
-        if not isinstance(fields, dict):
-            raise ValueError(f"{where}: expected one JSON object; found {text.strip()[:80]}")
-        yield where, fields
+        yield where, json_object(where, text)
+
+
+def json_object(where: str, text: str | bytes) -> dict[str, Any]:
+    """Parses a JSON object; a ValueError begins with `where`."""
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: expected one JSON object; {error.msg} at character {error.pos + 1}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list in a list in a list ...
+        raise ValueError(f"{where}: expected one JSON object; {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where}: expected one JSON object; found {fields!r:.80}")
+    return fields
 
 
 def _csv(path: str | Path) -> Located:

@@ -88,7 +88,10 @@ def pack(rows: Rows, out: Path, clips: int) -> int:
         DataError: The folder holds something else.
         OSError: A shard cannot be written; those before it are whole.
     """
-    _claim(out, rows.contents | {"clips": clips})
+    contents = rows.contents | {"clips": clips}
+    out.mkdir(parents=True, exist_ok=True)
+    check_out(out, contents)
+    write_atomically(out / CONTENTS, json.dumps(contents))
     number = sum(1 for _ in out.glob(f"*{tar_shards.ENDING}"))  # they are written one after another
     start = number * clips
     results = guarded(open_header, ((row["id"], row) for row in rows.following(start)))
@@ -113,16 +116,15 @@ def write_index(rows: Iterable[dict[str, Any]], path: Path, root: Path) -> int:
     return count
 
 
-def _claim(out: Path, contents: dict[str, Any]) -> None:
+def check_out(out: Path, contents: dict[str, Any]) -> None:
+    """Raises a DataError if a folder holds anything but an interrupted pack of these contents."""
     mark = out / CONTENTS
-    out.mkdir(parents=True, exist_ok=True)
     if mark.exists():
         earlier = json.loads(mark.read_text(encoding="utf-8"))
         if earlier != contents:
             raise DataError(f"{out}: is a pack of {earlier}, not of {contents}; choose another folder")
-    elif any(path.name != f".{CONTENTS}.tmp" for path in out.iterdir()):
+    elif out.exists() and any(path.name != f".{CONTENTS}.tmp" for path in out.iterdir()):
         raise DataError(f"{out}: expected an empty folder, or a pack that was interrupted")
-    write_atomically(mark, json.dumps(contents))
 
 
 def _write_shard(shard: Path, rows: list[tuple[dict[str, Any], Skipped | None]], first: int) -> None:
@@ -191,11 +193,12 @@ def run(packing: Packing) -> None:
 
 
 def plan(packing: Packing) -> str:
-    """How much there is to pack."""
+    """How much there is to pack; what `pack` would refuse is refused."""
     if packing.shards:
         return f"{packing.index}: an index of {len(tar_shards.shards_of(packing.shards))} shards"
-    total = rows_of(packing).total
-    return f"{packing.out}: shards of {packing.clips} clips each, of {'all' if total is None else total} clips"
+    rows = rows_of(packing)
+    check_out(packing.out, rows.contents | {"clips": packing.clips})
+    return f"{packing.out}: shards of {packing.clips} clips each, of {rows.total or 'all'} clips"
 
 
 COMMAND = Command("recipes.data.pack", __doc__, Packing, run, plan)

@@ -32,10 +32,7 @@ class Permutation:
 
 
 def permute(permutation: Permutation) -> Path:
-    """Write a manifest in which a share of the clips have exchanged their texts among them.
-
-    Returns:
-        The manifest.
+    """Writes a manifest in which a share of the clips have exchanged their texts, and returns its path.
 
     Raises:
         FileExistsError: ``out`` exists.
@@ -74,11 +71,7 @@ def _text(row: dict[str, Any]) -> str:
 
 
 def deranged(texts: list[str], rng: np.random.Generator) -> list[str]:
-    """The same texts in another order in which none is where an equal one was.
-
-    Raises:
-        DataError: There is no such order, or a thousand tries did not find it: one text is too frequent.
-    """
+    """The same texts in another order, each in a place where an equal one was not; a DataError if none is found."""
     order = rng.permutation(len(texts))
     for _ in range(1000):
         same = [i for i, j in enumerate(order) if texts[i] == texts[j]]

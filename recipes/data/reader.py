@@ -75,13 +75,10 @@ class RandomReader(Reader[Item]):
         self.seed = seed
 
     def row(self, key: Key) -> int:
-        """See `Reader`."""
         return key[1]
 
     def rng(self, key: Key) -> np.random.Generator:
-        """See `Reader`."""
         return np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
 
     def starts(self, key: Key, row: Row, recording: Recording, rng: np.random.Generator) -> list[float]:
-        """See `Reader`."""
         return [recording.random_start(rng)]

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Window:
-    """What is seen and heard in some seconds of a file; None where a modality is absent or not read.
+    """What is seen and heard in some seconds of a file; None: a modality is absent, or is not read.
 
     `video` is uint8 (T, H, W, 3) and `audio` float32 (S,); of features float32 (T, 1024) and (T, 128).
     """

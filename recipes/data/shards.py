@@ -3,7 +3,6 @@
 Nothing is unpacked: a clip is a range of bytes in its shard, which may be behind a URL.
 """
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -115,11 +114,6 @@ def row_of(where: str, name: str, files: dict[str, tuple[str, bytes]]) -> dict[s
     if video is None:
         return None
     where = f"{where}, {name}.json"
-    try:
-        fields = json.loads(files[".json"][1]) if ".json" in files else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: expected one JSON object; {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{where}: expected one JSON object; found {fields!r:.80}")
+    fields = manifest.json_object(where, files[".json"][1]) if ".json" in files else {}
     text = clean(files[".txt"][1].decode("utf-8", ODD)) if ".txt" in files else None
     return manifest.row(where, {"text": fields.get("caption", text), **fields}, video, name)

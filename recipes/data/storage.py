@@ -2,12 +2,14 @@
 
 import io
 import logging
+import operator
 import os
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, BinaryIO, TypeVar
 
@@ -74,10 +76,11 @@ def open_bytes(locator: str | Path) -> BinaryIO:
     if not is_url(path):
         if start is None:
             return open(regular(path), "rb")
-        return io.BufferedReader(_Part(lambda: open(regular(path), "rb", buffering=0), start, size, _at_once))
+        return io.BufferedReader(_Part(lambda: open(regular(path), "rb", buffering=0), start, size, operator.call))
     urls.require_allowed(path)
     try:
-        return io.BufferedReader(_Part(lambda: fsspec.open(path, "rb").open(), start or 0, size, _patiently(path)))
+        ask = partial(_patiently, path)
+        return io.BufferedReader(_Part(lambda: fsspec.open(path, "rb").open(), start or 0, size, ask))
     except Exception as error:  # each storage has errors of its own
         raise OSError(f"no such file, or its storage cannot be read: {type(error).__name__}: {error}") from error
 
@@ -90,31 +93,23 @@ def listing(folder: str, pattern: str) -> list[str]:
         files, root = fsspec.core.url_to_fs(folder)
         return sorted(files.unstrip_protocol(path) for path in files.glob(f"{root}/{pattern}"))
 
-    return _patiently(folder)(matching)
+    return _patiently(folder, matching)
 
 
-def _at_once(action: Callable[[], Value]) -> Value:
-    return action()
-
-
-def _patiently(name: str) -> Callable[[Callable[[], Value]], Value]:
-    """A function that asks a storage, and asks again if it fails or does not answer; the reason is logged."""
-
-    def ask(action: Callable[[], Value]) -> Value:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return _within(PATIENCE, action)
-            except Exception as error:
-                if isinstance(_origin(error), FINAL):
-                    raise
-                what = f"{type(error).__name__}: {error}"
-                if attempt == ATTEMPTS:
-                    raise OSError(f"after {attempt} attempt(s): {what}") from error
-                log.warning("%s: %s; attempt %d of %d follows", name, what, attempt + 1, ATTEMPTS)
-                time.sleep(PAUSE * attempt)
-        raise AssertionError("at least one attempt")
-
-    return ask
+def _patiently(name: str, action: Callable[[], Value]) -> Value:
+    """The answer of a storage, which is asked again if it fails or does not answer; the reason is logged."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _within(PATIENCE, action)
+        except Exception as error:
+            if isinstance(_origin(error), FINAL):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            if attempt == ATTEMPTS:
+                raise OSError(f"after {attempt} attempt(s): {what}") from error
+            log.warning("%s: %s; attempt %d of %d follows", name, what, attempt + 1, ATTEMPTS)
+            time.sleep(PAUSE * attempt)
+    raise AssertionError("at least one attempt")
 
 
 def _origin(error: BaseException) -> BaseException:
@@ -126,22 +121,21 @@ def _origin(error: BaseException) -> BaseException:
 
 def _within(seconds: float, action: Callable[[], Value]) -> Value:
     """The result of an action; if it takes too long, a TimeoutError, and the action is left to itself."""
-    results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+    future: Future[Value] = Future()
 
     def run() -> None:
         try:
-            results.put((action(), None))
+            future.set_result(action())
         except Exception as error:
-            results.put((None, error))
+            future.set_exception(error)
 
     Thread(target=run, daemon=True).start()
     try:
-        value, error = results.get(timeout=seconds)
-    except Empty:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():  # it is the action's own
+            raise
         raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return value
 
 
 def _parse(locator: str) -> tuple[str, int | None, int | None]:

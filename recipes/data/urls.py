@@ -16,7 +16,7 @@ VARIABLE, PRIVATE = "HARMONY_PROTOCOLS", "HARMONY_PRIVATE"
 def require_allowed(url: str) -> None:
     """Raises a PermissionError unless a URL may be opened; the message says what would allow it.
 
-    Refused are other protocols, chains of them, and hosts of the own network. Redirections of an allowed server are
+    Refused are other protocols, chains of them, and hosts of the private network. Redirections of an allowed server are
     followed wherever they lead.
     """
     allowed = tuple(os.environ.get(VARIABLE, ",".join(PROTOCOLS)).split(","))
@@ -29,7 +29,7 @@ def require_allowed(url: str) -> None:
             f"{VARIABLE}={','.join((*allowed, protocol))} allows it"
         )
     if protocol in ("http", "https") and os.environ.get(PRIVATE) != "1" and (address := _private(url)):
-        raise PermissionError(f"{url}: {address} is an address of the own network; {PRIVATE}=1 allows it")
+        raise PermissionError(f"{url}: {address} is an address of the private network; {PRIVATE}=1 allows it")
 
 
 def _private(url: str) -> str | None:

@@ -47,16 +47,13 @@ class WindowedClips(Reader[Windows]):
         return len(self.rows)
 
     def row(self, key: int) -> int:
-        """See `Reader`."""
         return self.rows[key]
 
     def starts(self, key: int, row: Row, recording: Recording, rng: None) -> list[float]:
-        """See `Reader`."""
         shares = np.linspace(0, 1, self.count) if self.count > 1 else [0.5]
         return [recording.first + share * recording.room for share in shares]
 
     def item(self, key: int, row: Row, windows: list[Window], rng: None) -> Windows:
-        """See `Reader`."""
         if self.modality == "audio":
             return Windows(self.rows[key], np.stack([window.audio for window in windows]))
         cut = [squares(window.video, self.fmt.size, self.crops) for window in windows]
@@ -71,7 +68,6 @@ class RandomWindows(RandomReader[Windows]):
         self.config = augment
 
     def item(self, key: Key, row: Row, windows: list[Window], rng: np.random.Generator) -> Windows:
-        """See `Reader`."""
         if self.modality == "audio":
             raw = add_noise(windows[0].audio, rng, self.config.noise)
         else:

@@ -279,11 +279,9 @@ class _Calls(Generic[Item, Result]):
         self.function = function
 
     def row(self, key: tuple[int, str, Item]) -> tuple[int, str]:
-        """See `Clips`."""
         return key[:2]
 
     def name(self, row: tuple[int, str]) -> str:
-        """See `Clips`."""
         return row[1]
 
     def __getitem__(self, key: tuple[int, str, Item]) -> Result | Skipped:

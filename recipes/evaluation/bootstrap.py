@@ -9,9 +9,9 @@ LEVELS = (0.025, 0.975)  # of a 95% interval
 
 
 def sums(values: np.ndarray, groups: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Sums over clips whose groups are drawn with replacement, each draw as many groups as there are.
+    """Sums over clips whose groups are drawn with replacement; a draw has as many groups as the data.
 
-    The ratio of two columns is the bootstrap of a ratio; that of a mean has a column of ones below.
+    The ratio of two columns is the bootstrap of a ratio. For a mean, one of them is a column of ones.
 
     Args:
         values: (n, k), k columns of the n clips.

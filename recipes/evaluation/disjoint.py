@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Callable
 
 from recipes.data import storage
@@ -11,39 +10,33 @@ from recipes.errors import DataError
 
 
 def check_disjoint(data: Labelled, split: Split) -> None:
-    """Compare what is trained on with what is tested on.
+    """Compare the clips to train on with the clips to test on.
 
-    A video is shared where both parts have the same file, files of the same bytes, or clips that, as the data set says,
-    were cut from the same video (the groups of UCF101, `src_file` of ESC-50). The bytes of what is behind a URL are not
+    Both parts share a video where they have the same file, files of the same bytes, or clips that, as the data set
+    says, were cut from the same video (the groups of UCF101, `src_file` of ESC-50). The bytes behind a URL are not
     compared.
 
     Raises:
-        DataError: A video is shared; the message names a clip of each part.
+        DataError: They share a video; the message names a clip of each part.
     """
     videos = data.index["video"][:]
-    for what, key in (
-        ("are of the same file", lambda row: storage.same(videos[row])),
-        ("were cut from the same video", lambda row: data.sources[row]),
-    ):
-        _refuse(data, split, what, key)
+    _refuse(data, split, "are of the same file", lambda row: storage.same(videos[row]))
+    _refuse(data, split, "were cut from the same video", lambda row: data.sources[row])
     sizes = {row: _size(videos[row]) for row in (*split.train, *split.test)}
-    trained = {sizes[row] for row in split.train}
-    tested = {sizes[row] for row in split.test}
-    alike = trained & tested - {0}
+    alike = {sizes[row] for row in split.train} & {sizes[row] for row in split.test} - {0}
     digests = {row: _digest(videos[row]) for row, size in sizes.items() if size in alike}
     _refuse(data, split, "are the same bytes", lambda row: digests.get(row, ""))
 
 
-def _refuse(data: Labelled, split: Split, what: str, key: Callable[[int], str]) -> None:
-    trained = defaultdict(list)
-    for row in split.train:
-        trained[key(row)].append(row)
-    shared = [row for row in split.test if key(row) and key(row) in trained]
+def _refuse(data: Labelled, split: Split, what: str, name: Callable[[int], str]) -> None:
+    """Refuse a name that rows of both parts have; "" is none."""
+    trained = {name(row): row for row in reversed(split.train)}
+    shared = [(row, trained[own]) for row in split.test if (own := name(row)) and own in trained]
     if shared:
-        names = data.index["id"]
+        tested, other = (data.index[row]["id"] for row in shared[0])
         raise DataError(
             f"split {split.name}: {len(shared)} clip(s) to test on {what} as clips to train on, for example "
-            f"{names[shared[0]]} and {names[trained[key(shared[0])][0]]}; correct the lists of the data set"
+            f"{tested} and {other}; correct the lists of the data set"
         )
 
 
@@ -54,7 +47,7 @@ def _size(video: str) -> int:
     try:
         with storage.open_bytes(video) as file:
             return file.seek(0, os.SEEK_END)
-    except OSError:  # it will be skipped when it is read
+    except OSError:  # the reader will skip it
         return 0
 
 

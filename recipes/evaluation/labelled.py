@@ -59,7 +59,7 @@ def prepare(keys: LabelledKeys, task: str, single: bool) -> Job:
     splits = [split for split in data.splits if keys.split in (None, split.name)]
     if not splits:
         names = ", ".join(split.name for split in data.splits)
-        raise DataError(f"split={keys.split}: there is no such split; there are {names}")
+        raise DataError(f"split={keys.split}: no such split; the data have {names}")
     if single:
         _check_single(data, splits, task)
     for split in splits:

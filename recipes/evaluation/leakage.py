@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from recipes.config import load
 from recipes.data import identity
 from recipes.data.identity import Seen
-from recipes.splits import train_and_test
+from recipes.restore import load_config, own_data
 
 SHOWN = 5  # clips that a refusal names
 
@@ -29,7 +28,7 @@ class Leakage:
 
     Attributes:
         checked: Whether the checkpoint says what it was trained on; those of earlier versions do not.
-        total: How many clips were looked at.
+        total: Number of clips to evaluate on.
         clips: How each clip that was trained on was recognised, by its id.
     """
 
@@ -42,12 +41,13 @@ class Leakage:
         """For people, as a part of a sentence."""
         if self.clips:
             return f"LEAKY: {len(self.clips)} of {self.total} clips are of videos that were trained on"
-        known = "no clip is of a video that was trained on"
-        return known if self.checked else "the checkpoint does not say what it was trained on"
+        if self.checked:
+            return "no clip is of a video that was trained on"
+        return "the checkpoint does not say what it was trained on"
 
     @property
     def mark(self) -> str:
-        """What to put behind the name of a model whose figures are not to be trusted; else nothing."""
+        """What follows the name of a model whose figures are not to be trusted; else nothing."""
         return f" (**leaky**: trained on {len(self.clips)} of {self.total} clips)" if self.clips else ""
 
 
@@ -55,13 +55,10 @@ def check(checkpoint: Path, test: Dataset, origins: Mapping[str, str] | None = N
     """Look for clips to test on whose video was trained on, wherever in it.
 
     Args:
-        checkpoint: A checkpoint's folder; what it was trained on is in there, unless it is an old one.
+        checkpoint: A checkpoint's folder, which tells what it was trained on, unless it is an old one.
         test: The clips to evaluate on.
         origins: The video that a clip was cut from, by its id, where that is known.
         allow: Evaluate nevertheless.
-
-    Returns:
-        What was found.
 
     Raises:
         LeakageError: Clips were trained on, and that is not allowed.
@@ -75,21 +72,30 @@ def check(checkpoint: Path, test: Dataset, origins: Mapping[str, str] | None = N
         return Leakage(checked=False, total=len(test))
     leaks = Leakage(True, len(test), recognised(test, identity.load(path), origins, lambda: _trained_on(checkpoint)))
     if leaks.clips and not allow:
-        raise LeakageError(refusal(checkpoint, leaks))
+        shown = "\n".join(f"  {name}: {reason}" for name, reason in list(leaks.clips.items())[:SHOWN])
+        more = f"\n  and {len(leaks.clips) - SHOWN} more" if len(leaks.clips) > SHOWN else ""
+        raise LeakageError(
+            f"{len(leaks.clips)} of {len(test)} clips to evaluate on are of videos that {checkpoint} was trained on:\n"
+            f"{shown}{more}\nTake them out of the data, or train without them. allow_leakage=true evaluates "
+            "nevertheless, and marks the result."
+        )
     return leaks
 
 
 def recognised(
-    test: Dataset, trained: Seen, origins: Mapping[str, str] | None = None,
+    test: Dataset,
+    trained: Seen,
+    origins: Mapping[str, str] | None = None,
     index: Callable[[], Dataset | None] = lambda: None,
-) -> dict[str, str]:  # fmt: skip
-    """How those clips that are of a video that was trained on are known, by their id.
+) -> dict[str, str]:
+    """How those clips that are of a video that was trained on are recognised, by their id.
 
     Args:
         test: The clips to evaluate on.
         trained: What was trained on.
         origins: The video that a clip was cut from, by its id, where that is known.
-        index: Gives what was trained on, where it is at hand; asked where files begin and end alike, to compare them.
+        index: Gives the index that was trained on, or None. It is called where files begin and end alike, to compare
+            them.
     """
     index, digest, content_of = cache(index), cache(identity.digest_of), cache(identity.content_of)
 
@@ -118,23 +124,13 @@ def recognised(
 def _trained_on(checkpoint: Path) -> Dataset | None:
     """The index that a checkpoint was trained on; None where it cannot be read any more."""
     try:
-        return train_and_test(load(checkpoint / "config.yaml", ["train.device=cpu"])).train
+        return own_data(load_config(checkpoint, device="cpu")).train
     except (ValueError, OSError) as error:
         log.warning("what %s was trained on cannot be read, and files not be compared with it: %s", checkpoint, error)
         return None
 
 
-def refusal(checkpoint: Path, leaks: Leakage) -> str:
-    """Which clips were trained on, and what to do."""
-    shown = "\n".join(f"  {name}: {reason}" for name, reason in list(leaks.clips.items())[:SHOWN])
-    more = f"\n  and {len(leaks.clips) - SHOWN} more" if len(leaks.clips) > SHOWN else ""
-    return (
-        f"{len(leaks.clips)} of {leaks.total} clips to evaluate on are of videos that {checkpoint} was trained on:\n"
-        f"{shown}{more}\nTake them out of the data, or train without them. allow_leakage=true evaluates nevertheless, "
-        "and marks the result."
-    )
-
-
 def _among(key: int, keys: np.ndarray) -> bool:
+    """Whether a number is among sorted ones."""
     place = int(np.searchsorted(keys, np.uint64(key)))
     return place < len(keys) and int(keys[place]) == key

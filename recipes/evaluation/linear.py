@@ -1,13 +1,12 @@
 """Linear classifiers on frozen features: scikit-learn's logistic regression, and the head of VATT's released code."""
 
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
@@ -19,37 +18,28 @@ HIDDEN, DROPOUT, PENALTY = 128, 0.9, 0.1  # of VATT's head; the penalty is on th
 LR, BATCH, EPOCHS = 5e-4, 64, 1000  # an epoch sees one window of every clip
 
 
-class Logistic(NamedTuple):
-    """A fitted logistic regression, and the C that was chosen."""
-
-    model: Pipeline
-    strength: float
-
-
-def logistic(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> Logistic:
+def logistic(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> tuple[Pipeline, float]:
     """Fit a logistic regression on standardized features.
 
-    C is what is most accurate on a quarter of the clips given here, of groups that the other three quarters lack; of
-    several, the smallest. The model is then fitted on all of them.
+    The C that is chosen is the most accurate on a quarter of the clips, of groups that the other three quarters lack;
+    of several, the smallest. The model is then fitted on all clips.
 
     Args:
         features: (N, D).
         labels: (N,), of two classes or more.
         groups: (N,), equal for clips that are alike.
-        seed: Of the choice of the quarter.
+        seed: Seed of the choice of the quarter.
 
     Returns:
         The model and its C.
     """
-    strength = STRENGTHS[0]
-    if (held_out := _quarter(labels, groups, seed)) is not None:
-        fitted, judged = held_out
-        scores = [
-            _fit(features[fitted], labels[fitted], strength).score(features[judged], labels[judged])
-            for strength in STRENGTHS
-        ]
-        strength = STRENGTHS[int(np.argmax(scores))]
-    return Logistic(_fit(features, labels, strength), strength)
+    name = "logisticregression__C"
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    quarter = _quarter(labels, groups, seed)
+    if quarter is None:
+        return model.set_params(**{name: STRENGTHS[0]}).fit(features, labels), STRENGTHS[0]
+    search = GridSearchCV(model, {name: STRENGTHS}, cv=[quarter]).fit(features, labels)
+    return search.best_estimator_, search.best_params_[name]
 
 
 def _quarter(labels: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -62,10 +52,6 @@ def _quarter(labels: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndar
         folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(labels, labels, groups)
         fitted, judged = next(iter(folds))
     return (fitted, judged) if len(judged) and len(np.unique(labels[fitted])) > 1 else None
-
-
-def _fit(features: np.ndarray, labels: np.ndarray, strength: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(features, labels)
 
 
 class Head(nn.Module):
@@ -85,16 +71,16 @@ class Head(nn.Module):
 
 
 def vatt_head(windows: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Head:
-    """Train VATT's head.
+    """Train VATT's head on the device of the features.
 
     Args:
         windows: Features (N, W, D) of the W windows of each clip; every window is an example.
         labels: (N,).
         classes: Number of classes.
-        seed: Of the weights, the order and the dropout.
+        seed: Seed of the weights, the order and the dropout.
 
     Returns:
-        The head, in evaluation mode, where the features are.
+        The head, in evaluation mode.
     """
     examples, targets = windows.flatten(0, 1), labels.repeat_interleave(windows.shape[1])
     with torch.random.fork_rng():

@@ -75,7 +75,7 @@ def rehearse(config: Config) -> tuple[Phases, Dataset, nn.ModuleDict]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         phases[name] = (time.perf_counter() - began, peak)
 
-    use_cores(config)
+    use_cores(config.train, config.data)
     try:
         with phase("index and splits"):
             splits = train_and_test(config)
@@ -86,7 +86,7 @@ def rehearse(config: Config) -> tuple[Phases, Dataset, nn.ModuleDict]:
             clips = EvalClips(test, tokenizer, config.clip)
         with phase("model"):
             torch.manual_seed(config.train.seed)
-            modules = build(config, tokenizer).to(device_of(config))
+            modules = build(config, tokenizer).to(device_of(config.train))
         with phase("fingerprints of the videos, leakage"):
             leakage.recognised(test, identity.seen(splits.train), index=lambda: splits.train)
         if config.evaluate.untrained:
@@ -144,7 +144,7 @@ def memory_needed(config: Config, modules: nn.ModuleDict) -> dict[str, int]:
     """
     train = config.train
     trained = sum(p.nbytes for p in modules.parameters() if p.requires_grad)
-    clip = blank_clip(config.clip, device_of(config))
+    clip = blank_clip(config.clip, device_of(config.train))
     batch = train.batch_size * sum(t.nbytes for t in clip.values())
     activations = activation_bytes(modules["model"].train(), clip, train.precision)
     sizes = {

@@ -13,8 +13,7 @@ from recipes.data import storage
 from recipes.data.labels import Labelled, Split
 from recipes.data.windows import WindowedClips
 from recipes.errors import DataError
-from recipes.evaluation import labelled
-from recipes.evaluation.accuracy import Judged, accuracy
+from recipes.evaluation import bootstrap, labelled
 from recipes.evaluation.frozen import Outputs, outputs
 from recipes.evaluation.labelled import LabelledKeys
 from recipes.evaluation.linear import averaged, logistic, vatt_head
@@ -55,11 +54,11 @@ def run(keys: Keys) -> Result:
     models: dict[str, nn.ModuleDict] = {f"{keys.checkpoint}{leaks.mark}": modules}
     if keys.untrained:
         torch.manual_seed(config.train.seed)
-        models["the same, untrained"] = build(config, tokenizer).to(device_of(config))
+        models["the same, untrained"] = build(config, tokenizer).to(device_of(config.train))
     figures = {}
     for name, trained in models.items():
         frozen = features(trained["model"], clips, config)
-        figures[name] = probe(data, splits, frozen, device_of(config))
+        figures[name] = probe(data, splits, frozen, device_of(config.train))
     return Result(
         task=NAME,
         checkpoint=folder,
@@ -147,6 +146,30 @@ def probe(data: Labelled, splits: Sequence[Split], frozen: Outputs, device: torc
         chance = float(np.mean([figures[split.name]["chance"] for split in splits]))
         figures["mean"] = {"chance": chance, **{name: accuracy(judged[name]) for name in CLASSIFIERS}}
     return figures
+
+
+class Judged(NamedTuple):
+    """The test clips of a split: whether the class of each is right, bool (n,), and what it was cut from, (n,)."""
+
+    hits: np.ndarray
+    groups: np.ndarray
+
+
+def accuracy(splits: Sequence[Judged]) -> dict[str, Any]:
+    """The mean accuracy over splits.
+
+    Returns:
+        `top1`, and its 95% `interval` (low, high): groups of clips are resampled, in all splits alike. What other
+        training clips would do is not in it.
+    """
+    split = np.repeat(np.arange(len(splits)), [len(judged.hits) for judged in splits])
+    tested = np.eye(len(splits))[split]  # (n, splits)
+    right = tested * np.concatenate([judged.hits for judged in splits])[:, None]
+    groups = np.concatenate([judged.groups for judged in splits])
+    hits, counts = np.split(bootstrap.sums(np.hstack([right, tested]), groups), 2, axis=1)
+    counts[counts == 0] = np.nan  # a draw has no group of this split: the other splits decide
+    low, high = bootstrap.interval(np.nanmean(hits / counts, axis=1))
+    return {"top1": float(np.mean([judged.hits.mean() for judged in splits])), "interval": [low, high]}
 
 
 def predict(train: Examples, test: Examples, classes: int, device: torch.device) -> tuple[dict[str, np.ndarray], float]:

@@ -98,11 +98,11 @@ def reported(task: str, data: str) -> list[Reported]:
     """What others report of a task on a data set."""
     with REPORTED.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["task"], row["data"]) == (task, data)]
-    found = []
-    for row in rows:
-        about = {name: row.pop(name) for name in ("task", "data", "part", "model", "source")}
-        found.append(Reported(**about, figures={name: float(value) for name, value in row.items() if value}))
-    return found
+    figures = [{name: float(row[name]) for name in row if row[name] and name not in Reported._fields} for row in rows]
+    return [
+        Reported(task, data, row["part"], row["model"], values, row["source"])
+        for row, values in zip(rows, figures, strict=True)
+    ]
 
 
 def percent(share: float | None) -> str:

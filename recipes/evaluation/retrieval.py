@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -18,7 +18,7 @@ from recipes.errors import ConfigError
 from recipes.evaluation import leakage, ranking
 from recipes.evaluation.embedding import Embedded, embed
 from recipes.evaluation.leakage import Leakage
-from recipes.evaluation.results import EvaluationKeys, Reported, Result, markdown, percent, reported
+from recipes.evaluation.results import EvaluationKeys, Figures, Reported, Result, markdown, percent, reported
 from recipes.keys import key
 from recipes.restore import EmbeddingKeys, Restored, own_data, restore_with
 
@@ -90,17 +90,15 @@ def run(keys: Keys) -> Result:
     config = restored.config
     embedded = embed(restored.modules, clips, config.evaluate.batch_size, config.data)
     figures = retrieve(embedded, clips)
-    others = [row for row in reported(NAME, data.name) if row.part in figures]
-    window = asdict(config.clip)
     return Result(
         task=NAME,
         checkpoint=restored.folder,
         data=data.name,
-        protocol={"path": keys.data, "split": data.split, "windows": clips.windows, "window": window},
+        protocol={"path": keys.data, "split": data.split, "windows": clips.windows, "window": asdict(config.clip)},
         counts={"clips": len(embedded.items), "skipped": len(embedded.skipped), "missing": data.missing},
         leakage=leaks,
         figures=figures,
-        table=table({f"{keys.checkpoint}{leaks.mark}": figures}, others),
+        table=table({f"{keys.checkpoint}{leaks.mark}": figures}, reported(NAME, data.name)),
         skipped=embedded.skipped,
     )
 
@@ -128,18 +126,13 @@ def retrieval_set(data: str | None, split: str | None, config: Config, tokenizer
     return RetrievalSet(layout.TITLE, index, split, listed - len(index), WINDOWS, origins)
 
 
-def retrieve(
-    embedded: Embedded, clips: NarratedClips, directions: Sequence[str] = DIRECTIONS
-) -> dict[str, dict[str, Any]]:
-    """Retrieval in those directions for which there is anything.
+def retrieve(embedded: Embedded, clips: NarratedClips, directions: Sequence[str] = DIRECTIONS) -> dict[str, Figures]:
+    """{direction: figures of `ranking.evaluate`} for the directions in which anything can be retrieved.
 
     Args:
-        embedded: Those clips that could be read.
-        clips: From which intervals know which of them are of one video.
+        embedded: The clips that could be read.
+        clips: The data set they are of: intervals take clips of one video together.
         directions: "query->item".
-
-    Returns:
-        {direction: figures}.
     """
     videos = np.array(videos_of(embedded, clips))
     results = {}
@@ -159,7 +152,7 @@ def videos_of(embedded: Embedded, clips: NarratedClips) -> list[str]:
     return [names.setdefault(unit(row), row["id"]) for row in rows]
 
 
-def table(results: dict[str, dict[str, dict[str, Any]]], others: Sequence[Reported] = ()) -> str:
+def table(results: dict[str, dict[str, Figures]], others: Sequence[Reported] = ()) -> str:
     """Markdown table of {model: {direction: figures}}, and below each direction what others report."""
     rows = []
     for direction in next(iter(results.values())):
@@ -168,7 +161,7 @@ def table(results: dict[str, dict[str, dict[str, Any]]], others: Sequence[Report
     return markdown(rows)
 
 
-def _row(direction: str, model: str, figures: dict[str, Any]) -> dict[str, str]:
+def _row(direction: str, model: str, figures: Figures) -> dict[str, str]:
     low, high = figures.get("R@10_interval", (None, None))
     return {
         "task": direction,
@@ -182,13 +175,13 @@ def _row(direction: str, model: str, figures: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _clips(figures: dict[str, Any]) -> str:
+def _clips(figures: Figures) -> str:
     """How many clips were ranked; among so few that chance alone finds most of them, R@10 says nothing."""
     pairs = figures.get("pairs", "")
     return f"{pairs} (R@10 void: by chance {percent(chance)})" if (chance := void(figures)) else str(pairs)
 
 
-def void(figures: dict[str, Any]) -> float | None:
+def void(figures: Figures) -> float | None:
     """The R@10 of a random order where it is half or more, so that the figure says nothing; else None."""
     chance = figures.get("R@10_chance")
     return chance if chance is not None and chance >= VOID else None

@@ -130,7 +130,7 @@ def on_split(
     fit_positions(model, config.model, keys.clip)
     model.drop_token = keys.drop_token
     encoder = Encoder(model, task.modality, keys.frozen)
-    modules = classifier(encoder, len(data.names), keys.head_dropout, task.loss(keys)).to(device_of(config))
+    modules = classifier(encoder, len(data.names), keys.head_dropout, task.loss(keys)).to(device_of(config.train))
     clips = RandomWindows(data.index.select(split.train), keys.clip, task.modality, keys.seed, keys.augment)
     labels = [data.labels[row] for row in split.train]
     reading = replace(config.data, timeout=keys.timeout)

@@ -43,7 +43,7 @@ def loss(keys: TuningKeys) -> Loss:
 def score(logits: Tensor, labels: list[list[int]]) -> Figures:
     """The figures of `multilabel.tagging`."""
     truth = multi_hot(labels, logits.shape[1]).bool()
-    return multilabel.tagging(logits.numpy(), truth.numpy())._asdict()
+    return multilabel.tagging(logits.numpy(), truth.numpy())
 
 
 def left_out(data: Labelled, figures: dict[str, Figures]) -> str:

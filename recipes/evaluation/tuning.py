@@ -125,7 +125,7 @@ class Training:
             raise ConfigError(f"{self.folder} was begun with another configuration:\n  " + "\n  ".join(changed))
         checkpoint.load_weights(newest, self.learner.modules)
         checkpoint.load_optimizer(newest, self.learner.modules, self.learner.optimizer)
-        checkpoint.load_random(checkpoint.read(newest, "random."))
+        checkpoint.load_random(checkpoint.read_tensors(newest, "random."))
         self.step, self.skipped_steps = facts["step"], facts.get("skipped_steps", 0)
 
 

@@ -1,7 +1,7 @@
 """Embeddings as a table, one row per clip, and a table of them as safetensors."""
 
 import json
-import os
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from recipes.config import Config
 from recipes.data.clips import NarratedClips
 from recipes.evaluation.embedding import Embedded
 from recipes.evaluation.parts import KEY
+from recipes.files import replacing
 from recipes.model.vatt import SIZES
 
 MASKS = {"video": "readable", "audio": "has_audio", "text": "has_text"}  # which clips have a vector of a modality
@@ -80,7 +81,7 @@ def _outcome(embedded: Embedded, position: int) -> dict[str, Any]:
     return {"starts": embedded.starts[position].tolist()} | masks | vectors
 
 
-def write_safetensors(tables: Callable[[], Iterator[pa.Table]], out: Path, facts: dict[str, Any]) -> None:
+def write_safetensors(tables: Callable[[], Iterator[pa.Table]], count: int, schema: pa.Schema, out: Path) -> None:
     """Write vectors and masks as tensors with a row for each clip, the other columns as JSON lines beside them.
 
     Where a clip has no vector, there are zeros. Memory holds one table: the format is a header of known length, then
@@ -88,34 +89,27 @@ def write_safetensors(tables: Callable[[], Iterator[pa.Table]], out: Path, facts
 
     Args:
         tables: Gives the tables, as often as it is called.
+        count: Number of their rows.
+        schema: Schema of the tables, with facts in its metadata.
         out: The file; the lines go to the same name, ending in .jsonl.
-        facts: What the embeddings are of, for `facts_of`.
     """
-    count, columns = 0, None
-    lines = out.with_name(f".{out.stem}.jsonl.tmp")
-    with lines.open("w", encoding="utf-8") as file:
-        for part in tables():
-            count, columns = count + len(part), part.schema
-            rest = part.select([field.name for field in columns if not (_is_vector(field) or _is_mask(field))])
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rest.to_pylist())
-    fields = [*filter(_is_vector, columns), *filter(_is_mask, columns)]  # single bytes last: aligned
-    header: dict[str, Any] = {"__metadata__": {KEY.decode(): json.dumps(facts)}}
+    fields = [*filter(_is_vector, schema), *filter(_is_mask, schema)]  # single bytes last: aligned
+    header: dict[str, Any] = {"__metadata__": {KEY.decode(): schema.metadata[KEY].decode()}}
     end = 0
     for field in fields:
-        shape = [count, field.type.list_size] if _is_vector(field) else [count]
-        begin, end = end, end + int(np.prod(shape)) * (4 if _is_vector(field) else 1)
-        kind = "F32" if _is_vector(field) else "BOOL"
+        shape, kind, size = ([count, field.type.list_size], "F32", 4) if _is_vector(field) else ([count], "BOOL", 1)
+        begin, end = end, end + size * math.prod(shape)
         header[field.name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    temporary = out.with_name(f".{out.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(struct.pack("<Q", len(head)) + head)
-        for field in fields:
-            for part in tables():
-                file.write(_dense(part.column(field.name), field).tobytes())
-    os.replace(lines, out.with_suffix(".jsonl"))
-    os.replace(temporary, out)
+    rest = [field.name for field in schema if field not in fields]
+    with replacing(out) as temporary, replacing(out.with_suffix(".jsonl")) as lines:
+        with temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(head)) + head)
+            file.writelines(_dense(table.column(field.name), field).tobytes() for field in fields for table in tables())
+        with lines.open("w", encoding="utf-8") as file:
+            rows = (row for table in tables() for row in table.select(rest).to_pylist())
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def facts_of(out: Path) -> dict[str, Any] | None:

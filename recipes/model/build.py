@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from recipes.config import Config
+from recipes.config import Config, DataConfig, TrainConfig
 from recipes.data.vocabulary import load_vectors
 from recipes.errors import ConfigError
 from recipes.model.objective import Objective
@@ -37,21 +37,21 @@ def build(config: Config, tokenizer: Tokenizer, saved: Mapping[str, torch.Size] 
     return nn.ModuleDict({"model": model, "objective": Objective(config.objective, SIZES[config.model.size].output)})
 
 
-def device_of(config: Config) -> torch.device:
+def device_of(train: TrainConfig) -> torch.device:
     """The device to run on; under torchrun each process has its own, where there are several."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if config.train.device == "auto" else config.train.device
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if train.device == "auto" else train.device
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return torch.device(name)
 
 
-def use_cores(config: Config) -> None:
+def use_cores(train: TrainConfig, data: DataConfig) -> None:
     """Leave the loader's workers a core each: on a CPU, threads that wait for one another lose more than they win.
 
     OMP_NUM_THREADS, which torchrun sets, has the last word.
     """
-    if device_of(config).type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) - max(1, config.data.workers)))
+    if device_of(train).type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - max(1, data.workers)))
 
 
 def model_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:

@@ -8,26 +8,30 @@ import torch
 from torch import Tensor
 
 import harmony
-from recipes.config import WITH_MEMORY, Config, GammaConfig
+from recipes.config import WITH_MEMORY, Config, CurriculumConfig, GammaConfig, RealignConfig
 
 
 def harmonizer(config: Config) -> harmony.Transform:
     """Drop clips by a curriculum, then realign what conflicts; see `harmonize` in the configuration."""
-    members = ((curriculum, config.has_curriculum), (realignment, config.has_realignment))
-    return harmony.chain(*(member(config) for member, wanted in members if wanted))
+    members = []
+    if config.has_curriculum:
+        members.append(curriculum(config.curriculum, gamma_schedule(config.gamma, config.train.steps)))
+    if config.has_realignment:
+        members.append(realignment(config.realign, config.train.seed))
+    return harmony.chain(*members)
 
 
-def realignment(config: Config) -> harmony.Transform:
-    """The method of `realign`; for each layer apart, where there is a pattern of them."""
-    method = getattr(harmony.realign, config.realign.method)
-    if config.realign.method in WITH_MEMORY:
-        method = method(seed=config.train.seed) if config.realign.method != "gradvac" else method()
-    method = of_defined(method)
-    return method if config.realign.layers is None else harmony.layerwise(method)
+def realignment(realign: RealignConfig, seed: int) -> harmony.Transform:
+    """A method of `harmony.realign`; for each layer apart, where there is a pattern of them."""
+    method = getattr(harmony.realign, realign.method)
+    if realign.method in WITH_MEMORY:
+        method = method() if realign.method == "gradvac" else method(seed=seed)
+    method = for_defined(method)
+    return method if realign.layers is None else harmony.layerwise(method)
 
 
-def of_defined(member: harmony.transform.Member) -> harmony.Transform:
-    """The same for clips that have an agreement, and nothing for those that lack a modality: their weights are ones.
+def for_defined(member: harmony.transform.Member) -> harmony.Transform:
+    """The same method for clips that have an agreement; those that lack a modality get weights of one.
 
     Some methods would weigh a lone gradient, too: give it length one, or half of the step.
     """
@@ -40,9 +44,8 @@ def of_defined(member: harmony.transform.Member) -> harmony.Transform:
     return transform._replace(update=update)
 
 
-def curriculum(config: Config) -> harmony.Transform:
-    """The rule of `curriculum` on its score; `gamma` is what the thresholds compare with."""
-    options, gamma = config.curriculum, gamma_schedule(config.gamma, config.train.steps)
+def curriculum(options: CurriculumConfig, gamma: harmony.schedule.Schedule) -> harmony.Transform:
+    """A rule of `harmony.curriculum` on its score; thresholds compare the score with ``gamma``."""
     score = getattr(harmony.score, options.score)
     if options.history:
         score = harmony.score.ema(score, options.history)

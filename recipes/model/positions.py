@@ -3,8 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipes.config import ModelConfig
-from recipes.data.clips import ClipFormat
+from recipes.config import ClipFormat, ModelConfig
 from recipes.model.tokens import AudioTokens, VideoTokens
 from recipes.model.vatt import SIZES, VATT
 

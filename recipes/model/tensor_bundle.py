@@ -33,12 +33,14 @@ class TensorBundle:
     """The tensors of a checkpoint, read one by one."""
 
     def __init__(self, prefix: str | Path):
-        """
+        """Read the index.
+
         Args:
-            prefix: the path without `.index`.
+            prefix: The path without `.index`.
+
         Raises:
-            FileNotFoundError: there is no index.
-            ValueError: the index is damaged or of another format.
+            FileNotFoundError: The index is missing.
+            ValueError: The index is damaged or of another format.
         """
         self.prefix = Path(prefix)
         path = self.prefix.with_name(f"{self.prefix.name}.index")
@@ -55,12 +57,12 @@ class TensorBundle:
         """Shapes by name."""
         return {name: tuple(dim.size for dim in entry.shape.dim) for name, entry in self.entries.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """Reads a tensor.
+    def tensor(self, name: str) -> np.ndarray:
+        """Read a tensor.
 
         Raises:
-            KeyError: there is none of this name.
-            ValueError: another type, a part of a tensor, or bytes that do not match their checksum.
+            KeyError: No tensor has this name.
+            ValueError: It has another type, is cut in parts, or its bytes do not match their checksum.
         """
         entry = self.entries[name]
         if entry.dtype not in TYPES or entry.slices:

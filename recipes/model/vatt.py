@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from recipes.config import ModelConfig
-from recipes.data.clips import ClipFormat
+from recipes.config import ClipFormat, ModelConfig
 from recipes.data.layouts import youtube8m
 from recipes.model.tokens import AudioTokens, FeatureTokens, TextTokens, VideoTokens, drop_tokens
 from recipes.model.transformer import Transformer

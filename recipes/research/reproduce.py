@@ -1,23 +1,26 @@
 """Reproduce the figures of the paper's supplement at a scale of minutes: train, score, draw.
 
-python -m recipes.research.reproduce [--out runs/figures] [key=value ...]
+python -m recipes.research.reproduce [out=runs/figures] [recipe.train.steps=1000 ...]
 
 Trains the demo model on the procedural corpora: plainly, with realignment alone and with the curriculum alone on
 `wild`, plainly on `narrated`. The last one, trained for 200 further iterations on `wild` as in the paper, scores that
 corpus.
-What is finished is not done again, what was interrupted goes on. Written to --out: dynamics.*, gallery.html and .png,
+What is finished is not done again; what was interrupted goes on. Written to out: dynamics.*, gallery.html and .png,
 detection.md, and the runs and scores they are drawn from.
 """
 
-import argparse
 import logging
-import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from recipes import cli, keys, pretrain, score
 from recipes import config as configuration
-from recipes import keys, pretrain, score
-from recipes.config import DEMO
-from recipes.figures import command as figures
+from recipes.config import DEMO, Config
+from recipes.errors import ConfigError
+from recipes.figures.command import DetectionKeys, DynamicsKeys, draw_dynamics, draw_gallery, judge_detection
+from recipes.figures.gallery.keys import GalleryKeys
+from recipes.keys import key, section
+from recipes.score import ScoreKeys
 from recipes.splits import procedural_corpus
 
 RUNS = {
@@ -26,52 +29,71 @@ RUNS = {
     "curriculum": ("wild", "curriculum"),
     "narrated": ("narrated", "none"),
 }
-PROBES = ("gram.probe=[layers,groups,paths]", "gram.probe_every=20")
 ITERATIONS, BATCH = 200, 64  # of further optimisation, as in the paper
 
-
-def reproduce(out: Path, overrides: list[str]) -> int:
-    """Do everything; returns the first exit status that is not 0."""
-    for name, (style, harmonize) in RUNS.items():
-        settings = [f"run.dir={out}", f"run.name={name}", f"corpus.style={style}", f"harmonize={harmonize}", *PROBES]
-        settings += overrides
-        if (out / name / "retrieval.json").exists():
-            there = configuration.load(out / name / "config.yaml")
-            if changed := keys.differences(there, configuration.load(DEMO, settings)):
-                print(f"error: {out / name} is of another configuration; choose another --out:", *changed, sep="\n  ")
-                return 2
-            logging.info("%s is trained already", out / name)
-            continue
-        resume = ["--resume"] if (out / name / "config.yaml").exists() else []
-        if status := pretrain.main(["--config", str(DEMO), *resume, *settings]):
-            return status
-    wild = procedural_corpus(configuration.load(out / "baseline" / "config.yaml").corpus)
-    truth, runs = str(wild / "truth.jsonl"), [str(out / name) for name in RUNS]
-    tuned, early = str(out / "wild.parquet"), str(out / "wild-untuned.parquet")
-    checkpoint = ["--checkpoint", str(out / "narrated"), "--data", str(wild), "--batch-size", str(BATCH)]
-    steps = (
-        (score.main, [*checkpoint, "--out", early]),
-        (score.main, [*checkpoint, "--out", tuned, "--iterations", str(ITERATIONS), "--keep", "0.95"]),
-        (figures.main, ["dynamics", "--runs", *runs[:3], "--against", runs[3], "--out", str(out)]),
-        (figures.main, ["detection", "--scores", tuned, early, "--truth", truth, "--out", str(out)]),
-        (figures.main, ["gallery", "--scores", tuned, "--out", str(out / "gallery.html")]),
-    )
-    return next((status for command, arguments in steps if (status := command(arguments))), 0)
+log = logging.getLogger(__name__)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m recipes.research.reproduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--out", type=Path, default=Path("runs/figures"), help="folder of runs and figures")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="override keys of the demo: train.steps=1000")
-    options = p.parse_args(arguments)
-    return reproduce(options.out, options.overrides)
+def demo() -> Config:
+    """The demo, with probes."""
+    return configuration.load(DEMO, ["gram.probe=[layers,groups,paths]", "gram.probe_every=20"])
 
+
+@dataclass
+class ReproduceKeys:
+    """Where, and with which model."""
+
+    out: Path = key(Path("runs/figures"), "folder of runs and figures")
+    recipe: Config = section(demo, "of each run")
+
+
+def run_config(options: ReproduceKeys, name: str) -> Config:
+    """The configuration of one of RUNS."""
+    style, harmonize = RUNS[name]
+    recipe = options.recipe
+    place = replace(recipe.run, dir=str(options.out), name=name)
+    return replace(recipe, run=place, corpus=replace(recipe.corpus, style=style), harmonize=harmonize)
+
+
+def is_trained(config: Config) -> bool:
+    """Whether a run is finished; raises a ConfigError where it is one of another configuration."""
+    if not (config.folder / "retrieval.json").exists():
+        return False
+    if changed := keys.differences(configuration.load(config.folder / "config.yaml"), config):
+        lines = "\n  ".join(changed)
+        raise ConfigError(f"{config.folder} is of another configuration; choose another out=:\n  {lines}")
+    return True
+
+
+def plan(options: ReproduceKeys) -> str:
+    """Which runs would be trained."""
+    trained = {name: is_trained(run_config(options, name)) for name in RUNS}
+    lines = [f"{name}: {'is trained already' if done else 'would be trained'}" for name, done in trained.items()]
+    return "\n".join([*lines, f"then wild is scored, and the figures are drawn, in {options.out}"])
+
+
+def reproduce(options: ReproduceKeys) -> None:
+    """Train, score, draw."""
+    configs = {name: run_config(options, name) for name in RUNS}
+    for config in configs.values():
+        keys.check(config)
+        if is_trained(config):
+            log.info("%s is trained already", config.folder)
+        else:
+            pretrain.run(config, resume=(config.folder / "config.yaml").exists())
+    out, wild = options.out, procedural_corpus(configs["baseline"].corpus)
+    untuned, tuned = out / "wild-untuned.parquet", out / "wild.parquet"
+    narrated = {"checkpoint": configs["narrated"].folder, "data": str(wild), "batch_size": BATCH}
+    score.run(ScoreKeys(out=untuned, **narrated))
+    score.run(ScoreKeys(out=tuned, iterations=ITERATIONS, keep=0.95, **narrated))
+    *runs, against = (str(config.folder) for config in configs.values())
+    draw_dynamics(DynamicsKeys(runs=runs, against=against, out=out))
+    judge_detection(DetectionKeys(scores=[tuned, untuned], truth=wild / "truth.jsonl", out=out))
+    draw_gallery(GalleryKeys(scores=tuned, out=out / "gallery.html"))
+
+
+COMMAND = cli.Command("recipes.research.reproduce", __doc__, ReproduceKeys, reproduce, plan)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main())
+    cli.exit(main)

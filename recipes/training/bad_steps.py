@@ -69,7 +69,8 @@ def dump(
         return False
     facts = {"step": step, "reason": result.reason, "clips": processes.collect(_clips(batch))}
     facts |= {"loss": result.numbers, "terms": result.terms, "cosines": result.cosines}
-    norms = {name: {"norm": _norm(p), "gradient_norm": _norm(p.grad)} for name, p in named(modules)}
+    trained = ((name, p) for name, p in modules.named_parameters() if p.requires_grad)
+    norms = {name: {"norm": _norm(p), "gradient_norm": _norm(p.grad)} for name, p in trained}
     texts = {
         "facts.json": json.dumps(_plain(facts | {"parameters": norms}), indent=1, ensure_ascii=False),
         "README.txt": README.format(step=step, reason=result.reason, checkpoint=str(folder), place=str(place)),
@@ -88,11 +89,6 @@ def dump(
     return bool(failure)
 
 
-def named(modules: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters that are trained."""
-    return [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
-
-
 def _begin(temporary: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -106,7 +102,7 @@ def _finish(temporary: Path, place: Path, texts: dict[str, str]) -> None:
 
 def _clips(batch: dict[str, Any]) -> list[dict[str, Any]]:
     columns = batch["id"], batch["captions"], batch["start"].tolist()
-    return [{"id": clip, "captions": told, "start": start} for clip, told, start in zip(*columns, strict=True)]
+    return [{"id": clip, "captions": texts, "start": start} for clip, texts, start in zip(*columns, strict=True)]
 
 
 def _norm(x: Tensor | None) -> Tensor | None:

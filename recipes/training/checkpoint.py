@@ -32,6 +32,7 @@ from recipes.files import digest_file, flush, regular, write_atomically
 from recipes.training.processes import ALONE, Processes
 
 TENSORS, STATE, CHECKSUMS, LATEST = "tensors", "state.json", "checksums.json", "latest"
+CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"  # of the run: in its folder, and in each checkpoint
 MOST = 20  # differences that a message lists
 KINDS = {int: "a whole number", str: "a text", dict: "an object"}
 NAME = re.compile(r"step_(\d+)")  # of a checkpoint's folder
@@ -198,7 +199,7 @@ def latest(folder: Path) -> Path:
         try:
             verify(checkpoint)
             load_facts(checkpoint)
-            saved(checkpoint)
+            saved_shapes(checkpoint)
         except CheckpointError as error:
             log.warning("%s. Looking for the checkpoint before", error)
             failures.append(str(error))
@@ -237,16 +238,16 @@ def load_weights(checkpoint: Path, modules: nn.Module) -> None:
     Raises:
         CheckpointError: The files are damaged, or of another model.
     """
-    load(checkpoint, modules.state_dict())
+    load_tensors(checkpoint, modules.state_dict())
 
 
-def load(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
+def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
     """Fill tensors, which may be shards, by what is saved under their names.
 
     Raises:
         CheckpointError: The files are damaged, or lack one of them.
     """
-    shapes = saved(checkpoint)
+    shapes = saved_shapes(checkpoint)
     differences = [
         f"{name} {f'has the shape {tuple(shapes[name])}' if name in shapes else 'is not there'}; "
         f"expected {tuple(tensor.shape)}"
@@ -265,7 +266,7 @@ def load(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
         raise CheckpointError(f"{checkpoint / TENSORS}: damaged: {error}") from error
 
 
-def saved(checkpoint: Path) -> dict[str, torch.Size]:
+def saved_shapes(checkpoint: Path) -> dict[str, torch.Size]:
     """Name and shape of the tensors of a checkpoint.
 
     Raises:
@@ -274,12 +275,12 @@ def saved(checkpoint: Path) -> dict[str, torch.Size]:
     return {name: meta.size for name, meta in _metadata(checkpoint).items()}
 
 
-def read(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
+def read_tensors(checkpoint: Path, prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, whole and on the host."""
     wanted = {n: meta for n, meta in _metadata(checkpoint).items() if n.startswith(prefix)}
     tensors = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in wanted.items()}
     if tensors:
-        load(checkpoint, tensors)
+        load_tensors(checkpoint, tensors)
     return tensors
 
 
@@ -336,11 +337,11 @@ def optimizer_tensors(modules: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 def load_optimizer(checkpoint: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put back what `optimizer_tensors` gave."""
-    if not any(name.startswith("optimizer.") for name in saved(checkpoint)):
+    if not any(name.startswith("optimizer.") for name in saved_shapes(checkpoint)):
         return
     state = get_optimizer_state_dict(modules, optimizer)  # makes what is to be filled
     names = {(n, key): t for n, entries in state["state"].items() for key, t in entries.items()}
-    load(checkpoint, {f"optimizer.{name}.{key}": tensor for (name, key), tensor in names.items()})
+    load_tensors(checkpoint, {f"optimizer.{name}.{key}": tensor for (name, key), tensor in names.items()})
     set_optimizer_state_dict(modules, optimizer, state)
 
 

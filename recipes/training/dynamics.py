@@ -55,11 +55,9 @@ class Interval(NamedTuple):
 
     def merge(self, other: "Interval") -> "Interval":
         """Both together."""
-        names = self.seen | other.seen
-        merged = {
-            name: self.seen[name].merge(other.seen[name]) if name in self.seen and name in other.seen else names[name]
-            for name in names
-        }
+        merged = dict(self.seen)
+        for name, seen in other.seen.items():
+            merged[name] = merged[name].merge(seen) if name in merged else seen
         return Interval(min(self.first, other.first), max(self.last, other.last), merged)
 
 
@@ -117,7 +115,7 @@ class Dynamics(NamedTuple):
         names = {name for interval in self.intervals for name in interval.seen}
         return sorted(names, key=lambda name: (name != TRAINING, *_natural(name)))
 
-    def of(self, name: str) -> Series:
+    def series(self, name: str) -> Series:
         """The cosines of a name, over the intervals that have any."""
         return _series([interval for interval in self.intervals if name in interval.seen], name)
 

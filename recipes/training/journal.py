@@ -7,8 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from recipes.data.clips import Skipped
-from recipes.data.skipped import SkippedClips
+from recipes.data.skipped import Skipped, SkippedClips
 from recipes.progress import progress_bar
 from recipes.training.metrics import Metrics
 from recipes.training.step import StepResult
@@ -47,7 +46,7 @@ class Clock:
         """Clips a second, of all processes; logging and checkpoints do not count."""
         return self.clips / max(self.waited + self.stepped, 1e-9)
 
-    def read(self) -> dict[str, float]:
+    def row(self) -> dict[str, float]:
         """Throughput, and seconds of a step, since this was last called."""
         steps = max(self.steps, 1)
         row = {
@@ -96,7 +95,7 @@ class Journal:
     def write(self, step: int, **facts: float) -> None:
         """Write the row of the interval that ends at a step."""
         if self.metrics is not None:
-            self.metrics.write(step, **self.clock.read(), **peak_memory(self.device), **facts)
+            self.metrics.write(step, **self.clock.row(), **peak_memory(self.device), **facts)
 
     def draw(self, step: int) -> None:
         """Give TensorBoard the histogram of the cosines since the last one."""

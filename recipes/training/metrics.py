@@ -30,7 +30,7 @@ class Metrics:
     def __init__(self, folder: Path, step: int) -> None:
         """Continue the metrics of a run at a step; rows after it, from a run that died, are dropped."""
         self.file = folder / "metrics.jsonl"
-        write_atomically(self.file, jsonl.as_text([row for row in read(folder) if row["step"] <= step]))
+        write_atomically(self.file, jsonl.as_text([row for row in read_metrics(folder) if row["step"] <= step]))
         self.rows, self.failures = jsonl.Rows(self.file), 0
         self.board: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.undrawn = NOTHING
@@ -100,7 +100,7 @@ class Metrics:
         self.seen = NOTHING
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics."""
     return jsonl.read_rows(folder / "metrics.jsonl", step=int)
 

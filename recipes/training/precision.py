@@ -1,7 +1,7 @@
 """The encoder in lower precision: autocast, loss scaling, TF32."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,10 +61,6 @@ class LossScale:
             self.value /= 2
         elif self.good_steps % GROW_AFTER == 0:
             self.value *= 2
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return asdict(self)
 
 
 def loss_scale(config: TrainConfig, state: dict[str, Any] | None = None) -> LossScale | None:

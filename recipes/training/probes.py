@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ PAIRS = {
     "audio-text": ("va_audio", "vt_text"),
 }
 """The four parts of <g_va, g_vt>: what loss va sends through the one encoder, and loss vt through the other."""
+Losses = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def probe(gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None) -> Cosines:
@@ -61,8 +63,11 @@ def gram_of_parts(
     gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
 ) -> dict[str, Tensor]:
     """Gram blocks (groups, 2, 2) of the losses va, vt over the parts of the backbone: {"layer group": block}."""
-    blocks: dict[str, Tensor] = _gram(gram, modules, inputs, _losses, {"labels": part_of}, process_group)
-    return blocks
+
+    def losses(objective: Losses, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        return objective(embeddings)
+
+    return _gram(gram, modules, inputs, losses, process_group, labels=part_of)
 
 
 def gram_of_paths(
@@ -72,9 +77,15 @@ def gram_of_paths(
 
     The losses are `PATHS`. The gradients of the two paths of a loss add up to the gradient of the loss.
     """
-    backbone = {"wrt": lambda name: name.startswith("backbone.")}
-    by_path: Tensor = _gram(gram, modules, inputs, _losses_by_path, backbone, process_group)
-    return by_path
+
+    def losses(objective: Losses, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each loss twice: once it reaches the video alone, once what the video is compared with."""
+        audio, text, video = (embeddings[name].detach() for name in ("audio", "text", "video"))
+        by_video = objective(embeddings | {"audio": audio, "text": text})
+        by_other = objective(embeddings | {"video": video})
+        return dict(zip(PATHS, (by_video["va"], by_other["va"], by_video["vt"], by_other["vt"]), strict=True))
+
+    return _gram(gram, modules, inputs, losses, process_group, wrt=lambda name: name.startswith("backbone."))
 
 
 def part_of(name: str) -> str | None:
@@ -86,39 +97,47 @@ def part_of(name: str) -> str | None:
         >>> part_of("backbone.norm.weight"), part_of("tokens.video.project.weight")
         ('norm norm', None)
     """
-    found = re.match(r"backbone\.(?:layers\.(\d+)\.)?(\w+)", name)
-    if found is None:
+    match = re.match(r"backbone\.(?:layers\.(\d+)\.)?(\w+)", name)
+    if match is None:
         return None
-    layer, module = found.groups()
+    layer, module = match.groups()
     group = "norm" if module.startswith("norm") else "mlp" if module == "mlp" else "attention"
     return f"{layer or 'norm'} {group}"
 
 
 def summed(parts: dict[str, Tensor], which: int) -> dict[str, Tensor]:
     """Gram blocks by layer (0) or by group (1): inner products over parts add up."""
-    whole: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     for label, gram in parts.items():
         name = label.split()[which]
-        whole[name] = whole[name] + gram if name in whole else gram
-    return whole
+        sums[name] = sums[name] + gram if name in sums else gram
+    return sums
 
 
 def _gram(
     gram: GramConfig,
     modules: nn.ModuleDict,
     inputs: dict[str, Tensor],
-    losses: Any,
-    selection: dict[str, Callable[[str], Any]],
+    losses: Callable[[Losses, dict[str, Tensor]], dict[str, Tensor]],
     process_group: Any,
+    **selection: Callable[[str], Any],
 ) -> Any:
-    """Gram blocks over a selection of parameters, the keywords ``wrt`` and ``labels`` of `harmony.gram_vjp`."""
+    """Gram blocks over a selection of parameters, the keywords ``wrt`` and ``labels`` of `harmony.gram_vjp`.
+
+    The running statistics of the objective stay as they are.
+    """
     model, objective = modules["model"], modules["objective"]
     params, heads = ({n: p.detach() for n, p in m.named_parameters() if p.requires_grad} for m in (model, objective))
     device = next(iter(inputs.values())).device
+
+    def pure(heads: dict[str, Tensor], embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        buffers = {name: b.clone() for name, b in objective.named_buffers()}
+        return functional_call(objective, heads | buffers, (embeddings,))
+
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         return harmony.gram_vjp(
             lambda params, batch: functional_call(model, params, (), batch),
-            lambda heads, embeddings: losses(_pure(objective, heads), embeddings),
+            lambda heads, embeddings: losses(partial(pure, heads), embeddings),
             params,
             inputs,
             loss_params=heads,
@@ -128,27 +147,3 @@ def _gram(
             engine=harmony.Engine(chunk_size=gram.chunk_size),
             **selection,
         ).gram
-
-
-def _pure(objective: nn.Module, heads: dict[str, Tensor]) -> Any:
-    """The objective as a function of embeddings, its running statistics untouched."""
-
-    def evaluate(embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        buffers = {name: b.clone() for name, b in objective.named_buffers()}
-        terms: dict[str, Tensor] = functional_call(objective, heads | buffers, (embeddings,))
-        return terms
-
-    return evaluate
-
-
-def _losses(objective: Any, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-    terms: dict[str, Tensor] = objective(embeddings)
-    return terms
-
-
-def _losses_by_path(objective: Any, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each loss twice: once it reaches the video alone, once what the video is compared with."""
-    audio, text, video = (embeddings[name].detach() for name in ("audio", "text", "video"))
-    by_video = objective(embeddings | {"audio": audio, "text": text})
-    by_other = objective(embeddings | {"video": video})
-    return dict(zip(PATHS, (by_video["va"], by_other["va"], by_video["vt"], by_other["vt"]), strict=True))

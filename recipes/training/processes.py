@@ -20,14 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 import harmony
-from recipes import files, keys
-from recipes.config import Config
-from recipes.errors import ConfigError
+from recipes import files
 from recipes.model.vatt import VATT
 from recipes.training import launch
 
 PATIENCE = timedelta(hours=12)  # for the others: the first reads an index of 10^8 narrations and counts their words
-OWN = ("data.workers:", "data.timeout:", "train.device:")  # keys that each process may have of its own
 T = TypeVar("T")
 
 
@@ -154,26 +151,6 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[Processes]:
     with processes.first_ahead():  # they leave together: one that is gone would not be started again with the others
         pass
     dist.destroy_process_group()  # not after an error: others may be in the middle of a message
-
-
-def check_processes(config: Config, group: Processes) -> None:
-    """Raise a ConfigError where these processes cannot share such a run."""
-    train = config.train
-    if train.batch_size % group.world:
-        raise ConfigError(f"train.batch_size={train.batch_size} must be a multiple of the {group.world} processes")
-    if train.compile and group.world > 1:
-        raise ConfigError("train.compile is for a single process so far")
-    if train.parallel == "fsdp" and group.world > 1 and config.gram.probe:
-        raise ConfigError("gram.probe looks at whole parameters: it needs train.parallel=ddp")
-
-
-def check_same(config: Config, group: Processes) -> None:
-    """Raise a ConfigError in all processes where one of them has another configuration than the first."""
-    first = group.decide(lambda: config)
-    changed = [line for line in keys.differences(first, config) if not line.startswith(OWN)]
-    changed = group.collect([f"process {group.rank}: {line}" for line in changed])
-    if changed:
-        raise ConfigError("the processes have different configurations:\n  " + "\n  ".join(changed))
 
 
 def seed_of(seed: int, rank: int, step: int = 0) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,19 @@ from recipes.data import identity, vocabulary
 from recipes.data.clips import NarratedClips
 from recipes.data.index import ROWS_AT_ONCE
 from recipes.data.sampler import Source
-from recipes.errors import DataError, Failure
+from recipes.errors import DataError
 from recipes.model.build import build
 from recipes.training import checkpoint, dynamics
 from recipes.training.dynamics import Dynamics
 from recipes.training.ema import Ema
 from recipes.training.precision import loss_scale
-from recipes.training.processes import Processes, digest, seed_of, whole_state
-from recipes.training.resume import facts_of
+from recipes.training.processes import Processes, seed_of, whole_state
+from recipes.training.start import facts_of
 from recipes.training.step import Learner
 
-CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"  # of the run, and of each checkpoint
 COUNTS = ("skipped_clips", "skipped_steps", "failed_checkpoints", "failed_writes")
 
 Figures = dict[str, dict[str, Any]]
-
-
-class TrainingError(Failure):
-    """A run that cannot go on; its last checkpoint is whole."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ class Run:
         tensors |= checkpoint.random_tensors(self.group.rank) | ({} if self.ema is None else self.ema.tensors())
         tensors |= checkpoint.tree_tensors("harmonizer", learner.state)
         facts = {"counts": self.counts, "results": self.results, "data": self.data.digest}
-        facts |= {"processes": self.group.world, "loss_scale": None if scale is None else scale.state()}
+        facts |= {"processes": self.group.world, "loss_scale": None if scale is None else asdict(scale)}
         checkpoint.save(
             self.checkpoints,
             self.step,
@@ -121,8 +116,8 @@ class Run:
 
     def _write_files(self, folder: Path) -> None:
         """What a checkpoint holds besides tensors and facts."""
-        keys.save(self.config, folder / CONFIG)
-        vocabulary.save(self.data.tokenizer, folder / VOCABULARY)
+        keys.save(self.config, folder / checkpoint.CONFIG)
+        vocabulary.save(self.data.tokenizer, folder / checkpoint.VOCABULARY)
         identity.save(self.data.seen, folder / identity.FILE)
         dynamics.save(self.dynamics, folder / dynamics.FILE)
 
@@ -133,21 +128,21 @@ class Run:
             CheckpointError: It is damaged, or of another model.
             DataError: Its run trained on other videos.
         """
-        config, learner, facts = self.config, self.learner, facts_of(start, self.config)
+        config, learner, facts = self.config, self.learner, facts_of(start, self.config.train.steps)
         if facts["data"] != self.data.digest:
             raise DataError(
                 f"the training videos are not those that {start} was trained on: a run cannot go on with others"
             )
         checkpoint.load_weights(start, self.modules)
         checkpoint.load_optimizer(start, self.modules, learner.optimizer)
-        learner.state = checkpoint.load_tree("harmonizer", learner.state, checkpoint.read(start, "harmonizer."))
+        learner.state = checkpoint.load_tree("harmonizer", learner.state, checkpoint.read_tensors(start, "harmonizer."))
         learner.loss_scale = loss_scale(config.train, facts.get("loss_scale"))
         if self.ema is not None:
-            checkpoint.load(start, self.ema.tensors())
+            checkpoint.load_tensors(start, self.ema.tensors())
         self.dynamics = dynamics.load(start / dynamics.FILE)
         self.step, self.counts, self.results = facts["step"], self.counts | facts["counts"], facts["results"]
         if facts["processes"] == self.group.world:
-            checkpoint.load_random(checkpoint.read(start, "random."), self.group.rank)
+            checkpoint.load_random(checkpoint.read_tensors(start, "random."), self.group.rank)
         else:
             torch.manual_seed(seed_of(config.train.seed, self.group.rank, self.step))
 
@@ -171,18 +166,3 @@ def ids_digest(index: Dataset) -> str:
     """Hash of the ids of an index in their order."""
     blocks = ("\n".join(rows["id"]) for rows in index.select_columns("id").iter(ROWS_AT_ONCE))
     return files.digest(("\n" * (number > 0) + block).encode() for number, block in enumerate(blocks))
-
-
-def check_agreement(group: Processes, step: int, data: str, modules: nn.ModuleDict) -> None:
-    """Raise a TrainingError in all processes unless they are at the same step, with the same weights and data."""
-    if group.group is None:
-        return
-    states = group.collect([{"step": step, "training videos": data, "weights": digest(modules)}])
-    wrong = [
-        f"process {rank}: {name} {value}, where the first has {states[0][name]}"
-        for rank, state in enumerate(states)
-        for name, value in state.items()
-        if value != states[0][name]
-    ]
-    if wrong:
-        raise TrainingError("the processes do not begin alike:\n  " + "\n  ".join(wrong))

@@ -9,9 +9,10 @@ from typing import Any
 
 from datasets import Dataset
 
+from recipes.config import AugmentConfig, ClipFormat
 from recipes.data import vocabulary
-from recipes.data.augment import AugmentConfig
-from recipes.data.clips import Clip, ClipFormat, Skipped, TrainClips
+from recipes.data.clips import Clip, TrainClips
+from recipes.data.skipped import Skipped
 
 FMT = ClipFormat(frames=4, fps=10.0, size=32, audio_seconds=0.5, narrations=1, words=4)
 BAD = 2  # the row on which workers hang and die

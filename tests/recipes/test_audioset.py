@@ -82,7 +82,7 @@ def test_a_run_without_any_text_trains_evaluates_and_reports(tmp_path: Path, cap
     config = configuration.load(DEMO, [*TINY, *where, "gram.probe=[layers]", "gram.probe_every=3"])
     results = pretrain(config)
     assert list(results["trained"]) == ["audio->video"] and results["trained"]["audio->video"]["pairs"] == 3
-    rows = metrics.read(config.folder)
+    rows = metrics.read_metrics(config.folder)
     assert all(row["loss_va"] > 0 and row["loss_vt"] == 0 and row["kept"] == 1 for row in rows)
     assert all("agreement_mean" not in row and row["skipped_steps"] == 0 for row in rows)
     page = (config.folder / "report.html").read_text()

@@ -22,8 +22,8 @@ from recipes.restore import own_data, restore
 from recipes.training import checkpoint as checkpoints
 from recipes.training.checkpoint import CHECKSUMS, LATEST, STATE, CheckpointError
 from recipes.training.ema import Ema
-from recipes.training.resume import facts_of, latest_checkpoint
 from recipes.training.setup import learning_rate, make_optimizer
+from recipes.training.start import facts_of, latest_checkpoint
 from tests.recipes.conftest import DEMO
 
 
@@ -112,7 +112,7 @@ def test_facts_of_the_wrong_type_are_refused_by_file_and_key(run):
             (place / STATE).write_text(json.dumps(facts | {key: wrong}))
             resigned(place)
             with pytest.raises(CheckpointError) as error:
-                facts_of(latest_checkpoint(config), config)
+                facts_of(latest_checkpoint(config), config.train.steps)
             assert str(place) in str(error.value)
 
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_is_restored_where_device_and_word_vectors_are_not(run):
     resigned(place)
     restored = restore(place, overrides=["data.workers=3"])
     assert restored.config.train.device == "auto" and restored.config.data.workers == 3
-    saved = checkpoints.read(place, WORDS)[WORDS]
+    saved = checkpoints.read_tensors(place, WORDS)[WORDS]
     assert torch.equal(restored.modules.state_dict()[WORDS], saved)
     assert restore(place, device="cpu").config.train.device == "cpu"
 
@@ -189,7 +189,7 @@ def test_a_run_grows_begins_elsewhere_and_may_use_adamw(tiny):
     adamw = ["train.optimizer=adamw", "train.weight_decay=0.1", "train.lr=0", "train.end_lr=0", "train.steps=1"]
     other = tiny("run.name=other", f"train.init_from={longer.folder}", "evaluate.limit=2", *adamw)
     pretrain(other)
-    a, b = (checkpoints.read(checkpoints.latest(c.folder), "model.") for c in (longer, other))
+    a, b = (checkpoints.read_tensors(checkpoints.latest(c.folder), "model.") for c in (longer, other))
     assert all(torch.equal(a[name], b[name]) for name in a)  # a rate of 0
     wide = tiny(
         "run.name=wide", f"train.init_from={longer.folder}", "objective.audio_space=8", "objective.text_space=8"

@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.config import ModelConfig
+from recipes.config import ClipFormat, ModelConfig
 from recipes.data.augment import center, squares
-from recipes.data.clips import ClipFormat
 from recipes.evaluation.classifier import Encoder, classifier, mixup, multi_hot, multi_label_loss, single_label_loss
 from recipes.model.positions import fit_positions
 from recipes.model.vatt import VATT

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from recipes.config import AugmentConfig, ClipFormat
 from recipes.data import vocabulary
-from recipes.data.augment import TO_RGB, TO_YIQ, AugmentConfig, add_noise, augment, center, jitter, random_crop
-from recipes.data.clips import Clip, ClipFormat, EvalClips, NarratedClips, Skipped, TrainClips, collate, nearest
+from recipes.data.augment import TO_RGB, TO_YIQ, add_noise, augment, center, jitter, random_crop
+from recipes.data.clips import Clip, EvalClips, NarratedClips, TrainClips, collate, nearest
 from recipes.data.index import load_index
 from recipes.data.loader import eval_loader, train_loader
+from recipes.data.skipped import Skipped
 from recipes.model.objective import same_captions
 from tests.recipes import media
 

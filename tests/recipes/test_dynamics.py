@@ -220,8 +220,8 @@ def test_a_run_with_probes_trains_exactly_as_one_without_and_resumes(tiny, crash
     recorded, other = (runs.load(str(c.folder)).dynamics for c in (whole, torn))
     assert_same(recorded, other)
     every = 2 if harmonize == "none" else 1
-    assert recorded.of(TRAINING).first.tolist() == list(range(1, 7, every))
-    assert recorded.of("groups/mlp").first.tolist() == [1, 3, 5]
+    assert recorded.series(TRAINING).first.tolist() == list(range(1, 7, every))
+    assert recorded.series("groups/mlp").first.tolist() == [1, 3, 5]
 
 
 def test_probes_that_do_not_exist_are_refused(tiny):

@@ -145,6 +145,16 @@ def test_features_are_embedded_too(tmp_path: Path) -> None:
     assert len(rows) == 12 and all(rows.column("readable").to_pylist()) and rows.column("vt_text").null_count == 0
 
 
+def test_a_dry_run_says_what_is_done_already(checkpoint, mixed, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(recipe, "ROWS", 2)
+    command = [f"checkpoint={checkpoint}", f"data={mixed}", f"out={tmp_path / 'e.parquet'}"]
+    assert main(["--dry-run", *command]) == 0
+    assert "5 clips" in (printed := capsys.readouterr().out) and "in 3 part(s); 0 part(s) are done" in printed
+    assert not list(tmp_path.iterdir())
+    assert main(command) == 0 and main(["--dry-run", *command]) == 0
+    assert "finished before; nothing to do" in capsys.readouterr().out
+
+
 def test_wrong_commands_say_what_is_wrong(checkpoint: Path, mixed: Path, tmp_path: Path, capsys) -> None:
     for wrong, complaint in (
         (["out=e.npz"], "that ends in .parquet or .safetensors"),

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from recipes import keys
 from recipes.data import vocabulary
 from recipes.data.clips import EvalClips
 from recipes.data.held_out import limited
@@ -14,7 +15,7 @@ from recipes.errors import ConfigError
 from recipes.evaluation.during_training import keep_best
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import table
-from recipes.pretrain import pretrain
+from recipes.pretrain import main, pretrain
 from recipes.restore import restore
 from recipes.splits import train_and_test
 from recipes.training import checkpoint
@@ -109,7 +110,7 @@ def test_evaluations_in_between_change_nothing_and_the_best_checkpoint_stays(tin
     assert json.loads(best.with_name("best.json").read_text()) == {"figure": "text->video R@1", "value": 0.9, "step": 4}
     assert checkpoint.load_facts(best)["step"] == 4 and restore(best)
     assert [p.name for p in (config.folder / "checkpoints").glob("step_*")] == ["step_00000006"]
-    ends = [checkpoint.read(checkpoint.latest(c.folder), "") for c in (plain, config)]
+    ends = [checkpoint.read_tensors(checkpoint.latest(c.folder), "") for c in (plain, config)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
@@ -132,3 +133,22 @@ def test_a_recall_that_chance_gives_is_said_to_be_void() -> None:
     few, many = ({"pairs": n, "R@10": 1.0, "R@10_chance": min(10 / n, 1.0), "median_rank": 1} for n in (10, 200))
     lines = table({"few": {"text->video": few}, "many": {"text->video": many}}).splitlines()
     assert "10 (R@10 void: by chance 100.0)" in lines[2] and "void" not in lines[3]
+
+
+def test_a_plan_says_what_a_run_will_be_and_writes_nothing(tiny, capsys):
+    config = tiny("train.ema=0.9", "evaluate.untrained=false")
+    config.folder.parent.mkdir()
+    keys.save(config, config.folder.with_suffix(".yaml"))
+    assert main(["--config", str(config.folder.with_suffix(".yaml")), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "batch_size: 4",
+        "| steps | 6 of 4 clips, 4.0 epochs |",
+        "| learning rate | 0 at the first step, 0.002 after 2 steps, ",
+        "| harmonizer | threshold of agreement, gamma -1",
+        "| moving average | 0.0",
+        "| activations of 4 clips | 0.0",
+        "| **to step 0** | ",
+    ):
+        assert line in printed, line
+    assert not config.folder.exists()

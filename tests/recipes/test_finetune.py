@@ -137,13 +137,35 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(
     assert "was begun with another configuration:\n  lr: 0.1 -> 0.2" in capsys.readouterr().err
 
 
+def test_steps_that_are_not_finite_are_not_taken(checkpoint, corpus: Path, tmp_path: Path, capsys) -> None:
+    """A learning rate that is far too large ends the training before it has wasted its time."""
+    options = [f"checkpoint={checkpoint}", f"data={corpus / 'shapes.jsonl'}", f"dir={tmp_path / 'work'}"]
+    assert main(["finetune", *options, "steps=50", "checkpoint_every=1", "log_every=1", *QUICK, "lr=1e30"]) == 2
+    assert (
+        "20 steps in a row could not be taken, the last one because the loss is not finite" in capsys.readouterr().err
+    )
+    rows = [json.loads(line) for line in (tmp_path / "work/split-test/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["skipped_steps"] == 20 and rows[-1]["step"] == len(rows) < 50
+
+
+def test_a_dry_run_says_what_would_be_done(checkpoint: Path, corpus: Path, tmp_path: Path, capsys) -> None:
+    options = [f"checkpoint={checkpoint}", f"data={corpus / 'shapes.jsonl'}", f"dir={tmp_path / 'work'}", "steps=7"]
+    assert main(["finetune", "--dry-run", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "would train the video path and a linear head for 7 steps of 64 clips" in printed
+    data = load_labelled(corpus / "shapes.jsonl").splits[0]
+    assert f"split test: {len(data.train)} clips to train on, {len(data.test)} to test on" in printed
+    assert "  size: 32" in printed  # the clips of the checkpoint
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["steps=0", "label_smoothing=1"], "steps=0 must be at least 1\n  - label_smoothing=1.0 must be less than 1"),
         (["step=10"], "key 'step'"),
         (["clip.size=33"], "clip.size=33 is not a multiple of 16x16"),
-        (["split=2"], "split=2: there is no such split; there are val"),
+        (["split=2"], "split=2: no such split; the data have val"),
         (["steps"], "override 'steps': expected key=value"),
     ],
 )

@@ -1,10 +1,10 @@
 """The gallery: the draw, the rule for aligned words, what is cut out of the videos, the page and the sheet."""
 
 import base64
-import json
 import math
 import re
 import statistics
+from html.parser import HTMLParser
 from pathlib import Path
 
 import av
@@ -18,18 +18,27 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from recipes import config as configuration
+from recipes.config import ClipFormat
 from recipes.data import vocabulary
-from recipes.data.clips import ClipFormat
 from recipes.data.decode import BrokenClip
 from recipes.figures.command import main
-from recipes.figures.gallery import alignment, media, sample
-from recipes.figures.gallery.alignment import Word, known, p_values, variants, words
-from recipes.figures.gallery.captions import Caption, most_aligned, pieces, share_aligned
-from recipes.figures.gallery.page import Card, Page
+from recipes.figures.gallery import media, sample
+from recipes.figures.gallery.keys import GalleryKeys
+from recipes.figures.gallery.page import Card, Media, page
 from recipes.figures.gallery.sample import Row, draw
-from recipes.figures.gallery.sheet import CELL, LINES, WIDTH, break_lines, font, sheet
-from recipes.figures.gallery.space import load_space
+from recipes.figures.gallery.sheet import CELL, LINES, WIDTH, break_lines, draw_sheet, font
+from recipes.figures.gallery.words import (
+    FEWEST,
+    THRESHOLD,
+    Caption,
+    most_aligned,
+    p_values,
+    pieces,
+    share_aligned,
+    variants,
+)
 from recipes.model.build import model_inputs
+from recipes.restore import restore
 from tests.recipes import media as files
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.faulty import fatal
@@ -78,7 +87,7 @@ def test_a_word_may_suit_some_other_videos_but_not_a_third_of_them(share, aligne
     suited = int(200 * share)
     others = torch.cat([colour.expand(suited, 2), other.expand(200 - suited, 2)])
     [p] = p_values(other + colour, other[None], colour, others).tolist()
-    assert (p <= alignment.THRESHOLD) == aligned
+    assert (p <= THRESHOLD) == aligned
     assert p == pytest.approx(1 - statistics.NormalDist().cdf(math.sqrt((1 - share) / share)), rel=0.05)
 
 
@@ -97,17 +106,16 @@ def test_ties_too_few_others_and_what_is_not_finite_count_against_a_word():
     assert p_values(text, without, own, own.expand(30, 5)).tolist() == [1, 1]
     assert p_values(text, without, torch.full((5,), math.nan), torch.randn(30, 5)).tolist() == [1, 1]
     shown, told = torch.eye(5)[:2]
-    others = torch.eye(5)[2] + 0.1 * torch.randn(alignment.FEWEST, 5)
+    others = torch.eye(5)[2] + 0.1 * torch.randn(FEWEST, 5)
     assert p_values(shown + told, told[None], shown, others) <= 0.05
     assert p_values(shown + told, told[None], shown, others[1:]).tolist() == [1]
 
 
 def test_variants_leave_one_word_out_each():
     tokenizer = vocabulary.build(["a red dot"])
-    caption = words(tokenizer, "A red, RED dot blinks", limit=5)
-    assert known(caption) == [True, True, True, True, False]
-    a, red, _, dot, blinks = (word.token for word in caption)
-    assert variants(caption, 6).tolist() == [
+    a, red, _, dot, blinks = tokenizer.encode("A red, RED dot blinks").ids
+    assert blinks == vocabulary.UNKNOWN
+    assert variants([a, red, red, dot, blinks], 6).tolist() == [
         [a, red, red, dot, blinks, 0],
         [red, red, dot, blinks, 0, 0],
         [a, red, dot, blinks, 0, 0],
@@ -115,20 +123,18 @@ def test_variants_leave_one_word_out_each():
         [a, red, red, blinks, 0, 0],
         [a, red, red, dot, 0, 0],
     ]
-    assert words(tokenizer, "a red dot", limit=2) == caption[:2]  # no word moves up from beyond the limit
-    assert variants([Word(0, 3, red)], 2).tolist() == [[red, 0], [0, 0]]
+    assert variants([red], 2).tolist() == [[red, 0], [0, 0]]
     assert variants([], 2).tolist() == [[0, 0]]
 
 
 @given(st.text("ab ½ﬁ'’-\u0301É🎈\n", max_size=30))
 def test_words_stand_where_they_are_found(caption):
-    tokenizer = vocabulary.build(["a b ab ba"])
-    found = words(tokenizer, caption, limit=100)
-    spans = [(word.start, word.end, 0.5) for word in found]
-    assert "".join(text for text, _ in pieces(caption, spans)) == caption
-    for word in found:
-        if word.token > vocabulary.UNKNOWN:
-            assert caption[word.start : word.end] in ("a", "b", "ab", "ba")
+    encoding = vocabulary.build(["a b ab ba"]).encode(caption)
+    tested = [(start, end, 0.5) for start, end in encoding.offsets]
+    assert "".join(text for text, _ in pieces(caption, tested)) == caption
+    for (start, end), token in zip(encoding.offsets, encoding.ids, strict=True):
+        if token > vocabulary.UNKNOWN:
+            assert caption[start:end] in ("a", "b", "ab", "ba")
 
 
 def of(*p: float | None) -> Caption:
@@ -160,12 +166,12 @@ def test_groups_are_the_two_ends(tmp_path_factory, seed, share, count):
     drawn = draw(table(tmp_path_factory.mktemp("t") / "s.parquet", cosines, step=4), share, count, seed, 20)
     there = sorted(c for c in cosines if c is not None and not math.isnan(c))
     size = max(1, int(share * len(there)))
-    for group, expected in ((drawn.top, there[-size:]), (drawn.bottom, there[:size])):
-        assert group.size == size and len(group.rows) == min(count, size)
-        assert len({r.clip for r in group.rows}) == len(group.rows)
-        assert {r.cosine for r in group.rows} <= set(expected)
-        assert all(cosines[r.clip - 100] == r.cosine and r.id == str(r.clip - 100) for r in group.rows)
-    assert drawn.top.cut == there[-size] and drawn.bottom.cut == there[size - 1]
+    assert drawn.size == size and drawn.cuts == {"top": there[-size], "bottom": there[size - 1]}
+    for group, expected in {"top": there[-size:], "bottom": there[:size]}.items():
+        rows = drawn.groups[group]
+        assert len({r.clip for r in rows}) == len(rows) == min(count, size)
+        assert {r.cosine for r in rows} <= set(expected)
+        assert all(cosines[r.clip - 100] == r.cosine and r.id == str(r.clip - 100) for r in rows)
     assert (drawn.scored, drawn.defined, sum(drawn.histogram)) == (60, len(there), len(there))
     assert len({r.clip for r in drawn.references}) == 20 and {r.cosine for r in drawn.references} <= set(there)
     assert drawn.metadata == {"step": 4}
@@ -176,19 +182,23 @@ def test_the_draw_is_fixed_by_its_seed_and_not_by_how_the_table_is_read(tmp_path
     once, other = draw(path, 0.2, 10, 0, 5), draw(path, 0.2, 10, 1, 5)
     monkeypatch.setattr(sample, "ROWS_AT_ONCE", 3)
     assert draw(path, 0.2, 10, 0, 5) == once
-    assert {r.clip for r in other.top.rows} != {r.clip for r in once.top.rows}
-    order = [r.cosine for r in once.top.rows]
+    assert {r.clip for r in other.groups["top"]} != {r.clip for r in once.groups["top"]}
+    order = [r.cosine for r in once.groups["top"]]
     assert order != sorted(order) and order != sorted(order, reverse=True)  # drawn, not the most extreme first
 
 
 def test_equal_cosines_make_groups_of_the_size_asked_for(tmp_path):
     drawn = draw(table(tmp_path / "s.parquet", [0.5] * 10), 0.5, 50, 0, 5)
-    assert len({r.clip for r in drawn.top.rows + drawn.bottom.rows}) == 10
+    assert len({r.clip for rows in drawn.groups.values() for r in rows}) == 10
 
 
 # ---------------------------------------------------------------------------------------------------------- the media
 def shown_of(path: Path, start: float, seconds: float, folder: Path) -> media.Shown:
-    return media.read(Row(3, "x", str(path), "", start, start + seconds, 0.0), FMT, folder)
+    return media.cut_clip(Row(3, "x", str(path), "", start, start + seconds, 0.0), FMT, folder)
+
+
+def strip_width(width: int) -> int:
+    return media.KEY_FRAMES * width + (media.KEY_FRAMES - 1) * media.GAP
 
 
 @pytest.mark.parametrize("rotation", [0, 90])
@@ -206,8 +216,11 @@ def test_the_player_shows_and_sounds_the_window(tmp_path, rotation):
     assert [files.number_of(frame) for frame in upright] == list(range(20, 30))
     assert frames[0].shape[:2] == ((96, 64) if rotation else (64, 96))
     assert files.frequency_of(sound[2000:22000], media.SAMPLE_RATE) == pytest.approx(files.tone(2), abs=5)
-    keys = [np.rot90(frame, -1) if rotation else frame for frame in shown.frames]
+    width = frames[0].shape[1]
+    keys = [shown.strip[:, first : first + width] for first in range(0, shown.strip.shape[1], width + media.GAP)]
+    keys = [np.rot90(frame, -1) if rotation else frame for frame in keys]
     assert [files.number_of(frame) for frame in keys] == [21, 23, 26, 28]
+    assert shown.ratio == round(shown.strip.shape[1] / shown.strip.shape[0], 3)
     view = np.rot90(shown.video, -1, axes=(1, 2)) if rotation else shown.video
     assert view.shape == (4, 32, 32, 3)
     assert {p.name for p in tmp_path.iterdir()} == {"v.mp4", "cut.mp4"}
@@ -216,10 +229,11 @@ def test_the_player_shows_and_sounds_the_window(tmp_path, rotation):
 def test_odd_sides_large_pictures_and_silence_can_be_cut(tmp_path):
     tall = files.write(tmp_path / "tall.mp4", seconds=1, size=(270, 482), audio=False)
     shown = shown_of(tall, 0.0, 0.55, tmp_path)
-    assert shown.frames.shape == (media.KEY_FRAMES, 320, 180, 3)  # 321 rows would be odd
+    assert shown.strip.shape == (320, strip_width(180), 3)  # 321 rows would be odd
     assert shown.outline == []
     slow = files.write(tmp_path / "slow.mp4", seconds=3, fps=1)
-    assert media.read(Row(1, "x", str(slow), "", 0, 0.1, 0.0), FMT, tmp_path).frames.shape[0] == media.KEY_FRAMES
+    short = media.cut_clip(Row(1, "x", str(slow), "", 0, 0.1, 0.0), FMT, tmp_path)
+    assert short.strip.shape[1] == strip_width(96)
 
 
 def test_the_outline_is_the_loudness():
@@ -251,15 +265,52 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gallery(scored: Path, out: Path, *more: str) -> int:
-    return main(["gallery", "--scores", str(scored / "scores.parquet"), "--out", str(out), "--share", "0.5", *more])
+    return main(["gallery", f"scores={scored / 'scores.parquet'}", f"out={out}", "share=0.5", *more])
 
 
-def rows_of(page: str) -> list[dict]:
-    return json.loads(re.search(r'<script type="application/json" id="rows">(.*?)</script>', page, re.S)[1])
+class Cards(HTMLParser):
+    """Reads the cards of a page: group, id, cosine, number of aligned words, address of the clip, pieces."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows, self.group, self.pieces, self.p = [], "", None, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if tag == "section":
+            self.group = values["id"]
+        elif tag == "article":
+            self.rows.append({"group": self.group, "aligned": int(values["data-aligned"]), "pieces": []})
+            self.rows[-1] |= {"id": values["data-id"], "cosine": float(values["data-cosine"])}
+        elif tag == "video":
+            self.rows[-1]["src"] = values["data-src"]
+        elif values.get("class") == "caption":
+            self.pieces = self.rows[-1]["pieces"]
+        elif self.pieces is not None:
+            self.p = float(values["title"].removeprefix("p = "))
+
+    def handle_endtag(self, tag):
+        self.p = None
+        if tag == "p":
+            self.pieces = None
+
+    def handle_data(self, text):
+        if self.pieces is not None:
+            self.pieces.append((text, self.p))
+
+
+def rows_of(text: str) -> list[dict]:
+    rows = Cards(text).rows
+    for r in rows:
+        r["pieces"][0] = (r["pieces"][0][0].removeprefix("“"), r["pieces"][0][1])
+        r["pieces"][-1] = (r["pieces"][-1][0].removesuffix("”"), r["pieces"][-1][1])
+        r["caption"] = "".join(text for text, _ in r["pieces"])
+    return rows
 
 
 def test_clips_that_end_the_process_that_reads_them_are_left_out(scored, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(media, "read", fatal)
+    monkeypatch.setattr(media, "cut_clip", fatal)
     assert gallery(scored, tmp_path / "g.html") == 2
     assert "clips drawn can be read; the first: " in (err := capsys.readouterr().err) and "signal 11" in err
 
@@ -271,33 +322,30 @@ def test_the_command_writes_a_page_and_a_sheet(scored, tmp_path, capsys):
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"g.html", "g.png"}
     page = (tmp_path / "new" / "g.html").read_text()
     shown = rows_of(page)
-    assert {r["clip"] for r in shown} == set(range(42)) - {1, 40}
-    assert {r["group"] for r in shown if r["clip"] < 21} == {"bottom"}
-    assert {r["group"] for r in shown if r["clip"] >= 21} == {"top"}
+    cosines = {group: sorted(r["cosine"] for r in shown if r["group"] == group) for group in ("top", "bottom")}
+    assert cosines["bottom"] == pytest.approx([i / 25 - 0.8 for i in range(21) if i != 1])
+    assert cosines["top"] == pytest.approx([i / 25 - 0.8 for i in range(21, 42) if i != 40])
     assert "2 clip(s) drawn cannot be read" in page and "there is no such file (2)" in page
     assert "here &amp; there" in page and "44 clips, 42 of them with a cosine" in page
     assert "cosine at least +0.040" in page and "at most +0.000" in page
-    addresses = set(re.findall(r"https?://[^\s\"'<]+", page))
-    assert addresses == {"http://www.w3.org/2000/svg"}  # the name of a language, not a place to load from
+    assert not re.findall(r"https?://[^\s\"'<]+", page)  # nothing is loaded from anywhere
     assert NASTY not in page and "<b>red" not in page  # captions are never markup
-    assert any("".join(text for text, _ in r["pieces"]) == NASTY for r in shown)
+    assert any(r["caption"] == NASTY for r in shown)
     for r in shown:
         tested = {text.lower() for text, p in r["pieces"] if p is not None}
-        caption = "".join(text for text, _ in r["pieces"])
-        assert tested == (
-            set() if caption == "hm unheard" else {text.lower() for text in re.findall(r"\w+", caption)[:8]}
-        )
+        known = [] if r["caption"] == "hm unheard" else re.findall(r"\w+", r["caption"])[:8]
+        assert tested == {text.lower() for text in known}
         assert r["aligned"] == sum(p is not None and p <= 0.05 for _, p in r["pieces"])
-        data = re.search(rf'id="clip-{r["clip"]}.mp4">(.*?)</script>', page)[1]
-        assert base64.b64decode(data)[4:8] == b"ftyp"
+        assert base64.b64decode(r["src"].removeprefix("data:video/mp4;base64,"))[4:8] == b"ftyp"
 
 
 def test_the_words_of_the_page_are_those_of_the_rule(scored, tmp_path):
     """Against the whole model as training calls it, windows read anew, and the rule by hand."""
     assert gallery(scored, tmp_path / "g.html") == 0
     drawn = draw(scored / "scores.parquet", 0.5, 50, 0, 256)
-    space = load_space(scored / "checkpoints")
-    config = space.config
+    model = restore(scored / "checkpoints")
+    model.modules.eval()
+    config = model.config
     readable = [r for r in drawn.references if Path(r.video).exists()]
 
     def embed(rows, texts):
@@ -311,16 +359,16 @@ def test_the_words_of_the_page_are_those_of_the_rule(scored, tmp_path):
             "index": torch.arange(len(rows)),
         }
         with torch.inference_mode():
-            return space.modules["objective"].project(space.modules["model"](**model_inputs(batch, "cpu")))["vt"]
+            return model.modules["objective"].project(model.modules["model"](**model_inputs(batch, "cpu")))["vt"]
 
     checked = []
     for shown in rows_of((tmp_path / "g.html").read_text())[:8]:
-        [own] = [r for r in readable if r.clip == shown["clip"]]
-        caption = words(space.tokenizer, own.caption, config.clip.words)
+        [own] = [r for r in readable if r.cosine == pytest.approx(shown["cosine"], abs=1e-4)]
+        ids = model.tokenizer.encode(own.caption).ids[: config.clip.words]
         others = [r for r in readable if r.video != own.video]
-        video, text = embed([own, *others], variants(caption, config.clip.words))
+        video, text = embed([own, *others], variants(ids, config.clip.words))
         expected = p_by_hand(text[0, 0].tolist(), text[0, 1:].tolist(), video[0].tolist(), video[1:].tolist())
-        expected = [p for p, there in zip(expected, known(caption), strict=True) if there]
+        expected = [p for p, word in zip(expected, ids, strict=True) if word != vocabulary.UNKNOWN]
         got = [p for _, p in shown["pieces"] if p is not None]
         assert got == pytest.approx(expected, abs=1.5 / len(others))  # float32: a tie may fall either way
         checked += zip(got, expected, strict=True)
@@ -328,54 +376,54 @@ def test_the_words_of_the_page_are_those_of_the_rule(scored, tmp_path):
     assert np.mean([abs(a - b) < 1e-3 for a, b in checked]) > 0.8
 
 
-def card(clip: int, folder: Path, group: str = "top", caption: Caption | None = None) -> Card:
+def clip_at(clip: int, folder: Path, caption: Caption | None = None, place: Media | None = None):
+    """A card of a clip, and what is shown of it."""
     video = folder / "v.mp4"
     if not video.exists():
         files.write(video, seconds=1)
     r = Row(clip, "v", str(video), "a red dot", 0.0, 0.5, 0.25)
-    return Card(group, r, media.read(r, FMT, folder), caption or Caption([("a red ", None), ("dot", 0.01)], 200))
+    shown = media.cut_clip(r, FMT, folder)
+    addresses = (place or Media(folder / "g.html")).add(clip, shown.files)
+    return Card(
+        r, caption or Caption([("a red ", None), ("dot", 0.01)], 200), shown.outline, shown.ratio, addresses
+    ), shown
 
 
-def write_page(page: Page, scored: Path) -> str:
-    page.write(draw(scored / "scores.parquet", 0.5, 3, 0, 9), 0.5, 0, 8, [])
-    return page.path.read_text()
+def page_of(cards: list[Card], scored: Path) -> str:
+    sample, keys = draw(scored / "scores.parquet", 0.5, 3, 0, 9), GalleryKeys(scores=scored, share=0.5)
+    return page({"top": cards, "bottom": []}, sample, keys, 8, [])
 
 
 def test_what_the_page_may_not_hold_goes_beside_it(scored, tmp_path):
-    size = sum(len(base64.b64encode(data)) for data in card(0, tmp_path).shown.files.values())
+    files_of_one = clip_at(0, tmp_path)[1].files
+    size = sum(map(len, clip_at(0, tmp_path)[0].addresses.values()))
     for players, budget, inlined in ((2, 10**9, 2), (100, 3 * size, 3), (100, size - 1, 0), (100, 10**9, 5)):
-        page = Page(tmp_path / "my gallery.html", players, budget)
-        for clip in range(5):
-            page.add(card(clip, tmp_path))
-        text = write_page(page, scored)
-        assert len(re.findall(r'id="clip-\d+\.mp4"', text)) == inlined
-        assert sum(len(m) for m in re.findall(r'<script type="text/plain"[^>]*>(.*?)</script>', text)) <= budget
+        place = Media(tmp_path / "my gallery.html", players, budget)
+        text = page_of([clip_at(clip, tmp_path, place=place)[0] for clip in range(5)], scored)
+        place.remove_old()
+        assert text.count("data:video/mp4;base64,") == inlined
+        assert sum(map(len, re.findall(r'"(data:[^"]+;base64,[^"]*)"', text))) <= budget
         folder = tmp_path / "my gallery_files"
         beside = {p.name for p in folder.iterdir()} if folder.exists() else set()
-        suffixes = (".mp4", ".jpg", "-poster.jpg")
-        assert beside == {f"clip-{clip}{suffix}" for clip in range(inlined, 5) for suffix in suffixes}
-        assert '"my%20gallery_files"' in text
+        assert beside == {f"clip-{clip}{suffix}" for clip in range(inlined, 5) for suffix in files_of_one}
+        assert all(f'"my%20gallery_files/{name}"' in text for name in beside)
 
 
-def test_media_of_an_earlier_page_go_and_files_of_others_stay(scored, tmp_path):
+def test_media_of_an_earlier_page_go_and_files_of_others_stay(tmp_path):
     folder = tmp_path / "g_files"
     folder.mkdir()
     (folder / "clip-77.mp4").touch()
     (folder / "clip-notes.txt").write_text("mine")
-    page = Page(tmp_path / "g.html", inline_players=0)
-    page.add(card(1, tmp_path))
-    write_page(page, scored)
-    assert not (folder / "clip-77.mp4").exists()
+    place = Media(tmp_path / "g.html", inline_players=0)
+    clip_at(1, tmp_path, place=place)
+    place.remove_old()
     assert {p.name for p in folder.iterdir()} == {"clip-1.mp4", "clip-1.jpg", "clip-1-poster.jpg", "clip-notes.txt"}
 
 
 def test_a_page_with_too_few_others_says_so(scored, tmp_path):
-    page = Page(tmp_path / "g.html")
-    page.add(card(1, tmp_path, caption=Caption([("dot", 0.2)], alignment.FEWEST - 1)))
-    assert "no word can pass" in write_page(page, scored)
-    page = Page(tmp_path / "g.html")
-    page.add(card(1, tmp_path, caption=Caption([("dot", 0.2)], alignment.FEWEST)))
-    text = write_page(page, scored)
+    few, enough = (Caption([("dot", 0.2)], number) for number in (FEWEST - 1, FEWEST))
+    assert "no word can pass" in page_of([clip_at(1, tmp_path, few)[0]], scored)
+    text = page_of([clip_at(1, tmp_path, enough)[0]], scored)
     assert "no word can pass" not in text and "for 19 other" in text and "about 5% of the words" in text
 
 
@@ -387,13 +435,15 @@ def greens(picture: Image.Image) -> int:
 
 def test_the_sheet_is_a_column_wide_and_marks_aligned_words(scored, tmp_path):
     drawn = draw(scored / "scores.parquet", 0.5, 3, 0, 9)
-    plain = Caption([("a red dot " * 40, None)], 200)
-    without = sheet([card(1, tmp_path, caption=plain)], drawn, 0.5)
-    marked = sheet([card(1, tmp_path, caption=Caption([("a ", None), ("red", 0.05), (" dot", 0.2)], 200))], drawn, 0.5)
+
+    def sheet(*pieces: tuple[str, float | None]) -> Image.Image:
+        return draw_sheet({"top": [clip_at(1, tmp_path, Caption(list(pieces), 200))], "bottom": []}, drawn, 0.5)
+
+    without, marked = sheet(("a red dot " * 40, None)), sheet(("a ", None), ("red", 0.05), (" dot", 0.2))
     assert without.width == marked.width == WIDTH
     assert greens(without) == 0 and greens(marked) > 50
     assert without.height > marked.height  # more lines, but no more than a few
-    assert sheet([card(1, tmp_path, caption=Caption([("word " * 900, None)], 9))], drawn, 0.5).height == without.height
+    assert sheet(("word " * 900, None)).height == without.height
     assert gallery(scored, tmp_path / "g.html") == 0
     with Image.open(tmp_path / "g.png") as picture:
         assert picture.size[0] == WIDTH and picture.info["dpi"] == pytest.approx((300, 300), abs=0.1)
@@ -417,40 +467,41 @@ def fails(capsys, *arguments: str) -> str:
 
 
 def test_errors_say_what_to_do(scored, tmp_path, capsys):
-    out = ["--out", str(tmp_path / "g.html")]
-    good = ["--scores", str(scored / "scores.parquet")]
-    assert "there is no such file" in fails(capsys, "--scores", str(tmp_path / "none.parquet"), *out)
+    out = f"out={tmp_path / 'g.html'}"
+    good = f"scores={scored / 'scores.parquet'}"
     (tmp_path / "text.parquet").write_text("no table")
-    assert "not a Parquet file" in fails(capsys, "--scores", str(tmp_path / "text.parquet"), *out)
-    few = table(tmp_path / "few.parquet", [0.1, None, math.nan])
-    assert "1 of 3 clips have a cosine" in fails(capsys, "--scores", str(few), *out)
-    empty = table(tmp_path / "empty.parquet", [])
-    assert "0 of 0 clips" in fails(capsys, "--scores", str(empty), *out)
+    table(tmp_path / "few.parquet", [0.1, None, math.nan])
+    table(tmp_path / "empty.parquet", [])
     unnamed = table(tmp_path / "unnamed.parquet", [0.1, 0.2])
-    assert "pass --checkpoint" in fails(capsys, "--scores", str(unnamed), *out)
-    moved = table(tmp_path / "moved.parquet", [0.1, 0.2], checkpoint="/moved/away")
-    assert "/moved/away" in (error := fails(capsys, "--scores", str(moved), *out)) and "pass --checkpoint" in error
-    assert "no checkpoint here" in fails(capsys, *good, *out, "--checkpoint", str(tmp_path))
-    lost = ["--scores", str(unnamed), *out, "--checkpoint", str(scored / "checkpoints")]
-    assert "are the videos in place?" in fails(capsys, *lost)
-    assert "share in (0, 0.5]" in fails(capsys, *good, *out, "--share", "0.6")
-    assert "count of at least 1" in fails(capsys, *good, *out, "--count", "0")
-    assert "end in .html" in fails(capsys, *good, "--out", str(tmp_path / "g"))
+    table(tmp_path / "moved.parquet", [0.1, 0.2], checkpoint="/moved/away")
+    for name, message in {
+        "none": "there is no such file",
+        "text": "not a Parquet file",
+        "few": "1 of 3 clips have a cosine",
+        "empty": "0 of 0 clips",
+        "unnamed": "give checkpoint=",
+        "moved": "/moved/away: the checkpoint",
+    }.items():
+        assert message in fails(capsys, f"scores={tmp_path / name}.parquet", out)
+    assert "no checkpoint here" in fails(capsys, good, out, f"checkpoint={tmp_path}")
+    lost = fails(capsys, f"scores={unnamed}", out, f"checkpoint={scored / 'checkpoints'}")
+    assert "are the videos in place?" in lost
+    assert "share=0.6 must be at most 0.5" in fails(capsys, good, out, "share=0.6")
+    assert "share=0.0 must be more than 0" in fails(capsys, good, out, "share=0")
+    assert "count=0 must be at least 1" in fails(capsys, good, out, "count=0")
+    assert "end in .html" in fails(capsys, good, f"out={tmp_path / 'g'}")
     assert not (tmp_path / "g.html").exists()
 
 
 def test_a_table_without_a_column_is_refused(tmp_path, capsys):
     pq.write_table(pa.table({"clip": [1], "cosine": [0.5]}), tmp_path / "s.parquet")
-    error = fails(capsys, "--scores", str(tmp_path / "s.parquet"), "--out", str(tmp_path / "g.html"))
+    error = fails(capsys, f"scores={tmp_path / 's.parquet'}", f"out={tmp_path / 'g.html'}")
     assert "lacks column(s) id, video, caption, start, end" in error
 
 
 def test_the_checkpoint_can_be_given(scored, tmp_path):
-    moved = write_table(
-        tmp_path / "s.parquet",
-        [row(i, scored / f"v{i}.mp4", "a red dot", 0, i / 10) for i in range(4)],
-        checkpoint="/moved/away",
-    )
-    arguments = ["gallery", "--scores", str(moved), "--out", str(tmp_path / "g.html"), "--share", "0.5"]
-    assert main([*arguments, "--checkpoint", str(scored / "checkpoints")]) == 0
+    rows = [row(i, scored / f"v{i}.mp4", "a red dot", 0, i / 10) for i in range(4)]
+    moved = write_table(tmp_path / "s.parquet", rows, checkpoint="/moved/away")
+    arguments = ["gallery", f"scores={moved}", f"out={tmp_path / 'g.html'}", "share=0.5"]
+    assert main([*arguments, f"checkpoint={scored / 'checkpoints'}"]) == 0
     assert "no word can pass" in (tmp_path / "g.html").read_text()  # three other clips are too few

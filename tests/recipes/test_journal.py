@@ -8,8 +8,7 @@ from io import TextIOWrapper
 import pytest
 import torch
 
-from recipes.data.clips import Skipped
-from recipes.data.skipped import SkippedClips
+from recipes.data.skipped import Skipped, SkippedClips
 from recipes.files import jsonl, write_atomically
 from recipes.pretrain import TrainingError, pretrain
 from recipes.progress import progress_bar
@@ -45,13 +44,13 @@ def test_rows_that_cannot_be_written_wait_and_none_is_lost(tmp_path, caplog):
         row(2)
         row(3)
         log.draw_histogram(3)
-    assert [r["step"] for r in metrics.read(tmp_path)] == [1] and log.rows.failures == 2 and log.failures >= 2
+    assert [r["step"] for r in metrics.read_metrics(tmp_path)] == [1] and log.rows.failures == 2 and log.failures >= 2
     assert "cannot be written" in caplog.text and "2 line(s) wait" in caplog.text
     before = log.failures
     row(4)
     log.draw_histogram(4)
     log.close()
-    assert [r["loss"] for r in metrics.read(tmp_path)] == [1.0, 2.0, 3.0, 4.0] and log.failures == before
+    assert [r["loss"] for r in metrics.read_metrics(tmp_path)] == [1.0, 2.0, 3.0, 4.0] and log.failures == before
 
 
 def test_skipped_clips_wait_for_room(tmp_path):
@@ -85,7 +84,7 @@ def test_a_run_goes_on_where_nothing_can_be_written_down_and_counts_it(tiny, mon
 
     monkeypatch.setattr(journal.Journal, "write", limited)
     pretrain(config)
-    rows = metrics.read(config.folder)
+    rows = metrics.read_metrics(config.folder)
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[-1]["failed_writes"] == 2
     assert checkpoint.load_facts(checkpoint.latest(config.folder))["counts"]["failed_writes"] == 2
 
@@ -136,7 +135,7 @@ def test_rates_are_of_the_last_interval_and_waiting_is_apart(monkeypatch):
         now[0] += 2 * wait  # the step
         clock.step(clips=6)
         if wait != 1.0:
-            rows.append(clock.read())
+            rows.append(clock.row())
             now[0] += 100  # a checkpoint
     assert rows == [
         {"samples_per_second": 1.0, "data_seconds": 2.0, "step_seconds": 4.0},

@@ -11,8 +11,8 @@ from torch.distributed import HashStore
 from recipes import pretrain as recipe
 from recipes.errors import ConfigError
 from recipes.training import launch
-from recipes.training.processes import Processes, check_same, digest
-from recipes.training.run import TrainingError, check_agreement
+from recipes.training.processes import Processes, digest
+from recipes.training.start import TrainingError, check_agreement, check_same
 
 SOON = timedelta(seconds=30)
 

@@ -5,8 +5,7 @@ import torch
 from torch.func import functional_call
 
 import harmony
-from recipes.config import ModelConfig, ObjectiveConfig
-from recipes.data.clips import ClipFormat
+from recipes.config import ClipFormat, ModelConfig, ObjectiveConfig
 from recipes.model.objective import Objective
 from recipes.model.tokens import VideoTokens, drop_tokens
 from recipes.model.vatt import VATT, parameter_counts

@@ -123,6 +123,13 @@ def test_nothing_is_packed_over_something_else(videos: Path, tmp_path: Path, cap
     assert "choose another folder" in capsys.readouterr().err
 
 
+def test_a_dry_run_counts_and_refuses_and_packs_nothing(videos: Path, tmp_path: Path, capsys) -> None:
+    keys = [f"data={videos}", "clips=2", "--dry-run"]
+    assert pack.main([*keys, f"out={tmp_path / 's'}"]) == 0
+    assert "shards of 2 clips each, of 7 clips" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert pack.main([*keys, f"out={videos.parent}"]) == 2 and pack.main([*keys, "hub=x", "out=y"]) == 2
+
+
 def test_training_on_shards_is_training_on_their_videos(tiny, tmp_path: Path, corpus: Path) -> None:
     """To the last digit: the order, the windows and the captions are the same."""
     assert packed(data=corpus, out=tmp_path / "shards", clips=4) == 0

@@ -39,7 +39,7 @@ from tests.recipes.faulty import Faulty, Several, hang, segfault
 def weights(config):
     folder = checkpoint.latest(config.folder)
     assert folder.name == f"step_{config.train.steps:08d}"
-    return checkpoint.read(folder, "")
+    return checkpoint.read_tensors(folder, "")
 
 
 def same(a, b):
@@ -55,7 +55,7 @@ def test_a_run_trains_evaluates_and_reports(tiny, capsys):
     folder = config.folder
     assert json.loads((folder / "retrieval.json").read_text()) == results
     assert results["trained"]["text->video"]["pairs"] == len(EvalClips(*held_out(config)))
-    rows = metrics.read(folder)
+    rows = metrics.read_metrics(folder)
     assert [row["step"] for row in rows] == [2, 3, 4, 6]
     recorded = dynamics.load(checkpoint.latest(folder) / dynamics.FILE)
     assert [interval.first for interval in recorded.intervals] == [1, 2, 3, 4, 5, 6]
@@ -82,7 +82,7 @@ def test_a_crashed_and_resumed_run_ends_like_an_uninterrupted_one(tiny, crash, h
     torch.manual_seed(999)  # whatever the process did in between
     pretrain(torn, resume=True)
     assert same(weights(whole), weights(torn))
-    for row, other in zip(metrics.read(whole.folder), metrics.read(torn.folder), strict=True):
+    for row, other in zip(metrics.read_metrics(whole.folder), metrics.read_metrics(torn.folder), strict=True):
         assert row | TIMES == other | TIMES
     results = [json.loads((c.folder / "retrieval.json").read_text()) for c in (whole, torn)]
     assert results[0] == results[1]
@@ -131,7 +131,7 @@ def test_a_clip_that_ends_its_worker_is_counted_and_listed(tiny, monkeypatch):
     pretrain(config)
     (listed,) = jsonl.read_rows(config.folder / SKIPPED)
     assert "its worker died twice while reading it (signal 11" in listed["reason"]
-    assert metrics.read(config.folder)[-1]["skipped_clips"] > 0
+    assert metrics.read_metrics(config.folder)[-1]["skipped_clips"] > 0
 
 
 def killing(function, number=signal.SIGTERM):
@@ -170,7 +170,7 @@ def test_a_signal_at_any_time_ends_the_run_in_order(tiny, corpus, monkeypatch, c
         assert checkpoint.load_facts(latest_checkpoint(config))["step"] == step
     assert main([*arguments, *["--resume"] * begun]) == 0
     assert not config.folder.with_name("demo.1").exists()
-    assert metrics.read(config.folder)[-1]["step"] == 2
+    assert metrics.read_metrics(config.folder)[-1]["step"] == 2
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(tiny, monk
         pretrain(config, resume=True)
     else:
         pretrain(config)
-        assert metrics.read(config.folder)[-1]["failed_checkpoints"] == 1
+        assert metrics.read_metrics(config.folder)[-1]["failed_checkpoints"] == 1
     assert [p.name for p in (config.folder / "checkpoints").glob(".*")] == []
     assert checkpoint.latest(config.folder).name == "step_00000006"
 
@@ -249,7 +249,7 @@ def test_every_mode_trains(tiny, overrides):
     config = tiny("train.steps=2", *overrides)
     results = pretrain(config)
     assert results["trained"]["text->video"]["pairs"] > 0
-    assert "loss" in metrics.read(config.folder)[-1]
+    assert "loss" in metrics.read_metrics(config.folder)[-1]
 
 
 def test_an_evaluated_checkpoint_gives_the_figures_of_its_run(tiny, tmp_path, capsys):
@@ -301,7 +301,7 @@ def test_broken_clips_are_skipped_counted_and_reported(tiny, mixed):
     pretrain(config)
     listed = [json.loads(line) for line in (config.folder / "skipped.jsonl").read_text().splitlines()]
     assert {row["id"] for row in listed} == {"truncated", "empty", "gone"}
-    assert metrics.read(config.folder)[-1]["skipped_clips"] == 3 * 6
+    assert metrics.read_metrics(config.folder)[-1]["skipped_clips"] == 3 * 6
     page = (config.folder / "report.html").read_text()
     assert "3 clip(s) could not be read" in page and "were skipped 18 time(s) in training" in page
     assert "<script>alert" not in page and "<img src=x" not in page  # captions are text, not markup
@@ -345,7 +345,7 @@ def test_modalities_may_be_missing_altogether(tiny, mixed):
     ]
     config = tiny(f"data.manifest={manifest(mixed.parent, rows)}", "data.test=null", "train.steps=2")
     pretrain(config)
-    last = metrics.read(config.folder)[-1]
+    last = metrics.read_metrics(config.folder)[-1]
     assert last["loss_va"] == 0 and last["loss_vt"] > 0 and last["kept"] == 1 and last["skipped_steps"] == 0
     assert "agreement_mean" not in last  # no sample has both gradients
 
@@ -479,7 +479,7 @@ def test_a_mixture_trains_and_resumes(tiny, crash, corpus, tmp_path):
     assert pretrain(whole)["trained"]
     crash(halves)
     pretrain(halves, resume=True)
-    a, b = (checkpoint.read(checkpoint.latest(config.folder), "model.") for config in (whole, halves))
+    a, b = (checkpoint.read_tensors(checkpoint.latest(config.folder), "model.") for config in (whole, halves))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert "spoken 75%, other 25%" in (whole.folder / "report.html").read_text()
 
@@ -508,5 +508,5 @@ def test_sound_that_is_no_number_costs_its_clip_alone(tiny, mixed):
     pretrain(config)
     (listed,) = jsonl.read_rows(config.folder / SKIPPED)
     assert listed["id"] == "loud" and "not finite" in listed["reason"]
-    (row,) = metrics.read(config.folder)
+    (row,) = metrics.read_metrics(config.folder)
     assert row["skipped_steps"] == 0 and row["skipped_clips"] == 2 and np.isfinite(row["loss"])

@@ -13,18 +13,18 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from recipes.data.clips import ClipFormat, Skipped
+from recipes.config import ClipFormat
 from recipes.data.index import load_index
 from recipes.data.labels import Labelled, Split, load_labelled
+from recipes.data.skipped import Skipped
 from recipes.data.windows import WindowedClips, Windows
 from recipes.errors import DataError
 from recipes.evaluate import main
 from recipes.evaluation import linear
-from recipes.evaluation.accuracy import Judged, accuracy
 from recipes.evaluation.disjoint import check_disjoint
 from recipes.evaluation.frozen import Outputs
+from recipes.evaluation.probe import Judged, accuracy, probe
 from recipes.evaluation.probe import features as frozen_features
-from recipes.evaluation.probe import probe
 from recipes.restore import restore
 from tests.recipes import media
 
@@ -245,7 +245,7 @@ def test_what_cannot_be_probed(ucf: Path, checkpoint: Path, tmp_path: Path, caps
         return capsys.readouterr().err
 
     assert "data= is missing: a labelled data set" in complaint()
-    assert "split=7: there is no such split; there are 1, 2" in complaint(f"data={ucf}", "split=7")
+    assert "split=7: no such split; the data have 1, 2" in complaint(f"data={ucf}", "split=7")
     assert "windows=0 must be at least 1" in complaint(f"data={ucf}", "windows=0")
     assert "none of the 24 clips could be read" in complaint(f"data={ucf}", "modality=audio")
     for name, label in (("a", "x|y"), ("b", "x")):

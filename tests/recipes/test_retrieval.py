@@ -1,6 +1,7 @@
 """Retrieval from media in the official layouts to a table; windows averaged, against one window at a time."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recipes.data.clips import Clip, EvalClips, Skipped, collate
+from recipes.data.clips import Clip, EvalClips, collate
 from recipes.data.index import load_index
+from recipes.data.skipped import Skipped
 from recipes.evaluate import main
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.retrieval import retrieve
@@ -220,6 +222,15 @@ def test_media_are_nothing_for_a_model_of_features(tmp_path: Path, corpus: Path,
     pretrain(config)
     assert main(["retrieval", f"checkpoint={config.folder}", f"data={corpus / 'test.jsonl'}"]) == 2
     assert "expected the features of a video, SHARD#OFFSET" in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_the_clips(checkpoint: Path, corpus: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "new" / "out.json"
+    assert main(["retrieval", "--dry-run", f"checkpoint={checkpoint}", f"out={out}", "windows=2"]) == 0
+    assert re.search(r"held out of .*: \d+ clips, 2 window\(s\) each; missing: 0; no clip is", capsys.readouterr().out)
+    assert main(["probe", "--dry-run", f"checkpoint={checkpoint}", f"data={corpus / 'shapes.jsonl'}"]) == 0
+    assert "would be probed: video, 4 window(s) of each clip; 8 classes" in capsys.readouterr().out
+    assert not out.parent.exists()
 
 
 def test_a_split_that_is_not_there(checkpoint: Path, corpus: Path, capsys) -> None:

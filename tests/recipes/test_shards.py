@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recipes.config import AugmentConfig, ClipFormat
 from recipes.data import identity, storage
-from recipes.data.augment import AugmentConfig
-from recipes.data.clips import ClipFormat, TrainClips, collate
+from recipes.data.clips import TrainClips, collate
 from recipes.data.decode import BrokenClip, open_clip
 from recipes.data.index import load_index
 from recipes.data.loader import train_loader

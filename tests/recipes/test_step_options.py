@@ -1,6 +1,7 @@
 """Precision, averaged weights, recomputed activations and dumps of bad steps, on the recipe's own model and loop."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,14 +16,15 @@ from recipes.training import bad_steps, checkpoint, dynamics, metrics
 from recipes.training.bad_steps import BAD_STEPS, MOST
 from recipes.training.ema import Ema
 from recipes.training.precision import GROW_AFTER, LossScale, forward_in, loss_scale
-from recipes.training.processes import Processes, check_processes
+from recipes.training.processes import Processes
 from recipes.training.setup import step_options
+from recipes.training.start import check_processes
 from recipes.training.step import Learner, train_step
 from tests.recipes.test_model import batch, model
 
 
 def tensors(config):
-    return checkpoint.read(checkpoint.latest(config.folder), "")
+    return checkpoint.read_tensors(checkpoint.latest(config.folder), "")
 
 
 def same(a, b):
@@ -37,7 +39,7 @@ def test_half_precision_trains_like_float32_and_resumes_exactly(tiny, crash, pre
     whole, torn = (tiny(f"run.name={n}", f"train.precision={precision}", *options) for n in ("whole", "torn"))
     for config in (exact, whole):
         pretrain(config)
-    first, other = (metrics.read(c.folder)[0]["loss"] for c in (exact, whole))
+    first, other = (metrics.read_metrics(c.folder)[0]["loss"] for c in (exact, whole))
     assert other == pytest.approx(first, rel=0.05) and other != first
     crash(torn)
     pretrain(torn, resume=True)
@@ -63,7 +65,7 @@ def test_the_loss_scale_falls_at_once_and_grows_slowly():
     assert scale.value == 2**15 and loss_scale(TrainConfig()) is None
     for _ in range(GROW_AFTER):
         scale.update(finite=True)
-    assert scale.value == 2**16 and LossScale(**scale.state()) == scale
+    assert scale.value == 2**16 and LossScale(**asdict(scale)) == scale
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.full((2,), 2.0**17)
     scale.unscale([p, torch.nn.Parameter(torch.ones(1))])  # one without a gradient
@@ -74,7 +76,7 @@ def test_a_scale_that_is_too_large_is_halved_until_gradients_fit(tiny, monkeypat
     monkeypatch.setattr(LossScale.__init__, "__defaults__", (2.0**40, 0))
     config = tiny("train.precision=fp16", "train.steps=6")
     pretrain(config)
-    assert metrics.read(config.folder)[-1]["skipped_steps"] > 0
+    assert metrics.read_metrics(config.folder)[-1]["skipped_steps"] > 0
     scale = checkpoint.load_facts(checkpoint.latest(config.folder))["loss_scale"]
     assert scale["value"] < 2.0**40 and not (config.folder / BAD_STEPS).exists()
 
@@ -130,7 +132,7 @@ def test_probes_of_recomputed_layers_measure_the_same(tiny):
         found.append(dynamics.load(checkpoint.latest(config.folder) / dynamics.FILE))
     assert found[0].names == found[1].names and len(found[0].names) > 8
     for name in found[0].names:
-        a, b = (recorded.of(name).seen.moments for recorded in found)
+        a, b = (recorded.series(name).seen.moments for recorded in found)
         torch.testing.assert_close(a.number, b.number)
         torch.testing.assert_close(a.mean[0], b.mean[0], rtol=1e-3, atol=1e-4)  # the first, before roundings grow
 
@@ -166,9 +168,10 @@ def test_a_layer_is_run_again_in_the_backward_pass():
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(tiny, overrides, message):
-    check_processes(tiny(*overrides), Processes(0, 1))
+    config = tiny(*overrides)
+    check_processes(config.train, config.gram, Processes(0, 1))
     with pytest.raises(ConfigError, match=message):
-        check_processes(tiny(*overrides), Processes(0, 2))
+        check_processes(config.train, config.gram, Processes(0, 2))
 
 
 @pytest.mark.slow
@@ -178,7 +181,7 @@ def test_a_compiled_encoder_trains_like_an_eager_one_and_resumes_exactly(tiny, c
     eager, compiled = (tiny(f"run.name={flag}", f"train.compile={flag}", *still) for flag in ("false", "true"))
     for config in (eager, compiled):
         pretrain(config)
-    for a, b in zip(*(metrics.read(c.folder) for c in (eager, compiled)), strict=True):
+    for a, b in zip(*(metrics.read_metrics(c.folder) for c in (eager, compiled)), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
     whole, torn = (tiny(f"run.name={name}", "train.compile=true", *options) for name in ("whole", "torn"))
     pretrain(whole)

@@ -178,6 +178,15 @@ def test_a_study_goes_on_where_it_stopped_and_its_rows_can_be_run_again(tmp_path
     assert "text R@10: 0.123 in the table" in capsys.readouterr().out
 
 
+def test_lines_go_into_the_columns_of_the_table(tmp_path):
+    path = tmp_path / "t.csv"
+    table.append_lines(path, [{"a": 1, "b": 2.0}])
+    table.append_lines(path, [{"b": 1 / 3, "a": math.nan}])
+    assert path.read_text() == "a,b\n1,2\n,0.333333\n"
+    with pytest.raises(ValueError, match="other columns"):
+        table.append_lines(path, [{"a": 1}])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,7 +18,7 @@ from recipes.pretrain import pretrain
 from recipes.restore import restore
 from recipes.training import checkpoint, metrics
 from recipes.training.bad_steps import BAD_STEPS
-from recipes.training.resume import latest_checkpoint
+from recipes.training.start import latest_checkpoint
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.test_step_options import taken_again
 
@@ -58,14 +58,14 @@ def assert_same_run(config, other) -> None:
     Adam makes steps of full size even out of gradients that are nothing but rounding (the bias of the keys), so that
     single weights may differ; the whole way may not.
     """
-    a, b = (checkpoint.read(checkpoint.latest(c.folder), "") for c in (config, other))
+    a, b = (checkpoint.read_tensors(checkpoint.latest(c.folder), "") for c in (config, other))
     assert {n for n in a if not n.startswith("random.")} == {n for n in b if not n.startswith("random.")}
     tokenizer = vocabulary.load(config.folder / "vocabulary.json")
     torch.manual_seed(config.train.seed)
     start = build(config, tokenizer).state_dict()
     way, apart = (torch.cat([(x[n] - y[n]).flatten() for n in start]).norm() for x, y in ((a, start), (a, b)))
     assert apart < 0.02 * way, (apart, way)
-    rows, others = (metrics.read(c.folder) for c in (config, other))
+    rows, others = (metrics.read_metrics(c.folder) for c in (config, other))
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     for row, o in zip(rows, others, strict=True):
         assert row["loss"] == pytest.approx(o["loss"], rel=1e-4)
@@ -106,10 +106,10 @@ def test_averages_are_those_of_one_process(tiny, torchrun, parallel, harmonize):
     pretrain(one)
     assert "evaluating the moving average" in finish(process)
     assert_same_run(one, two)
-    averages = checkpoint.read(checkpoint.latest(two.folder), "ema.")
+    averages = checkpoint.read_tensors(checkpoint.latest(two.folder), "ema.")
     weights = restore(two.folder).modules.state_dict()
     assert all(torch.equal(weights[name.removeprefix("ema.")], average) for name, average in averages.items())
-    others = checkpoint.read(checkpoint.latest(one.folder), "ema.")
+    others = checkpoint.read_tensors(checkpoint.latest(one.folder), "ema.")
     torch.testing.assert_close(averages, others, rtol=1e-2, atol=1e-3)
 
 
@@ -213,7 +213,7 @@ def free_port() -> int:
 
 def last_step(config) -> int:
     """The last step that a run has written down."""
-    rows = metrics.read(config.folder)
+    rows = metrics.read_metrics(config.folder)
     return rows[-1]["step"] if rows else 0
 
 
@@ -241,6 +241,6 @@ def test_two_nodes_survive_six_kills_and_lose_nothing(tiny, torchrun, parallel, 
         for node in nodes:
             node.kill()
     assert sum(text.count("resuming at step") for text in said) >= 6
-    rows, others = metrics.read(quiet.folder), metrics.read(killed.folder)
+    rows, others = metrics.read_metrics(quiet.folder), metrics.read_metrics(killed.folder)
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in others]
     assert not killed.folder.with_name("killed.1").exists()

@@ -9,12 +9,11 @@ from torch import nn
 
 import harmony
 from recipes.config import Config, CurriculumConfig, RealignConfig
-from recipes.data.clips import Skipped
-from recipes.data.skipped import SkippedClips
+from recipes.data.skipped import Skipped, SkippedClips
 from recipes.files import jsonl
 from recipes.model.harmonizer import compares_with_gamma, described, gamma_schedule, gram_options, harmonizer
 from recipes.training import checkpoint
-from recipes.training.metrics import Metrics, read
+from recipes.training.metrics import Metrics, read_metrics
 from recipes.training.step import idle_state
 
 
@@ -42,10 +41,10 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
     folder = checkpoint.latest(tmp_path)
     checkpoint.load_weights(folder, fresh)
     checkpoint.load_optimizer(folder, fresh, other)
-    checkpoint.load_random(checkpoint.read(folder, "random."))
+    checkpoint.load_random(checkpoint.read_tensors(folder, "random."))
     assert torch.equal(torch.rand(2), expected)
     assert checkpoint.load_facts(folder) == {"step": 3, "counts": {"skipped": 1}}
-    assert checkpoint.load_tree("harmonizer", transform.init(), checkpoint.read(folder, "harmonizer.")) == state
+    assert checkpoint.load_tree("harmonizer", transform.init(), checkpoint.read_tensors(folder, "harmonizer.")) == state
     x = torch.randn(5, 3)
     for n, o in ((net, optimizer), (fresh, other)):
         o.zero_grad()
@@ -108,15 +107,15 @@ def test_metrics_are_means_over_an_interval_with_the_moments_of_the_cosines(tmp_
     log.add({"loss": 7.0}, torch.zeros(1), torch.zeros(1, dtype=torch.bool))
     assert "agreement_mean" not in log.write(3)
     log.close()
-    assert [r["loss"] for r in read(tmp_path)] == [2.0, 7.0]
+    assert [r["loss"] for r in read_metrics(tmp_path)] == [2.0, 7.0]
 
 
 def test_rows_after_the_checkpoint_are_dropped_on_resume_and_torn_lines_ignored(tmp_path):
     rows = "".join(json.dumps({"step": s}) + "\n" for s in (2, 4, 6))
     (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 8, "lo')
-    assert [r["step"] for r in read(tmp_path)] == [2, 4, 6]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [2, 4, 6]
     Metrics(tmp_path, 4).close()
-    assert [r["step"] for r in read(tmp_path)] == [2, 4]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [2, 4]
 
 
 @pytest.mark.parametrize(

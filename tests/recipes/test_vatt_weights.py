@@ -131,7 +131,7 @@ def convert(prefix: Path, *options: str) -> int:
 def test_a_bundle_is_read_tensor_by_tensor(prefix: Path, variables: dict[str, np.ndarray]) -> None:
     bundle = TensorBundle(prefix)
     assert bundle.shapes() == {name: tensor.shape for name, tensor in variables.items()}
-    assert all(np.array_equal(bundle.read(name), tensor) for name, tensor in variables.items())
+    assert all(np.array_equal(bundle.tensor(name), tensor) for name, tensor in variables.items())
 
 
 def test_damage_is_found(prefix: Path, variables: dict[str, np.ndarray]) -> None:
@@ -139,7 +139,7 @@ def test_damage_is_found(prefix: Path, variables: dict[str, np.ndarray]) -> None
     data = prefix.with_name("ckpt-500000.data-00000-of-00001")
     data.write_bytes(data.read_bytes()[:-1] + b"\7")
     with pytest.raises(ValueError, match="do not match their checksum"):
-        TensorBundle(prefix).read(name)
+        TensorBundle(prefix).tensor(name)
     index = prefix.with_name("ckpt-500000.index")
     whole = index.read_bytes()
     for damaged in (whole[:100] + b"\7" + whole[101:], whole[:-20], b""):

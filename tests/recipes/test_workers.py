@@ -18,11 +18,11 @@ from datasets import Dataset
 
 from recipes import pretrain as recipe
 from recipes.data import vocabulary
-from recipes.data.clips import Clip, NarratedClips, Skipped, TrainClips, collate
+from recipes.data.clips import Clip, NarratedClips, TrainClips, collate
 from recipes.data.index import load_index
 from recipes.data.loader import train_loader
 from recipes.data.sampler import BatchSampler, Source
-from recipes.data.skipped import SKIPPED
+from recipes.data.skipped import SKIPPED, Skipped
 from recipes.data.workers import Loader, WorkerError, bytes_of, guarded
 from recipes.training import checkpoint, metrics
 from recipes.training.step import train_step
@@ -256,7 +256,7 @@ def test_a_run_whose_workers_are_killed_is_like_any_other(tiny, monkeypatch) -> 
     monkeypatch.setattr(recipe, "train_step", disturbing)
     recipe.pretrain(disturbed)
     assert len(calls) == 6
-    rows = [[row | TIMES for row in metrics.read(run.folder)] for run in (calm, disturbed)]
+    rows = [[row | TIMES for row in metrics.read_metrics(run.folder)] for run in (calm, disturbed)]
     assert rows[0] == rows[1] and rows[0][-1]["step"] == 6
-    assert same(*(checkpoint.read(checkpoint.latest(run.folder), "") for run in (calm, disturbed)))
+    assert same(*(checkpoint.read_tensors(checkpoint.latest(run.folder), "") for run in (calm, disturbed)))
     assert not (disturbed.folder / SKIPPED).exists()

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from recipes import config as configuration
+from recipes.config import AugmentConfig, ClipFormat
 from recipes.data import vocabulary
-from recipes.data.augment import AugmentConfig
-from recipes.data.clips import ClipFormat, EvalClips, Skipped, TrainClips, collate
+from recipes.data.clips import EvalClips, TrainClips, collate
 from recipes.data.decode import BrokenClip
 from recipes.data.index import load_index
 from recipes.data.layouts.youtube8m import read_features
+from recipes.data.skipped import Skipped
 from recipes.errors import ConfigError
 from recipes.evaluate import main as evaluate
+from recipes.evaluation.plan import plan
 from recipes.pretrain import pretrain
 from recipes.score import ScoreKeys, prepare
 from recipes.training import metrics
@@ -134,9 +136,10 @@ def run(tmp_path: Path, texts: bool) -> configuration.Config:
 
 def test_a_run_on_features_alone(tmp_path: Path) -> None:
     config = run(tmp_path, texts=False)
+    assert "| activations of one clip | 0.0" in plan(config)
     results = pretrain(config)
     assert list(results["trained"]) == ["audio->video"] and results["trained"]["audio->video"]["pairs"] == 4
-    assert all(row["loss_va"] > 0 and row["loss_vt"] == 0 for row in metrics.read(config.folder))
+    assert all(row["loss_va"] > 0 and row["loss_vt"] == 0 for row in metrics.read_metrics(config.folder))
     assert (config.folder / "report.html").is_file()
     assert evaluate(["retrieval", f"checkpoint={config.folder}"]) == 0
     with pytest.raises(ConfigError, match="only clips of raw media can be scored"):
@@ -147,7 +150,7 @@ def test_a_run_on_features_with_texts_by_id(tmp_path: Path) -> None:
     config = run(tmp_path, texts=True)
     results = pretrain(config)
     assert results["trained"]["text->video"]["pairs"] == results["trained"]["audio->video"]["pairs"] == 4
-    assert all(row["loss_vt"] > 0 and "agreement_mean" in row for row in metrics.read(config.folder))
+    assert all(row["loss_vt"] > 0 and "agreement_mean" in row for row in metrics.read_metrics(config.folder))
 
 
 def test_a_run_on_raw_clips_with_recognised_speech(tmp_path: Path) -> None:
@@ -168,7 +171,7 @@ def test_a_run_on_raw_clips_with_recognised_speech(tmp_path: Path) -> None:
     config = configuration.load(DEMO, [*TINY, *where])
     results = pretrain(config)
     assert results["trained"]["text->video"]["pairs"] == 4
-    assert all(row["loss_vt"] > 0 and row["skipped_clips"] == 0 for row in metrics.read(config.folder))
+    assert all(row["loss_vt"] > 0 and row["skipped_clips"] == 0 for row in metrics.read_metrics(config.folder))
 
 
 def test_features_need_a_second_each_and_a_folder() -> None:

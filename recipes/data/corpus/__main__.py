@@ -10,13 +10,13 @@ from recipes.data.corpus.layout import Corpus, build, check_out, summary
 
 
 def run(corpus: Corpus) -> None:
-    """Build the corpus, and say what it holds."""
+    """Builds the corpus, and says what it holds."""
     folder = build(corpus)
     print(f"{summary(corpus)}, {megabytes(folder):.0f} MB")
 
 
 def plan(corpus: Corpus) -> str:
-    """Check where it is to be put, and say what it would hold."""
+    """Checks the folder, and says what the corpus would hold."""
     check_out(corpus)
     return summary(corpus)
 

@@ -191,7 +191,7 @@ def _pan(picture: Image.Image, frames: int, rng: np.random.Generator) -> Iterato
 
 
 def plan(corpus: DebianCorpus) -> str:
-    """Check the folders, and say what would be done."""
+    """Checks the folders, and says what would be done."""
     _check_out(corpus.out)
     if corpus.root:
         check_root(corpus.root)

@@ -85,7 +85,7 @@ def build(corpus: Corpus) -> Path:
 
 
 def check_out(corpus: Corpus) -> None:
-    """Raise a FileExistsError where the corpus must not be put."""
+    """Raises a FileExistsError if the folder is taken."""
     out = corpus.out
     if out.exists() and not corpus.force:
         raise FileExistsError(f"{out} exists already; choose another folder, remove it, or replace it: force=true")
@@ -117,7 +117,7 @@ def _plans(corpus: Corpus) -> tuple[list[Plan], list[Plan]]:
 
 
 def _write_howto100m(folder: Path, plans: list[Plan]) -> None:
-    """Write the index and the captions; a video's task is the shape it starts with, as if one had searched for it."""
+    """Writes the index and the captions; the task of a video is its first shape, as if one had searched for that."""
     rank: Counter[str] = Counter()
     with open(folder / "HowTo100M_v1.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")

@@ -18,7 +18,7 @@ ACTIVITIES = {"explore_farm_animals": "animals", "explore_world_music": "music",
 
 
 class PackageError(Failure):
-    """The packages cannot be had, or are not what is expected."""
+    """The packages cannot be downloaded, or are not as expected."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ def read_entries(root: Path) -> list[Entry]:
 
 
 def check_root(root: Path) -> None:
-    """Raise a PackageError where a folder does not hold both packages."""
+    """Raises a PackageError unless a folder holds both packages."""
     for package, folder in PACKAGES.items():
         if not (root / folder).is_dir():
             raise PackageError(f"{root} has no {folder}: root= must hold the unpacked package {package}")
 
 
 def download(folder: Path) -> None:
-    """Download the packages and unpack them into a folder."""
+    """Downloads the packages and unpacks them into a folder."""
     by_hand = f"point root= at an unpacked package tree (of {' and '.join(PACKAGES)})"
     missing = [tool for tool in ("apt-get", "dpkg") if not shutil.which(tool)]
     if missing:

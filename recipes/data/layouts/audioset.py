@@ -20,7 +20,7 @@ SOUNDS = (".wav", ".flac", ".m4a", ".ogg")  # of which there are labels, but not
 
 
 class Segment(NamedTuple):
-    """A part of a video on YouTube, in seconds, its labels, and where the table has it."""
+    """A part of a video on YouTube, in seconds, its labels, and its place in the table, for people."""
 
     video: str
     start: float

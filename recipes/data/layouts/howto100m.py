@@ -17,6 +17,7 @@ CAPTION_TABLES = "captions"  # or a folder of <video_id>.csv: start,end,text
 BLOCK = 1 << 24  # bytes of JSON read at once: the real file is one line of gigabytes
 MOST = 1 << 27  # characters that no single entry exceeds; past them the file is malformed, not unfinished
 BLANK = re.compile(r"\s*")
+DECODER = json.JSONDecoder()
 
 
 def read_howto100m(root: Path) -> Iterator[Row]:
@@ -108,34 +109,32 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
                     ) from error
                 text, at = text[at:] + block, 0
 
-    take(_mark("{"))
-    value = json.JSONDecoder().raw_decode
-    separator = ","
-    while separator == "," and (key := take(_key)) is not None:
-        take(_mark(":"))
-        yield key, take(value)
-        separator = take(_mark(",}"))
+    take(lambda text, at: (None, _after(text, at, "{")))
+    while (entry := take(_entry)) is not None:
+        yield entry
     rest = text[at:] + "".join(block for _, block in blocks)
     if rest.strip():
         raise ValueError(f"{path}: expected one object and nothing after it; found {rest.strip()[:40]!r}")
 
 
-def _mark(expected: str) -> Callable[[str, int], tuple[str, int]]:
-    def parse(text: str, at: int) -> tuple[str, int]:
-        if text[at : at + 1] and text[at] in expected:
-            return text[at], at + 1
-        raise json.JSONDecodeError(f"expected one of {expected}", text, at)
-
-    return parse
-
-
-def _key(text: str, at: int) -> tuple[str | None, int]:
-    """A string, or None at the end of the object."""
-    if text[at : at + 1] == "}":
+def _entry(text: str, at: int) -> tuple[tuple[str, Any] | None, int]:
+    """One key and value of an object, and the position after them; None at its end."""
+    if text.startswith("}", at):
         return None, at + 1
-    if text[at : at + 1] != '"':
+    if not text.startswith('"', at):
         raise json.JSONDecodeError("expected a video id in quotes", text, at)
-    return json.JSONDecoder().raw_decode(text, at)
+    key, at = DECODER.raw_decode(text, at)
+    value, at = DECODER.raw_decode(text, BLANK.match(text, _after(text, at, ":")).end())
+    end = _after(text, at, ",}")
+    return (key, value), end if text[end - 1] == "," else end - 1
+
+
+def _after(text: str, at: int, marks: str) -> int:
+    """The position after blanks and one of some marks."""
+    at = BLANK.match(text, at).end()
+    if not text[at : at + 1] or text[at] not in marks:
+        raise json.JSONDecodeError(f"expected one of {marks}", text, at)
+    return at + 1
 
 
 LAYOUT = Layout("HowTo100M", (TABLE,), read_howto100m)

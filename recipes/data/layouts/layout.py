@@ -60,13 +60,12 @@ def row_of_file(video: Path, **fields: Any) -> Row:
 
 def present(root: Path, rows: dict[str, Row], what: str) -> list[Row]:
     """The rows whose file exists; `rows` are by what a list calls them, and `what` is the list, for people."""
-    missing = [row["video"] for row in rows.values() if not Path(row["video"]).is_file()]
-    if len(missing) == len(rows):
-        example = f"; the first would be {missing[0]}" if missing else ""
+    existing = [row for row in rows.values() if Path(row["video"]).is_file()]
+    if not existing:
+        example = next((f"; the first would be {row['video']}" for row in rows.values()), "")
         raise FileNotFoundError(f"{root}: not one of the {len(rows)} files in {what} is here{example}")
-    warn_of_missing(root, len(missing), len(rows), "clips")
-    absent = set(missing)
-    return [row for row in rows.values() if row["video"] not in absent]
+    warn_of_missing(root, len(rows) - len(existing), len(rows), "clips")
+    return existing
 
 
 def with_files(root: Path, rows: list[Row]) -> Iterator[Row]:

@@ -94,7 +94,7 @@ def dequantize(features: np.ndarray) -> np.ndarray:
 
 
 def _rows(locator: str, lists: Any, name: str, width: int) -> np.ndarray:
-    """A feature list as uint8 (seconds, width); (0, width) where there is none."""
+    """A feature list as uint8 (seconds, width); (0, width) without one."""
     if name not in lists:
         return np.zeros((0, width), np.uint8)
     rows = [b"".join(feature.bytes_list.value) for feature in lists[name].feature]

@@ -55,7 +55,7 @@ def curves(run: Run, name: str) -> Curves:
     """The curves of a name; neighbouring intervals are merged until a column has enough cosines to show."""
     own = run.dynamics.only(name)
     columns = int(own.total(name).moments.number) // SAMPLES
-    series = _whole_columns(own.at_most(min(max(columns, FEWEST_COLUMNS), MOST_COLUMNS)), name).of(name)
+    series = _whole_columns(own.at_most(min(max(columns, FEWEST_COLUMNS), MOST_COLUMNS)), name).series(name)
     counts = series.seen.histogram.counts
     samples = counts.sum(1).double()
     quantiles = [[float(Histogram(row).quantile(q)) for q in QUANTILES] for row in counts]
@@ -119,7 +119,7 @@ def in_blocks(series: Series) -> Blocks:
 
 def summarise(run: Run, name: str) -> dict[str, Any]:
     """Everything about the cosines of a name in a run, as JSON takes it; None where there are too few of them."""
-    series, seen = run.dynamics.of(name), run.dynamics.total(name)
+    series, seen = run.dynamics.series(name), run.dynamics.total(name)
     blocks, m = in_blocks(series), seen.moments
     negative = float(seen.histogram.counts[: BINS // 2].sum() / m.number)
     bounds = interval(negative, blocks.negative)
@@ -185,7 +185,7 @@ def compare(run: Run, against: Run, name: str) -> dict[str, Any]:
         None, "reason"}; a ratio to a mean that may be 0 says nothing: it is None, and the reason says why.
     """
     means = [float(r.dynamics.total(name).moments.mean) for r in (run, against)]
-    blocks = [in_blocks(r.dynamics.of(name)) for r in (run, against)]
+    blocks = [in_blocks(r.dynamics.series(name)) for r in (run, against)]
     result: dict[str, Any] = {
         "run": run.name,
         "against": against.name,

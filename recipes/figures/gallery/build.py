@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.data.clips import Skipped
+from recipes.data.skipped import Skipped
 from recipes.data.workers import guarded
 from recipes.figures.gallery import media
 from recipes.figures.gallery.embed import embed_video
@@ -42,7 +42,7 @@ def build(keys: GalleryKeys) -> list[Path]:
     """
     sample = draw(keys.scores, keys.share, keys.count, keys.seed, REFERENCES)
     model = restore_with(replace(keys, checkpoint=_checkpoint(keys, sample)))
-    model.modules.to(device_of(model.config)).eval()
+    model.modules.to(device_of(model.config.train)).eval()
     keys.out.parent.mkdir(parents=True, exist_ok=True)
     place, broken = Media(keys.out), []
     cards: dict[str, list[Card]] = {group: [] for group in sample.groups}

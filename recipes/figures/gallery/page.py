@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from recipes.data.clips import Skipped
+from recipes.data.skipped import Skipped
 from recipes.figures.gallery.keys import GalleryKeys
 from recipes.figures.gallery.sample import Row, Sample
 from recipes.figures.gallery.words import FEWEST, THRESHOLD, Caption, is_aligned, most_aligned, share_aligned

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from recipes.data.clips import ClipFormat
+from recipes.config import ClipFormat
 
 
 def random_clips(clip: ClipFormat, words: int, size: int) -> dict[str, Tensor]:

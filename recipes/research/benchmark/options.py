@@ -70,11 +70,13 @@ def run(settings: OptionsKeys) -> None:
     results = [Result(name) for name in dict.fromkeys([PLAIN, *settings.variants])]
     if settings.measure != "memory":
         with progress_bar(total=settings.repeats + 1, desc=recipe.run.name, unit="round") as bar:
-            measure_time(results, recipe, Rules(settings.repeats, settings.limit, device_of(recipe).type), bar.update)
+            measure_time(
+                results, recipe, Rules(settings.repeats, settings.limit, device_of(recipe.train).type), bar.update
+            )
     if settings.measure != "time":
         measure_memory(results, recipe, timeout=120 + 20 * settings.limit)
     run_facts = {"run": recipe.run.name, "model": recipe.model.size, "batch": recipe.train.batch_size}
-    about = machine.facts(device_of(recipe).type)
+    about = machine.facts(device_of(recipe.train).type)
     rows = [run_facts | {"variant": r.label} | r.columns() | about for r in results]
     text = report(results, run_facts, about)
     tables.show(text, tables.write(settings.out, f"options-{recipe.run.name}", rows, text))
@@ -124,7 +126,7 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         torch.manual_seed(config.train.seed)
-        self.clip, self.device = config.clip, device_of(config)
+        self.clip, self.device = config.clip, device_of(config.train)
         tokenizer = vocabulary.build(f"word{i}" for i in range(WORDS))
         self.words = tokenizer.get_vocab_size()
         modules = build(config, tokenizer).to(self.device)

@@ -100,7 +100,7 @@ def run(settings: VariantsKeys) -> None:
     training = begin(settings.recipe) if settings.run is None else resume(settings.run)
     points = sorted(set(settings.points)) if settings.run is None else [training.step]
     rows = compare(training, points, settings.batches)
-    about = machine.facts(device_of(training.config).type)
+    about = machine.facts(device_of(training.config.train).type)
     text = report(rows, about)
     tables.show(text, tables.write(settings.out, "variants", [row | about for row in rows], text))
 
@@ -135,9 +135,9 @@ def compare(training: Training, points: list[int], batches: int) -> list[dict[st
         Records {"step", "variant", "samples", "mean", "negative", and for each exact reading "rank_..." (Spearman's
         correlation) and "sign_..." (share of equal signs)}.
     """
-    config, seed, device = training.config, training.config.train.seed, device_of(training.config)
+    config, seed, device = training.config, training.config.train.seed, device_of(training.config.train)
     config.harmonize, config.gram.every = "none", 0
-    use_cores(config)
+    use_cores(config.train, config.data)
     modules = training.modules.to(device)
     probes = [model_inputs(batch, device) for batch in _readable(training.batches(seed + PROBE_SEED), batches)]
     learner = Learner(modules, make_optimizer(config.train, modules))

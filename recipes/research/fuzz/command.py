@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from recipes.cli import Command
-from recipes.data.clips import Skipped
+from recipes.data.skipped import Skipped
 from recipes.data.workers import guarded
 from recipes.keys import key
 from recipes.progress import progress_bar

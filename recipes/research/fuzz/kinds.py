@@ -228,7 +228,7 @@ def use_checkpoints(folder: Path, scratch: Path, rng: np.random.Generator) -> No
     restored = restore(run)
     checkpoint.load_facts(restored.folder, data=str, processes=int, counts=dict, results=dict)
     dynamics.load(restored.folder / dynamics.FILE)
-    metrics.read(run)
+    metrics.read_metrics(run)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

@@ -36,7 +36,7 @@ def checks(config: Config, splits: Splits, broken: dict[str, str], watch: Watch)
         broken: What was done to which id.
         watch: What was seen of its processes.
     """
-    rows = metrics.read(config.folder)
+    rows = metrics.read_metrics(config.folder)
     steps = [row["step"] for row in rows]
     last = steps[-1] if steps else 0
     saved = checkpoint.load_facts(checkpoint.latest(config.folder))["step"]

@@ -48,12 +48,21 @@ def format_number(value: Any) -> Any:
 
 
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Add lines to a table under a lock; a new file begins with the names of the columns."""
+    """Add lines to a table under a lock; a new file begins with the names of the columns.
+
+    Raises:
+        ValueError: The table has other columns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with path.open("a+", newline="", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
-        if file.tell() == 0:
+        file.seek(0)
+        header = file.readline()
+        columns = next(csv.reader([header])) if header else list(lines[0])
+        if sorted(columns) != sorted(lines[0]):
+            raise ValueError(f"{path} has other columns, it was written by another version: choose another out=")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if not header:
             writer.writeheader()
         writer.writerows({name: format_number(value) for name, value in line.items()} for line in lines)
 

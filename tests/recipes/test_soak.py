@@ -1,5 +1,6 @@
 """The long run under faults: short here, its damages and its checks one by one."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_growth_is_that_of_the_part_after_the_last_fault() -> None:
     assert growth(watch, before + [100.0] * 100) == 0.0
     rising = [100.0 + max(0.0, second - 125) for second in range(101, 201)]
     assert growth(watch, before + rising) == pytest.approx(50 / 113, abs=0.01)
+    assert math.isnan(growth(watch, [0.0] * 201))  # nobody was there
 
 
 def test_killed_are_first_training_processes_then_workers_in_two_thirds_of_the_time() -> None:

@@ -96,7 +96,8 @@ def measure_time(
         with reported(result):
             trainers.append(trainer := Trainer(variant(recipe, result.label)))
             entrants.append(Entrant(result, trainer.step))
-    race(entrants, rules, lambda: trainers[0].draw(recipe.train.batch_size), advance)
+    if entrants:
+        race(entrants, rules, lambda: trainers[0].draw(recipe.train.batch_size), advance)
     for result in results:
         result.relate(results[0].seconds)  # of the plain step
 

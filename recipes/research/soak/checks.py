@@ -84,7 +84,5 @@ def growth(watch: Watch, memory: list[float]) -> float:
     end = watch.seconds[-1]
     quiet = [m for s, m in zip(watch.seconds, memory, strict=True) if s > last + SETTLED * (end - last)]
     third = max(len(quiet) // 3, 1)
-    if not quiet:
-        return float("nan")
-    begin = float(np.median(quiet[:third]))
-    return (float(np.median(quiet[-third:])) - begin) / begin
+    begin = float(np.median(quiet[:third])) if quiet else 0.0
+    return (float(np.median(quiet[-third:])) - begin) / begin if begin else float("nan")

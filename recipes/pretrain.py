@@ -302,10 +302,9 @@ def loader_of(run: Run) -> Loader[dict[str, Any]]:
     config, data, group = run.config, run.config.data, run.group
     seed = config.train.seed
     clips = TrainClips(run.data.train, run.data.tokenizer, config.clip, seed, config.augment)
-    return train_loader(
-        clips, config.train.batch_size, seed, data.workers, run.step, run.data.sources, group.rank, group.world,
-        data.timeout, data.prefetch_gib,
-    )  # fmt: skip
+    limits = {"timeout": data.timeout, "prefetch": data.prefetch_gib}
+    order = {"start_step": run.step, "sources": run.data.sources, "rank": group.rank, "world": group.world}
+    return train_loader(clips, config.train.batch_size, seed, data.workers, **order, **limits)
 
 
 def vocabulary_of(train: Dataset, config: Config, start: Path | None = None, group: Processes = ALONE) -> Tokenizer:

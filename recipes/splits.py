@@ -1,4 +1,4 @@
-"""What a run trains on and what it holds out, from its configuration."""
+"""The videos that a run trains on, and those that it holds out."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Splits(NamedTuple):
-    """The training index and the test index, and the sources that the first is put together of, one after the other."""
+    """The training index, the test index, and the sources of the training index in their order."""
 
     train: Dataset
     test: Dataset
@@ -69,7 +69,7 @@ def train_and_test(config: Config) -> Splits:
 
 
 def save_splits(splits: Splits, folder: Path) -> None:
-    """Write the splits for other processes: to read a manifest of millions once is long enough."""
+    """Write the splits for the other processes, so that only one reads the manifests."""
     disable_progress_bars()
     for name, index in ((INDEX, splits.train), (TEST_INDEX, splits.test)):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -78,7 +78,7 @@ def save_splits(splits: Splits, folder: Path) -> None:
 
 
 def load_splits(folder: Path) -> Splits:
-    """What `save_splits` wrote, mapped into memory."""
+    """Read what `save_splits` wrote; the rows are mapped into memory."""
     sources = json.loads((folder / INDEX / SOURCES).read_text(encoding="utf-8"))
     train, test = (load_from_disk(str(folder / name)) for name in (INDEX, TEST_INDEX))
     return Splits(train, test, [Source(*source) for source in sources])
@@ -90,7 +90,7 @@ def corpus_folder(corpus: CorpusConfig) -> Path:
 
 
 def files_to_read(config: Config) -> list[str]:
-    """Local files and folders that a configuration names, to be read."""
+    """Local files and folders that a run reads, as its configuration names them."""
     data = config.data
     named = [data.manifest, data.test, data.word_vectors, *(source.manifest for source in data.sources.values())]
     if data.manifest is None and not data.sources:
@@ -109,12 +109,12 @@ def procedural_corpus(corpus: CorpusConfig) -> Path:
 
 
 def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
-    """The rows of a source to train on, and those to test on, which are none where others are to be tested on."""
+    """The rows of a source to train on and those to test on; none of the latter without ``hold_out``."""
     prefix = f"{name}/" if name else ""
     index = load_index(manifest, prefix=prefix)
     splits = {split.casefold() for split in _values(index, "split")}
     if unused := splits - set(TRAIN) - set(TEST):
-        log.warning("%s: rows of split %s are left alone", manifest, ", ".join(map(repr, sorted(unused))))
+        log.warning("%s: rows of split %s are not used", manifest, ", ".join(map(repr, sorted(unused))))
     tested = _tests(index, manifest, hold_out, prefix)
     train = _rows(index, lambda row: row["split"].casefold() in TRAIN and not tested(row))
     test = _rows(index, lambda row: hold_out and tested(row))
@@ -127,8 +127,10 @@ def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
             log.warning(
                 "%s: clips of one source seem to be in training and in test, for example %s and %s (%d such sources): "
                 "a column 'group' that names it (film, recording, channel) keeps them together",
-                manifest, *next(iter(cut.values())), len(cut),
-            )  # fmt: skip
+                manifest,
+                *next(iter(cut.values())),
+                len(cut),
+            )
     if len(train) < 2:
         raise ValueError(
             f"{manifest}: {len(train)} video(s) to train on and {len(test)} to test on; at least 2 and 1 are "
@@ -138,13 +140,13 @@ def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
 
 
 def held_out(manifest: str, hold_out: bool) -> Dataset:
-    """The rows of a manifest that a run which trains on it leaves out: its test split or, with `hold_out`, a tenth."""
+    """The rows of a manifest that a run would hold out: its test split or, with `hold_out` and without one, a tenth."""
     index = load_index(manifest)
     return _rows(index, _tests(index, manifest, hold_out, ""))
 
 
 def _tests(index: Dataset, manifest: str, hold_out: bool, prefix: str) -> Callable[[dict[str, str]], bool]:
-    """Tells whether a row is tested on: where the index names no test split, a tenth is, by a hash."""
+    """A function that says whether a row is tested on; without a test split a hash chooses a tenth."""
     if not hold_out or {split.casefold() for split in _values(index, "split")} & set(TEST):
         return lambda row: row["split"].casefold() in TEST
     root = Path(manifest).resolve()
@@ -152,7 +154,7 @@ def _tests(index: Dataset, manifest: str, hold_out: bool, prefix: str) -> Callab
 
 
 def _test_rows(index: Dataset) -> Dataset:
-    """All rows of a manifest to test on, or, where it has such a split, those."""
+    """The test split of a manifest; all its rows if it has none."""
     test = _rows(index, lambda row: row["split"].casefold() in TEST)
     return test if len(test) else index
 
@@ -166,7 +168,7 @@ def _rows(index: Dataset, keep: Callable[[dict[str, str]], bool]) -> Dataset:
 
 
 def _values(index: Dataset, column: str) -> set[str]:
-    """The values of a column; `Dataset.unique` would copy the rows that a selection is of."""
+    """The values of a column; `Dataset.unique` would copy the rows of a selection."""
     return {value for rows in index.select_columns(column).iter(ROWS_AT_ONCE) for value in rows[column]}
 
 
@@ -176,7 +178,7 @@ def _videos(index: Dataset) -> Iterator[str]:
 
 
 def _held_out(row: dict[str, str], root: Path, prefix: str) -> bool:
-    """By the group, or the path relative to the manifest: the same on every machine, and for every row of a video."""
+    """Whether a hash of the group, or else of the path below the manifest, holds a row out; alike on all machines."""
     group = row["group"]
     name = group.removeprefix(prefix) if group else storage.relative(storage.same(row["video"]), root)
     return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT

@@ -138,11 +138,17 @@ def usages() -> list[tuple[str, str]]:
     return runs
 
 
-def command_of(module: str) -> Command | Commands | None:
+def command_of(module: str) -> Command | Commands:
     """The command that ``python -m`` runs."""
-    found = importlib.import_module(module)
-    found = importlib.import_module(f"{module}.__main__") if hasattr(found, "__path__") else found
-    return getattr(found.main, "__self__", None)
+    entry = importlib.import_module(module)
+    entry = importlib.import_module(f"{module}.__main__") if hasattr(entry, "__path__") else entry
+    command = entry.main.__self__
+    assert isinstance(command, Command | Commands), module
+    return command
+
+
+def test_pages_and_docstrings_have_commands() -> None:
+    assert len(commands()) > 50 and len(usages()) > 20
 
 
 @pytest.mark.parametrize(("page", "line"), [run for run in commands() + usages() if not PLACEHOLDERS.search(run[1])])
@@ -152,10 +158,7 @@ def test_commands_name_configurations_and_keys_that_exist(
     monkeypatch.chdir(ROOT)
     line = re.sub(r"(?<= )\[([^]]*)\]", r"\1", line)  # [key=value] may be left out
     module, *arguments = shlex.split(line, comments=True)
-    command = command_of(module)
-    if command is None:
-        pytest.xfail(f"{module} is not on the one command line yet")
-    command.check(arguments)
+    command_of(module).check(arguments)
 
 
 def test_configurations_on_the_pages_are_valid(tmp_path: Path) -> None:

@@ -4,16 +4,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from recipes.config import ClipFormat
 from recipes.data.decode import BrokenClip, Clip, open_clip
+from recipes.data.layouts.layout import Row
 from recipes.data.layouts.youtube8m import Features, dequantize, read_features
 
 Modality = Literal["video", "audio"]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class Media:
         self.length = lengths[modality]
         self.first, self.end = row["start"] or 0.0, clip.probe.duration
         if self.first >= self.end:
-            raise BrokenClip(
-                clip.path, f"the clip begins at {self.first:g} s, after the end of the file at {self.end:g} s"
-            )
+            times = f"begins at {self.first:g} s, after the end of the file at {self.end:g} s"
+            raise BrokenClip(clip.path, f"the clip {times}")
         if row["end"] is not None:
             self.end = min(self.end, row["end"])
         self.room = max(0.0, self.end - self.first - self.length)

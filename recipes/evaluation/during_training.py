@@ -1,4 +1,4 @@
-"""The evaluation of a run on what it holds out, by all of its processes, and the checkpoint that did best."""
+"""Evaluate a run on the clips that it holds out, with all of its processes; keep the best checkpoint."""
 
 import json
 import logging
@@ -33,12 +33,12 @@ def evaluate(run: Run) -> tuple[Figures, Embedded]:
 def keep_best(checkpoints: Path, step: int, figures: Figures, name: str | None) -> None:
     """Keep the checkpoint of a step as ``checkpoints/best`` if no earlier one has done as well.
 
-    Files are linked, not copied, where the disk can; the best of before stays until the new one is whole.
+    Files are linked where the disk can do that; the best one before stays until the new one is whole.
 
     Args:
         checkpoints: The folder of checkpoints.
-        step: Of the checkpoint; nothing is done where it could not be written.
-        figures: What it was evaluated at.
+        step: Step of the checkpoint. If it could not be written, nothing is done.
+        figures: The figures of its evaluation.
         name: Direction and figure, as `evaluate.best`; None: nothing is kept.
     """
     checkpoint, best = checkpoints / f"step_{step:08d}", checkpoints / BEST

@@ -50,6 +50,7 @@ def write(
         Path of the report.
     """
     cosines = dynamics.only(TRAINING)
+    histogram, moments = cosines.total(TRAINING)
     (folder / "figures").mkdir(exist_ok=True)
     figures = {}
     for name, drawn in draw(metrics.read_metrics(folder), cosines, config).items():
@@ -63,7 +64,8 @@ def write(
         figures=figures,
         counts=counts,
         examples=examples(embedded, clips, config) if config.clip.inputs == "raw" else [],
-        summary=summary(cosines),
+        moments=moments,
+        negative=float(histogram.counts[: BINS // 2].sum() / moments.number),
         recalls=ranking.RECALLS,
     )
     write_atomically(folder / "report.html", page)
@@ -130,21 +132,6 @@ def draw_cosines(cosines: Dynamics) -> Figure:
 def _column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
     """One number of every row, NaN where there is none."""
     return np.array([row.get(name, np.nan) for row in rows], dtype=float)
-
-
-def summary(cosines: Dynamics) -> dict[str, Any]:
-    """Moments of the cosines over the whole run, and the share of negative ones; {} of none."""
-    histogram, m = cosines.total(TRAINING)
-    if not m.number:  # no sample had both losses
-        return {}
-    return {
-        "samples": int(m.number),
-        "mean": float(m.mean),
-        "std": float(m.std),
-        "negative": float(histogram.counts[: BINS // 2].sum() / m.number),
-        "skew": float(m.skew),
-        "kurtosis": float(m.kurtosis),
-    }
 
 
 def examples(embedded: Embedded, clips: EvalClips, config: Config) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ def make(folder: Path, mark: str = "config.yaml") -> None:
     """Make a folder; an earlier one of the same kind is moved aside.
 
     Raises:
-        FileExistsError: What is there is none; see `check`.
+        FileExistsError: It is of another kind; see `check`.
     """
     check(folder, mark)
     if folder.exists():
@@ -22,7 +22,7 @@ def make(folder: Path, mark: str = "config.yaml") -> None:
 
 
 def check(folder: Path, mark: str = "config.yaml", reads: Iterable[str] = ()) -> None:
-    """See whether a folder may be made, and what is there moved aside.
+    """Check that a folder can be made, and whatever has its name can be moved aside.
 
     Args:
         folder: To make.
@@ -30,11 +30,11 @@ def check(folder: Path, mark: str = "config.yaml", reads: Iterable[str] = ()) ->
         reads: Files and folders that are about to be read.
 
     Raises:
-        FileExistsError: There is something else, or something that is about to be read.
+        FileExistsError: Something else has its name, or it holds what is about to be read.
     """
     place = folder.resolve()
     for path in reads:
         if Path(path).resolve().is_relative_to(place):
             raise FileExistsError(f"{folder} would be moved aside, with {path} in it, which is to be read")
     if folder.exists() and not (folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))):
-        raise FileExistsError(f"{folder} is there already, and is none to move aside: it has no {mark}")
+        raise FileExistsError(f"{folder} exists and cannot be moved aside: it has no {mark}")

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def read_rows(path: Path, **types: type) -> list[dict[str, Any]]:
-    """The rows of a file, none if it is not there; what follows a line that a crash cut off is left out.
+    """The rows of a file; none if there is no file. A line that a crash has cut off ends them.
 
     Args:
         path: The file.
@@ -44,10 +44,10 @@ def read_rows(path: Path, **types: type) -> list[dict[str, Any]]:
 
 
 def append_rows(path: Path, *rows: dict[str, Any]) -> None:
-    """Add rows, all of them or none.
+    """Add all rows or none.
 
     Raises:
-        OSError: They could not be written.
+        OSError: They cannot be written.
     """
     text = memoryview(as_text(rows).encode())
     with path.open("ab", buffering=0) as file:
@@ -62,7 +62,7 @@ def append_rows(path: Path, *rows: dict[str, Any]) -> None:
 
 
 class Rows:
-    """A file that rows are added to; those that cannot be written wait for the next time, and the work goes on.
+    """A file to add rows to. Rows that cannot be written wait for the next time, and the work goes on.
 
     Attributes:
         failures: How often rows could not be written.
@@ -73,7 +73,7 @@ class Rows:
         self._waiting: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write a row, and those that wait."""
+        """Write a row, and the rows that wait."""
         self._waiting.append(row)
         try:
             append_rows(self.path, *self._waiting)

@@ -1,4 +1,4 @@
-"""A lock on a name: whoever holds it may make, move and remove what is called so. It ends with the process."""
+"""A lock on the name of a file or folder: its holder may make, move and remove it. It ends with the process."""
 
 import fcntl
 import logging
@@ -17,7 +17,7 @@ class Held(OSError):
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Hold the lock on a file or folder, which need not exist: the file .NAME.lock beside it.
+    """Hold the lock on a file or folder, which need not exist. The lock is the file .NAME.lock beside it.
 
     Raises:
         Held: Another process has it.

@@ -38,7 +38,7 @@ def build(config: Config, tokenizer: Tokenizer, saved: Mapping[str, torch.Size] 
 
 
 def device_of(train: TrainConfig) -> torch.device:
-    """The device to run on; under torchrun each process has its own, where there are several."""
+    """The device to run on; under torchrun each process has its own GPU."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if train.device == "auto" else train.device
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
@@ -46,16 +46,16 @@ def device_of(train: TrainConfig) -> torch.device:
 
 
 def use_cores(train: TrainConfig, data: DataConfig) -> None:
-    """Leave the loader's workers a core each: on a CPU, threads that wait for one another lose more than they win.
+    """On a CPU, leave a core to each worker of the loader: more threads would wait for one another.
 
-    OMP_NUM_THREADS, which torchrun sets, has the last word.
+    OMP_NUM_THREADS, which torchrun sets, takes precedence.
     """
     if device_of(train).type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - max(1, data.workers)))
 
 
 def model_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a batch that the model takes, on the device; {} of a batch without clips."""
+    """The tensors of a batch that the model takes, on the device; {} for a batch without clips."""
     names = [name for name in INPUTS if name in batch]
     if torch.device(device).type != "cuda":
         return {name: batch[name].to(device) for name in names}

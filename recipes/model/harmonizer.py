@@ -61,7 +61,7 @@ def curriculum(options: CurriculumConfig, gamma: harmony.schedule.Schedule) -> h
 
 
 def compares_with_gamma(config: Config) -> bool:
-    """Whether gamma is a cosine that agreement is compared with."""
+    """Whether the rule compares agreement with gamma."""
     options = config.curriculum
     return config.has_curriculum and options.rule.endswith("threshold") and options.score == "agreement"
 
@@ -115,13 +115,13 @@ def gram_options(config: Config) -> dict[str, Any]:
 
 
 def _matches(pattern: str) -> Callable[[str], bool]:
-    """Whether a regular expression matches a parameter's name."""
+    """A function that says whether a regular expression matches the name of a parameter."""
     compiled = re.compile(pattern)
     return lambda name: compiled.search(name) is not None
 
 
 def _layers(pattern: str) -> Callable[[str], str]:
-    """The layer of a parameter: what a regular expression matches in its name."""
+    """A function that gives the layer of a parameter: the match of a regular expression in its name."""
     compiled = re.compile(pattern)
 
     def layer(name: str) -> str:

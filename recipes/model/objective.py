@@ -32,25 +32,25 @@ class Objective(nn.Module):
     def forward(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss terms (B,) of video-audio (NCE) and video-text (MIL-NCE).
 
-        A caption that is also one of clip b is no negative of clip b, nor is anything of the same clip, which is twice
-        in a batch where one epoch ends and the next begins.
+        A caption that clip b has, too, is no negative of clip b. A clip is no negative of itself: it comes twice in a
+        batch where one epoch ends and the next begins.
 
         A sample takes no part in the loss of a modality it lacks. Its video still counts in the batch statistics of
         that loss, as a constant: no gradient of that loss reaches it through its neighbours.
         """
-        video, heard, told = embeddings["video"], embeddings["audio_valid"], embeddings["text_valid"]
-        video_va = self.video_to_va(_only(heard, video))
-        video_vt = self.va_to_vt(_once_more(self.video_to_va, _only(told.any(1), video)))
+        video, has_audio, has_text = embeddings["video"], embeddings["audio_valid"], embeddings["text_valid"]
+        video_va = self.video_to_va(_only(has_audio, video))
+        video_vt = self.va_to_vt(_once_more(self.video_to_va, _only(has_text.any(1), video)))
         index, keys = embeddings["index"], embeddings["text_key"]
         same_clip = index[:, None] == index
         fits = same_captions(keys) | same_clip[:, :, None]
         keywords = {"temperature": self.config.temperature, "symmetric": self.config.symmetric}
         return {
             "va": harmony.losses.info_nce(
-                video_va, self.audio_to_va(embeddings["audio"]), valid=heard, positives=same_clip, **keywords
+                video_va, self.audio_to_va(embeddings["audio"]), valid=has_audio, positives=same_clip, **keywords
             ),
             "vt": harmony.losses.mil_nce(
-                video_vt, self.text_to_vt(embeddings["text"]), valid=told, positives=fits, **keywords
+                video_vt, self.text_to_vt(embeddings["text"]), valid=has_text, positives=fits, **keywords
             ),
         }
 
@@ -66,20 +66,20 @@ class Objective(nn.Module):
     def sides(self, embeddings: dict[str, Tensor]) -> Tensor:
         """Similarities (B, 3, B) of video with audio, video with text, audio with text.
 
-        They are what `harmony.curriculum.cross_check` looks at.
-        Audio reaches the space of text by the way of video, through the head that no loss has trained for it. Of a
-        clip's narrations the one that fits best counts. Running statistics stay as they are.
+        `harmony.curriculum.cross_check` reads them.
+        Audio reaches the space of text through the heads of video, which no loss trains for audio. The narration of a
+        clip that fits best counts. Running statistics stay as they are.
         """
         audio_va = self.audio_to_va(embeddings["audio"])
         video_va = _once_more(self.video_to_va, embeddings["video"])
         in_text_space = (_once_more(self.va_to_vt, x) for x in (video_va, audio_va))
         video, audio, text = (F.normalize(x, dim=-1) for x in (*in_text_space, self.text_to_vt(embeddings["text"])))
-        heard = F.normalize(video_va, dim=-1) @ F.normalize(audio_va, dim=-1).T
-        told = [
+        with_audio = F.normalize(video_va, dim=-1) @ F.normalize(audio_va, dim=-1).T
+        with_text = [
             torch.einsum("bd,cpd->bcp", x, text).masked_fill(~embeddings["text_valid"], -1).amax(2)
             for x in (video, audio)
         ]
-        return torch.stack([heard, *told], 1)
+        return torch.stack([with_audio, *with_text], 1)
 
 
 def same_captions(keys: Tensor) -> Tensor:
@@ -91,12 +91,12 @@ def same_captions(keys: Tensor) -> Tensor:
 
 
 def _only(valid: Tensor, x: Tensor) -> Tensor:
-    """The same values (B, D), through which a gradient reaches the valid samples alone."""
+    """The same values (B, D), with gradients for the valid samples alone."""
     return torch.where(valid[:, None], x, x.detach())
 
 
 def _once_more(head: nn.Module, x: Tensor) -> Tensor:
-    """Apply a head to a batch it has seen in this step: the running statistics must not move again."""
+    """Apply a head to a second batch in one step without another update of its running statistics."""
     output: Tensor = functional_call(head, {name: b.clone() for name, b in head.named_buffers()}, (x,))
     return output
 

@@ -1,4 +1,4 @@
-"""A trained model on clips of another shape: more frames, larger pictures, longer sound."""
+"""Fit a trained model to clips of another shape: more frames, larger pictures, longer sound."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,9 +12,9 @@ def fit_positions(model: VATT, config: ModelConfig, clip: ClipFormat) -> None:
     """Stretch the position tables of video and audio to the shape of a clip, linearly; all else stays as it is.
 
     Args:
-        model: Of raw clips; changed in place.
+        model: Takes raw clips; changed in place.
         config: Its size and patches.
-        clip: The shape to come.
+        clip: The new shape.
     """
     width = SIZES[config.size].width
     fitted = {
@@ -29,7 +29,7 @@ def fit_positions(model: VATT, config: ModelConfig, clip: ClipFormat) -> None:
 
 
 def _stretched(table: Tensor, length: int) -> Tensor:
-    """A table (n, d) as one of (length, d); what has that length already stays as it is."""
+    """A table (n, d), interpolated to (length, d)."""
     if len(table) == length:
         return table
     return F.interpolate(table.T[None], length, mode="linear")[0].T

@@ -1,4 +1,4 @@
-"""Video, sound, words and features as tokens with positions: the only part of the model that knows a modality."""
+"""Video, sound, words and features as tokens with positions: the only part of the model that knows modalities."""
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ def table(length: int, width: int) -> nn.Parameter:
 
 
 def norm_of(position_norm: bool, width: int) -> nn.Module:
-    """What positions go through before they are added."""
+    """The norm of positions before they are added."""
     return nn.LayerNorm(width, eps=1e-6) if position_norm else nn.Identity()
 
 

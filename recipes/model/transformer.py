@@ -10,7 +10,7 @@ class Transformer(nn.Module):
     """Pre-LN layers and a final LayerNorm; tokens (b, n, d) -> (b, n, d)."""
 
     def __init__(self, layers: int, width: int, mlp: int, heads: int, dropout: float, again: bool = False) -> None:
-        """``again``: keep no activations of a layer, and compute them once more in the backward pass."""
+        """Build it; with ``again``, activations of a layer are not kept but computed once more in the backward pass."""
         super().__init__()
         self.again = again
         self.layers = nn.ModuleList(Layer(width, mlp, heads, dropout) for _ in range(layers))

@@ -116,8 +116,8 @@ class VATT(nn.Module):
 def parameter_counts(model: VATT) -> dict[str, int]:
     """Number of parameters, part by part.
 
-    VATT's table is met, within 3%, by what it lists: transformer, patch projections and position tables. Word vectors
-    (frozen there), the second projection before and the one after the transformer come on top.
+    "table" is the sum of what VATT's table 6 lists (transformer, patch projections, positions), and agrees with it
+    within 3%. Word vectors, which VATT freezes, and the other projections come on top.
     """
     parts = {"transformer": 0, "patches": 0, "positions": 0, "words": 0, "projections": 0}
     for name, p in model.named_parameters():

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from recipes.evaluation import bootstrap
+from recipes.evaluation import bootstrap, results
 from recipes.files import jsonl
 from recipes.scoring.table import SCHEMA, opened
 
@@ -143,22 +143,22 @@ def judge(scores: Path, truth: Path) -> dict[str, Any]:
 
 def markdown(tables: dict[str, dict[str, Any]]) -> str:
     """Tables as `judge` gives them, for people: {name of the table: ...}."""
-    lines = []
-    for name, table in tables.items():
-        lines += [
-            f"**{name}**: {table['clips']} clips, {100 * table['aligned']:.1f}% of the texts belong.",
-            "",
-            "| detector | AUROC | 95% interval | belong in the top 5% | in the bottom 5% |",
-            "|---|---:|---:|---:|---:|",
-        ]
-        for detector, d in table["detectors"].items():
-            low, high = d["interval"]
-            lines.append(
-                f"| {detector} | {d['auroc']:.3f} | {low:.3f} to {high:.3f} | {100 * d['top']:.0f}% "
-                f"| {100 * d['bottom']:.0f}% |"
-            )
-        lines.append("")
-    return "\n".join(lines)
+    parts = []
+    for name, judged in tables.items():
+        parts.append(f"**{name}**: {judged['clips']} clips, {100 * judged['aligned']:.1f}% of the texts belong.")
+        parts.append(results.markdown([_row(detector, d) for detector, d in judged["detectors"].items()]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(detector: str, d: dict[str, Any]) -> dict[str, str]:
+    low, high = d["interval"]
+    return {
+        "detector": detector,
+        "AUROC": f"{d['auroc']:.3f}",
+        "95% interval": f"{low:.3f} to {high:.3f}",
+        "belong in the top 5%": f"{100 * d['top']:.0f}%",
+        "in the bottom 5%": f"{100 * d['bottom']:.0f}%",
+    }
 
 
 def write(tables: dict[str, dict[str, Any]], folder: Path) -> list[Path]:

@@ -8,8 +8,8 @@ ROUNDS = 4
 def shuffled(positions: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Look up places of a random permutation of ``range(number)``, in constant memory.
 
-    A Feistel network permutes the next power of four; what falls outside the range is sent through it again until it
-    falls inside.
+    A Feistel network permutes the next power of four. A number outside the range goes through it again until it is
+    inside.
 
     Args:
         positions: Places (n,) in the permutation, int64 in [0, number).
@@ -17,7 +17,7 @@ def shuffled(positions: np.ndarray, number: int, seed: int) -> np.ndarray:
         seed: Which permutation.
 
     Returns:
-        What stands there, int64 (n,).
+        The numbers at these places, int64 (n,).
 
     Examples:
         >>> import numpy as np

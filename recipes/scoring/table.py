@@ -32,24 +32,21 @@ ROWS_AT_ONCE = 1 << 16
 
 @contextmanager
 def opened(path: Path, names: Iterable[str] = SCHEMA.names) -> Iterator[pq.ParquetFile]:
-    """A table of scores, from anywhere, to be read: the columns asked for are there, and hold what they should.
+    """Open a table of scores to read, and check that it has the columns asked for, of the right kind.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: Not a table of scores, or damaged: also where the reader sees that later.
+        ValueError: Not a table of scores, or a damaged one, also where reading shows that later.
     """
     try:
         with pq.ParquetFile(regular(path)) as table:
-            schema = table.schema_arrow
-            missing = [name for name in names if name not in schema.names]
-            wrong = [
-                f"{name} ({schema.field(name).type})"
-                for name in SCHEMA.names
-                if name in schema.names
-                and _kind(schema.field(name).type) not in (_kind(SCHEMA.field(name).type), "null")
-            ]
+            types = {field.name: field.type for field in table.schema_arrow}
+            missing = [name for name in names if name not in types]
+            known = [field for field in SCHEMA if field.name in types]
+            wrong = [f for f in known if _kind(types[f.name]) not in (_kind(f.type), "null")]
+            listed = [f"{f.name} ({types[f.name]})" for f in wrong]
             problems = [f"lacks column(s) {', '.join(missing)}"] * bool(missing)
-            problems += [f"has column(s) of another type: {', '.join(wrong)}"] * bool(wrong)
+            problems += [f"has column(s) of another type: {', '.join(listed)}"] * bool(wrong)
             if problems:
                 raise ValueError(f"{path}: {' and '.join(problems)}; expected the table that recipes.score wrote")
             yield table
@@ -66,7 +63,7 @@ def _kind(type_: pa.DataType) -> str:
 
 
 def facts_of(path: Path, names: Iterable[str] = SCHEMA.names) -> dict[str, Any]:
-    """What was scored and how: the table's own account of it.
+    """What was scored and how, as the table itself says.
 
     Raises:
         ValueError: Not a table of scores.

@@ -18,9 +18,15 @@ from recipes.training.step import Learner, StepOptions, train_step
 
 
 def tune(
-    modules: nn.ModuleDict, config: Config, train: Dataset, tokenizer: Tokenizer, iterations: int, batch_size: int,
-    seed: int, file: Path,
-) -> None:  # fmt: skip
+    modules: nn.ModuleDict,
+    config: Config,
+    train: Dataset,
+    tokenizer: Tokenizer,
+    iterations: int,
+    batch_size: int,
+    seed: int,
+    file: Path,
+) -> None:
     """Train on in place: plainly, at the configuration's last learning rate, with a fresh optimizer.
 
     Args:

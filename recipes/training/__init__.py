@@ -1,1 +1,1 @@
-"""What a training run needs around its steps: processes and their launch, checkpoints, metrics, locks and folders."""
+"""What a training run is made of: its steps, its processes and their launch, checkpoints, metrics."""

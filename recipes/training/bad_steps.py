@@ -1,4 +1,4 @@
-"""A dump of a step whose loss or gradient was not finite: what went in, what came out, to be looked at afterwards.
+"""A dump of a step whose loss or gradient was not finite: its clips, its inputs and its numbers, for people to look at.
 
 runs/NAME/bad_steps/step_00000100/    facts.json, inputs_0000.safetensors of each process, README.txt
 """
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from recipes.model.build import INPUTS
-from recipes.training.checkpoint import agreed, attempt
+from recipes.training.checkpoint import together
 from recipes.training.processes import ALONE, Processes, whole
 from recipes.training.step import StepResult
 
@@ -50,7 +50,7 @@ def dump(
 ) -> bool:
     """Write what is known of a bad step, whole or not at all; the run has at most `MOST` dumps.
 
-    A dump that cannot be written is reported, and training goes on.
+    If it cannot be written, a message says so, and training goes on.
 
     Args:
         folder: The run's folder.
@@ -61,7 +61,7 @@ def dump(
         processes: All of which have to call this.
 
     Returns:
-        Whether the dump could not be written, as the first process knows.
+        Whether the dump could not be written.
     """
     place = folder / BAD_STEPS / f"step_{step:08d}"
     enough = place.exists() or len(list(place.parent.glob("step_*"))) >= MOST
@@ -77,16 +77,17 @@ def dump(
     }
     temporary = place.with_name(f".{place.name}.tmp")
     inputs = {name: batch[name].contiguous() for name in INPUTS}
-    failure = agreed(attempt(lambda: _begin(temporary)) if processes.first else "", processes)
-    if not failure:
-        file = temporary / f"inputs_{processes.rank:04d}.safetensors"
-        failure = agreed(attempt(lambda: save_file(inputs, file)), processes)
-    if processes.first:
-        failure = failure or attempt(lambda: _finish(temporary, place, texts))
-        if failure:
+    file = temporary / f"inputs_{processes.rank:04d}.safetensors"
+    try:
+        together(processes, lambda: _begin(temporary), first_only=True)
+        together(processes, lambda: save_file(inputs, file))
+        together(processes, lambda: _finish(temporary, place, texts), first_only=True)
+    except OSError as error:
+        if processes.first:
             shutil.rmtree(temporary, ignore_errors=True)
-            log.error("step %d, %s, could not be dumped: %s", step, result.reason, failure)
-    return bool(failure)
+        log.error("step %d, %s, could not be dumped: %s", step, result.reason, error)
+        return True
+    return False
 
 
 def _begin(temporary: Path) -> None:
@@ -110,7 +111,7 @@ def _norm(x: Tensor | None) -> Tensor | None:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as JSON has them; those that it has not, as words: "nan", "inf"."""
+    """Values for JSON; numbers that are not finite become words: "nan", "inf"."""
     value = value.detach().tolist() if isinstance(value, Tensor) else value
     if isinstance(value, dict):
         return {name: _plain(v) for name, v in value.items()}

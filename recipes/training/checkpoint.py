@@ -4,8 +4,8 @@ runs/NAME/checkpoints/latest              name of the newest checkpoint
 runs/NAME/checkpoints/step_00000100/      tensors/*.safetensors, state.json, config.yaml, vocabulary.json, ...,
                                           checksums.json: SHA-256 of every other file
 
-Tensors are written by `torch.distributed.checkpoint`: every process writes its part, and any number of processes reads
-what it needs.
+Tensors are written by `torch.distributed.checkpoint`: every process writes its part, and any number of processes
+can read it.
 """
 
 import json
@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def save(
         folder: The checkpoints' folder of the run.
         step: Number of steps taken.
         modules: Everything with weights and buffers.
-        state: Tensors besides (optimizer, harmonizer, random states).
+        state: Further tensors (optimizer, harmonizer, random states).
         facts: What fits into JSON.
         *beside: Functions that write further files into the checkpoint's folder; the first process calls them.
         keep: How many of the newest checkpoints stay, this one among them.
@@ -73,41 +73,42 @@ def save(
         OSError: It could not be written, whichever process failed; the checkpoints before are as they were.
     """
     final = folder / f"step_{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    failure = attempt(lambda: _clear(folder, final, temporary)) if processes.first else ""
-    failure = agreed(failure, processes)
-    if not failure:
-        tensors = {n: t.detach() for n, t in (modules.state_dict() | state).items()}
-        writer = HuggingFaceStorageWriter(str(temporary / TENSORS), save_distributed=True)
-        failure = attempt(lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
+    temporary = _aside(final, "tmp")
+    tensors = {n: t.detach() for n, t in (modules.state_dict() | state).items()}
+    writer = HuggingFaceStorageWriter(str(temporary / TENSORS), save_distributed=True)
     sums: dict[str, str] = {}
-    if not agreed(failure, processes):  # each process reads its share of the tensors again
+
+    def add_checksums() -> None:  # each process reads its share of the tensors again
         files = sorted(path.relative_to(temporary) for path in (temporary / TENSORS).iterdir())
-        share = files[processes.rank :: processes.world]
-        failure = attempt(lambda: sums.update(checksums(temporary, share)))
-        sums = dict(processes.collect(list(sums.items())))
-        failure = agreed(failure, processes)
-    if not failure and processes.first:
-        failure = attempt(lambda: _finish(folder, final, temporary, {"step": step, **facts}, sums, beside, keep))
-    failure = agreed(failure, processes)
-    if failure:
+        sums.update(checksums(temporary, files[processes.rank :: processes.world]))
+
+    try:
+        together(processes, lambda: _clear(final), first_only=True)
+        together(processes, lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
+        together(processes, add_checksums)
+        sums |= dict(processes.collect(list(sums.items())))
+        together(processes, lambda: _finish(final, {"step": step, **facts}, sums, beside), first_only=True)
+        together(processes, lambda: _remove_old(folder, step, keep), first_only=True)
+    except OSError as error:
         if processes.first:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"the checkpoint of step {step} could not be written: {failure}")
+        raise OSError(f"the checkpoint of step {step} could not be written: {error}") from error
     return final
 
 
-def _clear(folder: Path, final: Path, temporary: Path) -> None:
-    for left_over in (temporary, folder / f".{final.name}.old"):
+def _aside(final: Path, kind: str) -> Path:
+    return final.with_name(f".{final.name}.{kind}")
+
+
+def _clear(final: Path) -> None:
+    for left_over in (_aside(final, "tmp"), _aside(final, "old")):
         shutil.rmtree(left_over, ignore_errors=True)
-    (temporary / TENSORS).mkdir(parents=True)
+    (_aside(final, "tmp") / TENSORS).mkdir(parents=True)
 
 
-def _finish(
-    folder: Path, final: Path, temporary: Path, facts: dict[str, Any], sums: dict[str, str],
-    beside: tuple[Callable[[Path], None], ...], keep: int,
-) -> None:  # fmt: skip
-    """The files beside the tensors, and the name that makes it a checkpoint."""
+def _finish(final: Path, facts: dict[str, Any], sums: dict[str, str], beside: Sequence[Callable[[Path], None]]) -> None:
+    """Write the files beside the tensors, and give the folder the name that makes it a checkpoint."""
+    temporary, old = _aside(final, "tmp"), _aside(final, "old")
     state = temporary / STATE
     state.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     for write in beside:
@@ -119,12 +120,15 @@ def _finish(
     for file in (*temporary.iterdir(), *(temporary / TENSORS).iterdir(), temporary):
         flush(file)
     if final.exists():  # the same step again: at no moment is there neither
-        os.replace(final, folder / f".{final.name}.old")
+        os.replace(final, old)
     os.replace(temporary, final)
-    write_atomically(folder / LATEST, final.name)
-    shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
-    # Later ones are damaged, if the run went on from before them: they do not count, and are written over in time.
-    for old in [place for place in _numbered(folder) if _number(place) <= facts["step"]][:-keep]:
+    write_atomically(final.with_name(LATEST), final.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_old(folder: Path, step: int, keep: int) -> None:
+    """Keep the newest checkpoints up to a step. Later ones, of a run that went on from before them, are damaged."""
+    for old in [place for place in _numbered(folder) if _number(place) <= step][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -134,9 +138,9 @@ def checksums(checkpoint: Path, files: Iterable[Path]) -> dict[str, str]:
 
 
 def verify(checkpoint: Path) -> None:
-    """Read every file of a checkpoint, and raise a CheckpointError that names one which is not as it was written.
+    """Read every file of a checkpoint; raise a CheckpointError that names the first one that has changed.
 
-    One without checksums is of an older version: a warning, and the files are taken as they are.
+    A checkpoint without checksums is of an older version: it gives a warning and counts as whole.
     """
     listing = checkpoint / CHECKSUMS
     if not listing.exists():
@@ -161,7 +165,18 @@ def verify(checkpoint: Path) -> None:
             )
 
 
-def attempt(action: Callable[[], Any]) -> str:
+def together(processes: Processes, action: Callable[[], Any], first_only: bool = False) -> None:
+    """Write or read files in all processes, or in the first alone.
+
+    Raises:
+        OSError: Some process could not; all of them raise it.
+    """
+    failures = processes.collect([_attempt(action) if processes.first or not first_only else ""])
+    if failure := "; ".join(dict.fromkeys(filter(None, failures))):
+        raise OSError(failure)
+
+
+def _attempt(action: Callable[[], Any]) -> str:
     """Why an action that writes or reads files failed; empty if it did not."""
     try:
         action()
@@ -173,16 +188,10 @@ def attempt(action: Callable[[], Any]) -> str:
     return ""
 
 
-def agreed(failure: str, processes: Processes) -> str:
-    """Why any of the processes failed."""
-    return "; ".join(dict.fromkeys(f for f in processes.collect([failure]) if f))
-
-
 def latest(folder: Path) -> Path:
     """The newest whole checkpoint of a run: of ``runs/NAME``, of its checkpoints' folder, or the folder itself.
 
-    Where the newest is damaged, a warning says so, and it is the one before; a folder that is a checkpoint has none
-    before it.
+    If the newest is damaged, a warning says so, and the one before takes its place; unless ``folder`` is a checkpoint.
 
     Raises:
         CheckpointError: There are some, but none is whole.
@@ -209,7 +218,7 @@ def latest(folder: Path) -> Path:
 
 
 def _newest_first(place: Path) -> list[Path]:
-    """The checkpoints in a folder, from the one that `latest` names back; all, where it names none."""
+    """The checkpoints in a folder, newest first, from the one that the file `latest` names; all, if it names none."""
     numbered = _numbered(place)[::-1]
     try:
         named = (place / LATEST).read_text(encoding="utf-8").strip()
@@ -224,7 +233,7 @@ def _newest_first(place: Path) -> list[Path]:
 
 
 def _numbered(place: Path) -> list[Path]:
-    """The folders of checkpoints in another, by number."""
+    """The checkpoints in a folder, by number."""
     return sorted((p for p in place.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()), key=_number)
 
 
@@ -242,7 +251,7 @@ def load_weights(checkpoint: Path, modules: nn.Module) -> None:
 
 
 def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, which may be shards, by what is saved under their names.
+    """Fill tensors, which may be shards, with the saved values of their names.
 
     Raises:
         CheckpointError: The files are damaged, or lack one of them.
@@ -294,11 +303,11 @@ def _metadata(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_facts(checkpoint: Path, **types: type) -> dict[str, Any]:
-    """The JSON facts of a checkpoint: its step among them.
+    """The JSON facts of a checkpoint, among them its step.
 
     Args:
         checkpoint: Its folder.
-        **types: Keys that have to be there, and the type of each.
+        **types: Required keys, and the type of each.
 
     Raises:
         CheckpointError: The file cannot be read, or a fact is missing or of another type.
@@ -316,7 +325,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object.
 
     Raises:
-        CheckpointError: It does not, or cannot be read.
+        CheckpointError: It holds something else, or cannot be read.
     """
     try:
         content = json.loads(regular(path).read_text(encoding="utf-8"))
@@ -336,7 +345,7 @@ def optimizer_tensors(modules: nn.Module, optimizer: torch.optim.Optimizer) -> d
 
 
 def load_optimizer(checkpoint: Path, modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Restore what `optimizer_tensors` gave."""
     if not any(name.startswith("optimizer.") for name in saved_shapes(checkpoint)):
         return
     state = get_optimizer_state_dict(modules, optimizer)  # makes what is to be filled
@@ -351,7 +360,7 @@ def tree_tensors(prefix: str, tree: Any) -> dict[str, Tensor]:
 
 
 def load_tree(prefix: str, like: Any, tensors: dict[str, Tensor]) -> Any:
-    """Put back what `tree_tensors` gave, into the structure of ``like``."""
+    """Restore what `tree_tensors` gave, in the structure of ``like``."""
     leaves, spec = pytree.tree_flatten(like)
     saved = sum(name.startswith(f"{prefix}.") for name in tensors)
     if saved != len(leaves):
@@ -369,7 +378,7 @@ def random_tensors(rank: int = 0) -> dict[str, Tensor]:
 
 
 def load_random(tensors: dict[str, Tensor], rank: int = 0) -> None:
-    """Put back what `random_tensors` gave.
+    """Restore what `random_tensors` gave.
 
     Raises:
         CheckpointError: They hold no such states.
@@ -383,7 +392,7 @@ def load_random(tensors: dict[str, Tensor], rank: int = 0) -> None:
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """Without the warning that there is no process group: a single process is meant."""
+    """Call a function without the warning that there is no process group."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         return function(*arguments, **keywords)

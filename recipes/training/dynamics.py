@@ -1,4 +1,4 @@
-"""The distribution of cosines over a run: histograms and moments of intervals of steps, bounded however long the run.
+"""The distribution of cosines over a run: histograms and moments of intervals of steps, in bounded memory.
 
 An interval begins as one step. Whenever there are more than MOST of them, intervals become twice as long and neighbours
 are merged: a short run keeps every step, a long one between MOST / 2 and MOST intervals.
@@ -47,7 +47,7 @@ NOTHING = seen_in(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
 
 
 class Interval(NamedTuple):
-    """What was seen from a first to a last step, both included and counted from 1: {name: Seen}."""
+    """The cosines {name: Seen} from a first to a last step, both included and counted from 1."""
 
     first: int
     last: int
@@ -76,21 +76,21 @@ class Series(NamedTuple):
 
 
 class Dynamics(NamedTuple):
-    """The intervals of a run in their order, each within ``length`` steps; an immutable value."""
+    """The intervals of a run in order, each of at most ``length`` steps; immutable."""
 
     length: int = 1
     intervals: tuple[Interval, ...] = ()
 
     def add(self, step: int, cosines: Cosines, most: int = MOST) -> "Dynamics":
-        """With the cosines of one more step.
+        """Add the cosines of one step.
 
         Args:
             step: Number of the step, from 1.
-            cosines: What was measured, by name; names without a defined cosine are left out.
-            most: Number of intervals not to exceed.
+            cosines: By name; names without a defined cosine are left out.
+            most: The most intervals.
 
         Returns:
-            The new dynamics; the old are as they were.
+            The new dynamics.
         """
         seen = {name: seen_in(*measured) for name, measured in cosines.items()}
         seen = {name: s for name, s in seen.items() if s.moments.number > 0}
@@ -102,7 +102,7 @@ class Dynamics(NamedTuple):
         return Dynamics(length, _merged(self.intervals + other.intervals, length)).at_most(most)
 
     def at_most(self, most: int) -> "Dynamics":
-        """In at most so many intervals, twice as long as often as needed."""
+        """Double the length of the intervals until there are at most so many."""
         shorter = self
         while len(shorter.intervals) > most:
             length = 2 * shorter.length
@@ -142,7 +142,7 @@ def save(dynamics: Dynamics, path: Path) -> None:
 
 
 def load(path: Path) -> Dynamics:
-    """Read what `save` wrote; nothing where there is no such file, as in the checkpoints of older versions.
+    """Read what `save` wrote; empty if there is no file, as in the checkpoints of older versions.
 
     Raises:
         ConfigError: The file is damaged.
@@ -176,7 +176,7 @@ def _natural(name: str) -> tuple[str, float, str]:
 
 
 def _merged(intervals: Iterable[Interval], length: int) -> tuple[Interval, ...]:
-    """Intervals on a grid of so many steps: those that begin in the same cell are one."""
+    """Merge the intervals that begin in the same cell of a grid of so many steps."""
     cells: dict[int, Interval] = {}
     for interval in sorted(intervals, key=lambda i: i.first):
         cell = (interval.first - 1) // length

@@ -1,4 +1,4 @@
-"""A moving average of the weights beside training, which is what is evaluated in the end."""
+"""A moving average of the weights, which is evaluated in place of the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ class Ema:
     """Averages of the trainable parameters and of the floating-point buffers, such as running statistics.
 
     After each step ``average += (1 - d) (value - average)``, with ``d = min(decay, (1 + t) / (10 + t))`` after ``t``
-    updates: the first steps are soon forgotten. Other buffers, which count, are the model's own, as are frozen weights.
+    updates: the first steps are soon forgotten. Counters and frozen weights are not averaged.
     """
 
     def __init__(self, modules: nn.Module, decay: float) -> None:
@@ -25,7 +25,7 @@ class Ema:
         self.updates = torch.zeros((), dtype=torch.int64)
 
     def update(self) -> None:
-        """Follow a step that was taken."""
+        """Update the averages after a step."""
         t = int(self.updates)
         decay = min(self.decay, (1 + t) / (10 + t))
         with torch.no_grad():
@@ -34,18 +34,18 @@ class Ema:
         self.updates += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved and filled: {"ema.<name>": average} and the number of updates."""
+        """For checkpoints: {"ema.<name>": average} and the number of updates."""
         return {PREFIX + name: average for name, average in self.averages.items()} | {UPDATES: self.updates}
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the model has the averages for its values."""
+        """Inside, the values of the model are the averages."""
         self.swap()
         yield
         self.swap()
 
     def swap(self) -> None:
-        """Exchange the values of the model and their averages; once more puts both back."""
+        """Exchange the values of the model and their averages; a second call undoes that."""
         with torch.no_grad():
             for name, value in _averaged(self.modules).items():
                 kept = value.clone()

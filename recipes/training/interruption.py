@@ -1,4 +1,4 @@
-"""A run that is asked to stop does so in order: at once where nothing would be lost, else after the step at hand."""
+"""Stop in order when a signal asks for it: at once where nothing is lost, else after the current step."""
 
 import signal
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ class Interruption:
 
     Attributes:
         asked: The signal that came; 0 for none.
-        advice: How to go on, were it to come now; the end of a sentence.
+        advice: How to go on after a signal; the end of a sentence.
     """
 
     def __init__(self, advice: str = "") -> None:
@@ -31,7 +31,7 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is noted, for who opens this to look at."""
+        """Inside, a signal sets `asked` and does nothing else."""
         before, self._raises = self._raises, False
         try:
             yield
@@ -39,7 +39,7 @@ class Interruption:
             self._raises = before
 
     def awaited(self, items: Iterable[T], last: T) -> Iterator[T]:
-        """Items, one by one; a signal ends the wait for the next one, and ``last`` comes in its place."""
+        """Items, one by one; a signal ends the wait for an item, and ``last`` takes its place."""
         source = iter(items)
         while True:
             before = self._raises
@@ -55,11 +55,7 @@ class Interruption:
             yield item
 
     def stop(self, number: int = 0) -> None:
-        """Raise `Interrupted` if a signal came, here or, by its number, to another process.
-
-        Raises:
-            Interrupted: It did.
-        """
+        """Raise `Interrupted` if a signal came to this process, or one of this number to another."""
         if number or self.asked:
             raise Interrupted(number or self.asked, self.advice)
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Where the time of the steps since the last row went: to waiting for clips, or to the steps themselves."""
+    """How long the steps since the last row waited for clips, and how long they took."""
 
     def __init__(self) -> None:
         self.waited = self.stepped = 0.0
@@ -24,7 +24,7 @@ class Clock:
         self._began = time.perf_counter()
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """Batches, with the time of waiting for each counted; that of its step begins then."""
+        """Batches; counts the time of waiting for each."""
         source = iter(batches)
         while True:
             began = time.perf_counter()
@@ -37,7 +37,7 @@ class Clock:
             yield batch
 
     def step(self, clips: int) -> None:
-        """A step of so many clips has ended."""
+        """Count the end of a step of so many clips."""
         self.stepped += time.perf_counter() - self._began
         self.steps, self.clips = self.steps + 1, self.clips + clips
 
@@ -47,7 +47,7 @@ class Clock:
         return self.clips / max(self.waited + self.stepped, 1e-9)
 
     def row(self) -> dict[str, float]:
-        """Throughput, and seconds of a step, since this was last called."""
+        """Throughput, and seconds of a step, since the last call."""
         steps = max(self.steps, 1)
         row = {
             "samples_per_second": self.throughput,
@@ -60,10 +60,10 @@ class Clock:
 
 
 class Journal:
-    """The first process's; in the others it writes nothing."""
+    """Metrics, skipped clips and progress bar; only the first process writes."""
 
     def __init__(self, folder: Path, steps: int, step: int, writes: bool, device: torch.device) -> None:
-        """Continue the journal in the folder of a run of so many steps, at a step."""
+        """Continue the journal of a run at a step; ``steps`` is its length."""
         self.metrics = Metrics(folder, step) if writes else None
         self.skipped = SkippedClips(folder) if writes else None
         bar = {"total": steps, "initial": step, "desc": folder.name, "unit": "step", "smoothing": 0.05}
@@ -109,7 +109,7 @@ class Journal:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory of the GPU that tensors of this process have taken so far, GiB; {} without a GPU."""
+    """Peak memory of the tensors of this process on its GPU so far, GiB; {} without a GPU."""
     if device.type != "cuda":
         return {}
     return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}

@@ -1,4 +1,4 @@
-"""A launch by torchrun: what its processes agree on at each start, and whether a start is one again.
+"""A launch by torchrun: a name for each start of its processes, and whether a run belongs to this launch.
 
 Nothing in the environment tells one start from another on all nodes: TORCHELASTIC_RESTART_COUNT is each agent's own.
 """
@@ -55,10 +55,10 @@ def meeting(store: Store, rank: int, world: int, patience: timedelta) -> str:
 
 
 def wait_for(store: Store, key: str, patience: timedelta | None = None) -> None:
-    """Wait for a key; in short naps, since a signal is heard only between calls.
+    """Wait for a key. Naps are short, since Python handles signals only between calls.
 
     Raises:
-        RuntimeError: It did not come.
+        RuntimeError: The key did not come.
     """
     deadline = None if patience is None else time.monotonic() + patience.total_seconds()
     while not store.check([key]):
@@ -68,7 +68,7 @@ def wait_for(store: Store, key: str, patience: timedelta | None = None) -> None:
 
 
 def name_of(store: Store) -> str:
-    """The name of the launch that a store belongs to: torchrun's lives as long as the launch."""
+    """The name of the launch that a store belongs to; a store lives as long as its launch."""
     return store.compare_set(NAME, "", uuid4().hex).decode()
 
 
@@ -83,7 +83,7 @@ def agent() -> str:
 
 
 def shared(folder: Path, names: list[str], patience: float = 60.0) -> bool:
-    """Whether this process sees what the first one signed; shared file systems may take some seconds to show it."""
+    """Whether this process sees the mark of the first one; shared file systems may take some seconds."""
     deadline = time.monotonic() + patience
     while not signed(folder, names):
         if time.monotonic() > deadline:
@@ -93,11 +93,11 @@ def shared(folder: Path, names: list[str], patience: float = 60.0) -> bool:
 
 
 def sign(folder: Path, names: list[str]) -> None:
-    """Note in a run's folder the launch that it belongs to."""
+    """Mark a run's folder with the names of its launch."""
     (folder / MARK).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def signed(folder: Path, names: list[str]) -> bool:
-    """Whether a run was begun, or gone on with, by this launch: by its store, or by an agent that is still here."""
+    """Whether this launch started or resumed a run: the mark has its store, or an agent that still lives."""
     mark = folder / MARK
     return mark.is_file() and not set(names).isdisjoint(mark.read_text(encoding="utf-8").splitlines())

@@ -1,7 +1,7 @@
 """Metrics of a run: sums over an interval of steps, written as JSON lines and for TensorBoard.
 
-The disk it takes is bounded by the number of intervals: a row holds moments of the cosines, not the cosines. Their
-histograms are in the checkpoints, see `recipes.training.dynamics`, and TensorBoard gets one at each checkpoint.
+A row holds moments of the cosines, not the cosines. Their histograms are in the checkpoints, see
+`recipes.training.dynamics`, and TensorBoard gets one at each checkpoint.
 """
 
 import logging
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Collects steps and writes a row for each interval. What cannot be written ends no run.
+    """Collects steps and writes a row for each interval. A failure to write does not end the run.
 
     Attributes:
         failures: How often TensorBoard's file could not be written; see also `Rows.failures`.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Continue the metrics of a run at a step; rows after it, from a run that died, are dropped."""
+        """Continue the metrics of a run at a step; drop later rows, which a run that died has left."""
         self.file = folder / "metrics.jsonl"
         write_atomically(self.file, jsonl.as_text([row for row in read_metrics(folder) if row["step"] <= step]))
         self.rows, self.failures = jsonl.Rows(self.file), 0
@@ -63,14 +63,13 @@ class Metrics:
         return row
 
     def draw_histogram(self, step: int) -> None:
-        """Give TensorBoard a histogram of the cosines since the last one, of the rows that are written."""
+        """Give TensorBoard a histogram of the cosines of all rows since the last histogram."""
         m, histogram = self.undrawn.moments, self.undrawn.histogram
         if m.number > 0:
-            self._draw(lambda board: board.add_histogram_raw(
-                "agreement", min=-1.0, max=1.0, num=int(m.number), sum=float(m.number * m.mean),
-                sum_squares=float(m.m2 + m.number * m.mean**2), bucket_limits=histogram.edges[1:].tolist(),
-                bucket_counts=histogram.counts.tolist(), global_step=step,
-            ))  # fmt: skip
+            sums = {"sum": float(m.number * m.mean), "sum_squares": float(m.m2 + m.number * m.mean**2)}
+            buckets = {"bucket_limits": histogram.edges[1:].tolist(), "bucket_counts": histogram.counts.tolist()}
+            facts = {"min": -1.0, "max": 1.0, "num": int(m.number), **sums, **buckets, "global_step": step}
+            self._draw(lambda board: board.add_histogram_raw("agreement", **facts))
         self.undrawn = NOTHING
 
     def close(self) -> None:
@@ -79,7 +78,7 @@ class Metrics:
             self._draw(lambda board: board.close(), flush=False)
 
     def _draw(self, draw: Callable[[SummaryWriter], Any], flush: bool = True) -> None:
-        """Give TensorBoard something. Its writer does not survive an error: a new one begins a new file."""
+        """Write to TensorBoard. Its writer does not survive an error: a new writer begins a new file."""
         try:
             if self.board is None:
                 self.board = SummaryWriter(str(self.file.with_name("tensorboard")))
@@ -106,6 +105,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def finite(value: Tensor) -> float | None:
-    """A number for JSON, which knows no NaN."""
+    """A number for JSON, which has no NaN: None for it."""
     number = float(value)
     return number if math.isfinite(number) else None

@@ -17,11 +17,11 @@ GROW_AFTER = 2000  # steps without an overflow, as torch.amp.GradScaler has it
 
 
 def forward_in(precision: str, device: torch.device) -> Forward:
-    """How to call the model: in a precision as `train.precision` names it, its embeddings in float32.
+    """A function that calls the model in a precision of `train.precision` and gives its embeddings in float32.
 
     Heads and losses, a small part of the work, stay in float32: differences of cosines over a temperature of 0.07 are
-    lost in half precision. Autocast begins and ends with the encoder, so that no cast of a weight made without a graph
-    is found again by a pass that needs one.
+    lost in half precision. Autocast begins and ends with the encoder: its cache of weights
+    must not pass from a forward pass without a graph to one that needs it.
     """
     dtype = AUTOCAST.get(precision)
 
@@ -37,25 +37,25 @@ def forward_in(precision: str, device: torch.device) -> Forward:
 
 @dataclass
 class LossScale:
-    """What losses are multiplied by, so that gradients in float16 do not vanish: halved by a gradient that overflows.
+    """A factor on the losses, so that gradients in float16 do not vanish; halved when a gradient overflows.
 
-    The rule of `torch.amp.GradScaler`, which decides on each process by itself; here the step decides once, for all
-    processes, by the norm that it looks at anyway.
+    The rule is that of `torch.amp.GradScaler`, which decides in each process for itself. Here the step decides once for
+    all processes, by the norm of the gradient, which it reads anyway.
     """
 
     value: float = 2.0**16
     good_steps: int = 0
 
     def tensor(self, device: torch.device) -> Tensor:
-        """Without axes."""
+        """The factor as a tensor without axes."""
         return torch.tensor(self.value, device=device)
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
-        """Divide gradients by it."""
+        """Divide gradients by the factor."""
         torch._foreach_div_([local(p.grad) for p in parameters if p.grad is not None], self.value)
 
     def update(self, finite: bool) -> None:
-        """After a step's gradient."""
+        """Adapt the factor to whether the gradient of a step was finite."""
         self.good_steps = self.good_steps + 1 if finite else 0
         if not finite:
             self.value /= 2
@@ -69,5 +69,5 @@ def loss_scale(config: TrainConfig, state: dict[str, Any] | None = None) -> Loss
 
 
 def use_tf32(config: TrainConfig) -> None:
-    """Let CUDA multiply float32 matrices with the mantissa of TF32, or not."""
+    """Choose whether CUDA multiplies float32 matrices in TF32."""
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")

@@ -1,4 +1,4 @@
-"""Where in the backbone, and along which path, two losses agree: measurements beside training that leave it alone."""
+"""Where in the backbone, and along which path, two losses agree: measurements that do not change the training."""
 
 import re
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Losses = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 def probe(gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None) -> Cosines:
     """Cosines of each sample's two gradients over parts of the backbone, as `gram.probe` asks for.
 
-    The random numbers are those that the step to come will use, and neither they nor running statistics move.
+    They use the random numbers of the step to come, and change neither these nor running statistics.
 
     Args:
         gram: What to measure, and how gradients are read; of parameters, also where training reads features.

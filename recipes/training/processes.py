@@ -1,4 +1,4 @@
-"""The processes of a run under torchrun: who this one is, what they agree on, and how the model is spread over them."""
+"""The processes of a run under torchrun: their messages, and how the model is spread over them."""
 
 import math
 import os
@@ -33,11 +33,11 @@ class Processes:
     """The processes of a run.
 
     Attributes:
-        rank: This one's number; the first (0) writes and evaluates.
+        rank: Number of this process; the first (0) writes.
         world: How many there are.
         group: Their process group; None where there is but one.
-        store: Where they leave messages that may take long to come.
-        launch: Names of the launch by torchrun that they belong to, the same in each; empty without torchrun.
+        store: For messages that may take long to come.
+        launch: Names of their launch by torchrun, the same in each; empty without torchrun.
     """
 
     rank: int = 0
@@ -54,7 +54,7 @@ class Processes:
 
     @contextmanager
     def first_ahead(self) -> Iterator[None]:
-        """Inside, the first process is done before the others begin, however long it takes: it makes what they find."""
+        """Inside, the first process finishes before the others begin: it makes what they read."""
         turn = f"turn {next(self.turns)}"
         if self.store is not None and not self.first:
             launch.wait_for(self.store, turn)
@@ -76,7 +76,7 @@ class Processes:
         self.exchange(0)
 
     def exchange(self, *numbers: int) -> list[list[int]]:
-        """Tell the others some numbers, and learn theirs: a row for each process. No device is waited for."""
+        """The numbers of all processes, a row for each. This does not wait for a device."""
         if self.group is None:
             return [list(numbers)]
         own = torch.tensor(numbers)
@@ -85,7 +85,7 @@ class Processes:
         return rows.tolist()
 
     def collect(self, items: Sequence[Any]) -> list[Any]:
-        """The items of all processes, in their order."""
+        """The items of all processes, in the order of the processes."""
         if self.group is None:
             return list(items)
         lists: list[list[Any]] = [[] for _ in range(self.world)]
@@ -93,7 +93,7 @@ class Processes:
         return [item for of_one in lists for item in of_one]
 
     def decide(self, decision: Callable[[], T]) -> T:
-        """What the first process decides. An error that it meets is raised in all of them: none waits for an answer."""
+        """What the first process decides. If that raises an error, all processes raise it."""
         if self.group is None:
             return decision()
         outcome: list[Any] = [None, None]
@@ -109,7 +109,7 @@ class Processes:
         return value
 
     def agree(self, tensor: Tensor) -> Tensor:
-        """What the first process has."""
+        """The values of the first process, in all."""
         if self.group is not None:
             dist.broadcast(tensor, group=self.group, group_src=0)
         return tensor
@@ -126,10 +126,10 @@ ALONE = Processes()
 
 @contextmanager
 def joined(patience: timedelta = PATIENCE) -> Iterator[Processes]:
-    """Join the processes that torchrun has started; without it there is but this one.
+    """Join the processes that torchrun has started; without torchrun there is one.
 
     Args:
-        patience: How long they wait for one another before they give up.
+        patience: How long they wait for one another.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
@@ -139,10 +139,8 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[Processes]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     store, rank, world = next(dist.rendezvous("env://", timeout=patience))
     own = dist.PrefixStore(launch.meeting(store, rank, world, patience), store)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience, rank=rank, world_size=world,
-        store=own,
-    )  # fmt: skip
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=patience, rank=rank, world_size=world, store=own)
     names: list[str] = [""] * world
     dist.all_gather_object(names, launch.agent())
     names = [launch.name_of(store), *dict.fromkeys(filter(None, names))]
@@ -161,14 +159,14 @@ def seed_of(seed: int, rank: int, step: int = 0) -> int:
 
 
 def spread(model: VATT, parallel: str, group: Processes, device: torch.device, plain: bool) -> nn.Module:
-    """The model as a plain forward and backward pass needs it.
+    """Spread a model over processes.
 
     Args:
         model: The model; with "fsdp" its parameters become shards, in place.
         parallel: "ddp", every process has all parameters, or "fsdp", a part of them and of the optimizer's state.
         group: The processes.
         device: Where the model is.
-        plain: Whether there will be plain passes at all; a harmonized step sums its gradients itself.
+        plain: Whether there will be plain passes; a harmonized step sums its gradients itself.
 
     Returns:
         What to call in a plain pass.
@@ -185,7 +183,7 @@ def spread(model: VATT, parallel: str, group: Processes, device: torch.device, p
 
 
 def clip_gradients(modules: nn.Module, limit: float) -> Tensor:
-    """Scale the gradients of all parameters down to a norm, and return the norm they had; shards count as a whole."""
+    """Scale the gradients of all parameters, shards or not, down to a norm; returns their norm before."""
     params = [p for p in modules.parameters() if p.grad is not None]
     kinds = [[p for p in params if isinstance(p, DTensor) == sharded] for sharded in (False, True)]
     norms = [whole(get_total_norm([p.grad for p in kind])) for kind in kinds if kind]
@@ -197,7 +195,7 @@ def clip_gradients(modules: nn.Module, limit: float) -> Tensor:
 
 
 def digest(modules: nn.Module) -> str:
-    """Hash of weights and buffers; of shards put together, for which every process has to take part."""
+    """Hash of weights and buffers; shards are put together, so all processes have to call this."""
 
     def pieces() -> Iterator[bytes]:
         for name, t in sorted(modules.state_dict().items()):
@@ -208,15 +206,15 @@ def digest(modules: nn.Module) -> str:
 
 
 def whole_state(modules: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers, each put together; every process has to take part."""
+    """Weights and buffers without shards; all processes have to call this."""
     return {name: whole(t) for name, t in modules.state_dict().items()}
 
 
 def whole(t: Tensor) -> Tensor:
-    """A tensor that is spread over processes, put together, in which all of them take part; another as it is."""
+    """A tensor without shards; of a tensor with shards, all processes have to call this."""
     return t.full_tensor() if isinstance(t, DTensor) else t
 
 
 def local(t: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
+    """This process's part of a tensor, in the same memory."""
     return t.to_local() if isinstance(t, DTensor) else t

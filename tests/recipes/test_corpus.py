@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from recipes.data.corpus import STYLES, Corpus, build, layout, plan_video
-from recipes.data.corpus.narration import ADJECTIVES, COLOUR_WORDS, PATTERNS, SHAPE_WORDS
+from recipes.data.corpus.narration import WORDS
 from recipes.data.corpus.plan import NO_AUDIO, NO_TEXT, Segment
 from recipes.data.corpus.scene import RGB, draw
 from recipes.data.corpus.sound import PITCH, synthesise
@@ -22,6 +22,7 @@ from recipes.data.corpus.thing import COLOURS, MOTIONS, SHAPES, TEXTURES, Beat, 
 from recipes.data.labels import Labelled, load_labelled
 
 SMALL = {"videos": 3, "test_videos": 1, "size": 64, "fps": 4, "workers": 1}
+SHAPE_WORDS, COLOUR_WORDS, ADJECTIVES, PATTERNS = (WORDS[k] for k in ("shapes", "colours", "textures", "patterns"))
 STEADY = Beat(tempo=1.0, phase=0.0)
 
 

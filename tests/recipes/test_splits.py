@@ -32,7 +32,7 @@ def test_names_of_splits_in_any_case_and_others_left_alone(split, caplog):
     rows = [("a", "Train"), ("b", "TRAINING"), ("c", ""), ("d", "Test"), ("e", "validate"), ("f", "dev")]
     with caplog.at_level(logging.WARNING):
         assert split(rows) == [["a", "b", "c"], ["d"]]
-    assert "'dev', 'validate' are left alone" in caplog.text
+    assert "'dev', 'validate' are not used" in caplog.text
 
 
 def test_without_splits_a_tenth_is_held_out_by_video(split):

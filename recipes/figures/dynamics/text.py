@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from recipes.evaluation.results import markdown as table
 from recipes.figures.dynamics.numbers import BLOCKS, FEWEST_BLOCKS, FEWEST_SAMPLES, compare, summarise
 from recipes.figures.dynamics.runs import Run
 from recipes.training.dynamics import TRAINING
@@ -29,8 +30,6 @@ NOTES = {
         "30% smaller than on HowTo100M, a ratio of 0.7."
     ),
 }
-NUMBERS = ["samples", "mean", "95% interval", "negative", "95% interval", "std", "skew", "excess kurtosis"]
-TESTS = ["Jarque-Bera", "p", "distance from normal", "intervals of steps that pass", "samples in one"]
 
 
 def summary(runs: list[Run], against: Run | None, name: str) -> dict[str, Any]:
@@ -65,17 +64,17 @@ def markdown(summary: dict[str, Any]) -> str:
         "# Agreement of gradients over pre-training",
         f"cos(g_va, g_vt) over {runs[0]['over']}. {BEFORE}",
         "## In numbers",
-        _table(["run", "mode", *NUMBERS], [[r["run"], r["mode"], *_numbers(r)] for r in runs]),
+        table([{"run": r["run"], "mode": r["mode"]} | _numbers(r) for r in runs]),
         NOTES["numbers"],
         "## How near to normal",
-        _table(["run", "mode", *TESTS], [[r["run"], r["mode"], *_tests(r["normality"])] for r in runs]),
+        table([{"run": r["run"], "mode": r["mode"]} | _tests(r["normality"]) for r in runs]),
         NOTES["normality"],
     ]
     if summary["comparisons"]:
         parts += ["## Ratio of means", "\n".join(f"- {sentence(c)}" for c in summary["comparisons"]), NOTES["corpora"]]
     if summary["probes"]:
-        rows = [[r["run"], r["name"], *_numbers(r)] for r in summary["probes"]]
-        parts += ["## Where in the backbone", _table(["run", "part", *NUMBERS], rows), "Intervals as above."]
+        rows = [{"run": r["run"], "part": r["name"]} | _numbers(r) for r in summary["probes"]]
+        parts += ["## Where in the backbone", table(rows), "Intervals as above."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -92,24 +91,28 @@ def sentence(comparison: dict[str, Any]) -> str:
     return f"{runs}: {means}; ratio {ratio:.2f}{_in_brackets(c['ratio'], '.2f')}{words}."
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose first two columns are words."""
-    ruler = ["---"] * 2 + ["---:"] * (len(head) - 2)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *rows))
+def _numbers(r: dict[str, Any]) -> dict[str, str]:
+    return {
+        "samples": f"{r['samples']:,}",
+        "mean": f"{r['mean']['value']:.4f}",
+        "95% interval": _interval(r["mean"], ".4f"),
+        "negative": f"{r['negative']['value']:.1%}",
+        "95% interval of the share": _interval(r["negative"], ".1%"),
+        "std": _number(r["std"], ".3f"),
+        "skew": _number(r["skew"], ".3f"),
+        "excess kurtosis": _number(r["excess_kurtosis"], ".3f"),
+    }
 
 
-def _numbers(r: dict[str, Any]) -> list[str]:
-    mean, negative = r["mean"], r["negative"]
-    cells = [f"{r['samples']:,}", f"{mean['value']:.4f}", _interval(mean, ".4f")]
-    cells += [f"{negative['value']:.1%}", _interval(negative, ".1%")]
-    return cells + [_number(r[key], ".3f") for key in ("std", "skew", "excess_kurtosis")]
-
-
-def _tests(n: dict[str, Any]) -> list[str]:
+def _tests(n: dict[str, Any]) -> dict[str, str]:
     share = "–" if n["intervals_normal"] is None else f"{n['intervals_normal']:.0%} of {n['intervals_tested']}"
-    p = "< 1e-300" if n["p"] == 0 else _number(n["p"], ".2g")  # 0: too small for a float
-    distance, samples = _number(n["kolmogorov_distance"], ".4f"), _number(n["samples_per_interval"], ".0f")
-    return [_number(n["jarque_bera"], ".4g"), p, distance, share, samples]
+    return {
+        "Jarque-Bera": _number(n["jarque_bera"], ".4g"),
+        "p": "< 1e-300" if n["p"] == 0 else _number(n["p"], ".2g"),  # 0: too small for a float
+        "distance from normal": _number(n["kolmogorov_distance"], ".4f"),
+        "intervals of steps that pass": share,
+        "samples in one": _number(n["samples_per_interval"], ".0f"),
+    }
 
 
 def _in_brackets(result: dict[str, Any], form: str) -> str:

@@ -32,11 +32,12 @@ def save(path: Path, results: list[Result], base: Spec) -> Path:
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.set_xticks(ticks, [str(t) for t in ticks])
-            panel.minorticks_off()
+            panel.xaxis.minorticks_off()
             panel.set(xlabel=NAMES[axis], ylabel=title)
             panel.grid(alpha=0.3)
         low, high = ratio.get_ylim()
         marks = [m for m in RATIOS if low <= m <= high]
+        ratio.yaxis.minorticks_off()
         ratio.set_yticks(marks, [f"{m:g}" for m in marks])
     handles = [Line2D([], [], label=label, **styles[label]) for label in labels]
     drawn.legend(handles=handles, loc="outside right upper", fontsize="small")

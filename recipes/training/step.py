@@ -19,21 +19,13 @@ Extras = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
 
 @dataclass
 class Learner:
-    """What a step changes.
+    """What a step changes."""
 
-    Attributes:
-        modules: {"model", "objective"}: ``objective(model(**inputs))`` gives the loss terms {name: (B,)}.
-        optimizer: Of their parameters.
-        harmonizer: Weighs the terms of each clip.
-        state: Of the harmonizer; a new one by default.
-        loss_scale: Of float16; None for other precisions.
-    """
-
-    modules: nn.ModuleDict
+    modules: nn.ModuleDict  # ``objective(model(**inputs))`` gives the loss terms {name: (B,)}
     optimizer: torch.optim.Optimizer
     harmonizer: harmony.Transform = field(default_factory=harmony.chain)
-    state: Any = None
-    loss_scale: LossScale | None = None
+    state: Any = None  # of the harmonizer; a new one by default
+    loss_scale: LossScale | None = None  # of float16
 
     def __post_init__(self) -> None:
         if self.state is None:
@@ -44,49 +36,31 @@ class Learner:
 class StepOptions:
     """How to take a step.
 
-    Attributes:
-        weigh: What clips are weighed by: "nothing"; "terms": the harmonizer sees loss terms and extras, which cost
-            nothing; "gradients": it sees the Gram blocks of per-clip gradients, too.
-        gram: Keywords of `harmony.backward` for "gradients": how these are read.
-        extras: ``extras(objective, embeddings)`` is what the harmonizer sees besides.
-        precision: Of the encoder, as `train.precision`.
-        clip_norm: Norm that gradients are scaled down to; None: as they are.
-        clip_only: Module whose gradients are scaled down, "model" for instance; None: both as one.
-        forward: Called in place of the model for "nothing" and "terms", see `processes.spread`.
-        processes: All of which take the step together.
+    Clips are weighed by "nothing"; by "terms", the harmonizer sees loss terms and extras, which cost nothing; by
+    "gradients", it sees the Gram blocks of per-clip gradients, too.
     """
 
     weigh: Weigh = "gradients"
-    gram: Mapping[str, Any] = field(default_factory=dict)
-    extras: Extras | None = None
-    precision: str = "fp32"
-    clip_norm: float | None = None
-    clip_only: str | None = None
-    forward: nn.Module | None = None
-    processes: Processes = ALONE
+    gram: Mapping[str, Any] = field(default_factory=dict)  # keywords of `harmony.backward`: how gradients are read
+    extras: Extras | None = None  # ``extras(objective, embeddings)`` is what the harmonizer sees besides
+    precision: str = "fp32"  # of the encoder, as `train.precision`
+    clip_norm: float | None = None  # that gradients are scaled down to
+    clip_only: str | None = None  # "model", for instance: only its gradients are scaled down; None: both as one
+    forward: nn.Module | None = None  # called in place of the model by "nothing" and "terms", see `processes.spread`
+    processes: Processes = ALONE  # that take the step together
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step saw, the same on every process.
+    """What one step saw, the same on every process."""
 
-    Attributes:
-        numbers: Scalars to log, on the host: losses, norm of the gradient, figures of the harmonizer.
-        reason: Why the step was not taken; empty if it was.
-        terms: Loss terms {name: (B,)} of the whole batch.
-        weights: What the terms were weighed with, (B, K), or (groups, K) for groups of clips; None: with nothing.
-        cosines: Agreement (groups,) before realignment, on the host; None where it was not measured.
-        defined: Mask (groups,) of the cosines that are defined.
-        broken: Whether the step is worth a look: its loss or gradient is not finite, and float16 does not explain it.
-    """
-
-    numbers: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    weights: Tensor | None = None
-    cosines: Tensor | None = None
-    defined: Tensor | None = None
-    broken: bool = False
+    numbers: dict[str, float] = field(default_factory=dict)  # to log: losses, gradient norm, figures of the harmonizer
+    reason: str = ""  # why the step was not taken; empty if it was
+    terms: dict[str, Tensor] = field(default_factory=dict)  # losses {name: (B,)} of the whole batch
+    weights: Tensor | None = None  # of the terms, (B, K) or (groups, K); None where they were not weighed
+    cosines: Tensor | None = None  # agreement (groups,) before realignment, on the host, where it was measured
+    defined: Tensor | None = None  # mask (groups,) of the cosines that are defined
+    broken: bool = False  # the loss or the gradient is not finite, and float16 does not explain it
 
     @property
     def taken(self) -> bool:
@@ -123,13 +97,13 @@ class _Pass:
 
 
 def train_step(learner: Learner, inputs: dict[str, Tensor], options: StepOptions) -> StepResult:
-    """Take one optimizer step, or say why it was not taken.
+    """Take one optimizer step, or say why it was not taken; gradients stay in ``.grad``.
 
     A loss or gradient that is not finite, or a batch of which the harmonizer keeps nothing, leaves the parameters,
     the running statistics and the optimizer as they were.
 
     Args:
-        learner: Changed in place; gradients stay in ``.grad``.
+        learner: Changed in place.
         inputs: What the model takes, on its device: the clips of this process. To weigh them takes an "index" (b,).
         options: How.
     """
@@ -159,9 +133,8 @@ def idle_step(learner: Learner, reason: str) -> StepResult:
 
 def idle_state(harmonizer: harmony.Transform, state: Any) -> Any:
     """The harmonizer's state after a batch of no clips."""
-    gram = torch.zeros(0, 2, 2)
-    none = torch.zeros(0, dtype=torch.int64)
-    extras = {"terms": gram[:, 0], "batch_products": gram[:, 0], "ids": none, "sides": torch.zeros(0, 3, 0)}
+    gram, ids = torch.zeros(0, 2, 2), torch.zeros(0, dtype=torch.int64)
+    extras = {"terms": gram[:, 0], "batch_products": gram[:, 0], "ids": ids, "sides": torch.zeros(0, 3, 0)}
     return harmonizer.update({"the rest": gram} if harmonizer.layerwise else gram, state, **extras)[1]
 
 

@@ -38,12 +38,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def step_options(config: Config, step: int, **machine: Any) -> StepOptions:
-    """How a run takes a step: by gradients where it harmonizes, or where `gram.every` asks for a measurement.
+    """How a run takes a step, from 0: by gradients where it harmonizes, or where `gram.every` asks to measure.
 
-    Args:
-        config: Of the run.
-        step: Number of the step, from 0.
-        **machine: Further fields of `StepOptions`: ``forward``, ``processes``.
+    ``machine`` are further fields of `StepOptions`: ``forward``, ``processes``.
     """
     measures = config.gram.every > 0 and step % config.gram.every == 0
     return StepOptions(

@@ -124,12 +124,12 @@ def assemble(config: Config, again: bool, start: Path | None, group: Processes) 
         try:
             splits = train_and_test(config) if group.first else load_splits(config.folder)
             init_from = None if start or not config.train.init_from else checkpoint.latest(Path(config.train.init_from))
-            tokenizer = vocabulary_of(splits.train, config, start or init_from, group)
+            source = start or init_from
+            tokenizer = vocabulary_of(splits.train, config, source, group)
             if group.first:
                 test = limited(splits.test, tokenizer, config.clip.words, config.evaluate.limit)
                 splits = splits._replace(test=test)
             torch.manual_seed(config.train.seed)
-            source = start or init_from
             modules = build(config, tokenizer, None if source is None else checkpoint.saved_shapes(source)).to(device)
             if init_from is not None:
                 checkpoint.load_weights(init_from, modules)
@@ -201,8 +201,9 @@ def train(run: Run, interruption: Interruption) -> Journal:
             journal.add(result, sum(shares))
 
             last = run.step == config.train.steps
-            evaluating = is_due(run.step, config.evaluate.every) and not last
-            saving = is_due(run.step, config.train.checkpoint_every) or evaluating or last
+            every = config.evaluate.every
+            evaluating = every > 0 and run.step % every == 0 and not last
+            saving = run.step % config.train.checkpoint_every == 0 or evaluating or last
             if saving or run.step % config.train.log_every == 0:
                 journal.write(run.step, lr=lr, gamma=float(gamma(torch.tensor(run.step - 1))), **counts)
             if saving:
@@ -283,11 +284,6 @@ def keep_if_best(run: Run, figures: Figures) -> None:
         keep_best(run.checkpoints, run.step, figures, run.config.evaluate.best)
 
 
-def is_due(step: int, every: int) -> bool:
-    """Whether a step is one of every so many; never where ``every`` is 0."""
-    return every > 0 and step % every == 0
-
-
 def loader_of(run: Run) -> Loader[dict[str, Any]]:
     """Batches of this process, from the run's step on."""
     config, data, group = run.config, run.config.data, run.group
@@ -312,12 +308,8 @@ def identity_of(splits: Splits, start: Path | None) -> identity.Seen:
     else:
         seen = identity.seen(splits.train)
     if leaks := leakage.recognised(splits.test, seen, index=lambda: splits.train):
-        log.warning(
-            "%d of %d held-out videos are trained on under another name, for example %s: the figures flatter",
-            len(leaks),
-            len(splits.test),
-            next(iter(leaks)),
-        )
+        warning = "%d of %d held-out videos are trained on under another name, for example %s: the figures flatter"
+        log.warning(warning, len(leaks), len(splits.test), next(iter(leaks)))
     return seen
 
 

@@ -20,19 +20,12 @@ from recipes.training.ema import Ema
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds, without the state of its training.
+    """What a checkpoint holds, without the state of its training."""
 
-    Attributes:
-        folder: The checkpoint itself.
-        config: The configuration of its run, with what was overridden.
-        tokenizer: The run's vocabulary.
-        modules: Model and objective, as training left them, in training mode, on the CPU.
-    """
-
-    folder: Path
-    config: Config
+    folder: Path  # of the checkpoint itself
+    config: Config  # of its run, with what was overridden
     tokenizer: Tokenizer
-    modules: nn.ModuleDict
+    modules: nn.ModuleDict  # {"model", "objective"} in training mode
 
 
 @dataclass
@@ -68,9 +61,7 @@ def restore_with(keys: RestoreKeys) -> Restored:
 
 
 def restore(folder: Path, averaged: bool = True, device: str | None = None, overrides: Sequence[str] = ()) -> Restored:
-    """Load a run's newest checkpoint, or the one that ``folder`` is.
-
-    The checkpoint is enough: neither the data nor the file of word vectors are read.
+    """Load a run's newest checkpoint, or the one that ``folder`` is, on the CPU; no data and no word vectors are read.
 
     Args:
         folder: ``runs/NAME``, or a checkpoint's folder.
@@ -100,11 +91,10 @@ def load_config(folder: Path, device: str | None = None, overrides: Sequence[str
 
 
 def own_data(config: Config) -> Splits:
-    """What a restored run trained on and held out.
+    """What a restored run trained on and held out, see `train_and_test`.
 
     Raises:
         ConfigError: It is behind a URL: a checkpoint of others does not decide what is fetched from where.
-        ValueError, OSError: See `train_and_test`.
     """
     named = [config.data.manifest, config.data.test, *(source.manifest for source in config.data.sources.values())]
     if urls := [place for place in named if place is not None and is_url(place)]:

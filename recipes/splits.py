@@ -4,10 +4,10 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_from_disk
@@ -38,10 +38,9 @@ class Splits(NamedTuple):
 def train_and_test(config: Config) -> Splits:
     """Load the training and the test index.
 
-    The procedural corpus is built where neither `data.manifest` nor `data.sources` is given. Test clips are those of
-    `data.test`, else those of split "test" of each source, else a tenth of its videos, by a hash of groups or, without,
-    of paths. Training takes the rows of split "train" and those without one; other splits are left alone. In a
-    mixture an id begins with the name of its source.
+    Test clips are those of `data.test`, else those of split "test" of each source, else a tenth of its videos, by a
+    hash of groups or, without, of paths. Training takes the rows of split "train" and those without one. In a mixture
+    an id begins with the name of its source.
 
     Raises:
         ValueError, OSError: An index cannot be read, a video is in both, or one of the two is empty.
@@ -61,7 +60,7 @@ def train_and_test(config: Config) -> Splits:
     leaked = {video for video in _videos(train) if video in tested}
     if leaked:
         raise ValueError(f"{len(leaked)} video(s) are both in training and in test, for example {min(leaked)}")
-    if shared := (_values(train, "group") & _values(tests, "group")) - {None}:
+    if shared := (set(_column(train, "group")) & set(_column(tests, "group"))) - {None}:
         log.warning("%d group(s) are both in training and in test, for example %s", len(shared), min(shared))
     weights = (source.weight for source in sources.values())
     sized = [Source(len(part), weight) for (part, _), weight in zip(parts, weights, strict=True)]
@@ -109,15 +108,14 @@ def procedural_corpus(corpus: CorpusConfig) -> Path:
 
 
 def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
-    """The rows of a source to train on and those to test on; none of the latter without ``hold_out``."""
+    """The rows of a source to train on, and those to test on: none without ``hold_out``."""
     prefix = f"{name}/" if name else ""
     index = load_index(manifest, prefix=prefix)
-    splits = {split.casefold() for split in _values(index, "split")}
+    splits = {split.casefold() for split in set(_column(index, "split"))}
     if unused := splits - set(TRAIN) - set(TEST):
         log.warning("%s: rows of split %s are not used", manifest, ", ".join(map(repr, sorted(unused))))
-    tested = _tests(index, manifest, hold_out, prefix)
-    train = _rows(index, lambda row: row["split"].casefold() in TRAIN and not tested(row))
-    test = _rows(index, lambda row: hold_out and tested(row))
+    tested = _tested(index, manifest, hold_out, prefix)
+    train, test = _rows(index, _named(index, TRAIN) & ~tested), _rows(index, tested & hold_out)
     if hold_out and not splits & set(TEST):
         log.warning(
             "%s names no test split: a tenth is held out by a hash of its groups or, without, the videos' paths",
@@ -142,43 +140,42 @@ def _split(name: str, manifest: str, hold_out: bool) -> tuple[Dataset, Dataset]:
 def held_out(manifest: str, hold_out: bool) -> Dataset:
     """The rows of a manifest that a run would hold out: its test split or, with `hold_out` and without one, a tenth."""
     index = load_index(manifest)
-    return _rows(index, _tests(index, manifest, hold_out, ""))
-
-
-def _tests(index: Dataset, manifest: str, hold_out: bool, prefix: str) -> Callable[[dict[str, str]], bool]:
-    """A function that says whether a row is tested on; without a test split a hash chooses a tenth."""
-    if not hold_out or {split.casefold() for split in _values(index, "split")} & set(TEST):
-        return lambda row: row["split"].casefold() in TEST
-    root = Path(manifest).resolve()
-    return lambda row: row["split"].casefold() in TRAIN and _held_out(row, root, prefix)
+    return _rows(index, _tested(index, manifest, hold_out, ""))
 
 
 def _test_rows(index: Dataset) -> Dataset:
     """The test split of a manifest; all its rows if it has none."""
-    test = _rows(index, lambda row: row["split"].casefold() in TEST)
-    return test if len(test) else index
+    test = _named(index, TEST)
+    return _rows(index, test) if test.any() else index
 
 
-def _rows(index: Dataset, keep: Callable[[dict[str, str]], bool]) -> Dataset:
-    names = ["video", "split", "group"]
-    columns = (rows for rows in index.select_columns(names).iter(ROWS_AT_ONCE))
-    rows = (row for block in columns for row in zip(*(block[name] for name in names), strict=True))
-    kept = (i for i, row in enumerate(rows) if keep(dict(zip(names, row, strict=True))))
-    return index.select(np.fromiter(kept, np.int64))
+def _tested(index: Dataset, manifest: str, hold_out: bool, prefix: str) -> np.ndarray:
+    """Mask of the rows to test on; without a test split, a hash of groups or else of paths chooses a tenth."""
+    test = _named(index, TEST)
+    if not hold_out or test.any():
+        return test
+    root = Path(manifest).resolve()
+    groups = zip(_column(index, "video"), _column(index, "group"), strict=True)
+    names = (
+        group.removeprefix(prefix) if group else storage.relative(storage.same(video), root) for video, group in groups
+    )
+    tenth = (int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT for name in names)
+    return np.fromiter(tenth, bool, len(index)) & _named(index, TRAIN)
 
 
-def _values(index: Dataset, column: str) -> set[str]:
-    """The values of a column; `Dataset.unique` would copy the rows of a selection."""
-    return {value for rows in index.select_columns(column).iter(ROWS_AT_ONCE) for value in rows[column]}
+def _named(index: Dataset, names: Sequence[str]) -> np.ndarray:
+    """Mask of the rows whose split has one of these names."""
+    return np.fromiter((split.casefold() in names for split in _column(index, "split")), bool, len(index))
+
+
+def _rows(index: Dataset, mask: np.ndarray) -> Dataset:
+    return index.select(np.flatnonzero(mask))
+
+
+def _column(index: Dataset, name: str) -> Iterator[Any]:
+    """The values of a column, block by block; `Dataset.unique` would copy the rows of a selection."""
+    return (value for rows in index.select_columns(name).iter(ROWS_AT_ONCE) for value in rows[name])
 
 
 def _videos(index: Dataset) -> Iterator[str]:
-    for rows in index.select_columns("video").iter(ROWS_AT_ONCE):
-        yield from map(storage.same, rows["video"])
-
-
-def _held_out(row: dict[str, str], root: Path, prefix: str) -> bool:
-    """Whether a hash of the group, or else of the path below the manifest, holds a row out; alike on all machines."""
-    group = row["group"]
-    name = group.removeprefix(prefix) if group else storage.relative(storage.same(row["video"]), root)
-    return int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) % 1000 < 1000 * HOLDOUT
+    return map(storage.same, _column(index, "video"))

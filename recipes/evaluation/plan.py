@@ -35,36 +35,35 @@ from recipes.training.setup import learning_rate
 SAMPLE = 8  # clips that are embedded, to know what all take
 GIB = 2**30
 
-Phases = dict[str, tuple[float, float]]  # seconds, and the peak of memory in GB when the phase ended
+Phases = dict[str, tuple[float, float]]  # seconds, and the peak of this process's memory in GB when the phase ended
 
 
 def plan(config: Config) -> str:
-    """What a run of a configuration will be, as Markdown tables.
-
-    Raises:
-        DataError: The data cannot be used.
-    """
+    """What a run of a configuration will be, as Markdown tables; a DataError where its data cannot be used."""
     phases, train, modules = rehearse(config)
     check_wrt(config.gram.wrt, modules["model"], "gram.wrt")
-    parts = parameters(modules)
-    memory = memory_needed(config, modules)
+    seconds, peaks = zip(*phases.values(), strict=True)
+    phases |= {"**to step 0**": (sum(seconds), max(peaks))}
     tables = [
-        [{"parameters": part, "number": f"{number:,}"} for part, number in parts.items()],
+        [{"parameters": part, "number": f"{number:,}"} for part, number in parameters(modules).items()],
         [{"training": what, "": text} for what, text in schedule(config, len(train)).items()],
-        [{"memory of one process": what, "GiB": f"{size / GIB:.3f}"} for what, size in memory.items()],
-        phase_rows(phases),
+        [
+            {"memory of one process": what, "GiB": f"{size / GIB:.3f}"}
+            for what, size in memory_needed(config, modules).items()
+        ],
+        [
+            {"phase": name, "s": f"{seconds:.1f}", "peak of memory so far, GB": f"{peak:.2f}"}
+            for name, (seconds, peak) in phases.items()
+        ],
     ]
     return "\n\n".join(map(markdown, tables))
 
 
 def rehearse(config: Config) -> tuple[Phases, Dataset, nn.ModuleDict]:
-    """Do what comes before the first step; of the evaluation a few clips in this process, and the rest by their rate.
+    """Do what comes before the first step; of the evaluation a few clips, and the rest by their rate.
 
     Returns:
-        {phase: (seconds, peak of this process's memory so far in GB)} in order, the training index, and the modules.
-
-    Raises:
-        DataError: The data cannot be used.
+        The phases in order, the training index, and the modules.
     """
     phases: Phases = {}
 
@@ -194,12 +193,3 @@ def activation_bytes(model: nn.Module, inputs: dict[str, Tensor], precision: str
         graph = forward_in(precision, inputs["video"].device)(model, inputs)
     del graph  # alive until here, so that no storage was counted twice
     return sum(kept.values())
-
-
-def phase_rows(phases: Phases) -> list[dict[str, str]]:
-    """The phases and their sum, as rows of a table."""
-    total, peak = sum(seconds for seconds, _ in phases.values()), max(peak for _, peak in phases.values())
-    return [
-        {"phase": name, "s": f"{seconds:.1f}", "peak of memory so far, GB": f"{peak:.2f}"}
-        for name, (seconds, peak) in (phases | {"**to step 0**": (total, peak)}).items()
-    ]

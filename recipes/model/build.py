@@ -16,18 +16,13 @@ from recipes.model.objective import Objective
 from recipes.model.vatt import SIZES, VATT
 
 INPUTS = ("video", "audio", "text", "audio_valid", "text_valid", "text_key", "index")
-
-
 WORDS = "model.tokens.text.words.weight"  # name of the word vectors
 
 
 def build(config: Config, tokenizer: Tokenizer, saved: Mapping[str, torch.Size] | None = None) -> nn.ModuleDict:
     """{"model": VATT, "objective": Objective}, initialised from torch's random state.
 
-    Args:
-        config: Of the run.
-        tokenizer: Its vocabulary.
-        saved: Shapes of the weights that will be loaded: then the file of word vectors is not read.
+    With the shapes of the saved weights that will be loaded, the file of word vectors is not read.
     """
     vectors = None
     if config.data.word_vectors:

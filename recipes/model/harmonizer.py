@@ -1,7 +1,7 @@
 """The harmonizer a configuration asks for: a curriculum, a realignment, both or none. The defaults are the paper's."""
 
 import re
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,9 +101,9 @@ def gram_options(config: Config) -> dict[str, Any]:
     """Keywords of `harmony.backward`: how `gram` reads gradients, and the layers of `realign.layers`."""
     gram, in_space = config.gram, {}
     if gram.space == "parameters":
-        in_space["wrt"] = _matches(gram.wrt or "")
+        in_space["wrt"] = lambda name: re.search(gram.wrt or "", name) is not None
         if config.realign.layers is not None and config.has_realignment:
-            in_space["labels"] = _layers(config.realign.layers)
+            in_space["labels"] = partial(_layer, config.realign.layers)
     return {
         "attribution": gram.attribution,
         "space": gram.space,
@@ -114,18 +114,7 @@ def gram_options(config: Config) -> dict[str, Any]:
     }
 
 
-def _matches(pattern: str) -> Callable[[str], bool]:
-    """A function that says whether a regular expression matches the name of a parameter."""
-    compiled = re.compile(pattern)
-    return lambda name: compiled.search(name) is not None
-
-
-def _layers(pattern: str) -> Callable[[str], str]:
-    """A function that gives the layer of a parameter: the match of a regular expression in its name."""
-    compiled = re.compile(pattern)
-
-    def layer(name: str) -> str:
-        match = compiled.search(name)
-        return "the rest" if match is None else match.group()
-
-    return layer
+def _layer(pattern: str, name: str) -> str:
+    """The layer of a parameter: the match of a regular expression in its name."""
+    match = re.search(pattern, name)
+    return "the rest" if match is None else match.group()

@@ -32,11 +32,9 @@ class Objective(nn.Module):
     def forward(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss terms (B,) of video-audio (NCE) and video-text (MIL-NCE).
 
-        A caption that clip b has, too, is no negative of clip b. A clip is no negative of itself: it comes twice in a
-        batch where one epoch ends and the next begins.
-
-        A sample takes no part in the loss of a modality it lacks. Its video still counts in the batch statistics of
-        that loss, as a constant: no gradient of that loss reaches it through its neighbours.
+        A caption that clip b has, too, is no negative of clip b; nor is the clip itself, which comes twice in a batch
+        where an epoch ends. A sample takes no part in the loss of a modality it lacks; its video still counts in the
+        batch statistics of that loss, as a constant.
         """
         video, has_audio, has_text = embeddings["video"], embeddings["audio_valid"], embeddings["text_valid"]
         video_va = self.video_to_va(_only(has_audio, video))
@@ -64,11 +62,10 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def sides(self, embeddings: dict[str, Tensor]) -> Tensor:
-        """Similarities (B, 3, B) of video with audio, video with text, audio with text.
+        """Similarities (B, 3, B) of video with audio, video with text, audio with text: of the text that fits best.
 
-        `harmony.curriculum.cross_check` reads them.
-        Audio reaches the space of text through the heads of video, which no loss trains for audio. The narration of a
-        clip that fits best counts. Running statistics stay as they are.
+        Audio reaches the space of text through the heads of video, which no loss trains for audio. Running statistics
+        stay as they are.
         """
         audio_va = self.audio_to_va(embeddings["audio"])
         video_va = _once_more(self.video_to_va, embeddings["video"])

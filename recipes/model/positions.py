@@ -9,13 +9,7 @@ from recipes.model.vatt import SIZES, VATT
 
 
 def fit_positions(model: VATT, config: ModelConfig, clip: ClipFormat) -> None:
-    """Stretch the position tables of video and audio to the shape of a clip, linearly; all else stays as it is.
-
-    Args:
-        model: Takes raw clips; changed in place.
-        config: Its size and patches.
-        clip: The new shape.
-    """
+    """Stretch the position tables of video and audio to the shape of a raw clip, linearly, in place."""
     width = SIZES[config.size].width
     fitted = {
         "video": VideoTokens(clip.frames, clip.size, config.video_patch, width, config.position_norm),

@@ -30,35 +30,31 @@ class VideoTokens(nn.Module):
         return rearrange(x + positions, "b nt nh nw d -> b (nt nh nw) d")
 
 
-class AudioTokens(nn.Module):
-    """Stretches of the raw waveform, with one position table."""
-
-    def __init__(self, samples: int, patch: int, width: int, position_norm: bool = False) -> None:
-        super().__init__()
-        self.patch = patch
-        self.patches = nn.Linear(patch, width)
-        self.project = nn.Linear(width, width)
-        self.time = table(samples // patch, width)
-        self.position_norm = norm_of(position_norm, width)
-
-    def forward(self, audio: Tensor) -> Tensor:
-        """Waveform in [-1, 1], (b, s) -> tokens (b, n, d)."""
-        x = rearrange(audio, "b (n s) -> b n s", s=self.patch)
-        return F.gelu(self.project(self.patches(x))) + self.position_norm(self.time)
-
-
 class FeatureTokens(nn.Module):
-    """Feature vectors, one a second, projected, with one position table: for video and audio alike."""
+    """Feature vectors, projected, with one position table: for video and audio alike."""
 
-    def __init__(self, length: int, features: int, width: int) -> None:
+    def __init__(self, length: int, features: int, width: int, position_norm: bool = False) -> None:
         super().__init__()
         self.patches = nn.Linear(features, width)
         self.project = nn.Linear(width, width)
         self.time = table(length, width)
+        self.position_norm = norm_of(position_norm, width)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (b, t, c) -> tokens (b, t, d)."""
-        return F.gelu(self.project(self.patches(features))) + self.time
+        return F.gelu(self.project(self.patches(features))) + self.position_norm(self.time)
+
+
+class AudioTokens(FeatureTokens):
+    """The raw waveform, whose features are stretches of it."""
+
+    def __init__(self, samples: int, patch: int, width: int, position_norm: bool = False) -> None:
+        super().__init__(samples // patch, patch, width, position_norm)
+        self.patch = patch
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Waveform in [-1, 1], (b, s) -> tokens (b, n, d)."""
+        return super().forward(rearrange(audio, "b (n s) -> b n s", s=self.patch))
 
 
 class TextTokens(nn.Module):

@@ -1,5 +1,6 @@
 """VATT, modality-agnostic: three tokenizers, one transformer, three projections."""
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ MODALITIES = ("video", "audio", "text")
 
 
 class Size(NamedTuple):
-    """Dimensions of the shared transformer, and the width of what comes out of it."""
+    """Dimensions of the shared transformer, and of its output."""
 
     layers: int
     width: int
@@ -25,6 +26,12 @@ class Size(NamedTuple):
     output: int
 
 
+PARTS = {  # the first pattern in a parameter's name says to which part it belongs; positions are what is left
+    "transformer": r"^(backbone|aggregate)\.",
+    "words": r"words\.weight$",
+    "patches": r"^tokens\.text\.project|\.patches\.",
+    "projections": r"^output\.|\.project\.",
+}
 SIZES = {
     "demo": Size(layers=2, width=96, mlp=192, heads=3, output=96),
     "small": Size(layers=6, width=512, mlp=2048, heads=8, output=1024),
@@ -42,14 +49,7 @@ class VATT(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, clip: ClipFormat, vocabulary: int, vectors: Tensor | None = None) -> None:
-        """Build the model.
-
-        Args:
-            config: Size, patches and rates.
-            clip: Shape of the clips it will see.
-            vocabulary: Number of words.
-            vectors: Word vectors (vocabulary, word_width) from a file; frozen, as in VATT. None: learned from scratch.
-        """
+        """Build the model for so many words; if their vectors (vocabulary, word_width) are given, they are frozen."""
         super().__init__()
         size = SIZES[config.size]
         word_width = config.word_width if vectors is None else vectors.shape[1]
@@ -90,15 +90,9 @@ class VATT(nn.Module):
             index: (b,), which clip of its data set each is.
         """
         captions = self.encode("text", rearrange(text, "b p w -> (b p) w"))
-        return {
-            "video": self.encode("video", video),
-            "audio": self.encode("audio", audio),
-            "text": rearrange(captions, "(b p) d -> b p d", b=len(text)),
-            "audio_valid": audio_valid,
-            "text_valid": text_valid,
-            "text_key": text_key,
-            "index": index,
-        }
+        encoded = {"video": self.encode("video", video), "audio": self.encode("audio", audio)}
+        encoded["text"] = rearrange(captions, "(b p) d -> b p d", b=len(text))
+        return encoded | {"audio_valid": audio_valid, "text_valid": text_valid, "text_key": text_key, "index": index}
 
     def encode(self, modality: str, raw: Tensor) -> Tensor:
         """Representation (b, d) of one modality: the output at its AGG token."""
@@ -119,19 +113,9 @@ def parameter_counts(model: VATT) -> dict[str, int]:
     "table" is the sum of what VATT's table 6 lists (transformer, patch projections, positions), and agrees with it
     within 3%. Word vectors, which VATT freezes, and the other projections come on top.
     """
-    parts = {"transformer": 0, "patches": 0, "positions": 0, "words": 0, "projections": 0}
+    parts = dict.fromkeys(("transformer", "patches", "positions", "words", "projections"), 0)
     for name, p in model.named_parameters():
-        if name.startswith(("backbone.", "aggregate.")):
-            part = "transformer"
-        elif name.endswith("words.weight"):
-            part = "words"
-        elif name.startswith("tokens.text.project") or ".patches." in name:
-            part = "patches"
-        elif name.startswith("output.") or ".project." in name:
-            part = "projections"
-        else:
-            part = "positions"
-        parts[part] += p.numel()
+        parts[next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "positions")] += p.numel()
     parts["table"] = parts["transformer"] + parts["patches"] + parts["positions"]
     return parts
 

@@ -158,21 +158,17 @@ def together(processes: Processes, action: Callable[[], Any], first_only: bool =
     Raises:
         OSError: Some process could not; all of them raise it.
     """
-    failures = processes.collect([_attempt(action) if processes.first or not first_only else ""])
-    if failure := "; ".join(dict.fromkeys(filter(None, failures))):
-        raise OSError(failure)
-
-
-def _attempt(action: Callable[[], Any]) -> str:
-    """Why an action that writes or reads files failed; empty if it did not."""
+    own = ""
     try:
-        action()
+        if processes.first or not first_only:
+            action()
     except CheckpointException as error:  # what other processes raised, or this one
         causes = {rank: failure[0] for rank, failure in error.failures.items()}
-        return "; ".join(f"{cause}" + f" (process {rank})" * (len(causes) > 1) for rank, cause in causes.items())
+        own = "; ".join(f"{cause}" + f" (process {rank})" * (len(causes) > 1) for rank, cause in causes.items())
     except (OSError, SafetensorError, RuntimeError) as error:
-        return str(error) or type(error).__name__
-    return ""
+        own = str(error) or type(error).__name__
+    if failure := "; ".join(dict.fromkeys(filter(None, processes.collect([own])))):
+        raise OSError(failure)
 
 
 def latest(folder: Path) -> Path:

@@ -11,15 +11,12 @@ T = TypeVar("T")
 
 
 class Interruption:
-    """While open, SIGINT and SIGTERM raise `Interrupted`; inside `deferred` they are only noted.
-
-    Attributes:
-        asked: The signal that came; 0 for none.
-        advice: How to go on after a signal; the end of a sentence.
-    """
+    """While open, SIGINT and SIGTERM raise `Interrupted`; inside `deferred` they are only noted."""
 
     def __init__(self, advice: str = "") -> None:
-        self.asked, self.advice, self._raises = 0, advice, True
+        self.asked = 0  # the signal that came
+        self.advice = advice  # how to go on after a signal; the end of a sentence
+        self._raises = True
 
     def __enter__(self) -> "Interruption":
         self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}

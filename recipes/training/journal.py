@@ -49,14 +49,11 @@ class Clock:
     def row(self) -> dict[str, float]:
         """Throughput, and seconds of a step, since the last call."""
         steps = max(self.steps, 1)
-        row = {
-            "samples_per_second": self.throughput,
-            "data_seconds": self.waited / steps,
-            "step_seconds": self.stepped / steps,
-        }
+        rates = {"samples_per_second": self.throughput}
+        rates |= {"data_seconds": self.waited / steps, "step_seconds": self.stepped / steps}
         self.waited = self.stepped = 0.0
         self.steps = self.clips = 0
-        return row
+        return rates
 
 
 class Journal:
@@ -110,6 +107,4 @@ class Journal:
 
 def peak_memory(device: torch.device) -> dict[str, float]:
     """Peak memory of the tensors of this process on its GPU so far, GiB; {} without a GPU."""
-    if device.type != "cuda":
-        return {}
-    return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}

@@ -42,7 +42,8 @@ class Metrics:
         m = self.seen.moments
         row: dict[str, Any] = {"step": step, **{k: total / count for k, (total, count) in self.sums.items()}, **facts}
         if m.number > 0:
-            row |= {f"agreement_{k}": finite(getattr(m, k)) for k in ("mean", "std", "skew", "kurtosis")}
+            moments = {f"agreement_{k}": float(getattr(m, k)) for k in ("mean", "std", "skew", "kurtosis")}
+            row |= {k: v if math.isfinite(v) else None for k, v in moments.items()}  # JSON has no NaN
         if self.steps:
             self.rows.add(row)
             self._draw(lambda board: [board.add_scalar(k, v, step) for k, v in row.items() if isinstance(v, float)])
@@ -90,9 +91,3 @@ class Metrics:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics."""
     return jsonl.read_rows(folder / "metrics.jsonl", step=int)
-
-
-def finite(value: Tensor) -> float | None:
-    """A number for JSON, which has no NaN: None for it."""
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -63,11 +63,7 @@ def check_agreement(group: Processes, step: int, data: str, modules: nn.ModuleDi
 
 
 def latest_checkpoint(config: Config) -> Path | None:
-    """The checkpoint to resume from; None where the run died before its first one.
-
-    Raises:
-        ConfigError: There is no such run, it has another configuration, or none of its checkpoints is whole.
-    """
+    """The checkpoint to resume from; None where the run died before its first one; a ConfigError where none fits."""
     if not (config.folder / checkpoint.CONFIG).is_file():
         raise ConfigError(f"{config.folder}: there is no run to resume; start it without --resume")
     begun = configuration.load(config.folder / checkpoint.CONFIG, to_train=False)
@@ -90,19 +86,18 @@ def facts_of(start: Path, steps: int) -> dict[str, Any]:
     """
     facts = checkpoint.load_facts(start, data=str, processes=int, counts=dict, results=dict)
     step, processes, scale = facts["step"], facts["processes"], facts.get("loss_scale")
-    problems = []
-    if step > steps:
-        problems.append(f"step is {step}, but train.steps={steps}")
-    if processes < 1:
-        problems.append(f"processes is {processes}; expected 1 or more")
-    if not all(type(value) is int for value in facts["counts"].values()):
-        problems.append("counts are not whole numbers")
-    if not all(isinstance(t, dict) and all(isinstance(f, dict) for f in t.values()) for t in facts["results"].values()):
-        problems.append("results are not figures of tasks")
-    if scale is not None and not _is_loss_scale(scale):
-        problems.append("loss_scale is not a value and good_steps")
-    if problems:
-        raise CheckpointError(f"{start / checkpoint.STATE}: " + "; ".join(problems))
+    tasks = facts["results"].values()
+    problems = {
+        f"step is {step}, but train.steps={steps}": step > steps,
+        f"processes is {processes}; expected 1 or more": processes < 1,
+        "counts are not whole numbers": not all(type(value) is int for value in facts["counts"].values()),
+        "results are not figures of tasks": not all(
+            isinstance(task, dict) and all(isinstance(figures, dict) for figures in task.values()) for task in tasks
+        ),
+        "loss_scale is not a value and good_steps": scale is not None and not _is_loss_scale(scale),
+    }
+    if wrong := [problem for problem, holds in problems.items() if holds]:
+        raise CheckpointError(f"{start / checkpoint.STATE}: " + "; ".join(wrong))
     return facts
 
 

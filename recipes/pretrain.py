@@ -25,7 +25,7 @@ from recipes.config import Config
 from recipes.data import identity, storage, vocabulary
 from recipes.data.clips import EvalClips, TrainClips
 from recipes.data.held_out import limited
-from recipes.data.index import captions
+from recipes.data.index import captions, ids_digest
 from recipes.data.loader import train_loader
 from recipes.data.skipped import SKIPPED
 from recipes.data.workers import Loader
@@ -48,7 +48,7 @@ from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
 from recipes.training.probes import probe
 from recipes.training.processes import ALONE, Processes, joined, seed_of, spread
-from recipes.training.run import Figures, Run, RunData, ids_digest
+from recipes.training.run import Figures, Run, RunData
 from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
 from recipes.training.start import TrainingError, check_agreement, check_processes, check_same, latest_checkpoint
 from recipes.training.step import Learner, StepResult, idle_step, too_few, train_step

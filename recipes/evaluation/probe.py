@@ -1,4 +1,7 @@
-"""Judge linear classifiers of frozen features on the splits of a labelled data set: UCF101, HMDB51, ESC-50, ..."""
+"""Judge linear classifiers of frozen features on the splits of a labelled data set: UCF101, HMDB51, ESC-50, ...
+
+python -m recipes.evaluate probe checkpoint=runs/demo data=ucf101 untrained=true
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recipes.config import Config
+from recipes.config import DataConfig
 from recipes.data import storage
 from recipes.data.labels import Labelled, Split
 from recipes.data.windows import WindowedClips
@@ -57,7 +60,7 @@ def run(keys: Keys) -> Result:
         models["the same, untrained"] = build(config, tokenizer).to(device_of(config.train))
     figures = {}
     for name, trained in models.items():
-        frozen = features(trained["model"], clips, config)
+        frozen = features(trained["model"], clips, config.evaluate.batch_size, config.data)
         figures[name] = probe(data, splits, frozen, device_of(config.train))
     return Result(
         task=NAME,
@@ -72,19 +75,13 @@ def run(keys: Keys) -> Result:
     )
 
 
-def features(model: VATT, clips: WindowedClips, config: Config) -> Outputs:
-    """Features (N, W, D) of the W windows of every clip, before the heads.
-
-    Args:
-        model: The model, on the device to use.
-        clips: What to read.
-        config: Configuration of the run: batch size, workers, timeout.
-    """
+def features(model: VATT, clips: WindowedClips, batch_size: int, data: DataConfig) -> Outputs:
+    """Features (N, W, D) of the W windows of every clip, before the heads; see `outputs`."""
 
     def encode(raw: Tensor) -> Tensor:
         return model.encode(clips.modality, raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
 
-    return outputs(model, encode, clips, config.evaluate.batch_size, config.data)
+    return outputs(model, encode, clips, batch_size, data)
 
 
 class Examples(NamedTuple):

@@ -1,13 +1,17 @@
 """Draw the figures: of the documentation, of runs, and of scored clips."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
 from recipes.cli import Command, Commands
 from recipes.figures import realign
 from recipes.figures.dynamics import plot, runs, text
-from recipes.figures.gallery.build import build
+from recipes.figures.dynamics.runs import Run
+from recipes.figures.gallery import build as gallery
 from recipes.figures.gallery.keys import GalleryKeys
 from recipes.figures.style import save_png
 from recipes.files import write_atomically
@@ -43,17 +47,38 @@ class DetectionKeys:
 
 
 def draw_realign(keys: RealignKeys) -> None:
-    """One figure per method, and the overview."""
+    """Draw what each realignment makes of two gradients in the plane: a PNG for each method, and one with all.
+
+    python -m recipes.figures realign [out=docs/images/realign]
+    """
     keys.out.mkdir(parents=True, exist_ok=True)
     paths = [save_png(realign.draw(name), keys.out / f"{name}.png") for name in realign.METHODS]
     _print_written([*paths, save_png(realign.overview(), keys.out / "overview.png")])
 
 
-def draw_dynamics(keys: DynamicsKeys) -> None:
-    """The panels as PNG and PDF, the numbers as JSON and Markdown, and the probes."""
+def load_runs(keys: DynamicsKeys) -> tuple[list[Run], Run | None]:
+    """The runs, and the one to compare them with; raises a DataError where one has no cosines of the name."""
     chosen = [runs.load(place) for place in keys.runs]
     against = None if keys.against is None else runs.load(keys.against)
     runs.check_name(chosen + ([against] if against else []), keys.name)
+    return chosen, against
+
+
+def plan_dynamics(keys: DynamicsKeys) -> str:
+    """How many cosines there are of each run."""
+    chosen, against = load_runs(keys)
+    counts = {run.name: int(run.dynamics.total(keys.name).moments.number) for run in [*chosen, against] if run}
+    return "\n".join(f"run {name}: {count} cosines over {chosen[0].over(keys.name)}" for name, count in counts.items())
+
+
+def draw_dynamics(keys: DynamicsKeys) -> None:
+    """Draw how the cosines of the two gradients are distributed over the training of runs, before realignment.
+
+    python -m recipes.figures dynamics runs=[baseline,realign] [against=narrated name=layers/0 out=runs/dynamics]
+
+    Writes dynamics.png, .pdf, .json and .md (the numbers), and probes.png where runs have probes.
+    """
+    chosen, against = load_runs(keys)
     summary = text.summary(chosen, against, keys.name)
     keys.out.mkdir(parents=True, exist_ok=True)
     png, pdf, numbers, words = (keys.out / f"dynamics.{kind}" for kind in ("png", "pdf", "json", "md"))
@@ -67,12 +92,26 @@ def draw_dynamics(keys: DynamicsKeys) -> None:
 
 
 def draw_gallery(keys: GalleryKeys) -> None:
-    """The page and the sheet."""
-    _print_written(build(keys))
+    """Show clips from the top and the bottom of a table of scores, on a page and on a sheet (PNG) beside it.
+
+    python -m recipes.figures gallery scores=scores.parquet [out=gallery.html share=0.05 count=50]
+    """
+    _print_written(gallery.build(keys))
+
+
+def plan_detection(keys: DetectionKeys) -> str:
+    """How many clips of each table can be judged."""
+    judged = {scores: detection.joined(scores, keys.truth)[1] for scores in keys.scores}
+    return "\n".join(
+        f"{scores}: {len(aligned)} clips, {aligned.sum()} texts belong" for scores, aligned in judged.items()
+    )
 
 
 def judge_detection(keys: DetectionKeys) -> None:
-    """What the figures of each table find."""
+    """Judge how well the figures of a table find the texts that do not belong: detection.json and detection.md.
+
+    python -m recipes.figures detection scores=[scores.parquet] truth=truth.jsonl out=FOLDER
+    """
     tables = {scores.stem: detection.judge(scores, keys.truth) for scores in keys.scores}
     print(detection.markdown(tables))
     _print_written(detection.write(tables, keys.out))
@@ -82,32 +121,18 @@ def _print_written(paths: list[Path]) -> None:
     print("written: " + ", ".join(map(str, paths)))
 
 
-REALIGN = """Draw what each realignment makes of two gradients in the plane: a PNG for each method, and one with all.
+def _command(word: str, keys: type, run: Callable[[Any], None], plan: Callable[[Any], str] | None = None) -> Command:
+    return Command(f"recipes.figures {word}", cleandoc(run.__doc__ or ""), keys, run, plan)
 
-python -m recipes.figures realign [out=docs/images/realign]
-"""
-DYNAMICS = """Draw how the cosines of the two gradients are distributed over the training of runs, before realignment.
 
-python -m recipes.figures dynamics runs=[baseline,realign] [against=narrated] [name=layers/0]
-
-Writes dynamics.png, .pdf, .json and .md (the numbers), and probes.png where runs have probes.
-"""
-GALLERY = """Show clips from the top and the bottom of a table of scores, on a page and on a sheet (PNG) beside it.
-
-python -m recipes.figures gallery scores=scores.parquet [out=gallery.html share=0.05 count=50]
-"""
-DETECTION = """Judge how well the figures of a table find the texts that do not belong: detection.json and detection.md.
-
-python -m recipes.figures detection scores=[scores.parquet] truth=truth.jsonl out=FOLDER
-"""
 COMMANDS = Commands(
     "recipes.figures",
     __doc__,
     {
-        "realign": Command("recipes.figures realign", REALIGN, RealignKeys, draw_realign),
-        "dynamics": Command("recipes.figures dynamics", DYNAMICS, DynamicsKeys, draw_dynamics),
-        "gallery": Command("recipes.figures gallery", GALLERY, GalleryKeys, draw_gallery),
-        "detection": Command("recipes.figures detection", DETECTION, DetectionKeys, judge_detection),
+        "realign": _command("realign", RealignKeys, draw_realign),
+        "dynamics": _command("dynamics", DynamicsKeys, draw_dynamics, plan_dynamics),
+        "gallery": _command("gallery", GalleryKeys, draw_gallery, gallery.plan),
+        "detection": _command("detection", DetectionKeys, judge_detection, plan_detection),
     },
 )
 main = COMMANDS.main

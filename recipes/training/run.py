@@ -11,11 +11,10 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from torch import nn
 
-from recipes import files, keys
+from recipes import keys
 from recipes.config import Config
 from recipes.data import identity, vocabulary
 from recipes.data.clips import NarratedClips
-from recipes.data.index import ROWS_AT_ONCE
 from recipes.data.sampler import Source
 from recipes.errors import DataError
 from recipes.model.build import build
@@ -131,9 +130,3 @@ class Run:
             plain = build(self.config, self.data.tokenizer, {name: tensor.shape for name, tensor in state.items()})
         plain.load_state_dict(state)
         return plain.to(self.device)
-
-
-def ids_digest(index: Dataset) -> str:
-    """Hash of the ids of an index in their order."""
-    blocks = ("\n".join(rows["id"]) for rows in index.select_columns("id").iter(ROWS_AT_ONCE))
-    return files.digest(("\n" * (number > 0) + block).encode() for number, block in enumerate(blocks))

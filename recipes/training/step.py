@@ -118,11 +118,11 @@ def co_teach(learners: Sequence[Learner], inputs: dict[str, Tensor], options: St
     The clips are weighed by nothing or by terms, see `train_step`.
     """
     passes = [_forward_pass(learner, inputs, options) for learner in learners]
-    weights = [own.weights for own in reversed(passes)]
-    for learner, own, given in zip(learners, passes, weights, strict=True):
-        own.weights = given
-        _backward_pass(learner, own)
-    return [_update(learner, own, options) for learner, own in zip(learners, passes, strict=True)]
+    weights = [passed.weights for passed in reversed(passes)]
+    for learner, passed, given in zip(learners, passes, weights, strict=True):
+        passed.weights = given
+        _backward_pass(learner, passed)
+    return [_update(learner, passed, options) for learner, passed in zip(learners, passes, strict=True)]
 
 
 def idle_step(learner: Learner, reason: str) -> StepResult:
@@ -184,29 +184,29 @@ def _forward_pass(learner: Learner, inputs: dict[str, Tensor], options: StepOpti
     embeddings = options.processes.gather(forward_in(options.precision, _device_of(inputs))(model, inputs))
     objective = learner.modules["objective"]
     terms = objective(embeddings)
-    own = _Pass(buffers, terms, {name: term.mean() for name, term in terms.items()})
+    passed = _Pass(buffers, terms, {name: term.mean() for name, term in terms.items()})
     if options.weigh == "terms":
         stacked = torch.stack(list(terms.values()), 1).detach()
-        every_loss = torch.eye(stacked.shape[1]).expand(len(stacked), -1, -1)  # rules read but which losses a clip has
+        every_loss = torch.eye(stacked.shape[1]).expand(len(stacked), -1, -1)  # rules read only which losses a clip has
         extras = {} if options.extras is None else options.extras(objective, embeddings)
-        own.weights, learner.state = learner.harmonizer.update(
+        passed.weights, learner.state = learner.harmonizer.update(
             every_loss.to(stacked), learner.state, terms=stacked, ids=embeddings["index"], **extras
         )
-        own.measured = {"kept": own.weights.any(1).double().mean()}
-    return own
+        passed.measured = {"kept": passed.weights.any(1).float().mean()}
+    return passed
 
 
-def _backward_pass(learner: Learner, own: _Pass) -> None:
+def _backward_pass(learner: Learner, passed: _Pass) -> None:
     """Gradients of the plain or weighed losses."""
-    losses = list(own.losses.values())
-    if own.weights is not None:
-        losses = list((own.weights * torch.stack(list(own.terms.values()), 1)).mean(0).unbind())
+    losses = list(passed.losses.values())
+    if passed.weights is not None:
+        losses = list((passed.weights * torch.stack(list(passed.terms.values()), 1)).mean(0).unbind())
     total = torch.stack(losses).sum()
     scale = None if learner.loss_scale is None else learner.loss_scale.tensor(total.device)
     (total if scale is None else total * scale).backward()
 
 
-def _update(learner: Learner, own: _Pass, options: StepOptions) -> StepResult:
+def _update(learner: Learner, passed: _Pass, options: StepOptions) -> StepResult:
     """Move the parameters by the gradients, where everything is finite; else undo what the forward pass changed."""
     scale, modules = learner.loss_scale, learner.modules
     if scale is not None:
@@ -215,8 +215,8 @@ def _update(learner: Learner, own: _Pass, options: StepOptions) -> StepResult:
     norm = clip_gradients(modules, math.inf if options.clip_only else limit)
     if options.clip_only is not None and limit < math.inf:
         clip_gradients(modules[options.clip_only], limit)
-    losses = {f"loss_{name}": loss for name, loss in own.losses.items()}
-    values = {"loss": sum(own.losses.values()), **losses, "gradient_norm": norm, **own.measured}
+    losses = {f"loss_{name}": loss for name, loss in passed.losses.items()}
+    values = {"loss": sum(passed.losses.values()), **losses, "gradient_norm": norm, **passed.measured}
     # The decision below needs the numbers on the host: the one place where a step waits for the device. All processes
     # take those of the first, whichever way the last digit fell elsewhere: they have to decide alike.
     stacked = torch.stack([v.detach().to(widest(norm.device)) for v in values.values()])
@@ -227,14 +227,14 @@ def _update(learner: Learner, own: _Pass, options: StepOptions) -> StepResult:
     reason = _why_not(numbers)
     if reason:
         for name, buffer in modules.named_buffers():
-            buffer.copy_(own.buffers[name])
+            buffer.copy_(passed.buffers[name])
     else:
         learner.optimizer.step()
-    info, weights = own.info, own.weights
+    info, weights = passed.info, passed.weights
     return StepResult(
         numbers,
         reason,
-        terms={name: term.detach() for name, term in own.terms.items()},
+        terms={name: term.detach() for name, term in passed.terms.items()},
         weights=None if weights is None else weights.detach(),
         cosines=None if info is None else info.agreement.cpu(),
         defined=None if info is None else (info.defined & info.agreement.isfinite()).cpu(),

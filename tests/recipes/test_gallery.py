@@ -24,8 +24,9 @@ from recipes.data.decode import BrokenClip
 from recipes.figures.command import main
 from recipes.figures.gallery import media, sample
 from recipes.figures.gallery.keys import GalleryKeys
+from recipes.figures.gallery.media import Row
 from recipes.figures.gallery.page import Card, Media, page
-from recipes.figures.gallery.sample import Row, draw
+from recipes.figures.gallery.sample import draw
 from recipes.figures.gallery.sheet import CELL, LINES, WIDTH, break_lines, draw_sheet, font
 from recipes.figures.gallery.words import (
     FEWEST,
@@ -316,6 +317,9 @@ def test_clips_that_end_the_process_that_reads_them_are_left_out(scored, tmp_pat
 
 
 def test_the_command_writes_a_page_and_a_sheet(scored, tmp_path, capsys):
+    assert gallery(scored, tmp_path / "new" / "g.html", "--dry-run") == 0
+    assert "21 of the top 50% and 21 of the bottom 50% would be shown" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
     assert gallery(scored, tmp_path / "new" / "g.html") == 0
     out = capsys.readouterr().out
     assert "2 of the clips drawn cannot be read" in out and "missing.mp4" in out

@@ -16,9 +16,9 @@ from recipes.data.workers import guarded
 from recipes.figures.gallery import media
 from recipes.figures.gallery.embed import embed_video
 from recipes.figures.gallery.keys import GalleryKeys
-from recipes.figures.gallery.media import Shown
+from recipes.figures.gallery.media import Row, Shown
 from recipes.figures.gallery.page import Card, Media, page
-from recipes.figures.gallery.sample import Row, Sample, draw
+from recipes.figures.gallery.sample import Sample, draw
 from recipes.figures.gallery.sheet import ROWS, draw_sheet
 from recipes.figures.gallery.words import References, judge
 from recipes.files import write_atomically
@@ -27,6 +27,16 @@ from recipes.progress import progress_bar
 from recipes.restore import Restored, restore_with
 
 REFERENCES = 256  # windows that words are tested against, those of a clip's own video among them, which do not count
+
+
+def plan(keys: GalleryKeys) -> str:
+    """Which clips would be shown."""
+    sample = draw(keys.scores, keys.share, keys.count, keys.seed, REFERENCES)
+    shown = " and ".join(f"{len(rows)} of the {group} {100 * keys.share:g}%" for group, rows in sample.groups.items())
+    return (
+        f"{sample.scored} clips, {sample.defined} with a cosine; {shown} would be shown, their words tested by "
+        f"{_checkpoint(keys, sample)}"
+    )
 
 
 def build(keys: GalleryKeys) -> list[Path]:

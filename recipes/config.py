@@ -145,9 +145,7 @@ class RealignConfig:
         "mean",
         "random",
     ] = key("pcgrad", "see docs/methods.md")
-    layers: str | None = key(
-        None, "regular expression: what it matches in a parameter's name has a Gram block of its own"
-    )
+    layers: str | None = key(None, "regular expression: each match in parameter names has a Gram block of its own")
 
     def problems(self) -> Iterator[str]:
         """A pattern that is none."""
@@ -164,9 +162,7 @@ class GramConfig:
     wrt: str | None = key(r"^backbone\.", "regular expression on parameter names; feature space ignores it")
     group_size: int = key(1, "clips that share a Gram block", least=1, most=2**20)
     chunk_size: int | None = key(None, "clips encoded at a time, where memory is short", least=1, most=2**20)
-    every: int = key(
-        1, "without harmonization: measure agreement at every n-th step, 0 for never", least=0, most=BILLION
-    )
+    every: int = key(1, "without harmonization: measure agreement at every n-th step, or 0", least=0, most=BILLION)
     probe: list[Literal["layers", "groups", "paths"]] = key([], "measure also over these parts")
     probe_every: int = key(100, "at every n-th step; costs up to two harmonized steps each time", least=1, most=BILLION)
 
@@ -204,9 +200,7 @@ class DataConfig:
     test: str | None = key(None, "another manifest to evaluate on; null: the test splits of what is trained on")
     workers: int = key(1, "processes that read clips, at least one: 0 counts as 1", least=0, most=1024)
     timeout: float = key(60.0, "seconds that a worker may read one clip", more_than=0, most=7 * 86_400)
-    prefetch_gib: float = key(
-        4.0, "of batches that are read ahead, in /dev/shm; one for each worker in any case", more_than=0, most=2**14
-    )
+    prefetch_gib: float = key(4.0, "of batches read ahead, in /dev/shm; a worker reads one", more_than=0, most=2**14)
     vocabulary: int = key(65536, "most frequent words that are kept", least=3, most=10**8)
     word_vectors: str | None = key(None, "word2vec or GloVe text file; frozen")
 
@@ -224,9 +218,7 @@ class ModelConfig:
     video_patch: tuple[int, int, int] = key((4, 16, 16), "frames, rows, columns", least=1, most=4096)
     audio_patch: int = key(128, "samples", least=1, most=2**20)
     word_width: int = key(300, "of a word's vector", least=1, most=2**14)
-    position_norm: bool = key(
-        False, "normalise positions before they are added, as VATT's code does and its paper does not say"
-    )
+    position_norm: bool = key(False, "normalise positions before they are added, as VATT's code does")
     drop_token: float = key(0.5, "share of the tokens of video and sound that training drops", least=0, less_than=1)
     dropout: float = key(0.1, "in the transformer", least=0, less_than=1)
     checkpoint: bool = key(False, "compute a layer's activations again in the backward pass; see docs/engines.md")
@@ -256,25 +248,19 @@ class TrainConfig:
     optimizer: Literal["adam", "adamw"] = key("adam", "adamw lets weights decay")
     betas: tuple[float, float] = key((0.9, 0.999), "of Adam's two averages", least=0, less_than=1)
     eps: float = key(1e-8, "of Adam", more_than=0, most=1)
-    weight_decay: float = key(
-        0.0, "of adamw, on parameters with two or more axes: not on biases and norms", least=0, most=1000
-    )
+    weight_decay: float = key(0.0, "of adamw, on all but biases and norms", least=0, most=1000)
     init_from: str | None = key(None, "a run or a checkpoint whose weights and vocabulary to begin with")
     clip_norm: float | None = key(None, "longest gradient of all parameters together", more_than=0)
     precision: Literal["fp32", "bf16", "fp16"] = key("fp32", "of the encoder; fp16 with loss scaling")
     tf32: bool = key(False, "let CUDA multiply float32 matrices in TF32")
     compile: bool = key(False, "the encoder of plain passes, for a single process; see docs/engines.md")
-    ema: float | None = key(
-        None, "decay of a moving average of the weights, which is then what is evaluated", more_than=0, less_than=1
-    )
+    ema: float | None = key(None, "decay of an average of the weights, which is evaluated", more_than=0, less_than=1)
     device: str = key("auto", "cpu, cuda, ...; auto: a GPU where there is one")
     parallel: Literal["ddp", "fsdp"] = key("ddp", "under torchrun: all parameters in every process, or a part in each")
     log_every: int = key(50, "steps", least=1, most=BILLION)
     checkpoint_every: int = key(1000, "steps", least=1, most=BILLION)
     keep: int = key(2, "checkpoints, the newest", least=1, most=10**6)
-    max_bad_steps: int = key(
-        20, "steps in a row without a finite gradient or a readable clip before the run stops", least=1, most=BILLION
-    )
+    max_bad_steps: int = key(20, "steps in a row that cannot be taken before the run stops", least=1, most=BILLION)
 
     @property
     def warmup_steps(self) -> int:
@@ -294,16 +280,9 @@ class EvalConfig:
     """Zero-shot retrieval among clips of what is held out: at the end, before training, and in between."""
 
     batch_size: int = key(32, "clips embedded together", least=1, most=2**20)
-    limit: int | None = key(
-        4096,
-        "the most clips, drawn by a hash from as many videos as there are; null: all narrations",
-        least=2,
-        most=BILLION,
-    )
+    limit: int | None = key(4096, "the most clips, of as many videos as there are; null: all", least=2, most=BILLION)
     untrained: bool = key(True, "also before the first step")
-    every: int = key(
-        0, "also after every n-th step, which gets a checkpoint; 0: at the end alone", least=0, most=BILLION
-    )
+    every: int = key(0, "also after every n-th step, which gets a checkpoint; 0: never", least=0, most=BILLION)
     best: str | None = key(None, 'figure by which the best checkpoint stays as checkpoints/best: "text->video R@10"')
 
     def problems(self) -> Iterator[str]:
@@ -400,20 +379,14 @@ class Config:
         if rule.rule.endswith("threshold") and not all(-1 <= cosine <= 1 for cosine in cosines):
             yield f"gamma={cosines} must be cosines, between -1 and 1"
         if not rule.rule.endswith("quantile") and rule.score in ("small_loss", "gradient_norm"):
-            yield (
-                f"curriculum.rule={rule.rule} compares cosines or ratios: it needs another score than {rule.score}, or "
-                "a quantile rule"
-            )
+            yield f"curriculum.rule={rule.rule} compares cosines or ratios: {rule.score} needs a quantile rule"
         if rule.score == "batch_agreement" and gram.attribution != "activation":
             yield "curriculum.score=batch_agreement needs gram.attribution=activation"
         if (rule.score == "small_loss" or rule.history > 0) and gram.group_size > 1:
             yield "curriculum.score=small_loss and curriculum.history are of single clips: they need gram.group_size=1"
         if rule.rule == "cross_check":
             if rule.score != "agreement" or rule.history > 0:
-                yield (
-                    "curriculum.rule=cross_check has a score of its own: leave curriculum.score and "
-                    "curriculum.history alone"
-                )
+                yield "curriculum.rule=cross_check has a score of its own: leave curriculum.score and .history alone"
             if gram.group_size > 1:
                 yield "curriculum.rule=cross_check judges single clips: it needs gram.group_size=1"
 
@@ -441,18 +414,13 @@ def load(path: str | Path, overrides: Sequence[str] | None = None, to_train: boo
 def unfinished_schedules(config: Config) -> list[str]:
     """Warnings about schedules that are longer than the run."""
     steps, gamma, rule = config.train.steps, config.gamma, config.curriculum
-    rising = gamma.schedule != "constant" and gamma.steps is not None and rule.rule.endswith("threshold")
-    lines = {
-        f"train.warmup={config.train.warmup}: the warm-up takes a tenth of the run instead, "
-        f"{config.train.warmup_steps} steps": config.train.warmup > steps,
-        f"gamma.steps={gamma.steps}: the run ends before gamma.end={gamma.end} is reached": config.has_curriculum
-        and rising
-        and (gamma.steps or 0) > steps,
-        f"curriculum.warmup={rule.warmup}: the run ends before the rule drops what it would": config.has_curriculum
-        and rule.rule == "cross_check"
-        and rule.warmup > steps,
-    }
-    return [f"longer than train.steps={steps}: {line}" for line, holds in lines.items() if holds]
+    tenth = f"the warm-up takes a tenth of the run instead, {config.train.warmup_steps} steps"
+    lengths = {f"train.warmup={config.train.warmup}: {tenth}": config.train.warmup}
+    if config.has_curriculum and rule.rule.endswith("threshold") and gamma.schedule != "constant":
+        lengths[f"gamma.steps={gamma.steps}: the run ends before gamma.end={gamma.end} is reached"] = gamma.steps or 0
+    if config.has_curriculum and rule.rule == "cross_check":
+        lengths[f"curriculum.warmup={rule.warmup}: the run ends before the rule drops what it would"] = rule.warmup
+    return [f"longer than train.steps={steps}: {line}" for line, length in lengths.items() if length > steps]
 
 
 def device_exists(name: str) -> bool:

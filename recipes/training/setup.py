@@ -39,13 +39,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def step_options(
     config: Config, step: int, forward: nn.Module | None = None, processes: Processes = ALONE
 ) -> StepOptions:
-    """How a run takes a step: by gradients where it harmonizes, or where `gram.every` asks for a measurement.
-
-    Args:
-        config: Of the run.
-        step: Number of the step, from 0.
-        forward, processes: See `StepOptions`.
-    """
+    """How a run takes a step, from 0: by gradients where it harmonizes, or where `gram.every` asks to measure."""
     measures = config.gram.every > 0 and step % config.gram.every == 0
     return StepOptions(
         weigh="gradients" if config.harmonize != "none" or measures else "nothing",

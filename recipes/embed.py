@@ -50,32 +50,25 @@ class EmbedKeys(EmbeddingKeys):
 
 
 class Job(NamedTuple):
-    """The model, the clips, one per narration and one per video without any, and facts that identify both."""
+    """The model, the clips, one per narration and one per video without any, those of each part, and facts of all."""
 
     restored: Restored
     clips: NarratedClips
+    blocks: list[range]
     facts: dict[str, Any]
-
-    @property
-    def blocks(self) -> list[range]:
-        """The clips of each part."""
-        count = len(self.clips)
-        return [range(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
 
 
 def prepare(keys: EmbedKeys) -> Job:
-    """Load the checkpoint and the lists of the data.
-
-    Raises:
-        ConfigError, OSError, ValueError: There is no checkpoint or no data, or `out` holds other embeddings.
-    """
+    """Load the checkpoint and the lists of the data; a ValueError if `out` holds other embeddings."""
     restored = restore_with(keys)
     index = load_index(keys.data, keys.split)
     clips = NarratedClips(index, restored.tokenizer, restored.config.clip, keys.windows)
     facts = {**inputs(restored.folder, restored.modules, index), "windows": keys.windows}
     if keys.out.exists() and vectors.facts_of(keys.out) != facts:
         raise ValueError(f"{keys.out} holds other embeddings: remove it, or choose another out=")
-    return Job(restored, clips, facts)
+    count = len(clips)
+    blocks = [range(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
+    return Job(restored, clips, blocks, facts)
 
 
 def plan(keys: EmbedKeys) -> str:
@@ -91,19 +84,13 @@ def plan(keys: EmbedKeys) -> str:
 
 
 def embed(keys: EmbedKeys) -> None:
-    """Write the embeddings of all clips of a data set; parts that an earlier command finished are kept.
-
-    Raises:
-        ConfigError, OSError, ValueError: See `prepare`.
-        WorkerError: The processes that read clips die, whatever they read.
-    """
+    """Write the embeddings of all clips of a data set; parts that an earlier command finished are kept."""
     keys.out.parent.mkdir(parents=True, exist_ok=True)
     job = prepare(keys)
     if keys.out.exists():
         print(f"{keys.out}: finished before; nothing to do")
         return
-    columns = vectors.schema(job.restored.config)
-    parts, count = Parts(keys.parts, columns, job.facts), len(job.blocks)
+    parts, count = Parts(keys.parts, vectors.schema(job.restored.config), job.facts), len(job.blocks)
     write_parts(job, parts)
     if keys.out.suffix == ".parquet":
         parts.join(count, keys.out)
@@ -116,8 +103,8 @@ def embed(keys: EmbedKeys) -> None:
 
 def write_parts(job: Job, parts: Parts) -> None:
     """Embed the clips of those parts that are missing."""
-    (_, config, _, modules), clips, _ = job
-    missing = {number: block for number, block in enumerate(job.blocks) if not parts.has(number)}
+    (_, config, _, modules), clips, blocks, _ = job
+    missing = {number: block for number, block in enumerate(blocks) if not parts.has(number)}
     total = sum(map(len, missing.values()))
     if total < len(clips):
         log.info("going on: %d of %d clips are embedded already", len(clips) - total, len(clips))

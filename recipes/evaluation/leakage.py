@@ -52,16 +52,10 @@ class Leakage:
 
 
 def check(checkpoint: Path, test: Dataset, origins: Mapping[str, str] | None = None, allow: bool = False) -> Leakage:
-    """Look for clips to test on whose video was trained on, wherever in it.
-
-    Args:
-        checkpoint: A checkpoint's folder, which tells what it was trained on, unless it is an old one.
-        test: The clips to evaluate on.
-        origins: The video that a clip was cut from, by its id, where that is known.
-        allow: Evaluate nevertheless.
+    """Look for clips to test on whose video a checkpoint was trained on, wherever in it; see `recognised`.
 
     Raises:
-        LeakageError: Clips were trained on, and that is not allowed.
+        LeakageError: Clips were trained on, and `allow` is not set.
         ValueError: The checkpoint's list is damaged.
     """
     path = checkpoint / identity.FILE
@@ -112,11 +106,11 @@ def recognised(
         own, others = digest(video), (train[row]["video"] for row in rows)
         return own is None or any(digest(other) in (own, None) or content_of(other) != content for other in others)
 
-    leaks = {}
+    leaks, names = {}, set(trained.names.tolist())
     for name, video, known in zip(test["id"], test["video"], identity.identities(test, origins), strict=True):
         if known.content is not None and same(video, known.content):
             leaks[name] = "a file with the same bytes"
-        elif any(_among(key, trained.names) for key in known.names):
+        elif known.names & names:
             leaks[name] = "a video of the same YouTube id or URL"
     return leaks
 
@@ -128,9 +122,3 @@ def _trained_on(checkpoint: Path) -> Dataset | None:
     except (ValueError, OSError) as error:
         log.warning("what %s was trained on cannot be read, and files not be compared with it: %s", checkpoint, error)
         return None
-
-
-def _among(key: int, keys: np.ndarray) -> bool:
-    """Whether a number is among sorted ones."""
-    place = int(np.searchsorted(keys, np.uint64(key)))
-    return place < len(keys) and int(keys[place]) == key

@@ -18,38 +18,29 @@ HIDDEN, DROPOUT, PENALTY = 128, 0.9, 0.1  # of VATT's head; the penalty is on th
 LR, BATCH, EPOCHS = 5e-4, 64, 1000  # an epoch sees one window of every clip
 
 
-def logistic(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> tuple[Pipeline, float]:
-    """Fit a logistic regression on standardized features.
+def logistic(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[Pipeline, float]:
+    """Fit a logistic regression on standardized features (N, D), of two classes or more.
 
-    The C that is chosen is the most accurate on a quarter of the clips, of groups that the other three quarters lack;
-    of several, the smallest. The model is then fitted on all clips.
-
-    Args:
-        features: (N, D).
-        labels: (N,), of two classes or more.
-        groups: (N,), equal for clips that are alike.
-        seed: Seed of the choice of the quarter.
-
-    Returns:
-        The model and its C.
+    Returns also its C, which is the most accurate on a quarter of the clips, of `groups` (N,) that the other three
+    quarters lack; of several, the smallest. The model is then fitted on all clips.
     """
     name = "logisticregression__C"
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    quarter = _quarter(labels, groups, seed)
+    quarter = _quarter(labels, groups)
     if quarter is None:
         return model.set_params(**{name: STRENGTHS[0]}).fit(features, labels), STRENGTHS[0]
     search = GridSearchCV(model, {name: STRENGTHS}, cv=[quarter]).fit(features, labels)
     return search.best_estimator_, search.best_params_[name]
 
 
-def _quarter(labels: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _quarter(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Rows to fit and rows to judge C; None where the clips are too few or too alike to be parted."""
     parts = min(PARTS, len(np.unique(groups)), np.bincount(np.unique(labels, return_inverse=True)[1]).max())
     if parts < 2:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer clips than parts
-        folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(labels, labels, groups)
+        folds = StratifiedGroupKFold(parts, shuffle=True, random_state=0).split(labels, labels, groups)
         fitted, judged = next(iter(folds))
     return (fitted, judged) if len(judged) and len(np.unique(labels[fitted])) > 1 else None
 
@@ -70,21 +61,11 @@ class Head(nn.Module):
         return logits
 
 
-def vatt_head(windows: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Head:
-    """Train VATT's head on the device of the features.
-
-    Args:
-        windows: Features (N, W, D) of the W windows of each clip; every window is an example.
-        labels: (N,).
-        classes: Number of classes.
-        seed: Seed of the weights, the order and the dropout.
-
-    Returns:
-        The head, in evaluation mode.
-    """
+def vatt_head(windows: Tensor, labels: Tensor, classes: int) -> Head:
+    """Train VATT's head on features (N, W, D) of the W windows of each clip, each of which is an example."""
     examples, targets = windows.flatten(0, 1), labels.repeat_interleave(windows.shape[1])
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         head = Head(examples.shape[1], classes).to(examples.device)
         optimizer = torch.optim.Adam(head.parameters(), LR, eps=1e-7)
         for _ in range(max(1, EPOCHS // windows.shape[1])):  # as many steps as with one window of every clip

@@ -21,16 +21,7 @@ class Parts:
     """Parts of a table that is being written, each a Parquet file that is whole or absent."""
 
     def __init__(self, folder: Path, schema: pa.Schema, facts: dict[str, Any]) -> None:
-        """Continue the parts in a folder, or begin there.
-
-        Args:
-            folder: Where the parts are; made if it is not there.
-            schema: Of the table.
-            facts: What it is made of and how.
-
-        Raises:
-            ValueError: The folder was begun with other facts.
-        """
+        """Continue the parts in a folder, or begin there; a ValueError if it was begun with other ``facts``."""
         self.folder, self.schema = folder, schema.with_metadata({KEY: json.dumps(facts).encode()})
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / FACTS).exists():

@@ -14,7 +14,7 @@ from recipes.data.labels import Labelled, Split
 from recipes.data.windows import WindowedClips
 from recipes.errors import DataError
 from recipes.evaluation import bootstrap, labelled
-from recipes.evaluation.frozen import Outputs, outputs
+from recipes.evaluation.embedding import Outputs, outputs
 from recipes.evaluation.labelled import LabelledKeys
 from recipes.evaluation.linear import averaged, logistic, vatt_head
 from recipes.evaluation.results import Result, markdown, percent, reported
@@ -73,13 +73,7 @@ def run(keys: Keys) -> Result:
 
 
 def features(model: VATT, clips: WindowedClips, config: Config) -> Outputs:
-    """Features (N, W, D) of the W windows of every clip, before the heads.
-
-    Args:
-        model: The model, on the device to use.
-        clips: What to read.
-        config: Configuration of the run: batch size, workers, timeout.
-    """
+    """Features (N, W, D) of the W windows of every clip, before the heads."""
 
     def encode(raw: Tensor) -> Tensor:
         return model.encode(clips.modality, raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
@@ -101,13 +95,7 @@ class Examples(NamedTuple):
 
 
 def probe(data: Labelled, splits: Sequence[Split], frozen: Outputs, device: torch.device) -> dict[str, Any]:
-    """Train and test the classifiers on every split.
-
-    Args:
-        data: The data set; one class for each clip.
-        splits: The splits to judge.
-        frozen: Features (N, W, D) of its clips.
-        device: Device to train VATT's head on.
+    """Train and test the classifiers on every split of the features (N, W, D) of clips with one class each.
 
     Returns:
         {name of a split: figures}, and, where there are several, under "mean" those of all.
@@ -156,11 +144,9 @@ class Judged(NamedTuple):
 
 
 def accuracy(splits: Sequence[Judged]) -> dict[str, Any]:
-    """The mean accuracy over splits.
+    """The mean accuracy over splits, `top1`, and its 95% `interval` (low, high).
 
-    Returns:
-        `top1`, and its 95% `interval` (low, high): groups of clips are resampled, in all splits alike. What other
-        training clips would do is not in it.
+    Groups of clips are resampled, in all splits alike. What other training clips would do is not in the interval.
     """
     split = np.repeat(np.arange(len(splits)), [len(judged.hits) for judged in splits])
     tested = np.eye(len(splits))[split]  # (n, splits)
@@ -184,26 +170,21 @@ def predict(train: Examples, test: Examples, classes: int, device: torch.device)
 def table(figures: dict[str, dict[str, Any]], data: str) -> str:
     """Markdown table of {model: figures of `probe`}, beside what others report of the data set."""
     rows = [
-        _row(model, classifier, split, figures_of_split)
+        {
+            "model": model,
+            "classifier": classifier,
+            "split": split,
+            "top-1": percent(values[classifier]["top1"]),
+            "95% interval": " to ".join(map(percent, values[classifier]["interval"])),
+            "chance": percent(values["chance"]),
+            "test clips": str(values.get("test", "")),
+        }
         for model, by_split in figures.items()
         for classifier in CLASSIFIERS
-        for split, figures_of_split in by_split.items()
+        for split, values in by_split.items()
     ]
     rows += [
         {"model": row.cited, "classifier": "linear", "split": row.part, "top-1": percent(row.figures["top1"])}
         for row in reported(NAME, data)
     ]
     return markdown(rows)
-
-
-def _row(model: str, classifier: str, split: str, figures: dict[str, Any]) -> dict[str, str]:
-    low, high = figures[classifier]["interval"]
-    return {
-        "model": model,
-        "classifier": classifier,
-        "split": split,
-        "top-1": percent(figures[classifier]["top1"]),
-        "95% interval": f"{percent(low)} to {percent(high)}",
-        "chance": percent(figures["chance"]),
-        "test clips": str(figures.get("test", "")),
-    }

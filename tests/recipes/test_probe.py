@@ -22,7 +22,7 @@ from recipes.errors import DataError
 from recipes.evaluate import main
 from recipes.evaluation import linear
 from recipes.evaluation.disjoint import check_disjoint
-from recipes.evaluation.frozen import Outputs
+from recipes.evaluation.embedding import Outputs
 from recipes.evaluation.probe import Judged, accuracy, probe
 from recipes.evaluation.probe import features as frozen_features
 from recipes.restore import restore

@@ -43,11 +43,6 @@ class EmbedKeys(EmbeddingKeys):
         if self.out.suffix not in ENDINGS:
             yield f"out={self.out}: expected a name that ends in {' or '.join(ENDINGS)}"
 
-    @property
-    def parts(self) -> Path:
-        """The folder of the parts that are done."""
-        return self.out.with_name(f".{self.out.name}.parts")
-
 
 class Job(NamedTuple):
     """The model, the clips, one per narration and one per video without any, those of each part, and facts of all."""
@@ -76,11 +71,22 @@ def plan(keys: EmbedKeys) -> str:
     job, done = prepare(keys), 0
     if keys.out.exists():
         return f"{keys.out}: finished before; nothing to do"
-    if keys.parts.exists():
-        parts = Parts(keys.parts, vectors.schema(job.restored.config), job.facts)
+    if folder_of(keys).exists():
+        parts = open_parts(keys, job)
         done = sum(parts.has(number) for number in range(len(job.blocks)))
     clips = f"{len(job.clips)} clips of {keys.data}, {keys.windows} window(s) each"
     return f"{clips}, would be embedded by {job.restored.folder} in {len(job.blocks)} part(s); {done} part(s) are done"
+
+
+def open_parts(keys: EmbedKeys, job: Job) -> Parts:
+    """The parts of the table; those that an earlier command finished are kept."""
+    config = job.restored.config
+    return Parts(folder_of(keys), vectors.schema(config.model, config.objective), job.facts)
+
+
+def folder_of(keys: EmbedKeys) -> Path:
+    """The folder of the parts."""
+    return keys.out.with_name(f".{keys.out.name}.parts")
 
 
 def embed(keys: EmbedKeys) -> None:
@@ -90,7 +96,7 @@ def embed(keys: EmbedKeys) -> None:
     if keys.out.exists():
         print(f"{keys.out}: finished before; nothing to do")
         return
-    parts, count = Parts(keys.parts, vectors.schema(job.restored.config), job.facts), len(job.blocks)
+    parts, count = open_parts(keys, job), len(job.blocks)
     write_parts(job, parts)
     if keys.out.suffix == ".parquet":
         parts.join(count, keys.out)

@@ -25,7 +25,7 @@ from recipes.config import Config
 from recipes.data import identity, storage, vocabulary
 from recipes.data.clips import EvalClips, TrainClips
 from recipes.data.held_out import limited
-from recipes.data.index import captions
+from recipes.data.index import captions, ids_digest
 from recipes.data.loader import train_loader
 from recipes.data.skipped import SKIPPED
 from recipes.data.workers import Loader
@@ -49,7 +49,7 @@ from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
 from recipes.training.probes import probe
 from recipes.training.processes import ALONE, Processes, joined, seed_of, spread
-from recipes.training.run import Figures, Run, RunData, ids_digest
+from recipes.training.run import Figures, Run, RunData
 from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
 from recipes.training.start import TrainingError, check_agreement, check_processes, check_same, latest_checkpoint
 from recipes.training.step import Learner, StepResult, idle_step, too_few, train_step
@@ -63,11 +63,10 @@ GOES_ON = ": the same command with --resume goes on from the latest checkpoint"
 def pretrain(config: Config, resume: bool = False, group: Processes = ALONE) -> dict[str, Any]:
     """Train, evaluate and report one run.
 
-    A run that torchrun has started again goes on from its latest checkpoint by itself.
-
     Args:
         config: A checked configuration.
-        resume: Continue from the run's latest checkpoint, as if it had never stopped.
+        resume: Continue from the run's latest checkpoint, as if it had never stopped; a run that torchrun has started
+            again does so by itself.
         group: The processes that take part. The first of them decides where to begin and writes.
 
     Returns:
@@ -111,13 +110,9 @@ def choose_start(config: Config, resume: bool, group: Processes, held: ExitStack
 
 
 def assemble(config: Config, again: bool, start: Path | None, group: Processes) -> Run:
-    """Read the data, make model, optimizer and harmonizer; the first process makes the run's folder.
+    """Read the data, make model, optimizer and harmonizer; the first process makes the run's folder, unless ``again``.
 
-    Args:
-        config: Of the run.
-        again: Whether its folder is there.
-        start: The checkpoint that it will go on from; None: at step 0.
-        group: All of which take part.
+    The run is at step 0; `begin` brings it to the checkpoint ``start``.
     """
     device = device_of(config.train)
     use_cores(config.train, config.data)
@@ -246,7 +241,7 @@ def take_step(run: Run, batch: dict[str, Any], shares: Sequence[int], lr: float)
 
 
 def save(run: Run, evaluating: bool, required: bool) -> None:
-    """Evaluate where that is due, and write a checkpoint, see `attempt`."""
+    """Evaluate where that is due, and write a checkpoint; a TrainingError where one that is required is not written."""
     if evaluating:
         run.results[f"step {run.step}"], _ = evaluate(run)
     run.counts["failed_checkpoints"] += not attempt(run.save, required)
@@ -320,11 +315,7 @@ def identity_of(splits: Splits, start: Path | None) -> identity.Seen:
 
 
 def write_folder(config: Config, again: bool, splits: Splits, tokenizer: Tokenizer, group: Processes) -> None:
-    """Make the run's folder; an earlier run of the name is moved aside, nothing is overwritten.
-
-    Raises:
-        ConfigError: What is there is no run, or holds what is to be read; or there is no room.
-    """
+    """Make the run's folder, or raise a ConfigError; an earlier run of the name is moved aside."""
     folder = config.folder
     try:
         if not again:

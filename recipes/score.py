@@ -195,14 +195,17 @@ Pool = list[tuple[int, list[Clip | Skipped]]]
 def read_pools(keys: ScoreKeys, job: Job, numbers: list[int]) -> Iterator[Pool]:
     """Read pools of clips, which are drawn from the whole data set at random, each with its windows."""
     _, clips, pools, _ = job
-    data, windows = job.restored.config.data, range(keys.windows)
-    drawn = [shuffled(np.array(pools[number]), len(clips), keys.seed).tolist() for number in numbers]
-    batches = (pool[i : i + keys.batch_size] for pool in drawn for i in range(0, len(pool), keys.batch_size))
+    data, size, windows = job.restored.config.data, keys.batch_size, range(keys.windows)
+
+    def drawn(number: int) -> list[int]:  # anew each time: the clips of all pools are too many to keep
+        return shuffled(np.array(pools[number]), len(clips), keys.seed).tolist()
+
+    batches = (pool[i : i + size] for pool in map(drawn, numbers) for i in range(0, len(pool), size))
     requests = ([(clip, window) for clip in batch for window in windows] for batch in batches)
     loader = Loader(clips, requests, list, data.workers, data.timeout, data.prefetch_gib)
     items = (item for batch in loader for item in batch)
-    for pool in drawn:
-        yield [(clip, [next(items) for _ in windows]) for clip in pool]
+    for number in numbers:
+        yield [(clip, [next(items) for _ in windows]) for clip in drawn(number)]
 
 
 def measured_rows(keys: ScoreKeys, job: Job, number: int, pool: Pool) -> list[dict[str, Any]]:

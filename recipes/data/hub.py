@@ -17,11 +17,7 @@ SAVED = ("state.json", "dataset_dict.json")  # in a folder that `save_to_disk` w
 def open_split(name: str, split: str) -> IterableDataset:
     """Opens a split as a stream: nothing is downloaded whole.
 
-    Args:
-        name: on the hub, a folder of files that `datasets` knows (Parquet, videos ...), or one that it saved.
-        split: as `datasets` writes it.
-    Raises:
-        ValueError, FileNotFoundError: there is no such data set or split.
+    The name is one on the hub, a folder of files that `datasets` knows (Parquet, videos ...), or one that it saved.
     """
     folder = Path(name)
     if not any((folder / file).is_file() for file in SAVED):

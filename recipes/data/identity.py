@@ -19,12 +19,12 @@ from safetensors.numpy import load_file, save_file
 
 from recipes.data import storage, tfrecord
 from recipes.data.decode import BrokenClip
+from recipes.data.index import ROWS_AT_ONCE
 from recipes.progress import progress_bar
 
 FILE = "trained_on.safetensors"  # in a checkpoint
 BLOCK = 1 << 14  # bytes at each end of a file
 THREADS = 64  # that wait for the storage
-ROWS_AT_ONCE = 4096
 RECORD = re.compile(r"#(\d+)$")
 # Ids are 64 bits in base 64: of the last of the 11 letters two bits are always zero. A name that follows, or a time in
 # seconds, as in the names of segments, is not a part of it.

@@ -19,6 +19,7 @@ from datasets import Dataset
 from recipes.data import manifest, shards, storage
 from recipes.data.layouts.folder import has_texts_beside_videos, read_folder
 from recipes.data.layouts.table import LAYOUTS
+from recipes.files import digest
 
 SCHEMA = pa.schema(
     {
@@ -116,6 +117,12 @@ def captions(index: Dataset) -> Iterator[str]:
     """The texts of an index; memory holds some rows at a time."""
     for rows in index.select_columns("narrations").with_format("arrow").iter(ROWS_AT_ONCE // 16):
         yield from rows["narrations"].combine_chunks().flatten().field("text").to_pylist()
+
+
+def ids_digest(index: Dataset) -> str:
+    """Hash of the ids of an index in their order."""
+    blocks = ("\n".join(rows["id"]) for rows in index.select_columns("id").iter(ROWS_AT_ONCE))
+    return digest(("\n" * (number > 0) + block).encode() for number, block in enumerate(blocks))
 
 
 def narration_places(index: Dataset) -> Dataset:

@@ -8,7 +8,6 @@ Videos are copied as they are. Those that cannot be opened are left out and list
 interrupted goes on where it was, by the same command.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -27,7 +26,7 @@ from recipes.cli import Command
 from recipes.data import hub, manifest, storage
 from recipes.data import shards as tar_shards
 from recipes.data.decode import BrokenClip, clip_in
-from recipes.data.index import ROWS_AT_ONCE, SCHEMA, load_index
+from recipes.data.index import ROWS_AT_ONCE, SCHEMA, ids_digest, load_index
 from recipes.data.skipped import Skipped, SkippedClips
 from recipes.data.videos import VIDEOS
 from recipes.data.workers import guarded
@@ -170,8 +169,7 @@ def rows_of(packing: Packing) -> Rows:
     """What `data` or `hub` means."""
     if packing.data:
         index = load_index(packing.data)
-        ids = hashlib.sha256("\n".join(index["id"]).encode()).hexdigest()[:16]
-        contents = {"rows": len(index), "ids": ids}
+        contents = {"rows": len(index), "ids": ids_digest(index)[:16]}
         return Rows(lambda start: (index[i] for i in range(start, len(index))), len(index), contents)
     columns = {"video": packing.video, "text": packing.text, "name": packing.id}
     data = hub.open_split(packing.hub, packing.split)

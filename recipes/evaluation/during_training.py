@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recipes.evaluation.embedding import Embedded, embed
 from recipes.evaluation.retrieval import retrieve
-from recipes.files import write_atomically
+from recipes.files import folders, write_atomically
 from recipes.training.run import Figures, Run
 
 DIRECTIONS = ("text->video", "audio->video")
@@ -31,13 +31,11 @@ def evaluate(run: Run) -> tuple[Figures, Embedded]:
 
 
 def keep_best(checkpoints: Path, step: int, figures: Figures, name: str | None) -> None:
-    """Keep the checkpoint of a step as ``checkpoints/best`` if no earlier one has done as well.
-
-    Files are linked where the disk can do that; the best one before stays until the new one is whole.
+    """Keep the checkpoint of a step, if it was written, as ``checkpoints/best`` if no earlier one has done as well.
 
     Args:
         checkpoints: The folder of checkpoints.
-        step: Step of the checkpoint. If it could not be written, nothing is done.
+        step: Step of the checkpoint.
         figures: The figures of its evaluation.
         name: Direction and figure, as `evaluate.best`; None: nothing is kept.
     """
@@ -54,16 +52,10 @@ def keep_best(checkpoints: Path, step: int, figures: Figures, name: str | None) 
         sign = -1 if figure.endswith("rank") else 1
         if before["figure"] == name and sign * before["value"] >= sign * value:
             return
-    temporary, old = checkpoints / f".{BEST}.tmp", checkpoints / f".{BEST}.old"
-    for left_over in (temporary, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    shutil.copytree(checkpoint, temporary, copy_function=_link)
-    about = {"figure": name, "value": value, "step": step}
-    if best.exists():
-        os.replace(best, old)
-    os.replace(temporary, best)
-    write_atomically(checkpoints / FIGURE, json.dumps(about))
-    shutil.rmtree(old, ignore_errors=True)
+    folders.begin(best)
+    shutil.copytree(checkpoint, folders.unfinished(best), copy_function=_link, dirs_exist_ok=True)
+    folders.finish(best)
+    write_atomically(checkpoints / FIGURE, json.dumps({"figure": name, "value": value, "step": step}))
     log.info("step %d is the best so far: %s %g", step, name, value)
 
 

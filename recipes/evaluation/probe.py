@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recipes.config import Config
+from recipes.config import DataConfig
 from recipes.data import storage
 from recipes.data.labels import Labelled, Split
 from recipes.data.windows import WindowedClips
@@ -57,7 +57,7 @@ def run(keys: Keys) -> Result:
         models["the same, untrained"] = build(config, tokenizer).to(device_of(config.train))
     figures = {}
     for name, trained in models.items():
-        frozen = features(trained["model"], clips, config)
+        frozen = features(trained["model"], clips, config.evaluate.batch_size, config.data)
         figures[name] = probe(data, splits, frozen, device_of(config.train))
     return Result(
         task=NAME,
@@ -72,13 +72,13 @@ def run(keys: Keys) -> Result:
     )
 
 
-def features(model: VATT, clips: WindowedClips, config: Config) -> Outputs:
-    """Features (N, W, D) of the W windows of every clip, before the heads."""
+def features(model: VATT, clips: WindowedClips, batch_size: int, data: DataConfig) -> Outputs:
+    """Features (N, W, D) of the W windows of every clip, before the heads; see `outputs`."""
 
     def encode(raw: Tensor) -> Tensor:
         return model.encode(clips.modality, raw.flatten(0, 1)).unflatten(0, raw.shape[:2])
 
-    return outputs(model, encode, clips, config.evaluate.batch_size, config.data)
+    return outputs(model, encode, clips, batch_size, data)
 
 
 class Examples(NamedTuple):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from recipes.config import Config
+from recipes.config import ModelConfig, ObjectiveConfig
 from recipes.data.clips import NarratedClips
 from recipes.evaluation.embedding import Embedded
 from recipes.evaluation.parts import KEY
@@ -22,12 +22,11 @@ from recipes.model.vatt import SIZES
 MASKS = {"video": "readable", "audio": "has_audio", "text": "has_text"}  # which clips have a vector of a modality
 
 
-def schema(config: Config) -> pa.Schema:
+def schema(model: ModelConfig, objective: ObjectiveConfig) -> pa.Schema:
     """The columns of the table; a vector is null where a clip has none."""
-    spaces, width = config.objective, SIZES[config.model.size].output
-    vectors = {"va_video": spaces.audio_space, "va_audio": spaces.audio_space}
-    vectors |= {"vt_video": spaces.text_space, "vt_text": spaces.text_space}
-    vectors |= {f"model_{modality}": width for modality in MASKS}  # before the heads
+    vectors = {"va_video": objective.audio_space, "va_audio": objective.audio_space}
+    vectors |= {"vt_video": objective.text_space, "vt_text": objective.text_space}
+    vectors |= {f"model_{modality}": SIZES[model.size].output for modality in MASKS}  # before the heads
     return pa.schema(
         [
             pa.field("clip", pa.int64()),  # number in the order of the data

@@ -7,7 +7,8 @@ from pathlib import Path
 from recipes.cli import Command, Commands
 from recipes.figures import realign
 from recipes.figures.dynamics import plot, runs, text
-from recipes.figures.gallery.build import build
+from recipes.figures.dynamics.runs import Run
+from recipes.figures.gallery import build as gallery
 from recipes.figures.gallery.keys import GalleryKeys
 from recipes.figures.style import save_png
 from recipes.files import write_atomically
@@ -49,11 +50,24 @@ def draw_realign(keys: RealignKeys) -> None:
     _print_written([*paths, save_png(realign.overview(), keys.out / "overview.png")])
 
 
-def draw_dynamics(keys: DynamicsKeys) -> None:
-    """The panels as PNG and PDF, the numbers as JSON and Markdown, and the probes."""
+def load_runs(keys: DynamicsKeys) -> tuple[list[Run], Run | None]:
+    """The runs, and the one to compare them with; raises a DataError where one has no cosines of the name."""
     chosen = [runs.load(place) for place in keys.runs]
     against = None if keys.against is None else runs.load(keys.against)
     runs.check_name(chosen + ([against] if against else []), keys.name)
+    return chosen, against
+
+
+def plan_dynamics(keys: DynamicsKeys) -> str:
+    """How many cosines there are of each run."""
+    chosen, against = load_runs(keys)
+    counts = {run.name: int(run.dynamics.total(keys.name).moments.number) for run in [*chosen, against] if run}
+    return "\n".join(f"run {name}: {count} cosines over {chosen[0].over(keys.name)}" for name, count in counts.items())
+
+
+def draw_dynamics(keys: DynamicsKeys) -> None:
+    """The panels as PNG and PDF, the numbers as JSON and Markdown, and the probes."""
+    chosen, against = load_runs(keys)
     summary = text.summary(chosen, against, keys.name)
     keys.out.mkdir(parents=True, exist_ok=True)
     png, pdf, numbers, words = (keys.out / f"dynamics.{kind}" for kind in ("png", "pdf", "json", "md"))
@@ -68,7 +82,15 @@ def draw_dynamics(keys: DynamicsKeys) -> None:
 
 def draw_gallery(keys: GalleryKeys) -> None:
     """The page and the sheet."""
-    _print_written(build(keys))
+    _print_written(gallery.build(keys))
+
+
+def plan_detection(keys: DetectionKeys) -> str:
+    """How many clips of each table can be judged."""
+    judged = {scores: detection.joined(scores, keys.truth)[1] for scores in keys.scores}
+    return "\n".join(
+        f"{scores}: {len(aligned)} clips, {aligned.sum()} texts belong" for scores, aligned in judged.items()
+    )
 
 
 def judge_detection(keys: DetectionKeys) -> None:
@@ -105,9 +127,9 @@ COMMANDS = Commands(
     __doc__,
     {
         "realign": Command("recipes.figures realign", REALIGN, RealignKeys, draw_realign),
-        "dynamics": Command("recipes.figures dynamics", DYNAMICS, DynamicsKeys, draw_dynamics),
-        "gallery": Command("recipes.figures gallery", GALLERY, GalleryKeys, draw_gallery),
-        "detection": Command("recipes.figures detection", DETECTION, DetectionKeys, judge_detection),
+        "dynamics": Command("recipes.figures dynamics", DYNAMICS, DynamicsKeys, draw_dynamics, plan_dynamics),
+        "gallery": Command("recipes.figures gallery", GALLERY, GalleryKeys, draw_gallery, gallery.plan),
+        "detection": Command("recipes.figures detection", DETECTION, DetectionKeys, judge_detection, plan_detection),
     },
 )
 main = COMMANDS.main

@@ -1,6 +1,8 @@
-"""Folders of runs: nothing is overwritten, and nothing but an earlier run is moved aside."""
+"""Folders: of runs, where nothing is overwritten; and whole or absent, whatever crashes while they are written."""
 
 import logging
+import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,3 +40,27 @@ def check(folder: Path, mark: str = "config.yaml", reads: Iterable[str] = ()) ->
             raise FileExistsError(f"{folder} would be moved aside, with {path} in it, which is to be read")
     if folder.exists() and not (folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))):
         raise FileExistsError(f"{folder} exists and cannot be moved aside: it has no {mark}")
+
+
+def unfinished(folder: Path) -> Path:
+    """What a folder is called while it is written, see `begin` and `finish`."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def begin(folder: Path) -> None:
+    """Make the `unfinished` folder; what a crash has left of an earlier one goes."""
+    for left_over in (unfinished(folder), _before(folder)):
+        shutil.rmtree(left_over, ignore_errors=True)
+    unfinished(folder).mkdir(parents=True)
+
+
+def finish(folder: Path) -> None:
+    """Give the `unfinished` folder its name; at no moment is there neither the one before nor the new one."""
+    if folder.exists():
+        os.replace(folder, _before(folder))
+    os.replace(unfinished(folder), folder)
+    shutil.rmtree(_before(folder), ignore_errors=True)
+
+
+def _before(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")

@@ -6,7 +6,6 @@ runs/NAME/bad_steps/step_00000100/    facts.json, inputs_0000.safetensors of eac
 import json
 import logging
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from recipes.files import folders
 from recipes.model.build import INPUTS
 from recipes.training.checkpoint import together
 from recipes.training.processes import ALONE, Processes, whole
@@ -48,9 +48,7 @@ def dump(
     batch: dict[str, Any],
     processes: Processes = ALONE,
 ) -> bool:
-    """Write what is known of a bad step, whole or not at all; the run has at most `MOST` dumps.
-
-    If it cannot be written, a message says so, and training goes on.
+    """Write what is known of a bad step, whole or not at all, in all processes; a run has at most `MOST` dumps.
 
     Args:
         folder: The run's folder.
@@ -61,7 +59,7 @@ def dump(
         processes: All of which have to call this.
 
     Returns:
-        Whether the dump could not be written.
+        Whether the dump could not be written: a message says so, and training goes on.
     """
     place = folder / BAD_STEPS / f"step_{step:08d}"
     enough = place.exists() or len(list(place.parent.glob("step_*"))) >= MOST
@@ -75,30 +73,24 @@ def dump(
         "facts.json": json.dumps(_plain(facts | {"parameters": norms}), indent=1, ensure_ascii=False),
         "README.txt": README.format(step=step, reason=result.reason, checkpoint=str(folder), place=str(place)),
     }
-    temporary = place.with_name(f".{place.name}.tmp")
+    unfinished = folders.unfinished(place)
     inputs = {name: batch[name].contiguous() for name in INPUTS}
-    file = temporary / f"inputs_{processes.rank:04d}.safetensors"
     try:
-        together(processes, lambda: _begin(temporary), first_only=True)
-        together(processes, lambda: save_file(inputs, file))
-        together(processes, lambda: _finish(temporary, place, texts), first_only=True)
+        together(processes, lambda: folders.begin(place), first_only=True)
+        together(processes, lambda: save_file(inputs, unfinished / f"inputs_{processes.rank:04d}.safetensors"))
+        together(processes, lambda: _finish(place, texts), first_only=True)
     except OSError as error:
         if processes.first:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
         log.error("step %d, %s, could not be dumped: %s", step, result.reason, error)
         return True
     return False
 
 
-def _begin(temporary: Path) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-
-
-def _finish(temporary: Path, place: Path, texts: dict[str, str]) -> None:
+def _finish(place: Path, texts: dict[str, str]) -> None:
     for name, text in texts.items():
-        (temporary / name).write_text(text, encoding="utf-8")
-    os.replace(temporary, place)
+        (folders.unfinished(place) / name).write_text(text, encoding="utf-8")
+    folders.finish(place)
 
 
 def _clips(batch: dict[str, Any]) -> list[dict[str, Any]]:

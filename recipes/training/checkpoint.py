@@ -10,7 +10,6 @@ can read it.
 
 import json
 import logging
-import os
 import re
 import shutil
 import warnings
@@ -28,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.utils import _pytree as pytree
 
 from recipes.errors import ConfigError
-from recipes.files import digest_file, flush, regular, write_atomically
+from recipes.files import digest_file, flush, folders, regular, write_atomically
 from recipes.training.processes import ALONE, Processes
 
 TENSORS, STATE, CHECKSUMS, LATEST = "tensors", "state.json", "checksums.json", "latest"
@@ -54,7 +53,7 @@ def save(
     keep: int = 2,
     processes: Processes = ALONE,
 ) -> Path:
-    """Write a checkpoint atomically: a temporary folder, flushed to disk, then renamed.
+    """Write a checkpoint atomically: a temporary folder, flushed to disk, then renamed. Returns its folder.
 
     Args:
         folder: The checkpoints' folder of the run.
@@ -66,14 +65,11 @@ def save(
         keep: How many of the newest checkpoints stay, this one among them.
         processes: All of which have to call this.
 
-    Returns:
-        The checkpoint's folder.
-
     Raises:
         OSError: It could not be written, whichever process failed; the checkpoints before are as they were.
     """
     final = folder / f"step_{step:08d}"
-    temporary = _aside(final, "tmp")
+    temporary = folders.unfinished(final)
     tensors = {n: t.detach() for n, t in (modules.state_dict() | state).items()}
     writer = HuggingFaceStorageWriter(str(temporary / TENSORS), save_distributed=True)
     sums: dict[str, str] = {}
@@ -83,7 +79,7 @@ def save(
         sums.update(checksums(temporary, files[processes.rank :: processes.world]))
 
     try:
-        together(processes, lambda: _clear(final), first_only=True)
+        together(processes, lambda: _begin(final), first_only=True)
         together(processes, lambda: _quietly(dcp.save, tensors, storage_writer=writer, no_dist=processes.world == 1))
         together(processes, add_checksums)
         sums |= dict(processes.collect(list(sums.items())))
@@ -96,19 +92,14 @@ def save(
     return final
 
 
-def _aside(final: Path, kind: str) -> Path:
-    return final.with_name(f".{final.name}.{kind}")
-
-
-def _clear(final: Path) -> None:
-    for left_over in (_aside(final, "tmp"), _aside(final, "old")):
-        shutil.rmtree(left_over, ignore_errors=True)
-    (_aside(final, "tmp") / TENSORS).mkdir(parents=True)
+def _begin(final: Path) -> None:
+    folders.begin(final)
+    (folders.unfinished(final) / TENSORS).mkdir()
 
 
 def _finish(final: Path, facts: dict[str, Any], sums: dict[str, str], beside: Sequence[Callable[[Path], None]]) -> None:
     """Write the files beside the tensors, and give the folder the name that makes it a checkpoint."""
-    temporary, old = _aside(final, "tmp"), _aside(final, "old")
+    temporary = folders.unfinished(final)
     state = temporary / STATE
     state.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     for write in beside:
@@ -119,11 +110,8 @@ def _finish(final: Path, facts: dict[str, Any], sums: dict[str, str], beside: Se
         shutil.copymode(state, file)  # safetensors lets only the owner read; this has what the umask says
     for file in (*temporary.iterdir(), *(temporary / TENSORS).iterdir(), temporary):
         flush(file)
-    if final.exists():  # the same step again: at no moment is there neither
-        os.replace(final, old)
-    os.replace(temporary, final)
+    folders.finish(final)
     write_atomically(final.with_name(LATEST), final.name)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_old(folder: Path, step: int, keep: int) -> None:
@@ -147,8 +135,7 @@ def verify(checkpoint: Path) -> None:
         log.warning("%s: there are no checksums; the files are taken as they are", listing)
         return
     sums = read_json(listing)
-    files = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
-    files.discard(CHECKSUMS)
+    files = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()} - {CHECKSUMS}
     if missing := sorted(sums.keys() - files):
         raise CheckpointError(f"{checkpoint / missing[0]}: damaged checkpoint: this file is missing")
     if more := sorted(files - sums.keys()):
@@ -221,15 +208,11 @@ def _newest_first(place: Path) -> list[Path]:
     """The checkpoints in a folder, newest first, from the one that the file `latest` names; all, if it names none."""
     numbered = _numbered(place)[::-1]
     try:
-        named = (place / LATEST).read_text(encoding="utf-8").strip()
+        named = place / (place / LATEST).read_text(encoding="utf-8").strip()
+        return numbered[numbered.index(named) :]
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s): taking the newest checkpoint beside it", place / LATEST, error)
+        log.warning("%s names no checkpoint here (%s): taking the newest beside it", place / LATEST, error)
         return numbered
-    names = [path.name for path in numbered]
-    if named not in names:
-        log.warning("%s names no checkpoint that is here: taking the newest beside it", place / LATEST)
-        return numbered
-    return numbered[names.index(named) :]
 
 
 def _numbered(place: Path) -> list[Path]:
@@ -242,11 +225,7 @@ def _number(checkpoint: Path) -> int:
 
 
 def load_weights(checkpoint: Path, modules: nn.Module) -> None:
-    """Load weights and buffers into the modules they were saved from, sharded or not.
-
-    Raises:
-        CheckpointError: The files are damaged, or of another model.
-    """
+    """Load weights and buffers into the modules they were saved from, sharded or not; see `load_tensors`."""
     load_tensors(checkpoint, modules.state_dict())
 
 
@@ -254,7 +233,7 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
     """Fill tensors, which may be shards, with the saved values of their names.
 
     Raises:
-        CheckpointError: The files are damaged, or lack one of them.
+        CheckpointError: The files are damaged, or of another model.
     """
     shapes = saved_shapes(checkpoint)
     differences = [
@@ -276,11 +255,7 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def saved_shapes(checkpoint: Path) -> dict[str, torch.Size]:
-    """Name and shape of the tensors of a checkpoint.
-
-    Raises:
-        CheckpointError: The files are damaged.
-    """
+    """Name and shape of the tensors of a checkpoint; a CheckpointError where its files are damaged."""
     return {name: meta.size for name, meta in _metadata(checkpoint).items()}
 
 
@@ -305,12 +280,8 @@ def _metadata(checkpoint: Path) -> dict[str, Any]:
 def load_facts(checkpoint: Path, **types: type) -> dict[str, Any]:
     """The JSON facts of a checkpoint, among them its step.
 
-    Args:
-        checkpoint: Its folder.
-        **types: Required keys, and the type of each.
-
     Raises:
-        CheckpointError: The file cannot be read, or a fact is missing or of another type.
+        CheckpointError: The file cannot be read, or lacks a fact of these names and types.
     """
     path = checkpoint / STATE
     facts = read_json(path)
@@ -322,11 +293,7 @@ def load_facts(checkpoint: Path, **types: type) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object.
-
-    Raises:
-        CheckpointError: It holds something else, or cannot be read.
-    """
+    """A file that holds a JSON object; a CheckpointError where it does not."""
     try:
         content = json.loads(regular(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -362,27 +329,21 @@ def tree_tensors(prefix: str, tree: Any) -> dict[str, Tensor]:
 def load_tree(prefix: str, like: Any, tensors: dict[str, Tensor]) -> Any:
     """Restore what `tree_tensors` gave, in the structure of ``like``."""
     leaves, spec = pytree.tree_flatten(like)
-    saved = sum(name.startswith(f"{prefix}.") for name in tensors)
-    if saved != len(leaves):
-        raise CheckpointError(f"the checkpoint holds {saved} tensors of the {prefix}, expected {len(leaves)}.")
-    try:
-        return pytree.tree_unflatten([tensors[f"{prefix}.{i}"] for i in range(len(leaves))], spec)
-    except KeyError as error:
-        raise CheckpointError(f"the checkpoint lacks {error} of the {prefix}") from error
+    names = [f"{prefix}.{i}" for i in range(len(leaves))]
+    saved = {name for name in tensors if name.startswith(f"{prefix}.")}
+    if saved != set(names):
+        raise CheckpointError(f"the checkpoint holds {len(saved)} tensors of the {prefix}, expected {', '.join(names)}")
+    return pytree.tree_unflatten([tensors[name] for name in names], spec)
 
 
 def random_tensors(rank: int = 0) -> dict[str, Tensor]:
     """The states of this process's random generators."""
-    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    return {f"random.{rank}.{kind}": state for kind, state in ({"cpu": torch.get_rng_state()} | cuda).items()}
+    cuda = {f"random.{rank}.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {f"random.{rank}.cpu": torch.get_rng_state()} | cuda
 
 
 def load_random(tensors: dict[str, Tensor], rank: int = 0) -> None:
-    """Restore what `random_tensors` gave.
-
-    Raises:
-        CheckpointError: They hold no such states.
-    """
+    """Restore what `random_tensors` gave; a CheckpointError where there are no such states."""
     try:
         torch.set_rng_state(tensors[f"random.{rank}.cpu"])
         if f"random.{rank}.cuda" in tensors and torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """The distribution of cosines over a run: histograms and moments of intervals of steps, in bounded memory.
 
 An interval begins as one step. Whenever there are more than MOST of them, intervals become twice as long and neighbours
-are merged: a short run keeps every step, a long one between MOST / 2 and MOST intervals.
+are merged.
 """
 
 import functools
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     moments: Moments
 
     def merge(self, other: "Seen") -> "Seen":
-        """Both together; associative and commutative, the moments up to rounding."""
+        """Both together."""
         return Seen(self.histogram.merge(other.histogram), self.moments.merge(other.moments))
 
 
@@ -62,13 +62,7 @@ class Interval(NamedTuple):
 
 
 class Series(NamedTuple):
-    """The cosines of one name over n intervals.
-
-    Attributes:
-        first: First step of each interval (n,).
-        last: Last step (n,).
-        seen: Histograms (n, bins) and moments (n,).
-    """
+    """The cosines of one name over n intervals: first and last steps (n,), histograms (n, bins) and moments (n,)."""
 
     first: Tensor
     last: Tensor
@@ -82,16 +76,7 @@ class Dynamics(NamedTuple):
     intervals: tuple[Interval, ...] = ()
 
     def add(self, step: int, cosines: Cosines, most: int = MOST) -> "Dynamics":
-        """Add the cosines of one step.
-
-        Args:
-            step: Number of the step, from 1.
-            cosines: By name; names without a defined cosine are left out.
-            most: The most intervals.
-
-        Returns:
-            The new dynamics.
-        """
+        """With the cosines of one step, counted from 1, in at most so many intervals."""
         seen = {name: seen_in(*measured) for name, measured in cosines.items()}
         seen = {name: s for name, s in seen.items() if s.moments.number > 0}
         return self.merge(Dynamics(1, (Interval(step, step, seen),)), most) if seen else self
@@ -102,12 +87,12 @@ class Dynamics(NamedTuple):
         return Dynamics(length, _merged(self.intervals + other.intervals, length)).at_most(most)
 
     def at_most(self, most: int) -> "Dynamics":
-        """Double the length of the intervals until there are at most so many."""
-        shorter = self
-        while len(shorter.intervals) > most:
-            length = 2 * shorter.length
-            shorter = Dynamics(length, _merged(shorter.intervals, length))
-        return shorter
+        """With intervals that are doubled in length until there are at most so many."""
+        length, intervals = self
+        while len(intervals) > most:
+            length *= 2
+            intervals = _merged(intervals, length)
+        return Dynamics(length, intervals)
 
     @property
     def names(self) -> list[str]:
@@ -142,11 +127,7 @@ def save(dynamics: Dynamics, path: Path) -> None:
 
 
 def load(path: Path) -> Dynamics:
-    """Read what `save` wrote; empty if there is no file, as in the checkpoints of older versions.
-
-    Raises:
-        ConfigError: The file is damaged.
-    """
+    """Read what `save` wrote; empty if there is no file; a ConfigError where it is damaged."""
     if not path.exists():
         return Dynamics()
     try:

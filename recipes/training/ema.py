@@ -15,8 +15,8 @@ UPDATES = "ema_updates"
 class Ema:
     """Averages of the trainable parameters and of the floating-point buffers, such as running statistics.
 
-    After each step ``average += (1 - d) (value - average)``, with ``d = min(decay, (1 + t) / (10 + t))`` after ``t``
-    updates: the first steps are soon forgotten. Counters and frozen weights are not averaged.
+    After ``t`` updates ``average += (1 - d) (value - average)``, with ``d = min(decay, (1 + t) / (10 + t))``: the first
+    steps are soon forgotten.
     """
 
     def __init__(self, modules: nn.Module, decay: float) -> None:
@@ -25,7 +25,7 @@ class Ema:
         self.updates = torch.zeros((), dtype=torch.int64)
 
     def update(self) -> None:
-        """Update the averages after a step."""
+        """Move the averages after a step."""
         t = int(self.updates)
         decay = min(self.decay, (1 + t) / (10 + t))
         with torch.no_grad():

@@ -3,9 +3,11 @@
 Nothing in the environment tells one start from another on all nodes: TORCHELASTIC_RESTART_COUNT is each agent's own.
 """
 
+import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -24,14 +26,8 @@ def meeting(store: Store, rank: int, world: int, patience: timedelta) -> str:
     every process leaves a name of its own, and the first, which is alive when it reads it, answers with the name of
     the meeting. It goes on until all have come: a name may be that of a process that has died since.
 
-    Args:
-        store: That all of them see.
-        rank: Of this process.
-        world: How many there are.
-        patience: How long to wait for the others.
-
     Raises:
-        RuntimeError: Some did not come.
+        RuntimeError: Some did not come, however long the patience.
     """
     own = uuid4().hex
     if rank > 0:
@@ -40,31 +36,35 @@ def meeting(store: Store, rank: int, world: int, patience: timedelta) -> str:
         name = store.get(f"meeting of {own}").decode()
         store.set(f"{name} {rank}", "here")
         return name
-    answered: set[str] = set()
-    missing = range(1, world)
-    deadline = time.monotonic() + patience.total_seconds()
-    while missing := [other for other in missing if not store.check([f"{own} {other}"])]:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"processes {missing} of {world} did not come within {patience}")
+    missing = list(range(1, world))
+
+    def all_came() -> bool:
+        missing[:] = [other for other in missing if not store.check([f"{own} {other}"])]
         for other in missing:
-            if store.check([f"joining {other}"]) and (its := store.get(f"joining {other}").decode()) not in answered:
-                store.set(f"meeting of {its}", own)
-                answered.add(its)
-        time.sleep(POLL)
+            if store.check([f"joining {other}"]):
+                store.set(f"meeting of {store.get(f'joining {other}').decode()}", own)
+        return not missing
+
+    if not _came(all_came, patience.total_seconds()):
+        raise RuntimeError(f"processes {missing} of {world} did not come within {patience}")
     return own
 
 
 def wait_for(store: Store, key: str, patience: timedelta | None = None) -> None:
-    """Wait for a key. Naps are short, since Python handles signals only between calls.
+    """Wait for a key; a RuntimeError where it does not come."""
+    seconds = math.inf if patience is None else patience.total_seconds()
+    if not _came(lambda: store.check([key]), seconds):
+        raise RuntimeError(f"the first process did not answer within {patience}")
 
-    Raises:
-        RuntimeError: The key did not come.
-    """
-    deadline = None if patience is None else time.monotonic() + patience.total_seconds()
-    while not store.check([key]):
-        if deadline is not None and time.monotonic() > deadline:
-            raise RuntimeError(f"the first process did not answer within {patience}")
+
+def _came(arrived: Callable[[], bool], patience: float) -> bool:
+    """Whether something comes within so many seconds. Naps are short: Python handles signals only between calls."""
+    deadline = time.monotonic() + patience
+    while not arrived():
+        if time.monotonic() > deadline:
+            return False
         time.sleep(POLL)
+    return True
 
 
 def name_of(store: Store) -> str:
@@ -84,12 +84,7 @@ def agent() -> str:
 
 def shared(folder: Path, names: list[str], patience: float = 60.0) -> bool:
     """Whether this process sees the mark of the first one; shared file systems may take some seconds."""
-    deadline = time.monotonic() + patience
-    while not signed(folder, names):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL)
-    return True
+    return _came(lambda: signed(folder, names), patience)
 
 
 def sign(folder: Path, names: list[str]) -> None:

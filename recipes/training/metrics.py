@@ -1,8 +1,4 @@
-"""Metrics of a run: sums over an interval of steps, written as JSON lines and for TensorBoard.
-
-A row holds moments of the cosines, not the cosines. Their histograms are in the checkpoints, see
-`recipes.training.dynamics`, and TensorBoard gets one at each checkpoint.
-"""
+"""Metrics of a run: means over an interval of steps, written as JSON lines and for TensorBoard."""
 
 import logging
 import math
@@ -21,17 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """Collects steps and writes a row for each interval. A failure to write does not end the run.
-
-    Attributes:
-        failures: How often TensorBoard's file could not be written; see also `Rows.failures`.
-    """
+    """Collects steps and writes a row for each interval. A failure to write does not end the run."""
 
     def __init__(self, folder: Path, step: int) -> None:
         """Continue the metrics of a run at a step; drop later rows, which a run that died has left."""
         self.file = folder / "metrics.jsonl"
         write_atomically(self.file, jsonl.as_text([row for row in read_metrics(folder) if row["step"] <= step]))
-        self.rows, self.failures = jsonl.Rows(self.file), 0
+        self.rows, self.failures = jsonl.Rows(self.file), 0  # failures: of TensorBoard's file
         self.board: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.undrawn = NOTHING
         self._reset()
@@ -46,11 +38,7 @@ class Metrics:
             self.seen = self.seen.merge(seen_in(cosines, defined))
 
     def write(self, step: int, **facts: float) -> dict[str, Any]:
-        """Write the row of the interval that ends at ``step``, and begin another.
-
-        Returns:
-            The row: means over the interval, moments of the cosines, and ``facts`` as they are.
-        """
+        """Write and return the row of the interval that ends here, and begin another: means, moments, and ``facts``."""
         m = self.seen.moments
         row: dict[str, Any] = {"step": step, **{k: total / count for k, (total, count) in self.sums.items()}, **facts}
         if m.number > 0:

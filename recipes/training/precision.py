@@ -19,9 +19,8 @@ GROW_AFTER = 2000  # steps without an overflow, as torch.amp.GradScaler has it
 def forward_in(precision: str, device: torch.device) -> Forward:
     """A function that calls the model in a precision of `train.precision` and gives its embeddings in float32.
 
-    Heads and losses, a small part of the work, stay in float32: differences of cosines over a temperature of 0.07 are
-    lost in half precision. Autocast begins and ends with the encoder: its cache of weights
-    must not pass from a forward pass without a graph to one that needs it.
+    Heads and losses stay in float32: half precision loses differences of cosines over a temperature of 0.07. Autocast
+    ends with the encoder: its cache of weights must not pass from a forward pass without a graph to one that needs it.
     """
     dtype = AUTOCAST.get(precision)
 
@@ -39,8 +38,7 @@ def forward_in(precision: str, device: torch.device) -> Forward:
 class LossScale:
     """A factor on the losses, so that gradients in float16 do not vanish; halved when a gradient overflows.
 
-    The rule is that of `torch.amp.GradScaler`, which decides in each process for itself. Here the step decides once for
-    all processes, by the norm of the gradient, which it reads anyway.
+    The rule is that of `torch.amp.GradScaler`, but the step decides for all processes, by the norm of the gradient.
     """
 
     value: float = 2.0**16

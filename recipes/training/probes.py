@@ -28,13 +28,8 @@ Losses = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 def probe(gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None) -> Cosines:
     """Cosines of each sample's two gradients over parts of the backbone, as `gram.probe` asks for.
 
-    They use the random numbers of the step to come, and change neither these nor running statistics.
-
-    Args:
-        gram: What to measure, and how gradients are read; of parameters, also where training reads features.
-        modules: {"model", "objective"}.
-        inputs: The batch that the model takes.
-        process_group: Processes that share the batch.
+    They use the random numbers of the step to come, and change neither these nor running statistics. Gradients are of
+    parameters, also where training reads features.
 
     Returns:
         {"layers/0": (cosines (groups,), defined (groups,)), ..., "layers/norm": ..., "groups/mlp": ...,
@@ -52,7 +47,7 @@ def probe(gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], p
         for name, pair in PAIRS.items():
             i = [PATHS.index(path) for path in pair]
             blocks[f"paths/{name}"] = by_path[:, i][:, :, i]
-    cosines = {name: harmony.agreement(gram) for name, gram in blocks.items()}
+    cosines = {name: harmony.agreement(block) for name, block in blocks.items()}
     return {
         name: (cosine.cpu(), (harmony.defined(blocks[name]) & cosine.isfinite()).cpu())
         for name, cosine in cosines.items()
@@ -63,29 +58,15 @@ def gram_of_parts(
     gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
 ) -> dict[str, Tensor]:
     """Gram blocks (groups, 2, 2) of the losses va, vt over the parts of the backbone: {"layer group": block}."""
-
-    def losses(objective: Losses, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        return objective(embeddings)
-
-    return _gram(gram, modules, inputs, losses, process_group, labels=part_of)
+    return _gram(gram, modules, inputs, _losses, process_group, labels=part_of)
 
 
 def gram_of_paths(
     gram: GramConfig, modules: nn.ModuleDict, inputs: dict[str, Tensor], process_group: Any = None
 ) -> Tensor:
-    """Gram blocks (groups, 4, 4) over the backbone, of each loss through the one encoder and through the other.
-
-    The losses are `PATHS`. The gradients of the two paths of a loss add up to the gradient of the loss.
-    """
-
-    def losses(objective: Losses, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each loss twice: once it reaches the video alone, once what the video is compared with."""
-        audio, text, video = (embeddings[name].detach() for name in ("audio", "text", "video"))
-        by_video = objective(embeddings | {"audio": audio, "text": text})
-        by_other = objective(embeddings | {"video": video})
-        return dict(zip(PATHS, (by_video["va"], by_other["va"], by_video["vt"], by_other["vt"]), strict=True))
-
-    return _gram(gram, modules, inputs, losses, process_group, wrt=lambda name: name.startswith("backbone."))
+    """Gram blocks (groups, 4, 4) of `PATHS` over the backbone; a loss's two paths add up to its gradient."""
+    backbone = {"wrt": lambda name: name.startswith("backbone.")}
+    return _gram(gram, modules, inputs, _losses_by_path, process_group, **backbone)
 
 
 def part_of(name: str) -> str | None:
@@ -114,6 +95,18 @@ def summed(parts: dict[str, Tensor], which: int) -> dict[str, Tensor]:
     return sums
 
 
+def _losses(objective: Losses, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+    return objective(embeddings)
+
+
+def _losses_by_path(objective: Losses, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each loss twice: once it reaches the video alone, once what the video is compared with."""
+    audio, text, video = (embeddings[name].detach() for name in ("audio", "text", "video"))
+    by_video = objective(embeddings | {"audio": audio, "text": text})
+    by_other = objective(embeddings | {"video": video})
+    return dict(zip(PATHS, (by_video["va"], by_other["va"], by_video["vt"], by_other["vt"]), strict=True))
+
+
 def _gram(
     gram: GramConfig,
     modules: nn.ModuleDict,
@@ -122,10 +115,7 @@ def _gram(
     process_group: Any,
     **selection: Callable[[str], Any],
 ) -> Any:
-    """Gram blocks over a selection of parameters, the keywords ``wrt`` and ``labels`` of `harmony.gram_vjp`.
-
-    The running statistics of the objective stay as they are.
-    """
+    """Gram blocks over the parameters that ``wrt`` or ``labels`` select; running statistics stay as they are."""
     model, objective = modules["model"], modules["objective"]
     params, heads = ({n: p.detach() for n, p in m.named_parameters() if p.requires_grad} for m in (model, objective))
     device = next(iter(inputs.values())).device

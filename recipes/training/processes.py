@@ -30,21 +30,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run.
-
-    Attributes:
-        rank: Number of this process; the first (0) writes.
-        world: How many there are.
-        group: Their process group; None where there is but one.
-        store: For messages that may take long to come.
-        launch: Names of their launch by torchrun, the same in each; empty without torchrun.
-    """
+    """The processes of a run, seen from the one of this rank; the first (0) writes."""
 
     rank: int = 0
     world: int = 1
-    group: Any = None
-    store: Any = None
-    launch: tuple[str, ...] = ()
+    group: Any = None  # None where there is but one process
+    store: Any = None  # for messages that may take long to come
+    launch: tuple[str, ...] = ()  # names of their launch by torchrun, the same in each; empty without torchrun
     turns: Iterator[int] = field(default_factory=count, repr=False)
 
     @property
@@ -97,11 +89,10 @@ class Processes:
         if self.group is None:
             return decision()
         outcome: list[Any] = [None, None]
-        if self.first:
-            try:
-                outcome[0] = decision()
-            except Exception as error:
-                outcome[1] = error
+        try:
+            outcome[0] = decision() if self.first else None
+        except Exception as error:
+            outcome[1] = error
         dist.broadcast_object_list(outcome, group=self.group, group_src=0, device=torch.device("cpu"))
         value, failure = outcome
         if failure is not None:
@@ -116,9 +107,7 @@ class Processes:
 
     def gather(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """The embeddings of the whole batch, with gradients."""
-        if self.group is None:
-            return embeddings
-        return harmony.distributed.gather(embeddings, self.group)
+        return embeddings if self.group is None else harmony.distributed.gather(embeddings, self.group)
 
 
 ALONE = Processes()
@@ -126,11 +115,7 @@ ALONE = Processes()
 
 @contextmanager
 def joined(patience: timedelta = PATIENCE) -> Iterator[Processes]:
-    """Join the processes that torchrun has started; without torchrun there is one.
-
-    Args:
-        patience: How long they wait for one another.
-    """
+    """Join the processes that torchrun has started, which wait for one another; without torchrun there is one."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         yield Processes(launch=tuple(filter(None, [launch.agent()])))
@@ -159,17 +144,10 @@ def seed_of(seed: int, rank: int, step: int = 0) -> int:
 
 
 def spread(model: VATT, parallel: str, group: Processes, device: torch.device, plain: bool) -> nn.Module:
-    """Spread a model over processes.
-
-    Args:
-        model: The model; with "fsdp" its parameters become shards, in place.
-        parallel: "ddp", every process has all parameters, or "fsdp", a part of them and of the optimizer's state.
-        group: The processes.
-        device: Where the model is.
-        plain: Whether there will be plain passes; a harmonized step sums its gradients itself.
+    """Spread a model over processes as `train.parallel` says; "fsdp" makes its parameters shards, in place.
 
     Returns:
-        What to call in a plain pass.
+        What to call in a plain pass, if there are any: a harmonized step sums its gradients itself.
     """
     if group.group is None:
         return model
@@ -203,11 +181,6 @@ def digest(modules: nn.Module) -> str:
             yield memoryview(whole(t.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
 
     return files.digest(pieces())
-
-
-def whole_state(modules: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers without shards; all processes have to call this."""
-    return {name: whole(t) for name, t in modules.state_dict().items()}
 
 
 def whole(t: Tensor) -> Tensor:

@@ -11,11 +11,10 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 from torch import nn
 
-from recipes import files, keys
+from recipes import keys
 from recipes.config import Config
 from recipes.data import identity, vocabulary
 from recipes.data.clips import NarratedClips
-from recipes.data.index import ROWS_AT_ONCE
 from recipes.data.sampler import Source
 from recipes.errors import DataError
 from recipes.model.build import build
@@ -23,7 +22,7 @@ from recipes.training import checkpoint, dynamics
 from recipes.training.dynamics import Dynamics
 from recipes.training.ema import Ema
 from recipes.training.precision import loss_scale
-from recipes.training.processes import Processes, seed_of, whole_state
+from recipes.training.processes import Processes, seed_of, whole
 from recipes.training.start import facts_of
 from recipes.training.step import Learner
 
@@ -34,51 +33,30 @@ Figures = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run reads.
-
-    Attributes:
-        train: Index of the training videos.
-        sources: What that index is put together of, one after the other.
-        held_out: Clips to evaluate on.
-        tokenizer: The vocabulary.
-        digest: Of the ids of the training videos in their order, on which the order of training rests.
-        seen: What identifies the training videos; None in processes that write no checkpoint.
-    """
+    """What a run reads."""
 
     train: Dataset
-    sources: list[Source]
+    sources: list[Source]  # that `train` is put together of, one after the other
     held_out: NarratedClips
     tokenizer: Tokenizer
-    digest: str
-    seen: identity.Seen | None
+    digest: str  # of the ids in `train`, on whose order the order of training rests
+    seen: identity.Seen | None  # identifies the training videos; None in processes that write no checkpoint
 
 
 @dataclass
 class Run:
-    """A run at some step.
-
-    Attributes:
-        config, group, device: How, by which processes and where it is trained.
-        data: What it reads.
-        learner: What its steps change.
-        forward: What a plain pass calls in place of the model, see `processes.spread`.
-        ema: The moving average of the weights, where the run has one.
-        step: Steps so far.
-        counts: What went wrong so far, see `COUNTS`.
-        results: {"untrained" | "step N" | "trained": figures of the clips that are held out}.
-        dynamics: The cosines of all steps.
-    """
+    """A run at some step."""
 
     config: Config
     group: Processes
     device: torch.device
     data: RunData
     learner: Learner
-    forward: nn.Module
+    forward: nn.Module  # called in place of the model in a plain pass, see `processes.spread`
     ema: Ema | None
     step: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    results: dict[str, Figures] = field(default_factory=dict)
+    results: dict[str, Figures] = field(default_factory=dict)  # of "untrained", "step N", "trained"
     dynamics: Dynamics = field(default_factory=Dynamics)
 
     @property
@@ -103,16 +81,8 @@ class Run:
         tensors |= checkpoint.tree_tensors("harmonizer", learner.state)
         facts = {"counts": self.counts, "results": self.results, "data": self.data.digest}
         facts |= {"processes": self.group.world, "loss_scale": None if scale is None else asdict(scale)}
-        checkpoint.save(
-            self.checkpoints,
-            self.step,
-            self.modules,
-            tensors,
-            facts,
-            self._write_files,
-            keep=self.config.train.keep,
-            processes=self.group,
-        )
+        where = {"keep": self.config.train.keep, "processes": self.group}
+        checkpoint.save(self.checkpoints, self.step, self.modules, tensors, facts, self._write_files, **where)
 
     def _write_files(self, folder: Path) -> None:
         """What a checkpoint holds besides tensors and facts."""
@@ -155,14 +125,8 @@ class Run:
 
     def _put_together(self) -> nn.ModuleDict:
         """A copy of the modules without shards."""
-        state = whole_state(self.modules)
+        state = {name: whole(tensor) for name, tensor in self.modules.state_dict().items()}
         with torch.random.fork_rng(devices=[]):  # training goes on with the numbers that it would have drawn
             plain = build(self.config, self.data.tokenizer, {name: tensor.shape for name, tensor in state.items()})
         plain.load_state_dict(state)
         return plain.to(self.device)
-
-
-def ids_digest(index: Dataset) -> str:
-    """Hash of the ids of an index in their order."""
-    blocks = ("\n".join(rows["id"]) for rows in index.select_columns("id").iter(ROWS_AT_ONCE))
-    return files.digest(("\n" * (number > 0) + block).encode() for number, block in enumerate(blocks))

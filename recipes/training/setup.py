@@ -1,13 +1,12 @@
 """What a training needs before its first step, from its configuration: the optimizer, the schedule, how to step."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 import harmony
 from recipes.config import Config, TrainConfig
 from recipes.model.harmonizer import gram_options
+from recipes.training.processes import ALONE, Processes
 from recipes.training.step import StepOptions
 
 
@@ -37,13 +36,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def step_options(config: Config, step: int, **machine: Any) -> StepOptions:
+def step_options(
+    config: Config, step: int, forward: nn.Module | None = None, processes: Processes = ALONE
+) -> StepOptions:
     """How a run takes a step: by gradients where it harmonizes, or where `gram.every` asks for a measurement.
 
     Args:
         config: Of the run.
         step: Number of the step, from 0.
-        **machine: Further fields of `StepOptions`: ``forward``, ``processes``.
+        forward, processes: See `StepOptions`.
     """
     measures = config.gram.every > 0 and step % config.gram.every == 0
     return StepOptions(
@@ -52,7 +53,8 @@ def step_options(config: Config, step: int, **machine: Any) -> StepOptions:
         extras=sides if config.has_curriculum and config.curriculum.rule == "cross_check" else None,
         precision=config.train.precision,
         clip_norm=config.train.clip_norm,
-        **machine,
+        forward=forward,
+        processes=processes,
     )
 
 

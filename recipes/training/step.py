@@ -19,21 +19,13 @@ Extras = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
 
 @dataclass
 class Learner:
-    """What a step changes.
+    """What a step changes."""
 
-    Attributes:
-        modules: {"model", "objective"}: ``objective(model(**inputs))`` gives the loss terms {name: (B,)}.
-        optimizer: Of their parameters.
-        harmonizer: Weighs the terms of each clip.
-        state: Of the harmonizer; a new one by default.
-        loss_scale: Of float16; None for other precisions.
-    """
-
-    modules: nn.ModuleDict
+    modules: nn.ModuleDict  # ``objective(model(**inputs))`` gives the loss terms {name: (B,)}
     optimizer: torch.optim.Optimizer
     harmonizer: harmony.Transform = field(default_factory=harmony.chain)
-    state: Any = None
-    loss_scale: LossScale | None = None
+    state: Any = None  # of the harmonizer; a new one by default
+    loss_scale: LossScale | None = None  # of float16
 
     def __post_init__(self) -> None:
         if self.state is None:
@@ -44,49 +36,31 @@ class Learner:
 class StepOptions:
     """How to take a step.
 
-    Attributes:
-        weigh: What clips are weighed by: "nothing"; "terms": the harmonizer sees loss terms and extras, which cost
-            nothing; "gradients": it sees the Gram blocks of per-clip gradients, too.
-        gram: Keywords of `harmony.backward` for "gradients": how these are read.
-        extras: ``extras(objective, embeddings)`` is what the harmonizer sees besides.
-        precision: Of the encoder, as `train.precision`.
-        clip_norm: Norm that gradients are scaled down to; None: as they are.
-        clip_only: Module whose gradients are scaled down, "model" for instance; None: both as one.
-        forward: Called in place of the model for "nothing" and "terms", see `processes.spread`.
-        processes: All of which take the step together.
+    Clips are weighed by "nothing"; by "terms", the harmonizer sees loss terms and extras, which cost nothing; by
+    "gradients", it sees the Gram blocks of per-clip gradients, too.
     """
 
     weigh: Weigh = "gradients"
-    gram: Mapping[str, Any] = field(default_factory=dict)
-    extras: Extras | None = None
-    precision: str = "fp32"
-    clip_norm: float | None = None
-    clip_only: str | None = None
-    forward: nn.Module | None = None
-    processes: Processes = ALONE
+    gram: Mapping[str, Any] = field(default_factory=dict)  # keywords of `harmony.backward`: how gradients are read
+    extras: Extras | None = None  # ``extras(objective, embeddings)`` is what the harmonizer sees besides
+    precision: str = "fp32"  # of the encoder, as `train.precision`
+    clip_norm: float | None = None  # that gradients are scaled down to
+    clip_only: str | None = None  # "model", for instance: only its gradients are scaled down; None: both as one
+    forward: nn.Module | None = None  # called in place of the model by "nothing" and "terms", see `processes.spread`
+    processes: Processes = ALONE  # that take the step together
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step saw, the same on every process.
+    """What one step saw, the same on every process."""
 
-    Attributes:
-        numbers: Scalars to log, on the host: losses, norm of the gradient, figures of the harmonizer.
-        reason: Why the step was not taken; empty if it was.
-        terms: Loss terms {name: (B,)} of the whole batch.
-        weights: What the terms were weighed with, (B, K), or (groups, K) for groups of clips; None: with nothing.
-        cosines: Agreement (groups,) before realignment, on the host; None where it was not measured.
-        defined: Mask (groups,) of the cosines that are defined.
-        broken: Whether the step is worth a look: its loss or gradient is not finite, and float16 does not explain it.
-    """
-
-    numbers: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    weights: Tensor | None = None
-    cosines: Tensor | None = None
-    defined: Tensor | None = None
-    broken: bool = False
+    numbers: dict[str, float] = field(default_factory=dict)  # to log: losses, gradient norm, figures of the harmonizer
+    reason: str = ""  # why the step was not taken; empty if it was
+    terms: dict[str, Tensor] = field(default_factory=dict)  # losses {name: (B,)} of the whole batch
+    weights: Tensor | None = None  # of the terms, (B, K) or (groups, K); None where they were not weighed
+    cosines: Tensor | None = None  # agreement (groups,) before realignment, on the host, where it was measured
+    defined: Tensor | None = None  # mask (groups,) of the cosines that are defined
+    broken: bool = False  # the loss or the gradient is not finite, and float16 does not explain it
 
     @property
     def taken(self) -> bool:
@@ -123,13 +97,13 @@ class _Pass:
 
 
 def train_step(learner: Learner, inputs: dict[str, Tensor], options: StepOptions) -> StepResult:
-    """Take one optimizer step, or say why it was not taken.
+    """Take one optimizer step, or say why it was not taken; gradients stay in ``.grad``.
 
     A loss or gradient that is not finite, or a batch of which the harmonizer keeps nothing, leaves the parameters,
     the running statistics and the optimizer as they were.
 
     Args:
-        learner: Changed in place; gradients stay in ``.grad``.
+        learner: Changed in place.
         inputs: What the model takes, on its device: the clips of this process. To weigh them takes an "index" (b,).
         options: How.
     """
@@ -144,11 +118,11 @@ def co_teach(learners: Sequence[Learner], inputs: dict[str, Tensor], options: St
     The clips are weighed by nothing or by terms, see `train_step`.
     """
     passes = [_forward_pass(learner, inputs, options) for learner in learners]
-    weights = [own.weights for own in reversed(passes)]
-    for learner, own, given in zip(learners, passes, weights, strict=True):
-        own.weights = given
-        _backward_pass(learner, own)
-    return [_update(learner, own, options) for learner, own in zip(learners, passes, strict=True)]
+    weights = [passed.weights for passed in reversed(passes)]
+    for learner, passed, given in zip(learners, passes, weights, strict=True):
+        passed.weights = given
+        _backward_pass(learner, passed)
+    return [_update(learner, passed, options) for learner, passed in zip(learners, passes, strict=True)]
 
 
 def idle_step(learner: Learner, reason: str) -> StepResult:
@@ -159,9 +133,8 @@ def idle_step(learner: Learner, reason: str) -> StepResult:
 
 def idle_state(harmonizer: harmony.Transform, state: Any) -> Any:
     """The harmonizer's state after a batch of no clips."""
-    gram = torch.zeros(0, 2, 2)
-    none = torch.zeros(0, dtype=torch.int64)
-    extras = {"terms": gram[:, 0], "batch_products": gram[:, 0], "ids": none, "sides": torch.zeros(0, 3, 0)}
+    gram, ids = torch.zeros(0, 2, 2), torch.zeros(0, dtype=torch.int64)
+    extras = {"terms": gram[:, 0], "batch_products": gram[:, 0], "ids": ids, "sides": torch.zeros(0, 3, 0)}
     return harmonizer.update({"the rest": gram} if harmonizer.layerwise else gram, state, **extras)[1]
 
 
@@ -211,29 +184,29 @@ def _forward_pass(learner: Learner, inputs: dict[str, Tensor], options: StepOpti
     embeddings = options.processes.gather(forward_in(options.precision, _device_of(inputs))(model, inputs))
     objective = learner.modules["objective"]
     terms = objective(embeddings)
-    own = _Pass(buffers, terms, {name: term.mean() for name, term in terms.items()})
+    passed = _Pass(buffers, terms, {name: term.mean() for name, term in terms.items()})
     if options.weigh == "terms":
         stacked = torch.stack(list(terms.values()), 1).detach()
-        every_loss = torch.eye(stacked.shape[1]).expand(len(stacked), -1, -1)  # rules read but which losses a clip has
+        every_loss = torch.eye(stacked.shape[1]).expand(len(stacked), -1, -1)  # rules read only which losses a clip has
         extras = {} if options.extras is None else options.extras(objective, embeddings)
-        own.weights, learner.state = learner.harmonizer.update(
+        passed.weights, learner.state = learner.harmonizer.update(
             every_loss.to(stacked), learner.state, terms=stacked, ids=embeddings["index"], **extras
         )
-        own.measured = {"kept": own.weights.any(1).double().mean()}
-    return own
+        passed.measured = {"kept": passed.weights.any(1).float().mean()}
+    return passed
 
 
-def _backward_pass(learner: Learner, own: _Pass) -> None:
+def _backward_pass(learner: Learner, passed: _Pass) -> None:
     """Gradients of the plain or weighed losses."""
-    losses = list(own.losses.values())
-    if own.weights is not None:
-        losses = list((own.weights * torch.stack(list(own.terms.values()), 1)).mean(0).unbind())
+    losses = list(passed.losses.values())
+    if passed.weights is not None:
+        losses = list((passed.weights * torch.stack(list(passed.terms.values()), 1)).mean(0).unbind())
     total = torch.stack(losses).sum()
     scale = None if learner.loss_scale is None else learner.loss_scale.tensor(total.device)
     (total if scale is None else total * scale).backward()
 
 
-def _update(learner: Learner, own: _Pass, options: StepOptions) -> StepResult:
+def _update(learner: Learner, passed: _Pass, options: StepOptions) -> StepResult:
     """Move the parameters by the gradients, where everything is finite; else undo what the forward pass changed."""
     scale, modules = learner.loss_scale, learner.modules
     if scale is not None:
@@ -242,8 +215,8 @@ def _update(learner: Learner, own: _Pass, options: StepOptions) -> StepResult:
     norm = clip_gradients(modules, math.inf if options.clip_only else limit)
     if options.clip_only is not None and limit < math.inf:
         clip_gradients(modules[options.clip_only], limit)
-    losses = {f"loss_{name}": loss for name, loss in own.losses.items()}
-    values = {"loss": sum(own.losses.values()), **losses, "gradient_norm": norm, **own.measured}
+    losses = {f"loss_{name}": loss for name, loss in passed.losses.items()}
+    values = {"loss": sum(passed.losses.values()), **losses, "gradient_norm": norm, **passed.measured}
     # The decision below needs the numbers on the host: the one place where a step waits for the device. All processes
     # take those of the first, whichever way the last digit fell elsewhere: they have to decide alike.
     stacked = torch.stack([v.detach().to(widest(norm.device)) for v in values.values()])
@@ -254,14 +227,14 @@ def _update(learner: Learner, own: _Pass, options: StepOptions) -> StepResult:
     reason = _why_not(numbers)
     if reason:
         for name, buffer in modules.named_buffers():
-            buffer.copy_(own.buffers[name])
+            buffer.copy_(passed.buffers[name])
     else:
         learner.optimizer.step()
-    info, weights = own.info, own.weights
+    info, weights = passed.info, passed.weights
     return StepResult(
         numbers,
         reason,
-        terms={name: term.detach() for name, term in own.terms.items()},
+        terms={name: term.detach() for name, term in passed.terms.items()},
         weights=None if weights is None else weights.detach(),
         cosines=None if info is None else info.agreement.cpu(),
         defined=None if info is None else (info.defined & info.agreement.isfinite()).cpu(),

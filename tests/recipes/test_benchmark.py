@@ -243,7 +243,7 @@ def test_racing_needs_no_package_of_the_recipes_data(suite):
 
 def test_variants_rank_as_they_should(corpus, tmp_path, capsys, monkeypatch):
     """A tiny recipe, trained two steps: the exact readings agree with themselves, the others are within range."""
-    monkeypatch.setattr(variants, "use_cores", lambda config: None)
+    monkeypatch.setattr(variants, "use_cores", lambda *sections: None)
     recipe = [*TINY, f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}"]
     overrides = [f"recipe.{override}" for override in recipe]
     assert main(["variants", "points=[0,2]", "batches=2", f"out={tmp_path}", *overrides]) == 0

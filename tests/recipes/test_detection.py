@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from recipes.data.index import load_index
 from recipes.data.permute import Permutation, deranged, main, permute
+from recipes.figures.command import main as figures
 from recipes.scoring import detection, table
 
 
@@ -48,6 +49,16 @@ def test_clips_without_a_cosine_are_left_out(tmp_path):
     figures, aligned, videos = detection.joined(scores, truth)
     assert aligned.tolist() == [True, False, True, False] and videos.tolist() == ["v0", "v0", "v2", "v2"]
     assert figures["norm_vt"].tolist() == [2, 3, 6, 7]
+
+
+def test_the_command_judges_and_writes(tmp_path, capsys):
+    scores, truth = write(tmp_path, [1, 0] * 10, [0.5, 0.1] * 10, [0.5, 0.4] * 10)
+    command = ["detection", f"scores=[{scores}]", f"truth={truth}", f"out={tmp_path / 'out'}"]
+    assert figures([*command, "--dry-run"]) == 0 and not (tmp_path / "out").exists()
+    assert "20 clips, 10 texts belong" in capsys.readouterr().out
+    assert figures(command) == 0
+    assert "| cosine | 1.000 |" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"detection.json", "detection.md"}
 
 
 def test_a_truth_of_other_texts_is_refused(tmp_path):

@@ -323,7 +323,10 @@ def test_the_command_draws_real_runs_of_any_length(tiny, tmp_path, capsys):
         pretrain(config)
     out = tmp_path / "figures"
     folders = [str(c.folder) for c in (baseline, single)]
-    assert main(["dynamics", f"runs=[{','.join(folders)}]", f"against={folders[0]}", f"out={out}"]) == 0
+    command = ["dynamics", f"runs=[{','.join(folders)}]", f"against={folders[0]}", f"out={out}"]
+    assert main([*command, "--dry-run"]) == 0 and not out.exists()
+    assert "run single: 4 cosines over the shared backbone" in capsys.readouterr().out
+    assert main(command) == 0
     assert {f.name for f in out.iterdir()} == {
         "dynamics.png", "dynamics.pdf", "dynamics.json", "dynamics.md", "probes.png"
     }  # fmt: skip

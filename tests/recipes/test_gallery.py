@@ -316,6 +316,9 @@ def test_clips_that_end_the_process_that_reads_them_are_left_out(scored, tmp_pat
 
 
 def test_the_command_writes_a_page_and_a_sheet(scored, tmp_path, capsys):
+    assert gallery(scored, tmp_path / "new" / "g.html", "--dry-run") == 0
+    assert "21 of the top 50% and 21 of the bottom 50% would be shown" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
     assert gallery(scored, tmp_path / "new" / "g.html") == 0
     out = capsys.readouterr().out
     assert "2 of the clips drawn cannot be read" in out and "missing.mp4" in out

@@ -93,13 +93,12 @@ def test_a_dump_that_cannot_be_written_is_counted(tiny, monkeypatch):
     config = tiny("train.lr=1e30", "train.end_lr=1e30", "train.warmup=0", "train.max_bad_steps=2", "train.steps=20")
     counted = []
     monkeypatch.setattr(journal.Journal, "write", lambda self, step, **facts: counted.append(facts["failed_writes"]))
-    begin = bad_steps._begin
 
-    def no_room(folder):
-        begin(folder)
+    def no_room(tensors, file):
+        file.write_bytes(b"some fit")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bad_steps, "_begin", no_room)
+    monkeypatch.setattr(bad_steps, "save_file", no_room)
     with pytest.raises(TrainingError, match="2 steps in a row"):
         pretrain(config)
     assert counted[-1] > 0 and not list((config.folder / "bad_steps").glob("*"))

@@ -121,7 +121,8 @@ def test_the_figures_are_those_of_scikit_learn(checkpoint: Path, ucf: Path, tmp_
     result = figures(checkpoint, ucf, tmp_path)["figures"][str(checkpoint)]
     _, config, _, modules = restore(checkpoint)
     data = load_labelled(ucf)
-    frozen = frozen_features(modules["model"], WindowedClips(data.index, config.clip, "video", 4), config)
+    clips = WindowedClips(data.index, config.clip, "video", 4)
+    frozen = frozen_features(modules["model"], clips, config.evaluate.batch_size, config.data)
     x, y = frozen.values.numpy().mean(1), np.array(data.labels)[:, 0]
     for split in data.splits:
         groups = np.array(data.sources)[split.train]

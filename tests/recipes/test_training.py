@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent; metrics forget nothing and repeat nothing."""
 
 import json
+import os
 from typing import get_args, get_type_hints
 
 import pytest
@@ -70,13 +71,13 @@ def test_a_crash_while_writing_leaves_the_checkpoint_before(tmp_path):
 
 def test_a_step_saved_again_is_never_absent_and_a_lost_name_is_found_by_what_is_there(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, modules(), {}, {})
-    replace, present = checkpoint.os.replace, []
+    replace, present = os.replace, []
 
     def watched(source, target):
         replace(source, target)
         present.append(any((p / checkpoint.TENSORS).exists() for p in tmp_path.glob("*step_00000001*")))
 
-    monkeypatch.setattr(checkpoint.os, "replace", watched)
+    monkeypatch.setattr(os, "replace", watched)
     checkpoint.save(tmp_path, 1, modules(), {}, {})
     assert all(present) and checkpoint.latest(tmp_path).name == "step_00000001"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step_00000001"]

@@ -29,6 +29,16 @@ from recipes.restore import Restored, restore_with
 REFERENCES = 256  # windows that words are tested against, those of a clip's own video among them, which do not count
 
 
+def plan(keys: GalleryKeys) -> str:
+    """Which clips would be shown."""
+    sample = draw(keys.scores, keys.share, keys.count, keys.seed, REFERENCES)
+    shown = " and ".join(f"{len(rows)} of the {group} {100 * keys.share:g}%" for group, rows in sample.groups.items())
+    return (
+        f"{sample.scored} clips, {sample.defined} with a cosine; {shown} would be shown, their words tested by "
+        f"{_checkpoint(keys, sample)}"
+    )
+
+
 def build(keys: GalleryKeys) -> list[Path]:
     """Write a gallery; memory and time depend on the clips drawn, not on the size of the table.
 

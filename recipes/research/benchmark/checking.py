@@ -36,8 +36,7 @@ class Checker:
     def check(self, contestant: Contestant, workload: Workload) -> tuple[float, float | None]:
         """Relative errors of the gradient and of the Gram blocks, None if there is nothing to compare with.
 
-        Raises:
-            WrongAnswer: One of the two is above the tolerance.
+        A WrongAnswer is raised if one of the two is above the tolerance.
         """
         outcome = self._take(contestant, workload)
         gradient = self._gradient_error(outcome)

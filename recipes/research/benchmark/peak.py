@@ -26,8 +26,7 @@ def alone(module: str, request: dict[str, Any], timeout: float) -> int:
     """Peak memory, in bytes, of the function that ``module.one_step(**request)`` returns, in a process of its own.
 
     Raises:
-        RuntimeError: The process failed; the message is the last line it wrote.
-        TimeoutError: It took longer than ``timeout`` seconds.
+        RuntimeError, TimeoutError: The process failed (its last line is the message), or took more than the seconds.
     """
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

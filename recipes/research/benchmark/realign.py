@@ -45,11 +45,10 @@ class RealignKeys(DeviceKeys):
 
 @dataclass
 class Result(Timing):
-    """What was measured of one method in one version.
+    """What was measured of one method of `harmony.realign` in one version.
 
     Attributes:
         case: The size.
-        method: Name in `harmony.realign`.
         who: Whose version.
         timed: Samples that were timed; the seconds are scaled up from them to the whole batch.
         deviation: Relative difference of its weights from ours: the worst sample's, or the median.
@@ -124,10 +123,7 @@ def measure(
 ) -> list[Result]:
     """Race the methods of one size; a ratio is that to our own version of the same method.
 
-    Args:
-        contenders: Results to fill in, and what makes the function to time.
-        rules: Of the race; the limit is that of a call before its time is scaled up.
-        advance: Called after the check and the warm-up, and after each round, ``repeats + 1`` times.
+    The limit of the rules is that of a call before its time is scaled up; ``advance`` is called as by `race`.
     """
     torch.compiler.reset()  # what was compiled for another size counts towards a limit
     results, entrants = [], []

@@ -108,16 +108,10 @@ def sweep(keys: StepKeys) -> tuple[Spec, list[Spec]]:
 def measure(
     specs: list[Spec], names: list[str], rules: Rules, advance: Callable[[], Any] = lambda: None
 ) -> list[Result]:
-    """Check and time contestants at one point.
+    """Check and time contestants, and the plain step, at one point; one result per contestant and spec.
 
-    Args:
-        specs: The point; a second spec, compiled, runs beside it in the same rounds.
-        names: Contestants; the plain step always takes part.
-        rules: Of the race. In each round, everybody takes a step on the same fresh batch.
-        advance: Called after the check, the warm-up and each round, ``repeats + 2`` times.
-
-    Returns:
-        One result per contestant and spec, in order.
+    A second spec, compiled, runs beside the first in the same rounds. In each round, everybody takes a step on the same
+    fresh batch. ``advance`` is called after the check, the warm-up and each round, ``repeats + 2`` times.
     """
     workloads = [build(spec) for spec in specs]
     checker = Checker(workloads[0])

@@ -5,15 +5,14 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from recipes.figures.style import figure, save_png
 from recipes.research.benchmark.contestants import FUSED, PLAIN
 from recipes.research.benchmark.racing import quartiles
 from recipes.research.benchmark.step_tables import SWEPT, Result, along, swept
 from recipes.research.benchmark.workloads import Spec
 
-matplotlib.use("Agg")
 NAMES = {"batch": "samples B", "width": "width", "tokens": "tokens"}
 RATIOS = (0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
@@ -23,8 +22,8 @@ def save(path: Path, results: list[Result], base: Spec) -> Path:
     axes = [axis for axis in SWEPT if len(swept(results, base, axis)) > 1] or ["batch"]
     labels = list(dict.fromkeys(r.label for r in results if r.seconds))
     styles = {label: _style(label, number) for number, label in enumerate(labels)}
-    figure = Figure(figsize=(10.5, 3.6 * len(axes) + 0.4), layout="constrained")
-    for axis, (ratio, seconds) in zip(axes, figure.subplots(len(axes), 2, squeeze=False), strict=True):
+    drawn = figure(10.5, 3.6 * len(axes) + 0.4)
+    for axis, (ratio, seconds) in zip(axes, drawn.subplots(len(axes), 2, squeeze=False), strict=True):
         shown = [r for r in along(results, base, axis) if r.seconds]
         _draw(ratio, {(r.label, getattr(r.spec, axis)): r.ratios for r in shown}, styles)
         _draw(seconds, {(r.label, getattr(r.spec, axis)): r.seconds for r in shown}, styles)
@@ -33,17 +32,17 @@ def save(path: Path, results: list[Result], base: Spec) -> Path:
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.set_xticks(ticks, [str(t) for t in ticks])
-            panel.minorticks_off()
+            panel.xaxis.minorticks_off()
             panel.set(xlabel=NAMES[axis], ylabel=title)
             panel.grid(alpha=0.3)
         low, high = ratio.get_ylim()
         marks = [m for m in RATIOS if low <= m <= high]
+        ratio.yaxis.minorticks_off()
         ratio.set_yticks(marks, [f"{m:g}" for m in marks])
     handles = [Line2D([], [], label=label, **styles[label]) for label in labels]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize="small")
-    figure.suptitle(f"Cost of a step, {base.workload} workload, {base.dtype}")
-    figure.savefig(path, dpi=150)
-    return path
+    drawn.legend(handles=handles, loc="outside right upper", fontsize="small")
+    drawn.suptitle(f"Cost of a step, {base.workload} workload, {base.dtype}")
+    return save_png(drawn, path)
 
 
 def _draw(panel: Axes, values: dict[tuple[str, int], list[float]], styles: dict[str, dict[str, Any]]) -> None:

@@ -47,14 +47,9 @@ def run(settings: WebVideoKeys) -> None:
 
 
 def encode(source: str, path: Path, size: tuple[int, int], fps: int, key_every: int) -> None:
-    """Write a video again: H.264 as x264 makes it by default, and AAC.
+    """Write a video as mp4: H.264 as x264 makes it by default, and AAC; for the sizes see the keys.
 
-    Args:
-        source: Locator of the video.
-        path: The mp4 to write.
-        size: (width, height), pixels.
-        fps: Pictures a second.
-        key_every: Pictures from one key frame to the next at most; x264 puts others where the scene changes.
+    x264 puts further key frames where the scene changes.
     """
     with storage.open_bytes(source) as file, av.open(file) as old, av.open(str(path), "w") as new:
         pictures = new.add_stream("libx264", rate=fps)

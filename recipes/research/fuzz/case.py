@@ -22,13 +22,7 @@ REFUSALS = (ConfigError, DataError, Failure)
 
 @dataclass(frozen=True)
 class Case:
-    """A case by its number.
-
-    Attributes:
-        kind: A name of `KINDS`.
-        number: Its number.
-        seed: Of all randomness, together with the number.
-    """
+    """A case: the name of its kind, its number, and the seed of all randomness together with the number."""
 
     kind: str
     number: int
@@ -41,15 +35,9 @@ class Case:
 
 
 def run(case: Case, folder: Path, raises: bool = False) -> str:
-    """Try a case.
+    """Try a case on the inputs in a folder: "works", "skipped: ...", "refused: ..." or "failed: ...".
 
-    Args:
-        case: The case.
-        folder: Where the inputs of each kind are.
-        raises: Raise what is no refusal, for its traceback.
-
-    Returns:
-        "works", "skipped: ...", "refused: ..." or "failed: ...".
+    ``raises``: raise what is no refusal, for its traceback.
     """
     rng = np.random.default_rng([case.seed, case.number])
     try:

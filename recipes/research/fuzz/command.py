@@ -61,17 +61,14 @@ def fuzz_all(settings: FuzzKeys) -> int:
 
 
 def fuzz(kind: str, cases: list[Case], workers: int, folder: Path, until: float) -> Counter[str]:
-    """Try cases of one kind.
+    """Try cases of one kind; count their verdicts and print the failures.
 
     Args:
         kind: A name of `KINDS`.
         cases: The cases.
         workers: Processes.
-        folder: For the inputs.
+        folder: Where the inputs are made.
         until: Time, by `time.monotonic`, after which no case is begun.
-
-    Returns:
-        How many cases had each verdict; failures are printed.
     """
     KINDS[kind].make(folder / kind)
     counts: Counter[str] = Counter()

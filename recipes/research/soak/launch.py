@@ -25,9 +25,8 @@ class Watch:
     """What was seen.
 
     Attributes:
-        seconds: Time since the beginning of each look.
-        training: Memory of the training processes then, MiB; shared pages count once.
-        loading: Memory of the loaders' workers, likewise.
+        seconds: Of each look, since the beginning.
+        training, loading: Memory of these processes then, MiB; shared pages count once.
         faults: (seconds, what was killed).
         code: The exit status of the launch.
     """
@@ -62,14 +61,7 @@ class Faults:
 
 
 def soak(arguments: list[str], faults: Faults, log: Path, ready: Callable[[], bool]) -> Watch:
-    """Train, kill processes, and stop in order.
-
-    Args:
-        arguments: Of `recipes.pretrain`.
-        faults: How long, on how many processes, and what is killed.
-        log: File for the output of the processes.
-        ready: Whether the first steps were taken; before that nothing is killed.
-    """
+    """Train with arguments of `recipes.pretrain`, kill processes once the run is ready, and stop in order."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(faults.processes), "--max-restarts", str(faults.rounds + 1)]
     command += ["-m", MODULE, *arguments]

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from recipes.data import identity
 from recipes.data.identity import Seen
+from recipes.errors import DataError
 from recipes.restore import load_config, own_data
 
 SHOWN = 5  # clips that a refusal names
@@ -18,23 +19,13 @@ SHOWN = 5  # clips that a refusal names
 log = logging.getLogger(__name__)
 
 
-class LeakageError(ValueError):
-    """Clips to evaluate on were trained on."""
-
-
 @dataclass(frozen=True)
 class Leakage:
-    """What is known of clips that were trained on.
+    """What is known of clips that were trained on."""
 
-    Attributes:
-        checked: Whether the checkpoint says what it was trained on; those of earlier versions do not.
-        total: Number of clips to evaluate on.
-        clips: How each clip that was trained on was recognised, by its id.
-    """
-
-    checked: bool
-    total: int
-    clips: dict[str, str] = field(default_factory=dict)
+    checked: bool  # whether the checkpoint says what it was trained on; those of earlier versions do not
+    total: int  # number of clips to evaluate on
+    clips: dict[str, str] = field(default_factory=dict)  # how each that was trained on was recognised, by its id
 
     @property
     def summary(self) -> str:
@@ -55,7 +46,7 @@ def check(checkpoint: Path, test: Dataset, origins: Mapping[str, str] | None = N
     """Look for clips to test on whose video a checkpoint was trained on, wherever in it; see `recognised`.
 
     Raises:
-        LeakageError: Clips were trained on, and `allow` is not set.
+        DataError: Clips were trained on, and `allow` is not set.
         ValueError: The checkpoint's list is damaged.
     """
     path = checkpoint / identity.FILE
@@ -68,7 +59,7 @@ def check(checkpoint: Path, test: Dataset, origins: Mapping[str, str] | None = N
     if leaks.clips and not allow:
         shown = "\n".join(f"  {name}: {reason}" for name, reason in list(leaks.clips.items())[:SHOWN])
         more = f"\n  and {len(leaks.clips) - SHOWN} more" if len(leaks.clips) > SHOWN else ""
-        raise LeakageError(
+        raise DataError(
             f"{len(leaks.clips)} of {len(test)} clips to evaluate on are of videos that {checkpoint} was trained on:\n"
             f"{shown}{more}\nTake them out of the data, or train without them. allow_leakage=true evaluates "
             "nevertheless, and marks the result."

@@ -45,32 +45,20 @@ def _quarter(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.nda
     return (fitted, judged) if len(judged) and len(np.unique(labels[fitted])) > 1 else None
 
 
-class Head(nn.Module):
-    """A linear map through a narrow layer, as in VATT's released evaluation; nothing in it is nonlinear."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.narrow, self.wide = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, classes)
-        for layer in (self.narrow, self.wide):
-            nn.init.xavier_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (N, C) of features (N, D)."""
-        logits: Tensor = self.wide(F.dropout(self.narrow(features), DROPOUT, self.training))
-        return logits
-
-
-def vatt_head(windows: Tensor, labels: Tensor, classes: int) -> Head:
-    """Train VATT's head on features (N, W, D) of the W windows of each clip, each of which is an example."""
+def vatt_head(windows: Tensor, labels: Tensor, classes: int) -> nn.Sequential:
+    """Train VATT's head, whose narrow layer has nothing nonlinear, on features (N, W, D); each window is an example."""
     examples, targets = windows.flatten(0, 1), labels.repeat_interleave(windows.shape[1])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        head = Head(examples.shape[1], classes).to(examples.device)
+        narrow, wide = nn.Linear(examples.shape[1], HIDDEN), nn.Linear(HIDDEN, classes)
+        for layer in (narrow, wide):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        head = nn.Sequential(narrow, nn.Dropout(DROPOUT), wide).to(examples.device)
         optimizer = torch.optim.Adam(head.parameters(), LR, eps=1e-7)
         for _ in range(max(1, EPOCHS // windows.shape[1])):  # as many steps as with one window of every clip
             for batch in torch.randperm(len(examples)).to(examples.device).split(BATCH):
-                penalty = PENALTY * head.wide.weight.square().sum()
+                penalty = PENALTY * wide.weight.square().sum()
                 loss = F.cross_entropy(head(examples[batch]), targets[batch]) + penalty
                 optimizer.zero_grad()
                 loss.backward()
@@ -78,7 +66,7 @@ def vatt_head(windows: Tensor, labels: Tensor, classes: int) -> Head:
     return head.eval()
 
 
-def averaged(head: Head, windows: Tensor) -> Tensor:
+def averaged(head: nn.Module, windows: Tensor) -> Tensor:
     """Probabilities (N, C) of clips: the means over their windows (N, W, D)."""
     with torch.no_grad():
         return head(windows).softmax(-1).mean(1)

@@ -81,19 +81,6 @@ def features(model: VATT, clips: WindowedClips, batch_size: int, data: DataConfi
     return outputs(model, encode, clips, batch_size, data)
 
 
-class Examples(NamedTuple):
-    """Clips with their features (N, W, D), classes (N,) and what they were cut from (N,)."""
-
-    windows: Tensor
-    labels: np.ndarray
-    groups: np.ndarray
-
-    def select(self, rows: Sequence[int]) -> "Examples":
-        """Those at some positions."""
-        chosen = np.array(rows, int)
-        return Examples(self.windows[chosen], self.labels[chosen], self.groups[chosen])
-
-
 def probe(data: Labelled, splits: Sequence[Split], frozen: Outputs, device: torch.device) -> dict[str, Any]:
     """Train and test the classifiers on every split of the features (N, W, D) of clips with one class each.
 
@@ -106,27 +93,29 @@ def probe(data: Labelled, splits: Sequence[Split], frozen: Outputs, device: torc
     positions = {row: position for position, row in enumerate(frozen.rows)}
     labels = np.array([data.labels[row][0] for row in frozen.rows])
     groups = np.array([data.sources[row] or storage.same(data.index[row]["video"]) for row in frozen.rows])
-    examples = Examples(frozen.values, labels, groups)
     judged: dict[str, list[Judged]] = {name: [] for name in CLASSIFIERS}
     figures: dict[str, Any] = {}
     for split in splits:
         train, test = (
-            examples.select([positions[row] for row in part if row in positions]) for part in (split.train, split.test)
+            np.array([positions[row] for row in part if row in positions], int) for part in (split.train, split.test)
         )
-        classes = len(np.unique(train.labels))
-        if classes < 2 or not len(test.labels):
+        classes = len(np.unique(labels[train]))
+        if classes < 2 or not len(test):
             raise DataError(
-                f"split {split.name}: of the clips that could be read, {len(train.labels)} of {classes} class(es) are "
-                f"to train on and {len(test.labels)} to test on; two classes and one clip are needed"
+                f"split {split.name}: of the clips that could be read, {len(train)} of {classes} class(es) are "
+                f"to train on and {len(test)} to test on; two classes and one clip are needed"
             )
-        predictions, strength = predict(train, test, len(data.names), device)
-        for name, predicted in predictions.items():
-            judged[name].append(Judged(predicted == test.labels, test.groups))
-        commonest = np.bincount(train.labels).argmax()
+        seen, unseen = frozen.values[train], frozen.values[test]
+        model, strength = logistic(seen.mean(1).numpy(), labels[train], groups[train])
+        head = vatt_head(seen.to(device), torch.from_numpy(labels[train]).to(device), len(data.names))
+        by_head = averaged(head, unseen.to(device)).argmax(1).cpu().numpy()
+        for name, predicted in (("logistic", model.predict(unseen.mean(1).numpy())), ("vatt", by_head)):
+            judged[name].append(Judged(predicted == labels[test], groups[test]))
+        chance = float((labels[test] == np.bincount(labels[train]).argmax()).mean())  # of the commonest class
         figures[split.name] = {
-            "train": len(train.labels),
-            "test": len(test.labels),
-            "chance": float((test.labels == commonest).mean()),
+            "train": len(train),
+            "test": len(test),
+            "chance": chance,
             "C": strength,
             **{name: accuracy(judged[name][-1:]) for name in CLASSIFIERS},
         }
@@ -156,15 +145,6 @@ def accuracy(splits: Sequence[Judged]) -> dict[str, Any]:
     counts[counts == 0] = np.nan  # a draw has no group of this split: the other splits decide
     low, high = bootstrap.interval(np.nanmean(hits / counts, axis=1))
     return {"top1": float(np.mean([judged.hits.mean() for judged in splits])), "interval": [low, high]}
-
-
-def predict(train: Examples, test: Examples, classes: int, device: torch.device) -> tuple[dict[str, np.ndarray], float]:
-    """Classes of the test clips by each classifier, and the C of the logistic regression."""
-    model, strength = logistic(train.windows.mean(1).numpy(), train.labels, train.groups)
-    by_model = model.predict(test.windows.mean(1).numpy())
-    head = vatt_head(train.windows.to(device), torch.from_numpy(train.labels).to(device), classes)
-    by_head = averaged(head, test.windows.to(device)).argmax(1).cpu().numpy()
-    return {"logistic": by_model, "vatt": by_head}, strength
 
 
 def table(figures: dict[str, dict[str, Any]], data: str) -> str:

@@ -51,16 +51,12 @@ class Result:
         counts = ", ".join(f"{name}: {count}" for name, count in self.counts.items())
         return f"{self.task} on {self.data}; {counts}; {self.leakage.summary}."
 
-    def as_json(self) -> str:
-        """All of it, and the figures that others report on the same data."""
+    def write(self, out: Path) -> None:
+        """Write all of it and the figures that others report as JSON, and the table beside it, ending in .md."""
         facts = asdict(self)
         facts["checkpoint"] = {"folder": str(self.checkpoint), "step": checkpoint.load_facts(self.checkpoint)["step"]}
         facts["reported"] = [row._asdict() for row in reported(self.task, self.data)]
-        return json.dumps(facts, indent=1, ensure_ascii=False)
-
-    def write(self, out: Path) -> None:
-        """Write JSON, and the table beside it, ending in .md."""
-        write_atomically(out, self.as_json())
+        write_atomically(out, json.dumps(facts, indent=1, ensure_ascii=False))
         write_atomically(out.with_suffix(".md"), f"{self.table}\n\n{self.summary}\n")
 
 

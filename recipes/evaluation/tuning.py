@@ -71,23 +71,13 @@ class Tuning:
 
 @dataclass
 class Training:
-    """A training of a classifier at some step, by SGD with momentum.
+    """A training of a classifier at some step, by SGD with momentum."""
 
-    Attributes:
-        modules: The classifier {"model", "objective"}.
-        clips: Clips to train on.
-        labels: Class numbers of each of them.
-        how: Keys of the training.
-        folder: Folder of checkpoints, metrics.jsonl, tensorboard/ and skipped.jsonl.
-        step: Steps so far.
-        skipped_steps: Steps of these that were not taken.
-    """
-
-    modules: nn.ModuleDict
-    clips: RandomWindows
-    labels: Sequence[Sequence[int]]
+    modules: nn.ModuleDict  # the classifier {"model", "objective"}
+    clips: RandomWindows  # to train on
+    labels: Sequence[Sequence[int]]  # class numbers of each clip
     how: Tuning
-    folder: Path
+    folder: Path  # of checkpoints, metrics.jsonl, tensorboard/ and skipped.jsonl
     step: int = 0
     skipped_steps: int = 0
     learner: Learner = field(init=False)

@@ -1,4 +1,7 @@
-"""Fine-tune the model on labelled video, as VATT is on Kinetics, and test it on windows and crops of each clip."""
+"""Fine-tune the model on labelled video, as VATT is on Kinetics, and test it on windows and crops of each clip.
+
+python -m recipes.evaluate finetune checkpoint=runs/demo data=kinetics steps=1000 lr=0.01
+"""
 
 from functools import partial
 

@@ -1,4 +1,7 @@
-"""Judge linear classifiers of frozen features on the splits of a labelled data set: UCF101, HMDB51, ESC-50, ..."""
+"""Judge linear classifiers of frozen features on the splits of a labelled data set: UCF101, HMDB51, ESC-50, ...
+
+python -m recipes.evaluate probe checkpoint=runs/demo data=ucf101 untrained=true
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

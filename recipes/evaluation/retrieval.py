@@ -1,4 +1,8 @@
-"""Zero-shot retrieval: videos by text and by sound, texts by video, as VATT evaluates it."""
+"""Zero-shot retrieval: videos by text and by sound, texts by video, as VATT evaluates it.
+
+python -m recipes.evaluate retrieval checkpoint=runs/demo
+python -m recipes.evaluate retrieval checkpoint=runs/demo data=msrvtt out=msrvtt.json
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

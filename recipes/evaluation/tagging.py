@@ -1,4 +1,7 @@
-"""Train the model to tag sound, as VATT is on AudioSet: mean average precision, area under the ROC curve, d-prime."""
+"""Train the model to tag sound, as VATT is on AudioSet: mean average precision, area under the ROC curve, d-prime.
+
+python -m recipes.evaluate tagging checkpoint=runs/demo data=audioset steps=1000 lr=0.01
+"""
 
 from dataclasses import dataclass
 from functools import partial

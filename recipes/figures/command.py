@@ -1,8 +1,11 @@
 """Draw the figures: of the documentation, of runs, and of scored clips."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
 from recipes.cli import Command, Commands
 from recipes.figures import realign
@@ -44,7 +47,10 @@ class DetectionKeys:
 
 
 def draw_realign(keys: RealignKeys) -> None:
-    """One figure per method, and the overview."""
+    """Draw what each realignment makes of two gradients in the plane: a PNG for each method, and one with all.
+
+    python -m recipes.figures realign [out=docs/images/realign]
+    """
     keys.out.mkdir(parents=True, exist_ok=True)
     paths = [save_png(realign.draw(name), keys.out / f"{name}.png") for name in realign.METHODS]
     _print_written([*paths, save_png(realign.overview(), keys.out / "overview.png")])
@@ -66,7 +72,12 @@ def plan_dynamics(keys: DynamicsKeys) -> str:
 
 
 def draw_dynamics(keys: DynamicsKeys) -> None:
-    """The panels as PNG and PDF, the numbers as JSON and Markdown, and the probes."""
+    """Draw how the cosines of the two gradients are distributed over the training of runs, before realignment.
+
+    python -m recipes.figures dynamics runs=[baseline,realign] [against=narrated name=layers/0 out=runs/dynamics]
+
+    Writes dynamics.png, .pdf, .json and .md (the numbers), and probes.png where runs have probes.
+    """
     chosen, against = load_runs(keys)
     summary = text.summary(chosen, against, keys.name)
     keys.out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +92,10 @@ def draw_dynamics(keys: DynamicsKeys) -> None:
 
 
 def draw_gallery(keys: GalleryKeys) -> None:
-    """The page and the sheet."""
+    """Show clips from the top and the bottom of a table of scores, on a page and on a sheet (PNG) beside it.
+
+    python -m recipes.figures gallery scores=scores.parquet [out=gallery.html share=0.05 count=50]
+    """
     _print_written(gallery.build(keys))
 
 
@@ -94,7 +108,10 @@ def plan_detection(keys: DetectionKeys) -> str:
 
 
 def judge_detection(keys: DetectionKeys) -> None:
-    """What the figures of each table find."""
+    """Judge how well the figures of a table find the texts that do not belong: detection.json and detection.md.
+
+    python -m recipes.figures detection scores=[scores.parquet] truth=truth.jsonl out=FOLDER
+    """
     tables = {scores.stem: detection.judge(scores, keys.truth) for scores in keys.scores}
     print(detection.markdown(tables))
     _print_written(detection.write(tables, keys.out))
@@ -104,32 +121,18 @@ def _print_written(paths: list[Path]) -> None:
     print("written: " + ", ".join(map(str, paths)))
 
 
-REALIGN = """Draw what each realignment makes of two gradients in the plane: a PNG for each method, and one with all.
+def _command(word: str, keys: type, run: Callable[[Any], None], plan: Callable[[Any], str] | None = None) -> Command:
+    return Command(f"recipes.figures {word}", cleandoc(run.__doc__ or ""), keys, run, plan)
 
-python -m recipes.figures realign [out=docs/images/realign]
-"""
-DYNAMICS = """Draw how the cosines of the two gradients are distributed over the training of runs, before realignment.
 
-python -m recipes.figures dynamics runs=[baseline,realign] [against=narrated] [name=layers/0]
-
-Writes dynamics.png, .pdf, .json and .md (the numbers), and probes.png where runs have probes.
-"""
-GALLERY = """Show clips from the top and the bottom of a table of scores, on a page and on a sheet (PNG) beside it.
-
-python -m recipes.figures gallery scores=scores.parquet [out=gallery.html share=0.05 count=50]
-"""
-DETECTION = """Judge how well the figures of a table find the texts that do not belong: detection.json and detection.md.
-
-python -m recipes.figures detection scores=[scores.parquet] truth=truth.jsonl out=FOLDER
-"""
 COMMANDS = Commands(
     "recipes.figures",
     __doc__,
     {
-        "realign": Command("recipes.figures realign", REALIGN, RealignKeys, draw_realign),
-        "dynamics": Command("recipes.figures dynamics", DYNAMICS, DynamicsKeys, draw_dynamics, plan_dynamics),
-        "gallery": Command("recipes.figures gallery", GALLERY, GalleryKeys, draw_gallery, gallery.plan),
-        "detection": Command("recipes.figures detection", DETECTION, DetectionKeys, judge_detection, plan_detection),
+        "realign": _command("realign", RealignKeys, draw_realign),
+        "dynamics": _command("dynamics", DynamicsKeys, draw_dynamics, plan_dynamics),
+        "gallery": _command("gallery", GalleryKeys, draw_gallery, gallery.plan),
+        "detection": _command("detection", DetectionKeys, judge_detection, plan_detection),
     },
 )
 main = COMMANDS.main

@@ -121,7 +121,7 @@ def test_only_folders_of_the_same_kind_are_moved_aside(tmp_path, mark):
     folders.make(place, mark)  # empty: there was no time to begin
     assert (tmp_path / "x.1").is_dir()
     (place / "videos").mkdir()
-    with pytest.raises(FileExistsError, match="none to move aside"):
+    with pytest.raises(FileExistsError, match="cannot be moved aside"):
         folders.make(place, mark)
     file = place / mark.replace("*", "1")
     file.parent.mkdir(exist_ok=True)

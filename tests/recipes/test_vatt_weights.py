@@ -151,6 +151,7 @@ def test_damage_is_found(prefix: Path, variables: dict[str, np.ndarray]) -> None
 def test_the_model_computes_with_the_weights(prefix: Path, variables: dict[str, np.ndarray]) -> None:
     """Against the operations of VATT's code: convolutions over patches, normalised positions, q, k and v apart."""
     (prefix.parent / "words.txt").write_text("the\nof\ncat\n")
+    assert convert(prefix, "--dry-run") == 0 and not (prefix.parent / "vatt").exists()
     assert convert(prefix, f"words={prefix.parent / 'words.txt'}") == 0
     _, config, tokenizer, modules = restore(prefix.parent / "vatt")
     assert config.model.position_norm

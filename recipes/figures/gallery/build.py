@@ -16,9 +16,9 @@ from recipes.data.workers import guarded
 from recipes.figures.gallery import media
 from recipes.figures.gallery.embed import embed_video
 from recipes.figures.gallery.keys import GalleryKeys
-from recipes.figures.gallery.media import Shown
+from recipes.figures.gallery.media import Row, Shown
 from recipes.figures.gallery.page import Card, Media, page
-from recipes.figures.gallery.sample import Row, Sample, draw
+from recipes.figures.gallery.sample import Sample, draw
 from recipes.figures.gallery.sheet import ROWS, draw_sheet
 from recipes.figures.gallery.words import References, judge
 from recipes.files import write_atomically

@@ -13,7 +13,6 @@ from recipes.config import ClipFormat
 from recipes.data.augment import center
 from recipes.data.corpus.write import write_mp4
 from recipes.data.decode import BrokenClip, Clip, open_clip
-from recipes.figures.gallery.sample import Row
 
 KEY_FRAMES = 4
 SHORT_SIDE = 180  # pixels of the player's pictures at most
@@ -22,6 +21,19 @@ SAMPLE_RATE = 24_000
 LONGEST = 60.0  # seconds of a window
 OUTLINE = 60  # loudness values of a window
 GAP = 4  # pixels between key frames
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scored clip: the window [start, end) of a video, seconds, its caption, and its cosine."""
+
+    clip: int
+    id: str
+    video: str
+    caption: str
+    start: float
+    end: float
+    cosine: float
 
 
 @dataclass(frozen=True)

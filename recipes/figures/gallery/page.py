@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 from recipes.data.skipped import Skipped
 from recipes.figures.gallery.keys import GalleryKeys
-from recipes.figures.gallery.sample import Row, Sample
+from recipes.figures.gallery.media import Row
+from recipes.figures.gallery.sample import Sample
 from recipes.figures.gallery.words import FEWEST, THRESHOLD, Caption, is_aligned, most_aligned, share_aligned
 from recipes.figures.html import data_url, render
 

@@ -8,24 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recipes.figures.gallery.media import Row
 from recipes.scoring.table import columns, facts_of, opened
 
 COLUMNS = ("clip", "id", "video", "caption", "start", "end", "cosine")
 ROWS_AT_ONCE = 65_536
 BINS = 64  # of the histogram of cosines
-
-
-@dataclass(frozen=True)
-class Row:
-    """One scored clip: the window [start, end) of a video, seconds, its caption, and its cosine."""
-
-    clip: int
-    id: str
-    video: str
-    caption: str
-    start: float
-    end: float
-    cosine: float
 
 
 @dataclass(frozen=True)

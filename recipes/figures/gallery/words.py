@@ -21,7 +21,7 @@ from torch import Tensor
 from recipes.data.vocabulary import UNKNOWN
 from recipes.evaluation import bootstrap
 from recipes.figures.gallery.embed import embed_texts
-from recipes.figures.gallery.sample import Row
+from recipes.figures.gallery.media import Row
 from recipes.restore import Restored
 
 THRESHOLD = 0.05  # the largest p-value of an aligned word

@@ -115,18 +115,7 @@ def embedded(
 def outputs(
     module: nn.Module, encode: Callable[[Tensor], Tensor], clips: WindowedClips, batch_size: int, data: DataConfig
 ) -> Outputs:
-    """Encode one modality of every clip.
-
-    Args:
-        module: The model, on the device to use; it stays in its mode.
-        encode: Output (b, ...) of the windows of a batch (b, n, ...): uint8 pictures, or sound.
-        clips: What to read.
-        batch_size: Windows that are encoded together; at least those of one clip.
-        data: How to read: workers, timeout.
-
-    Raises:
-        DataError: Not one clip could be read.
-    """
+    """Encode one modality of every clip, as `embed` does; `encode` gives outputs (b, ...) of windows (b, n, ...)."""
     device = next(module.parameters()).device
     values, rows, skipped = [], [], []
     batches = list(cut(range(len(clips)), clips.count * clips.crops, batch_size))

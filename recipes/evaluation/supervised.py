@@ -68,12 +68,7 @@ def plan(task: Task, keys: TuningKeys) -> str:
 
 
 def run(task: Task, keys: TuningKeys, resume: bool = False) -> Result:
-    """Train and test a classifier on each split; on ``resume``, go on where the work in its folder stopped.
-
-    Raises:
-        ConfigError, OSError, ValueError: The checkpoint, the data or the keys cannot be used.
-        Failure, Interrupted: See `tune`.
-    """
+    """Train and test a classifier on each split; on ``resume``, go on where the work in its folder stopped."""
     job, folder = prepare(task, keys)
     figures: dict[str, Figures] = {}
     skipped: list[Skipped] = []
@@ -132,7 +127,7 @@ def table(task: Task, model: str, job: Job, figures: dict[str, Figures]) -> str:
     judged += [(paper.cited, "", paper.figures) for paper in results.reported(task.name, job.name)]
     rows = []
     for name, split, values in judged:
-        written = {column: write(values[key]) for column, write, key in task.columns if key in values}
+        written = {column: write(values[figure]) for column, write, figure in task.columns if figure in values}
         rows.append({"model": name, "split": split, **written})
     return "\n\n".join(filter(None, [results.markdown(rows), task.notes(job.data, figures)]))
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from recipes import cli
 from recipes.data.clips import NarratedClips
@@ -45,84 +45,60 @@ class EmbedKeys(EmbeddingKeys):
 
 
 class Job(NamedTuple):
-    """The model, the clips, one per narration and one per video without any, and facts that identify both."""
+    """The model, the clips (one per narration, and one per video without any), those of each part, and the parts."""
 
     restored: Restored
     clips: NarratedClips
-    facts: dict[str, Any]
-
-    @property
-    def blocks(self) -> list[range]:
-        """The clips of each part."""
-        count = len(self.clips)
-        return [range(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
+    blocks: list[range]
+    parts: Parts
 
 
 def prepare(keys: EmbedKeys) -> Job:
-    """Load the checkpoint and the lists of the data.
-
-    Raises:
-        ConfigError, OSError, ValueError: There is no checkpoint or no data, or `out` holds other embeddings.
-    """
+    """Load the checkpoint and the lists of the data; a ValueError if `out` or its parts hold other embeddings."""
     restored = restore_with(keys)
-    index = load_index(keys.data, keys.split)
-    clips = NarratedClips(index, restored.tokenizer, restored.config.clip, keys.windows)
+    config, index = restored.config, load_index(keys.data, keys.split)
+    clips = NarratedClips(index, restored.tokenizer, config.clip, keys.windows)
+    count = len(clips)
+    blocks = [range(first, min(first + ROWS, count)) for first in range(0, count, ROWS)]
     facts = {**inputs(restored.folder, restored.modules, index), "windows": keys.windows}
     if keys.out.exists() and vectors.facts_of(keys.out) != facts:
         raise ValueError(f"{keys.out} holds other embeddings: remove it, or choose another out=")
-    return Job(restored, clips, facts)
+    folder = keys.out.with_name(f".{keys.out.name}.parts")
+    return Job(restored, clips, blocks, Parts(folder, vectors.schema(config.model, config.objective), facts))
 
 
 def plan(keys: EmbedKeys) -> str:
     """What would be done, and what is done already."""
-    job, done = prepare(keys), 0
+    restored, clips, blocks, parts = prepare(keys)
     if keys.out.exists():
         return f"{keys.out}: finished before; nothing to do"
-    if folder_of(keys).exists():
-        parts = open_parts(keys, job)
-        done = sum(parts.has(number) for number in range(len(job.blocks)))
-    clips = f"{len(job.clips)} clips of {keys.data}, {keys.windows} window(s) each"
-    return f"{clips}, would be embedded by {job.restored.folder} in {len(job.blocks)} part(s); {done} part(s) are done"
-
-
-def open_parts(keys: EmbedKeys, job: Job) -> Parts:
-    """The parts of the table; those that an earlier command finished are kept."""
-    config = job.restored.config
-    return Parts(folder_of(keys), vectors.schema(config.model, config.objective), job.facts)
-
-
-def folder_of(keys: EmbedKeys) -> Path:
-    """The folder of the parts."""
-    return keys.out.with_name(f".{keys.out.name}.parts")
+    done = sum(parts.has(number) for number in range(len(blocks)))
+    text = f"{len(clips)} clips of {keys.data}, {keys.windows} window(s) each"
+    return f"{text}, would be embedded by {restored.folder} in {len(blocks)} part(s); {done} part(s) are done"
 
 
 def embed(keys: EmbedKeys) -> None:
-    """Write the embeddings of all clips of a data set; parts that an earlier command finished are kept.
-
-    Raises:
-        ConfigError, OSError, ValueError: See `prepare`.
-        WorkerError: The processes that read clips die, whatever they read.
-    """
-    keys.out.parent.mkdir(parents=True, exist_ok=True)
+    """Write the embeddings of all clips of a data set; parts that an earlier command finished are kept."""
     job = prepare(keys)
+    _, clips, blocks, parts = job
     if keys.out.exists():
         print(f"{keys.out}: finished before; nothing to do")
         return
-    parts, count = open_parts(keys, job), len(job.blocks)
-    write_parts(job, parts)
+    parts.begin()
+    write_parts(job)
     if keys.out.suffix == ".parquet":
-        parts.join(count, keys.out)
+        parts.join(len(blocks), keys.out)
     else:
-        vectors.write_safetensors(lambda: parts.read(count), len(job.clips), parts.schema, keys.out)
-    unreadable = sum(table.column("error").drop_null().length() for table in parts.read(count))
+        vectors.write_safetensors(lambda: parts.read(len(blocks)), len(clips), parts.schema, keys.out)
+    unreadable = sum(table.column("error").drop_null().length() for table in parts.read(len(blocks)))
     shutil.rmtree(parts.folder)
-    print(f"{keys.out}: {len(job.clips)} clips, {unreadable} of them not readable")
+    print(f"{keys.out}: {len(clips)} clips, {unreadable} of them not readable")
 
 
-def write_parts(job: Job, parts: Parts) -> None:
+def write_parts(job: Job) -> None:
     """Embed the clips of those parts that are missing."""
-    (_, config, _, modules), clips, _ = job
-    missing = {number: block for number, block in enumerate(job.blocks) if not parts.has(number)}
+    (_, config, _, modules), clips, blocks, parts = job
+    missing = {number: block for number, block in enumerate(blocks) if not parts.has(number)}
     total = sum(map(len, missing.values()))
     if total < len(clips):
         log.info("going on: %d of %d clips are embedded already", len(clips) - total, len(clips))

@@ -18,10 +18,7 @@ RESUME = {"resume": "go on where the work in its folder stopped"}
 def run(task: Any, keys: results.EvaluationKeys, **flags: bool) -> None:
     """Evaluate, print the table, and write the result where `out` says.
 
-    Args:
-        task: A module of recipes/evaluation with ``run(keys, **flags) -> Result``.
-        keys: Its keys.
-        **flags: Its flags.
+    ``task`` is a module of recipes/evaluation with `Keys`, ``run(keys, **flags) -> Result`` and ``plan(keys) -> str``.
     """
     if keys.out:  # before the work
         keys.out.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +31,7 @@ def run(task: Any, keys: results.EvaluationKeys, **flags: bool) -> None:
 
 
 def command(name: str, task: Any, **options: Any) -> cli.Command[Any]:
-    """The command of a task: its module's docstring, `Keys`, `run` and `plan`."""
+    """The command of a task."""
     return cli.Command(f"recipes.evaluate {name}", task.__doc__, task.Keys, partial(run, task), task.plan, **options)
 
 

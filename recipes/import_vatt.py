@@ -59,11 +59,7 @@ def complete(keys: Keys) -> Keys:
 
 
 def prepare(keys: Keys) -> tuple[TensorBundle, Tokenizer]:
-    """Read the index of the checkpoint, and its vocabulary.
-
-    Raises:
-        OSError, ValueError: One of them cannot be read, or they do not fit together.
-    """
+    """Read the index of the checkpoint, and its vocabulary."""
     bundle = TensorBundle(keys.weights)
     count = bundle.shapes().get(f"{WORDS}/{VALUE}", (1,))[0] - 1
     known = [] if keys.words is None else [line.strip() for _, line in read_lines(keys.words)]
@@ -84,11 +80,7 @@ def plan(keys: Keys) -> str:
 
 
 def run(keys: Keys) -> None:
-    """Write a run's folder with VATT's weights.
-
-    Raises:
-        OSError, ValueError: See `prepare` and `load`; or `out` holds something else than a run.
-    """
+    """Write a run's folder with VATT's weights."""
     bundle, tokenizer = prepare(keys)
     config = keys.recipe
     config.model.position_norm = True
@@ -98,24 +90,17 @@ def run(keys: Keys) -> None:
     load(bundle, modules)
     folders.make(keys.out, "checkpoints/latest")
     number = keys.weights.name.rpartition("-")[2]
-    place = checkpoint.save(
-        keys.out / "checkpoints",
-        int(number) if number.isdecimal() else 0,
-        modules,
-        {},
-        {"source": str(keys.weights)},
-        lambda place: typed_keys.save(config, place / "config.yaml"),
-        lambda place: vocabulary.save(tokenizer, place / "vocabulary.json"),
-    )
-    print(f"wrote {place}")
+    step, facts = int(number) if number.isdecimal() else 0, {"source": str(keys.weights)}
+
+    def beside(place: Path) -> None:
+        typed_keys.save(config, place / checkpoint.CONFIG)
+        vocabulary.save(tokenizer, place / checkpoint.VOCABULARY)
+
+    print(f"wrote {checkpoint.save(keys.out / 'checkpoints', step, modules, {}, facts, beside)}")
 
 
 def load(bundle: TensorBundle, modules: nn.ModuleDict) -> None:
-    """Load VATT's weights into a model of the same sizes.
-
-    Raises:
-        ValueError: A variable is missing, or has another shape than the model asks for; the message names it.
-    """
+    """Load VATT's weights into a model of the same sizes."""
 
     def read(name: str) -> Tensor:
         try:

@@ -43,6 +43,7 @@ from recipes.training import checkpoint, launch
 from recipes.training.bad_steps import BAD_STEPS, dump
 from recipes.training.dynamics import Cosines
 from recipes.training.ema import Ema
+from recipes.training.endings import Patience, attempt
 from recipes.training.interruption import Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import loss_scale, use_tf32
@@ -177,7 +178,11 @@ def train(run: Run, interruption: Interruption) -> Journal:
         journal = Journal(config.folder, config.train.steps, run.step, group.first, run.device)
     except OSError as error:
         raise TrainingError(f"{error}: free space, then --resume") from error
-    bad_in_a_row = failures = 0
+    advice = (
+        f"{config.folder / SKIPPED} lists clips that could not be read, "
+        f"{config.folder / BAD_STEPS} losses and gradients that were not finite."
+    )
+    patience, failures = Patience(config.train.max_bad_steps, advice), 0
     stops: Sequence[int] = (0,)
     with interruption.deferred():
         for batch in journal.clock.waiting(interruption.awaited(loader_of(run), {"skipped": []})):
@@ -193,7 +198,6 @@ def train(run: Run, interruption: Interruption) -> Journal:
             result, probes = take_step(run, batch, shares, lr)
             undumped = result.broken and dump(config.folder, run.step, result, run.modules, batch, group)
             run.step += 1
-            bad_in_a_row = 0 if result.taken else bad_in_a_row + 1
             counts["skipped_steps"] += not result.taken
             counts["failed_writes"] += undumped + journal.failures - failures
             failures = journal.failures
@@ -209,12 +213,7 @@ def train(run: Run, interruption: Interruption) -> Journal:
             if saving:
                 journal.draw(run.step)
                 save(run, evaluating, required=last or bool(interruption.asked))
-            if bad_in_a_row >= config.train.max_bad_steps:
-                raise TrainingError(
-                    f"{bad_in_a_row} steps in a row could not be taken, the last one because {result.reason}; "
-                    f"stopped at step {run.step}. {config.folder / SKIPPED} lists clips that could not be read, "
-                    f"{config.folder / BAD_STEPS} losses and gradients that were not finite."
-                )
+            patience.count(result, run.step)
         journal.bar.close()
         if run.step < config.train.steps:
             journal.write(run.step, **counts)
@@ -246,13 +245,7 @@ def save(run: Run, evaluating: bool, required: bool) -> None:
     """Evaluate where that is due, and write a checkpoint; a TrainingError where one that is required is not written."""
     if evaluating:
         run.results[f"step {run.step}"], _ = evaluate(run)
-    try:
-        run.save()
-    except OSError as error:
-        run.counts["failed_checkpoints"] += 1
-        if required:
-            raise TrainingError(f"{error}. The checkpoint before is whole: free space, then --resume") from error
-        log.error("%s; training goes on, and the next one is tried", error)
+    run.counts["failed_checkpoints"] += not attempt(run.save, required)
     if evaluating:
         keep_if_best(run, run.results[f"step {run.step}"])
 

@@ -167,6 +167,7 @@ def score(keys: ScoreKeys, job: Job, group: Processes = ALONE) -> None:
     use_cores(config.train, config.data)
     with group.first_ahead():  # it makes the folder, and tunes; the others load what it made
         parts = Parts(keys.parts, SCHEMA, facts)
+        parts.begin()
         if keys.iterations:
             tuned = parts.folder / "tuned.safetensors"
             tune(modules, config, clips.index, tokenizer, keys.iterations, keys.batch_size, keys.seed, tuned)

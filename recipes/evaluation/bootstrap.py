@@ -9,18 +9,14 @@ LEVELS = (0.025, 0.975)  # of a 95% interval
 
 
 def sums(values: np.ndarray, groups: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Sums over clips whose groups are drawn with replacement; a draw has as many groups as the data.
+    """Sums (resamples, k) over clips whose groups are drawn with replacement; a draw has as many groups as the data.
 
     The ratio of two columns is the bootstrap of a ratio. For a mean, one of them is a column of ones.
 
     Args:
         values: (n, k), k columns of the n clips.
         groups: (n,), equal for clips that are drawn together.
-        seed: Seed of the draws.
-        resamples: Number of draws.
-
-    Returns:
-        (resamples, k).
+        seed, resamples: Of the draws, and their number.
     """
     names, group = np.unique(groups, return_inverse=True)
     totals = np.stack([np.bincount(group, column, len(names)) for column in values.T], axis=1)

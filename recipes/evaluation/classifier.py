@@ -13,16 +13,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and targets (b, c): one f
 
 
 class Encoder(nn.Module):
-    """One modality of a trained model."""
+    """One modality of a trained model, which is taken over: its other modalities are dropped."""
 
     def __init__(self, vatt: VATT, modality: str, frozen: bool) -> None:
-        """Take over a model; its other modalities are dropped.
-
-        Args:
-            vatt: The trained model.
-            modality: "video" or "audio".
-            frozen: Whether it is not trained: then it is always in evaluation mode.
-        """
+        """``frozen``: the encoder is not trained, and always in evaluation mode."""
         super().__init__()
         for parts in (vatt.tokens, vatt.aggregate, vatt.output):
             for other in set(MODALITIES) - {modality}:
@@ -71,19 +65,10 @@ def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> Tensor:
 
 
 def mixup(raw: Tensor, targets: Tensor, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Mix every clip of a batch with another one, and their targets alike.
+    """Mix each clip (b, ...) of a batch with another one, and their targets (b, c) alike.
 
-    Args:
-        raw: Pictures or sound (b, ...).
-        targets: (b, c).
-        alpha: The shares are drawn from Beta(alpha, alpha), one for each clip; 0 mixes nothing.
-        rng: All randomness.
-
-    Returns:
-        Float clips and targets of the same shapes.
-
-    References:
-        Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018 (arXiv:1710.09412).
+    The shares are drawn from Beta(alpha, alpha), one for each clip; 0 mixes nothing. See Zhang et al., mixup: Beyond
+    Empirical Risk Minimization, 2018 (arXiv:1710.09412).
     """
     if alpha == 0:
         return raw, targets
@@ -95,11 +80,6 @@ def mixup(raw: Tensor, targets: Tensor, alpha: float, rng: np.random.Generator) 
         return own * x + (1 - own) * x[other]
 
     return mixed(raw), mixed(targets)
-
-
-def single_label_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy (b,) with label smoothing; targets (b, c) are probabilities."""
-    return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
 
 
 def multi_label_loss(logits: Tensor, targets: Tensor) -> Tensor:

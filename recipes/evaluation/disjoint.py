@@ -1,12 +1,15 @@
 """Refuses a split of a labelled data set whose two parts share a video: its figures would mean nothing."""
 
 import hashlib
-import os
 from collections.abc import Callable
+from typing import Any
 
 from recipes.data import storage
+from recipes.data.identity import content_of, digest_of
 from recipes.data.labels import Labelled, Split
 from recipes.errors import DataError
+
+EMPTY = hashlib.sha256().digest()  # of files without a byte, which the reader will skip
 
 
 def check_disjoint(data: Labelled, split: Split) -> None:
@@ -22,14 +25,14 @@ def check_disjoint(data: Labelled, split: Split) -> None:
     videos = data.index["video"][:]
     _refuse(data, split, "are of the same file", lambda row: storage.same(videos[row]))
     _refuse(data, split, "were cut from the same video", lambda row: data.sources[row])
-    sizes = {row: _size(videos[row]) for row in (*split.train, *split.test)}
-    alike = {sizes[row] for row in split.train} & {sizes[row] for row in split.test} - {0}
-    digests = {row: _digest(videos[row]) for row, size in sizes.items() if size in alike}
-    _refuse(data, split, "are the same bytes", lambda row: digests.get(row, ""))
+    contents = {row: content_of(videos[row]) for row in (*split.train, *split.test)}
+    alike = {contents[row] for row in split.train} & {contents[row] for row in split.test} - {None}
+    digests = {row: digest_of(videos[row]) for row, content in contents.items() if content in alike}
+    _refuse(data, split, "are the same bytes", lambda row: digests.get(row) if digests.get(row) != EMPTY else None)
 
 
-def _refuse(data: Labelled, split: Split, what: str, name: Callable[[int], str]) -> None:
-    """Refuse a name that rows of both parts have; "" is none."""
+def _refuse(data: Labelled, split: Split, what: str, name: Callable[[int], Any]) -> None:
+    """Refuse a name that rows of both parts have; "" and None are none."""
     trained = {name(row): row for row in reversed(split.train)}
     shared = [(row, trained[own]) for row in split.test if (own := name(row)) and own in trained]
     if shared:
@@ -38,19 +41,3 @@ def _refuse(data: Labelled, split: Split, what: str, name: Callable[[int], str])
             f"split {split.name}: {len(shared)} clip(s) to test on {what} as clips to train on, for example "
             f"{tested} and {other}; correct the lists of the data set"
         )
-
-
-def _size(video: str) -> int:
-    """Bytes of a video; 0 where they are not to be compared."""
-    if storage.is_url(video):
-        return 0
-    try:
-        with storage.open_bytes(video) as file:
-            return file.seek(0, os.SEEK_END)
-    except OSError:  # the reader will skip it
-        return 0
-
-
-def _digest(video: str) -> str:
-    with storage.open_bytes(video) as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()

@@ -1,10 +1,9 @@
-"""Embeddings of clips in evaluation mode: several windows of each, averaged."""
+"""What a model makes of clips in evaluation mode: embeddings of all modalities, or the outputs of one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,8 @@ from recipes.config import DataConfig
 from recipes.data.clips import NarratedClips
 from recipes.data.loader import eval_loader
 from recipes.data.skipped import Skipped
+from recipes.data.windows import WindowedClips, collate
+from recipes.data.workers import Loader
 from recipes.errors import DataError
 from recipes.model.build import model_inputs
 from recipes.progress import progress_bar
@@ -31,7 +32,6 @@ class Embedded:
         audio_valid: (N,) whether any window has sound.
         text_valid: (N,) whether there is a caption with a word.
         items: Positions of the N clips in their data set.
-        ids: Ids of their rows, N.
         starts: (N, W) seconds of the file at which the windows begin.
         skipped: The other clips: one of their windows could not be read.
     """
@@ -40,8 +40,15 @@ class Embedded:
     audio_valid: Tensor
     text_valid: Tensor
     items: list[int]
-    ids: list[str]
     starts: Tensor
+    skipped: list[Skipped]
+
+
+class Outputs(NamedTuple):
+    """Outputs (N, ...) of the clips that could be read, on the CPU, their rows of the index, and the other clips."""
+
+    values: Tensor
+    rows: list[int]
     skipped: list[Skipped]
 
 
@@ -72,23 +79,15 @@ def embed(
     parts = [part for part in every if part.items]
     skipped = [clip for part in every for clip in part.skipped]
     if not parts:
-        first = skipped[0]
-        raise DataError(f"none of the {count} test clips could be read; the first is {first.id}: {first.reason}")
+        raise _none_read(f"{count} test clips", skipped)
     return Embedded(
         vectors={name: torch.cat([part.vectors[name] for part in parts]) for name in parts[0].vectors},
         audio_valid=torch.cat([part.audio_valid for part in parts]),
         text_valid=torch.cat([part.text_valid for part in parts]),
-        items=list(chain.from_iterable(part.items for part in parts)),
-        ids=list(chain.from_iterable(part.ids for part in parts)),
+        items=[item for part in parts for item in part.items],
         starts=torch.cat([part.starts for part in parts]),
         skipped=skipped,
     )
-
-
-def cut(clips: Sequence[int], windows: int, batch_size: int) -> Iterator[Sequence[int]]:
-    """Batches of clips: `batch_size` windows in each, and at least one clip."""
-    size = max(batch_size // windows, 1)
-    return (clips[first : first + size] for first in range(0, len(clips), size))
 
 
 def embedded(
@@ -102,9 +101,9 @@ def embedded(
     for batch in eval_loader(clips, batches, data.workers, data.timeout, data.prefetch_gib):
         if "video" not in batch:
             nothing = torch.empty(0)
-            yield Embedded({}, nothing.bool(), nothing.bool(), [], [], nothing, batch["skipped"])
+            yield Embedded({}, nothing.bool(), nothing.bool(), [], nothing, batch["skipped"])
             continue
-        with evaluating(modules):
+        with _evaluating(modules):
             encoded = modules["model"](**model_inputs(batch, device))
             spaces = modules["objective"].project(encoded)
         vectors = {f"va_{side}": x for side, x in zip(("video", "audio"), spaces["va"], strict=True)}
@@ -113,14 +112,44 @@ def embedded(
         yield _pooled(batch, vectors, clips.windows)
 
 
+def outputs(
+    module: nn.Module, encode: Callable[[Tensor], Tensor], clips: WindowedClips, batch_size: int, data: DataConfig
+) -> Outputs:
+    """Encode one modality of every clip, as `embed` does; `encode` gives outputs (b, ...) of windows (b, n, ...)."""
+    device = next(module.parameters()).device
+    values, rows, skipped = [], [], []
+    batches = list(cut(range(len(clips)), clips.count * clips.crops, batch_size))
+    with progress_bar(total=len(clips), desc="encoding", unit="clip", leave=False) as bar:
+        for batch in Loader(clips, batches, collate, data.workers, data.timeout, data.prefetch_gib):
+            skipped += batch["skipped"]
+            if "raw" in batch:
+                with _evaluating(module):
+                    values.append(encode(batch["raw"].to(device)).float().cpu())
+                rows += batch["row"].tolist()
+            bar.update(len(batch["skipped"]) + len(batch.get("row", [])))
+    if not rows:
+        raise _none_read(f"{len(clips)} clips", skipped)
+    return Outputs(torch.cat(values), rows, skipped)  # outside of inference mode, to be trained on
+
+
+def cut(clips: Sequence[int], windows: int, batch_size: int) -> Iterator[Sequence[int]]:
+    """Batches of clips: `batch_size` windows in each, and at least one clip."""
+    size = max(batch_size // windows, 1)
+    return (clips[first : first + size] for first in range(0, len(clips), size))
+
+
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, without gradients; the module returns to its mode afterwards."""
     training = module.training
     module.eval()
     with torch.inference_mode():
         yield
     module.train(training)
+
+
+def _none_read(clips: str, skipped: list[Skipped]) -> DataError:
+    return DataError(f"none of the {clips} could be read; the first is {skipped[0].id}: {skipped[0].reason}")
 
 
 def _pooled(batch: dict[str, Any], vectors: dict[str, Tensor], windows: int) -> Embedded:
@@ -140,7 +169,6 @@ def _pooled(batch: dict[str, Any], vectors: dict[str, Tensor], windows: int) -> 
         audio_valid=heard.any(1),
         text_valid=batch["text_valid"][::windows, 0],
         items=batch["index"][::windows].tolist(),
-        ids=batch["id"][::windows],
         starts=batch["start"].view(-1, windows),
         skipped=batch["skipped"],
     )

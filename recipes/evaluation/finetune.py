@@ -6,10 +6,11 @@ python -m recipes.evaluate finetune checkpoint=runs/demo data=kinetics steps=100
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.evaluation import supervised
-from recipes.evaluation.classifier import Loss, single_label_loss
+from recipes.evaluation.classifier import Loss
 from recipes.evaluation.results import Figures, percent
 from recipes.evaluation.supervised import Task, TuningKeys
 
@@ -23,8 +24,8 @@ COLUMNS = (
 
 
 def loss(keys: TuningKeys) -> Loss:
-    """Cross-entropy, smoothed."""
-    return partial(single_label_loss, smoothing=keys.label_smoothing)
+    """Cross-entropy (b,) with label smoothing; targets (b, c) are probabilities."""
+    return partial(F.cross_entropy, label_smoothing=keys.label_smoothing, reduction="none")
 
 
 def accuracy(logits: Tensor, labels: list[list[int]]) -> Figures:

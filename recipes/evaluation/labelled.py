@@ -45,14 +45,10 @@ class Job(NamedTuple):
 def prepare(keys: LabelledKeys, task: str, single: bool) -> Job:
     """Load the checkpoint and the lists of a labelled data set, and check what can be checked without decoding.
 
-    Args:
-        keys: What to load.
-        task: Name of the task, for people.
-        single: Whether every clip must have exactly one label.
-
     Raises:
         ConfigError: The model takes features in place of pictures and sound.
-        DataError: There is no such split, its two parts share a video, or a clip has too many labels or none.
+        DataError: There is no such split, its two parts share a video, or a clip has several labels or none, where
+            every one must have a ``single`` one.
         OSError, ValueError: See `load_labelled`, `restore` and `leakage.check`.
     """
     data = load_labelled(keys.data)
@@ -60,8 +56,12 @@ def prepare(keys: LabelledKeys, task: str, single: bool) -> Job:
     if not splits:
         names = ", ".join(split.name for split in data.splits)
         raise DataError(f"split={keys.split}: no such split; the data have {names}")
-    if single:
-        _check_single(data, splits, task)
+    used = [row for split in splits for row in (*split.train, *split.test)]
+    if wrong := [row for row in used if single and len(data.labels[row]) != 1]:
+        raise DataError(
+            f"the clip {data.index[wrong[0]]['id']} has {len(data.labels[wrong[0]])} labels: {task} needs exactly one "
+            "for each clip; tagging takes several"
+        )
     for split in splits:
         check_disjoint(data, split)
     restored = restore_with(keys)
@@ -69,12 +69,3 @@ def prepare(keys: LabelledKeys, task: str, single: bool) -> Job:
         raise ConfigError(f"{restored.folder} takes features (clip.inputs=features); {task} reads pictures and sound")
     tested = data.index.select(sorted({row for split in splits for row in split.test}))
     return Job(restored, data, splits, leakage.check(restored.folder, tested, allow=keys.allow_leakage))
-
-
-def _check_single(data: Labelled, splits: list[Split], task: str) -> None:
-    for row in (row for split in splits for row in (*split.train, *split.test)):
-        if len(data.labels[row]) != 1:
-            raise DataError(
-                f"the clip {data.index[row]['id']} has {len(data.labels[row])} labels: {task} needs exactly one for "
-                "each clip; tagging takes several"
-            )

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from recipes.data import identity
 from recipes.data.identity import Seen
+from recipes.errors import DataError
 from recipes.restore import load_config, own_data
 
 SHOWN = 5  # clips that a refusal names
@@ -18,23 +19,13 @@ SHOWN = 5  # clips that a refusal names
 log = logging.getLogger(__name__)
 
 
-class LeakageError(ValueError):
-    """Clips to evaluate on were trained on."""
-
-
 @dataclass(frozen=True)
 class Leakage:
-    """What is known of clips that were trained on.
+    """What is known of clips that were trained on."""
 
-    Attributes:
-        checked: Whether the checkpoint says what it was trained on; those of earlier versions do not.
-        total: Number of clips to evaluate on.
-        clips: How each clip that was trained on was recognised, by its id.
-    """
-
-    checked: bool
-    total: int
-    clips: dict[str, str] = field(default_factory=dict)
+    checked: bool  # whether the checkpoint says what it was trained on; those of earlier versions do not
+    total: int  # number of clips to evaluate on
+    clips: dict[str, str] = field(default_factory=dict)  # how each that was trained on was recognised, by its id
 
     @property
     def summary(self) -> str:
@@ -52,16 +43,10 @@ class Leakage:
 
 
 def check(checkpoint: Path, test: Dataset, origins: Mapping[str, str] | None = None, allow: bool = False) -> Leakage:
-    """Look for clips to test on whose video was trained on, wherever in it.
-
-    Args:
-        checkpoint: A checkpoint's folder, which tells what it was trained on, unless it is an old one.
-        test: The clips to evaluate on.
-        origins: The video that a clip was cut from, by its id, where that is known.
-        allow: Evaluate nevertheless.
+    """Look for clips to test on whose video a checkpoint was trained on, wherever in it; see `recognised`.
 
     Raises:
-        LeakageError: Clips were trained on, and that is not allowed.
+        DataError: Clips were trained on, and `allow` is not set.
         ValueError: The checkpoint's list is damaged.
     """
     path = checkpoint / identity.FILE
@@ -74,7 +59,7 @@ def check(checkpoint: Path, test: Dataset, origins: Mapping[str, str] | None = N
     if leaks.clips and not allow:
         shown = "\n".join(f"  {name}: {reason}" for name, reason in list(leaks.clips.items())[:SHOWN])
         more = f"\n  and {len(leaks.clips) - SHOWN} more" if len(leaks.clips) > SHOWN else ""
-        raise LeakageError(
+        raise DataError(
             f"{len(leaks.clips)} of {len(test)} clips to evaluate on are of videos that {checkpoint} was trained on:\n"
             f"{shown}{more}\nTake them out of the data, or train without them. allow_leakage=true evaluates "
             "nevertheless, and marks the result."
@@ -112,11 +97,11 @@ def recognised(
         own, others = digest(video), (train[row]["video"] for row in rows)
         return own is None or any(digest(other) in (own, None) or content_of(other) != content for other in others)
 
-    leaks = {}
+    leaks, names = {}, set(trained.names.tolist())
     for name, video, known in zip(test["id"], test["video"], identity.identities(test, origins), strict=True):
         if known.content is not None and same(video, known.content):
             leaks[name] = "a file with the same bytes"
-        elif any(_among(key, trained.names) for key in known.names):
+        elif known.names & names:
             leaks[name] = "a video of the same YouTube id or URL"
     return leaks
 
@@ -128,9 +113,3 @@ def _trained_on(checkpoint: Path) -> Dataset | None:
     except (ValueError, OSError) as error:
         log.warning("what %s was trained on cannot be read, and files not be compared with it: %s", checkpoint, error)
         return None
-
-
-def _among(key: int, keys: np.ndarray) -> bool:
-    """Whether a number is among sorted ones."""
-    place = int(np.searchsorted(keys, np.uint64(key)))
-    return place < len(keys) and int(keys[place]) == key

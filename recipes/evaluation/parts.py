@@ -21,27 +21,23 @@ class Parts:
     """Parts of a table that is being written, each a Parquet file that is whole or absent."""
 
     def __init__(self, folder: Path, schema: pa.Schema, facts: dict[str, Any]) -> None:
-        """Continue the parts in a folder, or begin there.
-
-        Args:
-            folder: Where the parts are; made if it is not there.
-            schema: Of the table.
-            facts: What it is made of and how.
-
-        Raises:
-            ValueError: The folder was begun with other facts.
-        """
+        """Parts of a table that is made of and by ``facts``; a ValueError if the folder was begun with other facts."""
         self.folder, self.schema = folder, schema.with_metadata({KEY: json.dumps(facts).encode()})
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / FACTS).exists():
-            write_atomically(folder / FACTS, json.dumps(facts))
-        begun = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if begun != facts:
+        self.facts = facts
+        if (folder / FACTS).exists():
+            begun = json.loads((folder / FACTS).read_text(encoding="utf-8"))
             changed = sorted(k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k))
-            raise ValueError(
-                f"{folder} holds what another command began ({', '.join(changed)} differ): remove the folder, or "
-                "choose another out="
-            )
+            if changed:
+                raise ValueError(
+                    f"{folder} holds what another command began ({', '.join(changed)} differ): remove the folder, or "
+                    "choose another out="
+                )
+
+    def begin(self) -> None:
+        """Make the folder, unless it is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / FACTS).exists():
+            write_atomically(self.folder / FACTS, json.dumps(self.facts))
 
     def has(self, number: int) -> bool:
         """Whether a part is written."""

@@ -17,7 +17,7 @@ from recipes.data.labels import Labelled, Split
 from recipes.data.windows import WindowedClips
 from recipes.errors import DataError
 from recipes.evaluation import bootstrap, labelled
-from recipes.evaluation.frozen import Outputs, outputs
+from recipes.evaluation.embedding import Outputs, outputs
 from recipes.evaluation.labelled import LabelledKeys
 from recipes.evaluation.linear import averaged, logistic, vatt_head
 from recipes.evaluation.results import Result, markdown, percent, reported
@@ -84,27 +84,8 @@ def features(model: VATT, clips: WindowedClips, batch_size: int, data: DataConfi
     return outputs(model, encode, clips, batch_size, data)
 
 
-class Examples(NamedTuple):
-    """Clips with their features (N, W, D), classes (N,) and what they were cut from (N,)."""
-
-    windows: Tensor
-    labels: np.ndarray
-    groups: np.ndarray
-
-    def select(self, rows: Sequence[int]) -> "Examples":
-        """Those at some positions."""
-        chosen = np.array(rows, int)
-        return Examples(self.windows[chosen], self.labels[chosen], self.groups[chosen])
-
-
 def probe(data: Labelled, splits: Sequence[Split], frozen: Outputs, device: torch.device) -> dict[str, Any]:
-    """Train and test the classifiers on every split.
-
-    Args:
-        data: The data set; one class for each clip.
-        splits: The splits to judge.
-        frozen: Features (N, W, D) of its clips.
-        device: Device to train VATT's head on.
+    """Train and test the classifiers on every split of the features (N, W, D) of clips with one class each.
 
     Returns:
         {name of a split: figures}, and, where there are several, under "mean" those of all.
@@ -115,27 +96,29 @@ def probe(data: Labelled, splits: Sequence[Split], frozen: Outputs, device: torc
     positions = {row: position for position, row in enumerate(frozen.rows)}
     labels = np.array([data.labels[row][0] for row in frozen.rows])
     groups = np.array([data.sources[row] or storage.same(data.index[row]["video"]) for row in frozen.rows])
-    examples = Examples(frozen.values, labels, groups)
     judged: dict[str, list[Judged]] = {name: [] for name in CLASSIFIERS}
     figures: dict[str, Any] = {}
     for split in splits:
         train, test = (
-            examples.select([positions[row] for row in part if row in positions]) for part in (split.train, split.test)
+            np.array([positions[row] for row in part if row in positions], int) for part in (split.train, split.test)
         )
-        classes = len(np.unique(train.labels))
-        if classes < 2 or not len(test.labels):
+        classes = len(np.unique(labels[train]))
+        if classes < 2 or not len(test):
             raise DataError(
-                f"split {split.name}: of the clips that could be read, {len(train.labels)} of {classes} class(es) are "
-                f"to train on and {len(test.labels)} to test on; two classes and one clip are needed"
+                f"split {split.name}: of the clips that could be read, {len(train)} of {classes} class(es) are "
+                f"to train on and {len(test)} to test on; two classes and one clip are needed"
             )
-        predictions, strength = predict(train, test, len(data.names), device)
-        for name, predicted in predictions.items():
-            judged[name].append(Judged(predicted == test.labels, test.groups))
-        commonest = np.bincount(train.labels).argmax()
+        seen, unseen = frozen.values[train], frozen.values[test]
+        model, strength = logistic(seen.mean(1).numpy(), labels[train], groups[train])
+        head = vatt_head(seen.to(device), torch.from_numpy(labels[train]).to(device), len(data.names))
+        by_head = averaged(head, unseen.to(device)).argmax(1).cpu().numpy()
+        for name, predicted in (("logistic", model.predict(unseen.mean(1).numpy())), ("vatt", by_head)):
+            judged[name].append(Judged(predicted == labels[test], groups[test]))
+        chance = float((labels[test] == np.bincount(labels[train]).argmax()).mean())  # of the commonest class
         figures[split.name] = {
-            "train": len(train.labels),
-            "test": len(test.labels),
-            "chance": float((test.labels == commonest).mean()),
+            "train": len(train),
+            "test": len(test),
+            "chance": chance,
             "C": strength,
             **{name: accuracy(judged[name][-1:]) for name in CLASSIFIERS},
         }
@@ -153,11 +136,9 @@ class Judged(NamedTuple):
 
 
 def accuracy(splits: Sequence[Judged]) -> dict[str, Any]:
-    """The mean accuracy over splits.
+    """The mean accuracy over splits, `top1`, and its 95% `interval` (low, high).
 
-    Returns:
-        `top1`, and its 95% `interval` (low, high): groups of clips are resampled, in all splits alike. What other
-        training clips would do is not in it.
+    Groups of clips are resampled, in all splits alike. What other training clips would do is not in the interval.
     """
     split = np.repeat(np.arange(len(splits)), [len(judged.hits) for judged in splits])
     tested = np.eye(len(splits))[split]  # (n, splits)
@@ -169,38 +150,24 @@ def accuracy(splits: Sequence[Judged]) -> dict[str, Any]:
     return {"top1": float(np.mean([judged.hits.mean() for judged in splits])), "interval": [low, high]}
 
 
-def predict(train: Examples, test: Examples, classes: int, device: torch.device) -> tuple[dict[str, np.ndarray], float]:
-    """Classes of the test clips by each classifier, and the C of the logistic regression."""
-    model, strength = logistic(train.windows.mean(1).numpy(), train.labels, train.groups)
-    by_model = model.predict(test.windows.mean(1).numpy())
-    head = vatt_head(train.windows.to(device), torch.from_numpy(train.labels).to(device), classes)
-    by_head = averaged(head, test.windows.to(device)).argmax(1).cpu().numpy()
-    return {"logistic": by_model, "vatt": by_head}, strength
-
-
 def table(figures: dict[str, dict[str, Any]], data: str) -> str:
     """Markdown table of {model: figures of `probe`}, beside what others report of the data set."""
     rows = [
-        _row(model, classifier, split, figures_of_split)
+        {
+            "model": model,
+            "classifier": classifier,
+            "split": split,
+            "top-1": percent(values[classifier]["top1"]),
+            "95% interval": " to ".join(map(percent, values[classifier]["interval"])),
+            "chance": percent(values["chance"]),
+            "test clips": str(values.get("test", "")),
+        }
         for model, by_split in figures.items()
         for classifier in CLASSIFIERS
-        for split, figures_of_split in by_split.items()
+        for split, values in by_split.items()
     ]
     rows += [
         {"model": row.cited, "classifier": "linear", "split": row.part, "top-1": percent(row.figures["top1"])}
         for row in reported(NAME, data)
     ]
     return markdown(rows)
-
-
-def _row(model: str, classifier: str, split: str, figures: dict[str, Any]) -> dict[str, str]:
-    low, high = figures[classifier]["interval"]
-    return {
-        "model": model,
-        "classifier": classifier,
-        "split": split,
-        "top-1": percent(figures[classifier]["top1"]),
-        "95% interval": f"{percent(low)} to {percent(high)}",
-        "chance": percent(figures["chance"]),
-        "test clips": str(figures.get("test", "")),
-    }

@@ -15,18 +15,15 @@ BLOCK = 1024  # queries at a time: memory grows with the number of items
 
 
 def ranks(queries: Tensor, items: Tensor, tie: float = TIE) -> Tensor:
-    """Rank of each query's own item by cosine similarity, 1-based; ties count against us.
+    """Rank (N,) of each query's own item by cosine similarity, 1-based; ties count against us.
 
     Copies of an item are tied, although float32 rounds their embeddings differently. So all similarities that differ
-    by no more than `tie` count as equal.
+    by no more than `tie` count as equal. An embedding that is not finite ranks last.
 
     Args:
         queries: Embeddings (N, D).
         items: Embeddings (N, D); row n belongs to query n.
         tie: Difference of two cosines that count as equal.
-
-    Returns:
-        Ranks (N,). An embedding that is not finite ranks last.
     """
     queries, items = (F.normalize(x.double(), dim=-1) for x in (queries, items))
     blocks = []
@@ -38,16 +35,9 @@ def ranks(queries: Tensor, items: Tensor, tie: float = TIE) -> Tensor:
 
 
 def evaluate(
-    queries: Tensor, items: Tensor, groups: np.ndarray, seed: int = 0, resamples: int = bootstrap.RESAMPLES
+    queries: Tensor, items: Tensor, groups: np.ndarray, resamples: int = bootstrap.RESAMPLES
 ) -> dict[str, Any]:
-    """Retrieve items by queries.
-
-    Args:
-        queries: Embeddings (N, D).
-        items: Embeddings (N, D); row n belongs to query n.
-        groups: Video of each pair, (N,). Pairs of one video are alike: the bootstrap draws whole videos.
-        seed: Seed of the bootstrap.
-        resamples: Bootstrap samples.
+    """Retrieve items by queries, see `ranks`; the bootstrap draws whole `groups` (N,), the videos of the pairs.
 
     Returns:
         Plain values: `pairs` (N), `median_rank` and `mean_rank` (1-based) and, for K of 1, 5 and 10, the share `R@K` of
@@ -56,7 +46,7 @@ def evaluate(
     """
     rank = ranks(queries, items).numpy()
     hits = rank[:, None] <= np.array(RECALLS)
-    sums = bootstrap.sums(np.column_stack([hits, np.ones(len(rank))]), groups, seed, resamples)
+    sums = bootstrap.sums(np.column_stack([hits, np.ones(len(rank))]), groups, resamples=resamples)
     intervals = [bootstrap.interval(column / sums[:, -1]) for column in sums.T[:-1]]
     return {
         "pairs": len(rank),

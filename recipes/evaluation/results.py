@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,28 +33,17 @@ class EvaluationKeys(RestoreKeys):
 
 @dataclass(frozen=True)
 class Result:
-    """What was evaluated, how, and what came out.
-
-    Attributes:
-        task, data: Name of the task, and of what the checkpoint was evaluated on.
-        checkpoint: Folder of the checkpoint.
-        protocol: How: numbers of windows, splits, the kind of probe ...
-        counts: Numbers of clips, of those skipped or missing ...
-        leakage: What is known of clips that were trained on.
-        figures: The numbers, as the task arranges them; plain values.
-        table: The same as a Markdown table.
-        skipped: The clips that could not be read, and why.
-    """
+    """What was evaluated, how, and what came out; plain values."""
 
     task: str
-    checkpoint: Path
-    data: str
-    protocol: dict[str, Any]
-    counts: dict[str, int]
+    checkpoint: Path  # its folder
+    data: str  # name of what it was evaluated on
+    protocol: dict[str, Any]  # numbers of windows, splits, the kind of probe ...
+    counts: dict[str, int]  # of clips, of those skipped or missing ...
     leakage: Leakage
-    figures: Figures
-    table: str
-    skipped: list[Skipped] = field(default_factory=list)
+    figures: Figures  # as the task arranges them
+    table: str  # the same, in Markdown
+    skipped: list[Skipped]  # the clips that could not be read
 
     @property
     def summary(self) -> str:
@@ -62,28 +51,21 @@ class Result:
         counts = ", ".join(f"{name}: {count}" for name, count in self.counts.items())
         return f"{self.task} on {self.data}; {counts}; {self.leakage.summary}."
 
-    def as_json(self) -> str:
-        """All of it, and the figures that others report on the same data."""
+    def write(self, out: Path) -> None:
+        """Write all of it and the figures that others report as JSON, and the table beside it, ending in .md."""
         facts = asdict(self)
         facts["checkpoint"] = {"folder": str(self.checkpoint), "step": checkpoint.load_facts(self.checkpoint)["step"]}
         facts["reported"] = [row._asdict() for row in reported(self.task, self.data)]
-        return json.dumps(facts, indent=1, ensure_ascii=False)
-
-    def write(self, out: Path) -> None:
-        """Write JSON, and the table beside it, ending in .md."""
-        write_atomically(out, self.as_json())
+        write_atomically(out, json.dumps(facts, indent=1, ensure_ascii=False))
         write_atomically(out.with_suffix(".md"), f"{self.table}\n\n{self.summary}\n")
 
 
 class Reported(NamedTuple):
-    """Figures that a paper reports of a model, under the names that the task uses.
-
-    `part` is a part of the task, a direction of retrieval for example, or "".
-    """
+    """Figures that a paper reports of a model, under the names that the task uses."""
 
     task: str
     data: str
-    part: str
+    part: str  # of the task, a direction of retrieval for example, or ""
     model: str
     figures: dict[str, float]
     source: str
@@ -98,11 +80,9 @@ def reported(task: str, data: str) -> list[Reported]:
     """What others report of a task on a data set."""
     with REPORTED.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["task"], row["data"]) == (task, data)]
-    figures = [{name: float(row[name]) for name in row if row[name] and name not in Reported._fields} for row in rows]
-    return [
-        Reported(task, data, row["part"], row["model"], values, row["source"])
-        for row, values in zip(rows, figures, strict=True)
-    ]
+    named = [{name: row.pop(name) for name in Reported._fields if name in row} for row in rows]
+    figures = [{name: float(value) for name, value in row.items() if value} for row in rows]
+    return [Reported(**names, figures=values) for names, values in zip(named, figures, strict=True)]
 
 
 def percent(share: float | None) -> str:

@@ -28,7 +28,7 @@ from recipes.restore import EmbeddingKeys, Restored, own_data, restore_with
 
 NAME = "retrieval"
 DIRECTIONS = ("text->video", "video->text", "audio->video")
-VOID = 0.5  # chance level from which a recall says nothing: of 20 clips or fewer, 10 are the half
+VOID = 0.5  # chance level from which R@10 says nothing: of 20 clips or fewer, 10 are the half
 WINDOWS = 4  # of a clip of the sets that VATT is evaluated on
 
 
@@ -44,23 +44,14 @@ class Keys(EvaluationKeys, EmbeddingKeys):
 
 
 class RetrievalSet(NamedTuple):
-    """What to retrieve.
+    """What to retrieve."""
 
-    Attributes:
-        name: Name for people, by which to find what others report.
-        index: The clips and their texts.
-        split: Name of the rows, where not all are meant.
-        missing: Number of clips whose files are missing.
-        windows: Windows of each clip, by the protocol.
-        origins: Video that a clip was cut from, by id, where the data set says so.
-    """
-
-    name: str
+    name: str  # for people, by which to find what others report
     index: Dataset
-    split: str | None = None
-    missing: int = 0
-    windows: int = 1
-    origins: Mapping[str, str] | None = None
+    split: str | None = None  # name of the rows, where not all are meant
+    missing: int = 0  # clips without a file
+    windows: int = 1  # of each clip, by the protocol
+    origins: Mapping[str, str] | None = None  # video that a clip was cut from, by id, where the data set says so
 
 
 class Job(NamedTuple):
@@ -73,7 +64,7 @@ class Job(NamedTuple):
 
 
 def prepare(keys: Keys) -> Job:
-    """Load the checkpoint and the lists of the data; see `retrieval_set`, `restore`, `leakage.check`."""
+    """Load the checkpoint and the lists of the data."""
     restored = restore_with(keys)
     data = retrieval_set(keys.data, keys.split, restored.config, restored.tokenizer)
     leaks = leakage.check(restored.folder, data.index, data.origins, keys.allow_leakage)
@@ -108,12 +99,7 @@ def run(keys: Keys) -> Result:
 
 
 def retrieval_set(data: str | None, split: str | None, config: Config, tokenizer: Tokenizer) -> RetrievalSet:
-    """Read MSR-VTT, YouCook2, or whatever else `load_index` reads; None is what the run held out and evaluated.
-
-    Raises:
-        ConfigError: A split of held-out clips.
-        FileNotFoundError, ValueError: See `load_index`.
-    """
+    """Read MSR-VTT, YouCook2, or whatever else `load_index` reads; None is what the run held out and evaluated."""
     if data is None:
         if split is not None:
             raise ConfigError(f"split={split}: what the run held out has no splits; name data=")
@@ -131,14 +117,16 @@ def retrieval_set(data: str | None, split: str | None, config: Config, tokenizer
 
 
 def retrieve(embedded: Embedded, clips: NarratedClips, directions: Sequence[str] = DIRECTIONS) -> dict[str, Figures]:
-    """{direction: figures of `ranking.evaluate`} for the directions in which anything can be retrieved.
+    """{"query->item": figures of `ranking.evaluate`} for the directions in which anything can be retrieved.
 
     Args:
         embedded: The clips that could be read.
         clips: The data set they are of: intervals take clips of one video together.
-        directions: "query->item".
+        directions: Of `DIRECTIONS`.
     """
-    videos = np.array(videos_of(embedded, clips))
+    names: dict[str, str] = {}  # of a video or group: the id of its first clip
+    rows = (clips.place(item)[0] for item in embedded.items)
+    videos = np.array([names.setdefault(unit(row), row["id"]) for row in rows])
     results = {}
     for direction in directions:
         query, item = direction.split("->")
@@ -147,13 +135,6 @@ def retrieve(embedded: Embedded, clips: NarratedClips, directions: Sequence[str]
             queries, items = (embedded.vectors[f"{space}_{modality}"][valid] for modality in (query, item))
             results[direction] = ranking.evaluate(queries, items, videos[valid.numpy()])
     return results
-
-
-def videos_of(embedded: Embedded, clips: NarratedClips) -> list[str]:
-    """The video (or group) that each clip is of, by the id of its first clip."""
-    names: dict[str, str] = {}
-    rows = (clips.index[clips.row((item, 0))] for item in embedded.items)
-    return [names.setdefault(unit(row), row["id"]) for row in rows]
 
 
 def table(results: dict[str, dict[str, Figures]], others: Sequence[Reported] = ()) -> str:
@@ -167,25 +148,15 @@ def table(results: dict[str, dict[str, Figures]], others: Sequence[Reported] = (
 
 def _row(direction: str, model: str, figures: Figures) -> dict[str, str]:
     low, high = figures.get("R@10_interval", (None, None))
+    chance = figures.get("R@10_chance")
+    void = "" if chance is None or chance < VOID else f" (R@10 void: by chance {percent(chance)})"
     return {
         "task": direction,
         "model": model,
         **{f"R@{k}": percent(figures.get(f"R@{k}")) for k in ranking.RECALLS},
         "95% interval of R@10": f"{percent(low)} to {percent(high)}" if low is not None else "",
-        "chance R@10": percent(figures.get("R@10_chance")),
+        "chance R@10": percent(chance),
         "MedR": f"{figures['median_rank']:g}",
         "MeanR": f"{figures['mean_rank']:.1f}" if "mean_rank" in figures else "",
-        "clips": _clips(figures),
+        "clips": f"{figures.get('pairs', '')}{void}",
     }
-
-
-def _clips(figures: Figures) -> str:
-    """How many clips were ranked; among so few that chance alone finds most of them, R@10 says nothing."""
-    pairs = figures.get("pairs", "")
-    return f"{pairs} (R@10 void: by chance {percent(chance)})" if (chance := void(figures)) else str(pairs)
-
-
-def void(figures: Figures) -> float | None:
-    """The R@10 of a random order where it is half or more, so that the figure says nothing; else None."""
-    chance = figures.get("R@10_chance")
-    return chance if chance is not None and chance >= VOID else None

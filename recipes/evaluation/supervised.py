@@ -17,7 +17,7 @@ from recipes.evaluation import labelled, results
 from recipes.evaluation.classifier import Encoder, Loss, classifier
 from recipes.evaluation.labelled import Job, LabelledKeys
 from recipes.evaluation.results import Figures, Result
-from recipes.evaluation.tuning import Tuning, begin, predict, tune
+from recipes.evaluation.tuning import Training, Tuning, predict, tune
 from recipes.files import folders, locks
 from recipes.keys import key
 from recipes.model.build import device_of
@@ -34,25 +34,15 @@ class TuningKeys(Tuning, LabelledKeys):
 
 
 class Task(NamedTuple):
-    """One of the two tasks.
-
-    Attributes:
-        name: Name of the task.
-        modality: "video" or "audio".
-        single: Whether every clip must have exactly one label.
-        loss: Gives the loss for the keys of the task.
-        score: Figures of logits (N, C) and the class numbers of the N clips; plain values.
-        columns: Columns of the table: name, function that writes the figure, and its key.
-        notes: Text below the table, for the data and {split: figures}.
-    """
+    """One of the two tasks."""
 
     name: str
-    modality: str
-    single: bool
+    modality: str  # "video" or "audio"
+    single: bool  # whether every clip must have exactly one label
     loss: Callable[[TuningKeys], Loss]
-    score: Callable[[Tensor, list[list[int]]], Figures]
-    columns: tuple[tuple[str, Callable[[Any], str], str], ...]
-    notes: Callable[[Labelled, dict[str, Figures]], str] = lambda data, figures: ""
+    score: Callable[[Tensor, list[list[int]]], Figures]  # of logits (N, C) and the class numbers of the N clips
+    columns: tuple[tuple[str, Callable[[Any], str], str], ...]  # of the table: name, what writes the figure, its key
+    notes: Callable[[Labelled, dict[str, Figures]], str] = lambda data, figures: ""  # text below the table
 
 
 def complete(keys: TuningKeys) -> TuningKeys:
@@ -61,62 +51,50 @@ def complete(keys: TuningKeys) -> TuningKeys:
     return replace(keys, clip=trained.clip, augment=trained.augment)
 
 
-def prepare(task: Task, keys: TuningKeys) -> Job:
-    """See `labelled.prepare`; refuses also clips that the model cannot take."""
+def prepare(task: Task, keys: TuningKeys) -> tuple[Job, Path]:
+    """See `labelled.prepare`; refuses also clips that the model cannot take. Returns also the folder to work in."""
     job = labelled.prepare(keys, task.name, task.single)
-    typed_keys.check(replace(job.restored.config, clip=keys.clip, augment=keys.augment))
-    return job
+    config = job.restored.config
+    typed_keys.check(replace(config, clip=keys.clip, augment=keys.augment))
+    return job, keys.dir or Path(config.run.dir) / f"{config.run.name}-{task.name}"
 
 
 def plan(task: Task, keys: TuningKeys) -> str:
     """What would be trained and tested, and where."""
-    job = prepare(task, keys)
+    job, folder = prepare(task, keys)
     parts = "a linear head" if keys.frozen else f"the {task.modality} path and a linear head"
-    work = f"would train {parts} for {keys.steps} steps of {keys.batch_size} clips in {folder_of(task, keys, job)}"
+    work = f"would train {parts} for {keys.steps} steps of {keys.batch_size} clips in {folder}"
     return job.plan(f"{work} and test each clip in {keys.windows} window(s) and {keys.crops} crop(s)")
 
 
-def folder_of(task: Task, keys: TuningKeys, job: Job) -> Path:
-    """The folder to work in."""
-    run = job.restored.config.run
-    return keys.dir or Path(run.dir) / f"{run.name}-{task.name}"
-
-
 def run(task: Task, keys: TuningKeys, resume: bool = False) -> Result:
-    """Train and test a classifier on each split; on ``resume``, go on where the work in its folder stopped.
-
-    Raises:
-        ConfigError, OSError, ValueError: The checkpoint, the data or the keys cannot be used.
-        Failure, Interrupted: See `tune`.
-    """
-    job = prepare(task, keys)
-    data, place = job.data, folder_of(task, keys, job)
+    """Train and test a classifier on each split; on ``resume``, go on where the work in its folder stopped."""
+    job, folder = prepare(task, keys)
     figures: dict[str, Figures] = {}
     skipped: list[Skipped] = []
-    with locks.hold(place):
+    with locks.hold(folder):
         if not resume:
-            folders.make(place, "split-*")
+            folders.make(folder, "split-*")
         for split in job.splits:
             restored = restore_with(keys) if figures else job.restored  # every split begins with the checkpoint
-            folder = place / f"split-{split.name}"
-            figures[split.name], unread = on_split(task, keys, restored, data, split, folder, resume)
+            place = folder / f"split-{split.name}"
+            figures[split.name], unread = on_split(task, keys, restored, job.data, split, place, resume)
             skipped += unread
     if len(job.splits) > 1:
         figures["mean"] = mean(list(figures.values()))
     train, test = (sum(len(part) for part in parts) for parts in zip(*(split[1:] for split in job.splits), strict=True))
-    counts = {"train": train, "test": test, "skipped": len(skipped), "classes": len(data.names)}
     result = Result(
         task=task.name,
         checkpoint=job.restored.folder,
         data=job.name or keys.data,
         protocol=keys.protocol(),
-        counts=counts,
+        counts={"train": train, "test": test, "skipped": len(skipped), "classes": len(job.data.names)},
         leakage=job.leakage,
         figures=figures,
         table=table(task, f"{keys.checkpoint}{job.leakage.mark}", job, figures),
         skipped=skipped,
     )
-    result.write(place / "result.json")
+    result.write(folder / "result.json")
     return result
 
 
@@ -132,12 +110,11 @@ def on_split(
     encoder = Encoder(model, task.modality, keys.frozen)
     modules = classifier(encoder, len(data.names), keys.head_dropout, task.loss(keys)).to(device_of(config.train))
     clips = RandomWindows(data.index.select(split.train), keys.clip, task.modality, keys.seed, keys.augment)
-    labels = [data.labels[row] for row in split.train]
     reading = replace(config.data, timeout=keys.timeout)
-    training = begin(modules, clips, labels, keys, folder)
+    training = Training(modules, clips, [data.labels[row] for row in split.train], keys, folder)
     if resume:
         training.load()
-    tune(training, clips, labels, keys, reading)
+    tune(training, reading)
     test = WindowedClips(data.index, keys.clip, task.modality, keys.windows, split.test, keys.crops)
     predictions = predict(modules, test, keys, reading)
     figures = task.score(predictions.values, [data.labels[row] for row in predictions.rows])
@@ -146,13 +123,12 @@ def on_split(
 
 def table(task: Task, model: str, job: Job, figures: dict[str, Figures]) -> str:
     """Markdown table of {split: figures}, beside what others report on the data, and the task's notes."""
-
-    def row(name: str, split: str, values: Figures) -> dict[str, str]:
-        written = {column: write(values[key]) for column, write, key in task.columns if key in values}
-        return {"model": name, "split": split, **written}
-
-    rows = [row(model, split, values) for split, values in figures.items()]
-    rows += [row(paper.cited, "", paper.figures) for paper in results.reported(task.name, job.name)]
+    judged = [(model, split, values) for split, values in figures.items()]
+    judged += [(paper.cited, "", paper.figures) for paper in results.reported(task.name, job.name)]
+    rows = []
+    for name, split, values in judged:
+        written = {column: write(values[figure]) for column, write, figure in task.columns if figure in values}
+        rows.append({"model": name, "split": split, **written})
     return "\n\n".join(filter(None, [results.markdown(rows), task.notes(job.data, figures)]))
 
 

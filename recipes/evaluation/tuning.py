@@ -1,9 +1,8 @@
 """Training of a classifier on labelled clips, which can be interrupted and resumed, and its logits on test clips."""
 
 import json
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,19 +16,18 @@ from recipes.data.sampler import BatchSampler, Source
 from recipes.data.skipped import SKIPPED
 from recipes.data.windows import RandomWindows, WindowedClips, collate
 from recipes.data.workers import Loader
-from recipes.errors import ConfigError, Failure
+from recipes.errors import ConfigError
 from recipes.evaluation.classifier import mixup, multi_hot
-from recipes.evaluation.frozen import Outputs, outputs
+from recipes.evaluation.embedding import Outputs, outputs
 from recipes.files import digest
 from recipes.keys import as_dict, flat, key, section
 from recipes.training import checkpoint
+from recipes.training.endings import Patience, attempt
 from recipes.training.interruption import Interruption
 from recipes.training.journal import Journal
 from recipes.training.precision import forward_in
 from recipes.training.setup import set_learning_rate
 from recipes.training.step import Learner, StepOptions, StepResult, idle_step, train_step
-
-log = logging.getLogger(__name__)
 
 FREE = ("timeout", "log_every", "checkpoint_every", "windows", "crops")  # may change on resume
 PATIENCE = 20  # steps in a row that cannot be taken, before training stops
@@ -73,37 +71,30 @@ class Tuning:
 
 @dataclass
 class Training:
-    """A training of a classifier at some step.
+    """A training of a classifier at some step, by SGD with momentum."""
 
-    Attributes:
-        learner: The classifier {"model", "objective"} with its optimizer.
-        folder: Folder of checkpoints, metrics.jsonl, tensorboard/ and skipped.jsonl.
-        facts: `config` and `data`, which must be the same when the training is resumed.
-        step: Steps so far.
-        skipped_steps: Steps of these that were not taken.
-    """
-
-    learner: Learner
-    folder: Path
-    facts: dict[str, Any]
+    modules: nn.ModuleDict  # the classifier {"model", "objective"}
+    clips: RandomWindows  # to train on
+    labels: Sequence[Sequence[int]]  # class numbers of each clip
+    how: Tuning
+    folder: Path  # of checkpoints, metrics.jsonl, tensorboard/ and skipped.jsonl
     step: int = 0
     skipped_steps: int = 0
+    learner: Learner = field(init=False)
 
-    def save(self, required: bool) -> None:
-        """Write a checkpoint in place of the one before; training goes on without it, unless it is required.
+    def __post_init__(self) -> None:
+        """Make the optimizer, and what tells this training from others in its folder."""
+        torch.manual_seed(self.how.seed)
+        trained = [p for p in self.modules.parameters() if p.requires_grad]
+        self.learner = Learner(self.modules, torch.optim.SGD(trained, lr=self.how.lr, momentum=self.how.momentum))
+        lines = (f"{name} {list(own)}\n" for name, own in zip(self.clips.index["id"], self.labels, strict=True))
+        self.facts = {"config": self.how.fixed(), "data": digest(line.encode() for line in lines)}
 
-        Raises:
-            Failure: It is, and cannot be written.
-        """
-        modules = self.learner.modules
-        tensors = checkpoint.optimizer_tensors(modules, self.learner.optimizer) | checkpoint.random_tensors()
+    def save(self) -> None:
+        """Write a checkpoint in place of the one before."""
+        tensors = checkpoint.optimizer_tensors(self.modules, self.learner.optimizer) | checkpoint.random_tensors()
         facts = self.facts | {"skipped_steps": self.skipped_steps}
-        try:
-            checkpoint.save(self.folder / "checkpoints", self.step, modules, tensors, facts, keep=1)
-        except OSError as error:
-            if required:
-                raise Failure(f"{error}. The checkpoint before is whole: free space, then --resume") from error
-            log.error("%s; training goes on, and the next one is tried", error)
+        checkpoint.save(self.folder / "checkpoints", self.step, self.modules, tensors, facts, keep=1)
 
     def load(self) -> None:
         """Go on from the newest checkpoint, if there is one, as if training had never stopped.
@@ -123,46 +114,27 @@ class Training:
         pairs = [(name, old, wanted.get(name)) for name, old in facts["config"].items()]
         if changed := [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]:
             raise ConfigError(f"{self.folder} was begun with another configuration:\n  " + "\n  ".join(changed))
-        checkpoint.load_weights(newest, self.learner.modules)
-        checkpoint.load_optimizer(newest, self.learner.modules, self.learner.optimizer)
+        checkpoint.load_weights(newest, self.modules)
+        checkpoint.load_optimizer(newest, self.modules, self.learner.optimizer)
         checkpoint.load_random(checkpoint.read_tensors(newest, "random."))
         self.step, self.skipped_steps = facts["step"], facts.get("skipped_steps", 0)
 
 
-def begin(
-    modules: nn.ModuleDict, clips: RandomWindows, labels: Sequence[Sequence[int]], how: Tuning, folder: Path
-) -> Training:
-    """The training of a classifier by SGD with momentum, at its first step."""
-    torch.manual_seed(how.seed)
-    trained = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=how.lr, momentum=how.momentum)
-    lines = (f"{name} {list(numbers)}\n" for name, numbers in zip(clips.index["id"], labels, strict=True))
-    facts = {"config": how.fixed(), "data": digest(line.encode() for line in lines)}
-    return Training(Learner(modules, optimizer), folder, facts)
-
-
-def tune(
-    training: Training, clips: RandomWindows, labels: Sequence[Sequence[int]], how: Tuning, data: DataConfig
-) -> None:
-    """Take the steps of a training that are left.
-
-    Args:
-        training: What `begin` made.
-        clips: Clips to train on.
-        labels: Class numbers of each of them.
-        how: Keys of the training.
-        data: How to read: workers, timeout.
+def tune(training: Training, data: DataConfig) -> None:
+    """Take the steps of a training that are left; `data` says how to read.
 
     Raises:
-        Failure: `PATIENCE` steps in a row could not be taken, or the last checkpoint could not be written.
+        TrainingError: `PATIENCE` steps in a row could not be taken, or the last checkpoint could not be written.
         Interrupted: By a signal; what was done is saved.
     """
-    learner, bad_in_a_row = training.learner, 0
+    learner, how, clips = training.learner, training.how, training.clips
     rate = harmony.schedule.warmup(harmony.schedule.cosine(how.lr, 0.0, max(how.steps - how.warmup, 1)), how.warmup)
     order = BatchSampler([Source(len(clips))], how.batch_size, how.seed, training.step)
     loader = Loader(clips, order, collate, data.workers, data.timeout, data.prefetch_gib)
     device = next(learner.modules.parameters()).device
     journal = Journal(training.folder, how.steps, training.step, True, device)
+    unread = f"{training.folder / SKIPPED} lists clips that could not be read"
+    patience = Patience(PATIENCE, f"{unread}; where the loss is not finite, try a smaller lr than {how.lr:g}.")
     learner.modules.train()
     with Interruption() as interruption:
         with interruption.deferred():
@@ -172,40 +144,33 @@ def tune(
                 journal.skip(batch["skipped"])
                 lr = float(rate(torch.tensor(training.step)))
                 set_learning_rate(learner.optimizer, lr)
-                result = take_step(learner, batch, labels, how, training.step)
+                result = take_step(training, batch)
                 training.step += 1
                 training.skipped_steps += not result.taken
-                bad_in_a_row = 0 if result.taken else bad_in_a_row + 1
                 journal.add(result, len(batch.get("row", [])))
                 last = training.step == how.steps
                 if training.step % how.log_every == 0 or last:
                     journal.write(training.step, lr=lr, skipped_steps=training.skipped_steps)
                 if training.step % how.checkpoint_every == 0 or last:
-                    training.save(required=last)
-                if bad_in_a_row >= PATIENCE:
-                    raise Failure(
-                        f"{bad_in_a_row} steps in a row could not be taken, the last one because {result.reason}; "
-                        f"stopped at step {training.step}. {training.folder / SKIPPED} lists clips that could not be "
-                        f"read; where the loss is not finite, try a smaller lr than {how.lr:g}."
-                    )
+                    attempt(training.save, required=last)
+                patience.count(result, training.step)
             journal.bar.close()
             if training.step < how.steps:
-                training.save(required=True)
+                attempt(training.save, required=True)
         journal.close()
         interruption.advice = f" at step {training.step}: the same command with --resume goes on"
         interruption.stop()
 
 
-def take_step(
-    learner: Learner, batch: dict[str, Any], labels: Sequence[Sequence[int]], how: Tuning, step: int
-) -> StepResult:
+def take_step(training: Training, batch: dict[str, Any]) -> StepResult:
     """Take one step on a batch of `collate`, mixed."""
+    learner, how = training.learner, training.how
     if "raw" not in batch:
         return idle_step(learner, "no clip of the batch could be read")
-    head = learner.modules["objective"].linear
-    targets = multi_hot([labels[row] for row in batch["row"].tolist()], head.out_features).to(head.weight.device)
-    raw = batch["raw"][:, 0].to(head.weight.device)
-    raw, targets = mixup(raw, targets, how.mixup, np.random.default_rng([how.seed, step]))
+    weight = learner.modules["objective"].linear.weight  # (classes, width)
+    targets = multi_hot([training.labels[row] for row in batch["row"].tolist()], len(weight)).to(weight.device)
+    raw = batch["raw"][:, 0].to(weight.device)
+    raw, targets = mixup(raw, targets, how.mixup, np.random.default_rng([how.seed, training.step]))
     clip_norm = None if how.frozen else how.clip_norm
     options = StepOptions(weigh="nothing", precision=how.precision, clip_norm=clip_norm, clip_only="model")
     return train_step(learner, {"raw": raw, "targets": targets}, options)

@@ -43,41 +43,30 @@ def schema(model: ModelConfig, objective: ObjectiveConfig) -> pa.Schema:
 
 
 def table(batches: Sequence[tuple[Sequence[int], Embedded]], clips: NarratedClips, columns: pa.Schema) -> pa.Table:
-    """The rows of some clips.
-
-    Args:
-        batches: Numbers of the clips of each batch, and their embeddings.
-        clips: The data set they were read from.
-        columns: See `schema`.
-    """
+    """The rows of some clips: the numbers of those in each batch, and their embeddings."""
     rows = []
     for batch, embedded in batches:
         positions = {item: position for position, item in enumerate(embedded.items)}
         skipped = iter(embedded.skipped)
         for number in batch:
-            position = positions.get(number)
-            if position is None:
-                outcome = {"error": next(skipped).reason, **dict.fromkeys(MASKS.values(), False)}
+            row, narration = clips.place(number)
+            caption = row["narrations"][narration]["text"] if narration >= 0 else ""
+            about = {"clip": number, "id": row["id"], "video": row["video"], "narration": narration, "caption": caption}
+            if number in positions:
+                outcome = _outcome(embedded, positions[number])
             else:
-                outcome = _outcome(embedded, position)
-            rows.append(_about(clips, number) | outcome)
+                outcome = {"error": next(skipped).reason, **dict.fromkeys(MASKS.values(), False)}
+            rows.append(about | outcome)
     return pa.Table.from_pylist(rows, columns)
 
 
-def _about(clips: NarratedClips, number: int) -> dict[str, Any]:
-    row, narration = clips.place(number)
-    caption = row["narrations"][narration]["text"] if narration >= 0 else ""
-    return {"clip": number, "id": row["id"], "video": row["video"], "narration": narration, "caption": caption}
-
-
 def _outcome(embedded: Embedded, position: int) -> dict[str, Any]:
-    """Masks, windows and vectors of a clip that could be read."""
+    """Windows, masks and vectors of a clip that could be read."""
     valid = {"video": True, "audio": bool(embedded.audio_valid[position]), "text": bool(embedded.text_valid[position])}
     vectors = {
         name: vector[position].numpy() for name, vector in embedded.vectors.items() if valid[name.partition("_")[2]]
     }
-    masks = {MASKS[modality]: value for modality, value in valid.items()}
-    return {"starts": embedded.starts[position].tolist()} | masks | vectors
+    return {"starts": embedded.starts[position].tolist()} | {MASKS[name]: valid[name] for name in valid} | vectors
 
 
 def write_safetensors(tables: Callable[[], Iterator[pa.Table]], count: int, schema: pa.Schema, out: Path) -> None:
@@ -92,23 +81,34 @@ def write_safetensors(tables: Callable[[], Iterator[pa.Table]], count: int, sche
         schema: Schema of the tables, with facts in its metadata.
         out: The file; the lines go to the same name, ending in .jsonl.
     """
-    fields = [*filter(_is_vector, schema), *filter(_is_mask, schema)]  # single bytes last: aligned
+    widths = {field.name: field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)}
+    shapes = {name: ([count, width], "F32", 4) for name, width in widths.items()}
+    shapes |= {name: ([count], "BOOL", 1) for name in MASKS.values()}  # single bytes last: aligned
     header: dict[str, Any] = {"__metadata__": {KEY.decode(): schema.metadata[KEY].decode()}}
     end = 0
-    for field in fields:
-        shape, kind, size = ([count, field.type.list_size], "F32", 4) if _is_vector(field) else ([count], "BOOL", 1)
+    for name, (shape, kind, size) in shapes.items():
         begin, end = end, end + size * math.prod(shape)
-        header[field.name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    rest = [field.name for field in schema if field not in fields]
+    rest = [name for name in schema.names if name not in shapes]
     with replacing(out) as temporary, replacing(out.with_suffix(".jsonl")) as lines:
         with temporary.open("wb") as file:
             file.write(struct.pack("<Q", len(head)) + head)
-            file.writelines(_dense(table.column(field.name), field).tobytes() for field in fields for table in tables())
+            file.writelines(_dense(table.column(name), widths.get(name)) for name in shapes for table in tables())
         with lines.open("w", encoding="utf-8") as file:
             rows = (row for table in tables() for row in table.select(rest).to_pylist())
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _dense(column: pa.ChunkedArray, width: int | None) -> bytes:
+    """The bytes of a mask, or of vectors of a width: zero where they are null."""
+    array = column.combine_chunks()
+    if width is None:
+        return array.to_numpy(zero_copy_only=False).astype(np.bool_).tobytes()
+    dense = np.zeros((len(array), width), np.float32)
+    dense[array.is_valid().to_numpy(zero_copy_only=False)] = array.flatten().to_numpy().reshape(-1, width)
+    return dense.tobytes()  # flatten leaves the nulls out
 
 
 def facts_of(out: Path) -> dict[str, Any] | None:
@@ -123,22 +123,3 @@ def facts_of(out: Path) -> dict[str, Any] | None:
     except (OSError, SafetensorError, pa.ArrowException, KeyError, ValueError):
         return None
     return facts
-
-
-def _dense(column: pa.ChunkedArray, field: pa.Field) -> np.ndarray:
-    """A column of vectors, zero where they are null, or a mask."""
-    array = column.combine_chunks()
-    if _is_mask(field):
-        return array.to_numpy(zero_copy_only=False).astype(np.bool_)
-    valid = array.is_valid().to_numpy(zero_copy_only=False)
-    dense = np.zeros((len(array), field.type.list_size), np.float32)
-    dense[valid] = array.flatten().to_numpy().reshape(-1, field.type.list_size)  # flatten leaves the nulls out
-    return dense
-
-
-def _is_vector(field: pa.Field) -> bool:
-    return pa.types.is_fixed_size_list(field.type)
-
-
-def _is_mask(field: pa.Field) -> bool:
-    return field.name in MASKS.values()

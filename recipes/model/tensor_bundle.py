@@ -33,15 +33,7 @@ class TensorBundle:
     """The tensors of a checkpoint, read one by one."""
 
     def __init__(self, prefix: str | Path):
-        """Read the index.
-
-        Args:
-            prefix: The path without `.index`.
-
-        Raises:
-            FileNotFoundError: The index is missing.
-            ValueError: The index is damaged or of another format.
-        """
+        """Read the index `PREFIX.index`; a ValueError if it is damaged or of another format."""
         self.prefix = Path(prefix)
         path = self.prefix.with_name(f"{self.prefix.name}.index")
         if not path.is_file():
@@ -58,12 +50,7 @@ class TensorBundle:
         return {name: tuple(dim.size for dim in entry.shape.dim) for name, entry in self.entries.items()}
 
     def tensor(self, name: str) -> np.ndarray:
-        """Read a tensor.
-
-        Raises:
-            KeyError: No tensor has this name.
-            ValueError: It has another type, is cut in parts, or its bytes do not match their checksum.
-        """
+        """Read a tensor; a KeyError if there is none of this name, a ValueError if it cannot be read."""
         entry = self.entries[name]
         if entry.dtype not in TYPES or entry.slices:
             raise ValueError(f"{self.prefix}: {name} has the type {entry.dtype}, or is cut in slices: it is not read")
@@ -81,11 +68,9 @@ def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = data[-FOOTER:]
     if len(footer) < FOOTER or struct.unpack("<Q", footer[-8:])[0] != MAGIC:
         raise ValueError("it does not end with the mark of a table")
-    position = 0
-    for _ in range(2):  # past the place of the meta index
-        _, position = read_varint(footer, position)
-    for _, handle in _block(data, *_handle(footer, position)):
-        yield from _block(data, *_handle(handle, 0))
+    _, _, *index, _ = _varints(footer, 0, 4)  # behind the place of the meta index
+    for _, place in _block(data, *index):
+        yield from _block(data, *_varints(place, 0, 2)[:2])
 
 
 def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
@@ -98,16 +83,17 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     restarts = struct.unpack("<I", block[-4:])[0]
     end, position, key = len(block) - 4 * (restarts + 1), 0, b""
     while position < end:
-        shared, position = read_varint(block, position)
-        own, position = read_varint(block, position)
-        length, position = read_varint(block, position)
+        shared, own, length, position = _varints(block, position, 3)
         key = key[:shared] + block[position : position + own]
         position += own
         yield key, block[position : position + length]
         position += length
 
 
-def _handle(data: bytes, position: int) -> tuple[int, int]:
-    """Offset and size of a block."""
-    offset, position = read_varint(data, position)
-    return offset, read_varint(data, position)[0]
+def _varints(data: bytes, position: int, count: int) -> list[int]:
+    """So many numbers, and the position after them."""
+    numbers = []
+    for _ in range(count):
+        number, position = read_varint(data, position)
+        numbers.append(number)
+    return [*numbers, position]

@@ -1,6 +1,7 @@
 """Mixed clips, smoothed labels, squares of a clip, and a model on larger clips: each against a plain computation."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from recipes.config import ClipFormat, ModelConfig
 from recipes.data.augment import center, squares
-from recipes.evaluation.classifier import Encoder, classifier, mixup, multi_hot, multi_label_loss, single_label_loss
+from recipes.evaluation import finetune
+from recipes.evaluation.classifier import Encoder, classifier, mixup, multi_hot, multi_label_loss
 from recipes.model.positions import fit_positions
 from recipes.model.vatt import VATT
 
@@ -39,7 +41,7 @@ def test_losses_are_their_definitions() -> None:
     soft = targets / targets.sum(1, keepdim=True)
     smoothed = 0.9 * soft + 0.1 / 7
     expected = -(smoothed * logits.log_softmax(1)).sum(1)
-    assert torch.allclose(single_label_loss(logits, soft, 0.1), expected, rtol=1e-5)
+    assert torch.allclose(finetune.loss(SimpleNamespace(label_smoothing=0.1))(logits, soft), expected, rtol=1e-5)
     p = logits.sigmoid()
     expected = -(targets * p.log() + (1 - targets) * (1 - p).log()).sum(1)
     assert torch.allclose(multi_label_loss(logits, targets), expected, rtol=1e-5)

@@ -22,7 +22,7 @@ from recipes.errors import DataError
 from recipes.evaluate import main
 from recipes.evaluation import linear
 from recipes.evaluation.disjoint import check_disjoint
-from recipes.evaluation.frozen import Outputs
+from recipes.evaluation.embedding import Outputs
 from recipes.evaluation.probe import Judged, accuracy, probe
 from recipes.evaluation.probe import features as frozen_features
 from recipes.restore import restore
@@ -170,8 +170,9 @@ def test_the_head_is_linear_and_probabilities_are_averaged() -> None:
     labels = np.arange(40) % 4
     windows = features(labels, 4.0, rng).values
     head = linear.vatt_head(windows, torch.from_numpy(labels), 4)
-    weight = (head.wide.weight @ head.narrow.weight).detach().double().numpy()
-    bias = (head.wide.weight @ head.narrow.bias + head.wide.bias).detach().double().numpy()
+    narrow, _, wide = head
+    weight = (wide.weight @ narrow.weight).detach().double().numpy()
+    bias = (wide.weight @ narrow.bias + wide.bias).detach().double().numpy()
     for clip, probabilities in zip(windows.double().numpy(), linear.averaged(head, windows), strict=True):
         powers = [np.exp(weight @ window + bias) for window in clip]
         assert probabilities.numpy() == pytest.approx(np.mean([p / p.sum() for p in powers], axis=0), abs=1e-5)

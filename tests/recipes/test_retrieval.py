@@ -115,8 +115,8 @@ def test_windows_are_averaged(checkpoint: Path, youcook2: Path) -> None:
     found = embed(modules, clips, config.evaluate.batch_size, config.data)
     assert found.starts.shape == (len(clips), 4) and not found.skipped
     ends = dict(zip(index["id"], zip(index["start"], index["end"], strict=True), strict=True))
-    for name, starts in zip(found.ids, found.starts, strict=True):
-        first, last = ends[name]
+    for item, starts in zip(found.items, found.starts, strict=True):
+        first, last = ends[clips.place(item)[0]["id"]]
         assert starts.min() >= first and starts.max() + config.clip.seconds <= last + 1e-6
     for i, item in enumerate(found.items):
         singles = [clips[item, window] for window in range(4)]
@@ -141,7 +141,7 @@ def test_of_a_clip_with_a_broken_window_there_is_nothing(checkpoint: Path, msrvt
     clips = EvalClips(load_index(tmp_path / "m.jsonl"), tokenizer, config.clip, 4)
     assert {type(clips[0, window]) for window in range(4)} == {Clip, Skipped}
     found = embed(modules, clips, config.evaluate.batch_size, config.data)
-    assert found.ids == ["good"] and found.items == [1] and [skipped.id for skipped in found.skipped] == ["cut"]
+    assert found.items == [1] and [skipped.id for skipped in found.skipped] == ["cut"]
 
 
 def test_sound_is_averaged_over_the_windows_that_have_it(checkpoint: Path, tmp_path: Path) -> None:

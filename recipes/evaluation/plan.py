@@ -178,21 +178,16 @@ def memory_needed(config: Config, modules: nn.ModuleDict) -> dict[str, int]:
 
 def blank_clip(clip: ClipFormat, device: torch.device) -> dict[str, Tensor]:
     """A batch of one clip without content, as the model takes it."""
-    if clip.inputs == "features":
-        video, audio = torch.zeros(1, clip.frames, youtube8m.RGB), torch.zeros(1, clip.frames, youtube8m.AUDIO)
-    else:
-        video = torch.zeros(1, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
-        audio = torch.zeros(1, clip.samples)
-    tensors = {
-        "video": video,
-        "audio": audio,
-        "text": torch.ones(1, clip.narrations, clip.words, dtype=torch.int64),
-        "audio_valid": torch.ones(1, dtype=torch.bool),
-        "text_valid": torch.ones(1, clip.narrations, dtype=torch.bool),
-        "text_key": torch.ones(1, clip.narrations, dtype=torch.int64),
-        "index": torch.zeros(1, dtype=torch.int64),
-    }
-    return {name: t.to(device) for name, t in tensors.items()}
+    with device:
+        if clip.inputs == "features":
+            video, audio = torch.zeros(1, clip.frames, youtube8m.RGB), torch.zeros(1, clip.frames, youtube8m.AUDIO)
+        else:
+            video = torch.zeros(1, clip.frames, clip.size, clip.size, 3, dtype=torch.uint8)
+            audio = torch.zeros(1, clip.samples)
+        key = torch.ones(1, clip.narrations, dtype=torch.int64)
+        text, index = torch.ones(1, clip.narrations, clip.words, dtype=torch.int64), torch.zeros_like(key[:, 0])
+    clips = {"video": video, "audio": audio, "text": text, "text_key": key, "index": index}
+    return clips | {"audio_valid": index == 0, "text_valid": key > 0}
 
 
 def activation_bytes(model: nn.Module, inputs: dict[str, Tensor], precision: str) -> int:

@@ -48,14 +48,14 @@ def unfinished(folder: Path) -> Path:
 
 
 def begin(folder: Path) -> None:
-    """Make the `unfinished` folder; what a crash has left of an earlier one goes."""
+    """Make the `unfinished` folder; what a crash has left of an earlier one is removed."""
     for left_over in (unfinished(folder), _before(folder)):
         shutil.rmtree(left_over, ignore_errors=True)
     unfinished(folder).mkdir(parents=True)
 
 
 def finish(folder: Path) -> None:
-    """Give the `unfinished` folder its name; at no moment is there neither the one before nor the new one."""
+    """Give the `unfinished` folder its name; the one before is beside it until then."""
     if folder.exists():
         os.replace(folder, _before(folder))
     os.replace(unfinished(folder), folder)

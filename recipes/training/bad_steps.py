@@ -54,7 +54,7 @@ def dump(
         folder: The run's folder.
         step: Number of the step.
         result: What the step saw, the same in every process.
-        modules: {"model", "objective"}, the gradients of the step in ``.grad``.
+        modules: The gradients of the step are in ``.grad``.
         batch: This process's clips, as `collate` gives them.
         processes: All of which have to call this.
 
@@ -68,9 +68,9 @@ def dump(
     facts = {"step": step, "reason": result.reason, "clips": processes.collect(_clips(batch))}
     facts |= {"loss": result.numbers, "terms": result.terms, "cosines": result.cosines}
     trained = ((name, p) for name, p in modules.named_parameters() if p.requires_grad)
-    norms = {name: {"norm": _norm(p), "gradient_norm": _norm(p.grad)} for name, p in trained}
+    facts["parameters"] = {name: {"norm": _norm(p), "gradient_norm": _norm(p.grad)} for name, p in trained}
     texts = {
-        "facts.json": json.dumps(_plain(facts | {"parameters": norms}), indent=1, ensure_ascii=False),
+        "facts.json": json.dumps(_plain(facts), indent=1, ensure_ascii=False),
         "README.txt": README.format(step=step, reason=result.reason, checkpoint=str(folder), place=str(place)),
     }
     unfinished = folders.unfinished(place)

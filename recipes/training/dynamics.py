@@ -76,7 +76,7 @@ class Dynamics(NamedTuple):
     intervals: tuple[Interval, ...] = ()
 
     def add(self, step: int, cosines: Cosines, most: int = MOST) -> "Dynamics":
-        """With the cosines of one step, counted from 1, in at most so many intervals."""
+        """Add the cosines of a step, counted from 1; returns new dynamics of at most ``most`` intervals."""
         seen = {name: seen_in(*measured) for name, measured in cosines.items()}
         seen = {name: s for name, s in seen.items() if s.moments.number > 0}
         return self.merge(Dynamics(1, (Interval(step, step, seen),)), most) if seen else self
@@ -87,7 +87,7 @@ class Dynamics(NamedTuple):
         return Dynamics(length, _merged(self.intervals + other.intervals, length)).at_most(most)
 
     def at_most(self, most: int) -> "Dynamics":
-        """With intervals that are doubled in length until there are at most so many."""
+        """Make intervals twice as long until there are at most so many; returns new dynamics."""
         length, intervals = self
         while len(intervals) > most:
             length *= 2

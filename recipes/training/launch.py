@@ -27,7 +27,7 @@ def meeting(store: Store, rank: int, world: int, patience: timedelta) -> str:
     the meeting. It goes on until all have come: a name may be that of a process that has died since.
 
     Raises:
-        RuntimeError: Some did not come, however long the patience.
+        RuntimeError: Some did not come in time.
     """
     own = uuid4().hex
     if rank > 0:

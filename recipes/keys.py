@@ -182,7 +182,13 @@ def as_yaml(config: Any) -> str:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """Nested dictionaries of plain values."""
-    return asdict(config, dict_factory=lambda pairs: {k: str(v) if isinstance(v, Path) else v for k, v in pairs})
+    return asdict(config, dict_factory=lambda pairs: {name: _plain(value) for name, value in pairs})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

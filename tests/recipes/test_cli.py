@@ -10,6 +10,7 @@ import pytest
 
 from recipes import cli
 from recipes.errors import Failure, Interrupted
+from recipes.figures.command import main as figures
 from recipes.keys import key, section
 
 
@@ -117,6 +118,14 @@ def test_a_reader_that_has_enough_ends_the_command_quietly():
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()  # as `| head` does
         assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_lists_are_not_empty_and_paths_in_them_plain_text(capsys):
+    assert figures(["detection", "scores=[]", "truth=t", "out=o"]) == 2
+    assert "scores=[] names no table" in capsys.readouterr().err
+    assert figures(["dynamics", "runs=[]"]) == 2 and "runs=[] names no run" in capsys.readouterr().err
+    assert figures(["detection", "--dry-run", "scores=[a,b]", "truth=t", "out=o"]) == 2
+    assert "scores:\n- a\n- b\n" in capsys.readouterr().out
 
 
 def test_the_exit_status_is_what_the_work_says():

@@ -274,6 +274,10 @@ def _sentence(error: Exception, key: str = "") -> str:
     first = (str(error).splitlines() or [type(error).__name__])[0]
     if section := re.search(r"is not a subclass of (\w+)", first):
         first = f"expected keys of its own ({section[1]}), as in {name}.KEY=value"
+    elif "is not a ListConfig" in first:
+        first = f"expected a list, as in {name}=[A,B]"
+    elif first.startswith("Incompatible value 'None'"):
+        first = "expected a value, not null"
     return f"key {str(name)!r}: {first}" if name else first
 
 

@@ -49,6 +49,8 @@ def test_keys_come_from_a_file_and_then_from_the_command_line(tmp_path):
         (["checkpoint=a", "mode=slow"], "mode.*'fast', 'exact'"),
         (["checkpoint=a", "inner.share=2"], "inner.share=2.0 must be at most 1"),
         (["checkpoint=a", "sizes=[3,0]"], "sizes=0 must be at least 1"),
+        (["checkpoint=a", "sizes=3"], r"key 'sizes': expected a list, as in sizes=\[A,B\]"),
+        (["checkpoint=a", "mode=null"], "key 'mode': expected a value, not null"),
         (["checkpoint=a", "limit=0"], "limit=0 must be more than 0"),
         (["checkpoint=a", "limit=inf"], "limit"),
         (["checkpoint=a", "inner.share=nan"], "must be a finite number"),

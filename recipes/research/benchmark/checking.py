@@ -34,10 +34,7 @@ class Checker:
             self.tolerance = NOISE * self._gradient_error(exact)
 
     def check(self, contestant: Contestant, workload: Workload) -> tuple[float, float | None]:
-        """Relative errors of the gradient and of the Gram blocks, None if there is nothing to compare with.
-
-        A WrongAnswer is raised if one of the two is above the tolerance.
-        """
+        """Relative errors of gradient and Gram blocks (None: no reference); a WrongAnswer above the tolerance."""
         outcome = self._take(contestant, workload)
         gradient = self._gradient_error(outcome)
         if not gradient <= self.tolerance:

@@ -102,16 +102,8 @@ def run(settings: LoaderKeys) -> None:
 def measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Read training batches, in this process on one thread, and send one from a worker.
 
-    Args:
-        config: The recipe; the size of its batches, its clips and its data count.
-        rounds: Each is one batch, and `SENT` that are sent.
-
-    Returns:
-        Seconds per clip of each round, by stage, and counts: clips per batch, bytes per clip, clips that were read, and
-        those of them that could not be.
-
-    Raises:
-        DataError: No clip of the first batch can be read.
+    Each round is one batch, and `SENT` that are sent. Returned are the seconds per clip of each round, by stage, and
+    counts: clips per batch, bytes per clip, clips that were read, and those of them that could not be.
     """
     train, _, sources = train_and_test(config)
     tokenizer = vocabulary.build(captions(train), config.data.vocabulary)

@@ -140,11 +140,7 @@ class Trainer:
         return random_clips(self.clip, self.words, size)
 
     def step(self, batch: dict[str, Tensor]) -> None:
-        """Train on a batch.
-
-        Raises:
-            RuntimeError: The step was not taken, and why.
-        """
+        """Train on a batch; a RuntimeError says why the step was not taken."""
         result = train_step(self.learner, model_inputs(batch, self.device), self.options)
         if not result.taken:
             raise RuntimeError(f"a step was not taken: {result.reason}")

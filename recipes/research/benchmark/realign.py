@@ -45,22 +45,14 @@ class RealignKeys(DeviceKeys):
 
 @dataclass
 class Result(Timing):
-    """What was measured of one method of `harmony.realign` in one version.
-
-    Attributes:
-        case: The size.
-        who: Whose version.
-        timed: Samples that were timed; the seconds are scaled up from them to the whole batch.
-        deviation: Relative difference of its weights from ours: the worst sample's, or the median.
-        note: What the table says of the deviation.
-    """
+    """What was measured of one method of `harmony.realign` in one version."""
 
     case: Case
     method: str
-    who: str
-    timed: int
-    deviation: float | None = None
-    note: str = ""
+    who: str  # whose version
+    timed: int  # samples; the seconds are scaled up from them to the whole batch
+    deviation: float | None = None  # relative, of its weights from ours: the worst sample's, or the median
+    note: str = ""  # on the deviation
 
 
 def run(keys: RealignKeys) -> None:

@@ -23,14 +23,7 @@ TARGET = 0.3  # cosine that GradVac aims at
 
 @dataclass(frozen=True)
 class Case:
-    """One size.
-
-    Attributes:
-        batch: Samples B.
-        losses: Losses K.
-        device: "cpu" or "cuda".
-        dtype: Of gradients and Gram blocks.
-    """
+    """One size: samples B and losses K, and where and in what they are computed."""
 
     batch: int
     losses: int
@@ -94,11 +87,7 @@ class Peer:
     why: str = ""
 
     def over(self, case: Case) -> Weigh:
-        """The function, sample by sample.
-
-        Raises:
-            ImportError: TorchJD, or a solver that it needs, is not installed.
-        """
+        """The function, sample by sample; an ImportError if TorchJD or a solver that it needs is not installed."""
         return partial(each, self.make(_torchjd(), case))
 
     def inputs(self, gradients: Tensor, gram: Tensor) -> Tensor:
@@ -158,13 +147,9 @@ def each(peer: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
 
 
 def check(name: str, case: Case) -> tuple[float | None, str]:
-    """Difference of a peer's weights from ours on a few samples of a case, in float64.
+    """Relative difference of a peer's weights from ours on a few samples, in float64, and a note for the table.
 
-    Returns:
-        The relative difference, None if the two cannot be compared; and a note for the table.
-
-    Raises:
-        WrongAnswer: It is above the tolerance.
+    It is None if the two cannot be compared; a WrongAnswer if it is above the tolerance.
     """
     peer = PEERS[name]
     if peer.exact == "never" or (peer.exact == "two" and case.losses > 2):
@@ -191,11 +176,7 @@ def check(name: str, case: Case) -> tuple[float | None, str]:
 
 
 def compiled(own: Weigh, gram: Tensor) -> Weigh:
-    """A method through `torch.compile`, after its first call.
-
-    Raises:
-        WrongAnswer: It gives other weights then.
-    """
+    """A method through `torch.compile`, after its first call; a WrongAnswer if its weights change."""
     fast = torch.compile(own, dynamic=False)
     expected = own(gram)
     error = float((fast(gram) - expected).norm() / expected.norm())

@@ -66,11 +66,7 @@ def run(settings: StartupKeys) -> None:
 
 
 def measure(recipe: Config, videos: int, narrations: int) -> Phases:
-    """The phases of a dry run on so many videos.
-
-    Raises:
-        Failure: The dry run failed.
-    """
+    """The phases of a dry run on so many videos."""
     with tempfile.TemporaryDirectory() as place:
         folder = write_index(Path(place) / "howto100m", videos, narrations)
         data = replace(recipe.data, manifest=str(folder), sources={}, test=None)

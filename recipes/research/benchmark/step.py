@@ -85,11 +85,7 @@ def run(keys: StepKeys) -> None:
 
 
 def sweep(keys: StepKeys) -> tuple[Spec, list[Spec]]:
-    """The base point, and all points in the order of their cost: each axis is swept with the others at the base.
-
-    Raises:
-        WorkloadError: A size that the workload does not have.
-    """
+    """The base point, and all points in the order of their cost: each axis is swept with the others at the base."""
     start = default(keys.workload)
     axes = dict(SWEEPS[keys.workload])
     asked = {name: value for name in (*SWEPT, "layers", "heads") if (value := getattr(keys, name))}
@@ -110,8 +106,8 @@ def measure(
 ) -> list[Result]:
     """Check and time contestants, and the plain step, at one point; one result per contestant and spec.
 
-    A second spec, compiled, runs beside the first in the same rounds. In each round, everybody takes a step on the same
-    fresh batch. ``advance`` is called after the check, the warm-up and each round, ``repeats + 2`` times.
+    A compiled spec runs beside the first in the same rounds, on the same batches. ``advance`` is called after the
+    check, the warm-up and each round, ``repeats + 2`` times.
     """
     workloads = [build(spec) for spec in specs]
     checker = Checker(workloads[0])

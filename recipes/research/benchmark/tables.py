@@ -42,13 +42,7 @@ def _cell(value: Any) -> Any:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> list[str]:
-    """Lines of a Markdown table.
-
-    Args:
-        head: Names of the columns.
-        rows: Their cells; a row may be shorter than the head.
-        words: Columns that hold words, to the left; the others hold numbers, to the right.
-    """
+    """Lines of a Markdown table; the columns ``words`` go to the left, and a row may be shorter than the head."""
     rules = ["---" if place in words else "---:" for place in range(len(head))]
     cells = [[*(cell.replace("|", "\\|") for cell in row), *[""] * (len(head) - len(row))] for row in rows]
     return [f"| {' | '.join(head)} |", f"|{'|'.join(rules)}|", *(f"| {' | '.join(row)} |" for row in cells)]

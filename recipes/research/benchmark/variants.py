@@ -121,19 +121,11 @@ def resume(folder: Path) -> Training:
 
 
 def compare(training: Training, points: list[int], batches: int) -> list[dict[str, Any]]:
-    """Train plainly and compare all variants with the exact cosines on the way.
+    """Train plainly and compare all variants with the exact cosines at some steps, in order; returns records.
 
-    The comparison uses the same few batches at every point, without dropout and DropToken, so that every variant reads
-    the same function; the losses stage is as in training.
-
-    Args:
-        training: Where to begin.
-        points: Steps at which to compare, in order.
-        batches: Batches to compare on; their samples are pooled.
-
-    Returns:
-        Records {"step", "variant", "samples", "mean", "negative", and for each exact reading "rank_..." (Spearman's
-        correlation) and "sign_..." (share of equal signs)}.
+    The same few batches are used at every point, without dropout and DropToken, so that every variant reads the same
+    function; the losses stage is as in training. ``rank_...`` is Spearman's correlation with an exact reading, and
+    ``sign_...`` the share of equal signs.
     """
     config, seed, device = training.config, training.config.train.seed, device_of(training.config.train)
     config.harmonize, config.gram.every = "none", 0

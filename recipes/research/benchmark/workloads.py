@@ -105,11 +105,7 @@ class Workload:
 
 
 def build(spec: Spec) -> Workload:
-    """The workload of a spec, with the same random weights every time.
-
-    Raises:
-        WorkloadError: A size it cannot have, or a package that it needs and that is not installed.
-    """
+    """The workload of a spec, with the same random weights every time."""
     if spec.width % spec.heads:
         raise WorkloadError(f"width {spec.width} is not a multiple of {spec.heads} heads: choose width= or heads=")
     torch.manual_seed(0)

@@ -61,15 +61,7 @@ def fuzz_all(settings: FuzzKeys) -> int:
 
 
 def fuzz(kind: str, cases: list[Case], workers: int, folder: Path, until: float) -> Counter[str]:
-    """Try cases of one kind; count their verdicts and print the failures.
-
-    Args:
-        kind: A name of `KINDS`.
-        cases: The cases.
-        workers: Processes.
-        folder: Where the inputs are made.
-        until: Time, by `time.monotonic`, after which no case is begun.
-    """
+    """Try cases of one kind until a time by `time.monotonic`; count their verdicts and print the failures."""
     KINDS[kind].make(folder / kind)
     counts: Counter[str] = Counter()
 

@@ -42,15 +42,10 @@ MEDIA = (  # encoder of pictures, of sound, container
 
 
 class Kind(NamedTuple):
-    """Inputs of one kind.
+    """Inputs of one kind."""
 
-    Attributes:
-        make: Writes whole ones into a folder, which is not there yet.
-        use: Takes that folder, one to write damaged inputs to, and randomness; uses them as a user would.
-    """
-
-    make: Callable[[Path], None]
-    use: Callable[[Path, Path, np.random.Generator], None]
+    make: Callable[[Path], None]  # writes whole ones into a folder, which is not there yet
+    use: Callable[[Path, Path, np.random.Generator], None]  # that folder, one to write to, randomness
 
 
 def nothing(folder: Path) -> None:
@@ -160,10 +155,7 @@ def use_shards(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
 
 # ------------------------------------------------------------------------------------------------------ configurations
 def use_configurations(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
-    """Load the keys of a command from damaged YAML or from strange overrides; what loads is saved and loaded again.
-
-    Nothing but a ConfigError may come of it.
-    """
+    """Load keys from damaged YAML or strange overrides, and once more; only a ConfigError may come of it."""
     kind = pick_one((Config, SoakKeys, StepKeys, ScalingKeys), rng)
     path, overrides = None, []
     match rng.integers(3):

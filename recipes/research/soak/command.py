@@ -68,11 +68,7 @@ def run(settings: SoakKeys) -> int:
 
 
 def prepare(recipe: Config, out: Path, share: float) -> tuple[Config, dict[str, str]]:
-    """Write shards some of whose videos are broken, and the configuration of a run on them.
-
-    Returns:
-        The configuration, and what was done to which id.
-    """
+    """Write partly broken shards, and the configuration of a run on them; returns it, and the damage by id."""
     data = recipe.data.manifest or str(procedural_corpus(recipe.corpus))
     test = recipe.data.test or str(Path(data) / "test.jsonl")
     shards = out / SHARDS

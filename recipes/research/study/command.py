@@ -25,11 +25,7 @@ from recipes.research.study.train import train
 
 
 def run(study: StudyConfig) -> int:
-    """Run what is missing and report; or run one row again and compare it with the table.
-
-    Returns:
-        1 if the numbers of the row differ from the table, else 0.
-    """
+    """Run what is missing and report; or run one row again and compare it with the table, 1 if the numbers differ."""
     torch.set_num_threads(1)  # the last digit of a sum over several threads differs from machine to machine
     if study.row is not None:
         return compare_row(study, Row.parse(study.row))
@@ -71,11 +67,7 @@ def compare_row(study: StudyConfig, row: Row) -> int:
 
 
 def run_row(study: StudyConfig, row: Row) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run one row; the same numbers at every call.
-
-    Returns:
-        Its line of runs.csv, and its lines of curves.csv.
-    """
+    """Run one row: its line of runs.csv, and its lines of curves.csv. The same numbers at every call."""
     cell, config = study.cells[row.cell], study.world(row.cell)
     world = make_world(config, row.seed)
     noisy = corrupt(world.train, cell.kind, cell.share, world.rare, row.seed)

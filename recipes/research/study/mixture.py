@@ -21,10 +21,7 @@ class MixtureState(NamedTuple):
 def mixture(clips: int, every: int, warmup: int) -> harmony.Transform:
     """Weigh each pair by the posterior of the component with the smaller mean; each loss has its own mixture.
 
-    Args:
-        clips: N, the number of clips; their ids are 0 to N - 1.
-        every: Steps between two fits, for example an epoch.
-        warmup: Steps before the first fit, in which all weights are one.
+    All weights are one during the warm-up; then it is fitted ``every`` so many steps. Ids of clips are 0 to N - 1.
 
     References:
         Li et al., DivideMix, 2020 (arXiv:2002.07394), section 3.1; Huang et al., Learning with Noisy Correspondence,

@@ -27,11 +27,7 @@ Band = dict[float, list[float]]  # a value for each seed, by x
 
 
 def draw(study: StudyConfig, results: Results, out: Path) -> list[Path]:
-    """Draw the plots whose cells have run.
-
-    Returns:
-        The files.
-    """
+    """Draw the plots whose cells have run; returns the files."""
     plots = {
         "rules.png": (["center"], lambda: gains(study, results, "center")),
         "kinds.png": (["center", "clean"], lambda: kinds(study, results)),

@@ -19,11 +19,7 @@ HEAD = (
 
 
 def write_report(study: StudyConfig, out: Path) -> list[Path]:
-    """Write tables.md and the plots beside the CSV files.
-
-    Returns:
-        The files.
-    """
+    """Write tables.md and the plots beside the CSV files; returns the files."""
     results = Results(read_lines(out / RUNS), read_lines(out / CURVES))
     hours = sum(float(line["cpu_seconds"]) for line in results.runs) / 3600
     lines = ["# Tables of the study", "", f"{HEAD} {len(results.runs)} runs, {hours:.1f} CPU hours of training.", ""]

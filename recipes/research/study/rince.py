@@ -10,16 +10,10 @@ Q, DENSITY = 0.5, 0.025  # q and lambda, the paper's values for noisy pairs
 
 
 def rince(queries: Tensor, keys: Tensor, temperature: float, positives: Tensor) -> Tensor:
-    """Robust InfoNCE, averaged over both directions.
+    """Robust InfoNCE (B,) of embeddings (B, D), averaged over both directions.
 
-    Args:
-        queries: Embeddings (B, D).
-        keys: Embeddings (B, D); row b belongs to query b.
-        temperature: Positive.
-        positives: Mask (B, B), True where a key is no negative of a query; True on the diagonal.
-
-    Returns:
-        Terms (B,): ``-exp(q s) / q + (lambda (exp(s) + sum of exp over the negatives)) ** q / q``.
+    ``-exp(q s) / q + (lambda (exp(s) + sum of exp over the negatives)) ** q / q``; ``positives`` (B, B) masks the keys
+    that are no negatives of a query, and its diagonal is True.
 
     Examples:
         >>> x = torch.eye(2)

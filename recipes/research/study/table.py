@@ -24,11 +24,7 @@ class Row(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> "Row":
-        """The row with a name such as ``center/small loss half/3``.
-
-        Raises:
-            ValueError: Another form.
-        """
+        """The row with a name such as ``center/small loss half/3``."""
         parts = name.split("/")
         if len(parts) != 3 or not parts[2].isdecimal():
             raise ValueError(f"row={name}: expected CELL/RULE/SEED, as in 'center/baseline/0'")
@@ -48,11 +44,7 @@ def format_number(value: Any) -> Any:
 
 
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Add lines to a table under a lock; a new file begins with the names of the columns.
-
-    Raises:
-        ValueError: The table has other columns.
-    """
+    """Add lines to a table under a lock; a new file begins with the names of the columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", newline="", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

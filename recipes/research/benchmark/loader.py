@@ -92,7 +92,6 @@ class Stopwatch:
 
 
 def run(settings: LoaderKeys) -> None:
-    """Read, time, write."""
     seconds, counts = measure(settings.recipe, settings.rounds)
     rows = records(seconds, settings.recipe, counts | machine.facts("cpu"))
     text = report(seconds, rows[0])
@@ -137,7 +136,6 @@ class Nothing:
     index = None
 
     def row(self, key: int) -> int:
-        """Its row."""
         return key
 
     def __getitem__(self, key: int) -> clips.Skipped:
@@ -160,7 +158,6 @@ def _ready(batch: dict[str, Any], _: list[clips.Skipped]) -> dict[str, Any]:
 
 
 def records(seconds: dict[str, list[float]], config: Config, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat record per stage."""
     whole = quartiles(seconds[WHOLE])[1]
     clip = {name: getattr(config.clip, name) for name in ("frames", "fps", "size", "sample_rate", "audio_seconds")}
     run_facts = {"clips_per_second": 1 / whole, "data": config.data.manifest or config.corpus.style} | clip | about

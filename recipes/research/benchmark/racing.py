@@ -37,7 +37,6 @@ class Timing:
             self.ratios = [a / b for a, b in zip(self.seconds, base, strict=True)]
 
     def columns(self) -> dict[str, Any]:
-        """The numbers as columns of a table."""
         columns: dict[str, Any] = {"rounds": len(self.seconds)}
         for name, values in (("seconds", self.seconds), ("ratio", self.ratios)):
             columns[f"{name}_q1"], columns[name], columns[f"{name}_q3"] = quartiles(values)

@@ -38,7 +38,6 @@ class RealignKeys(DeviceKeys):
     full: int = key(256, "samples on which PCGrad is timed with nothing scaled up", least=1)
 
     def problems(self) -> Iterator[str]:
-        """Methods that do not exist."""
         yield from super().problems()
         yield from unknown("methods", self.methods, list(OWN))
 
@@ -56,7 +55,6 @@ class Result(Timing):
 
 
 def run(keys: RealignKeys) -> None:
-    """Check, time and write, size by size."""
     about = machine.facts(keys.device) | {"torchjd": _version("torchjd")}
     full = [Case(keys.full, losses, keys.device) for losses in keys.losses] if "pcgrad" in keys.methods else []
     cases = [Case(batch, losses, keys.device) for losses in keys.losses for batch in keys.batch]
@@ -141,7 +139,6 @@ def _version(package: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- writing
 def records(results: list[Result], about: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat record per result."""
     rows = []
     for r in results:
         names = {"batch": r.case.batch, "losses": r.case.losses, "device": r.case.device, "method": r.method}

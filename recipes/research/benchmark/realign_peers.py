@@ -142,7 +142,6 @@ PEERS: dict[str, Peer] = {
 
 
 def each(peer: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
-    """Apply a function of one sample to every sample."""
     return torch.stack([peer(sample) for sample in samples])
 
 

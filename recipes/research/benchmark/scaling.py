@@ -76,7 +76,6 @@ def run(settings: ScalingKeys) -> None:
 
 
 def predict(counts: Counts, config: Config, processes: int, machine: Machine) -> list[Row]:
-    """The model of a run."""
     speed, clips_per_core = machine.speed * 1e12, machine.clips_per_core
     per_process = config.train.batch_size / processes
     harmonized = config.harmonize != "none"

@@ -12,7 +12,7 @@ from recipes.config import Config
 from recipes.evaluation.plan import activation_bytes
 from recipes.model.objective import Objective
 from recipes.model.vatt import SIZES, VATT
-from recipes.research.benchmark.clips import random_clips
+from recipes.research.benchmark.workloads import random_clips
 from recipes.training.precision import forward_in
 
 FLOAT = 4  # bytes of what is sent and of all state: float32

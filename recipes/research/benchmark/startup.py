@@ -44,7 +44,6 @@ class StartupKeys:
     recipe: Config = section(demo, "the run; its data are those of the synthetic index")
 
     def problems(self) -> Iterator[str]:
-        """One size in place of two."""
         if self.videos[0] == self.videos[1]:
             yield f"videos={list(self.videos)} must be two sizes"
 

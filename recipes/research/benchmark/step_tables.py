@@ -26,7 +26,6 @@ class Result(Timing):
 
     @property
     def label(self) -> str:
-        """The contestant's name, and whether it was compiled."""
         return self.contestant + (", compiled" if self.spec.compiled else "")
 
 

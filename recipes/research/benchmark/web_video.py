@@ -34,7 +34,6 @@ class WebVideoKeys:
 
 
 def run(settings: WebVideoKeys) -> None:
-    """Encode every video, and write the manifest."""
     settings.out.mkdir(parents=True)
     lines = []
     for number, row in enumerate(progress_bar(iterable=load_index(settings.data), desc="encode", unit="video")):

@@ -30,7 +30,6 @@ class Case:
 
     @property
     def command(self) -> str:
-        """The command that repeats it."""
         return f"python -m recipes.research.fuzz what=[{self.kind}] only={self.number} seed={self.seed}"
 
 
@@ -54,7 +53,6 @@ def run(case: Case, folder: Path, raises: bool = False) -> str:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No warnings and no log."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

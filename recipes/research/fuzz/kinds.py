@@ -28,7 +28,7 @@ from recipes.pretrain import pretrain
 from recipes.research.benchmark.scaling import ScalingKeys
 from recipes.research.benchmark.step import StepKeys
 from recipes.research.fuzz.damage import altered, damaged, value, written
-from recipes.research.soak.command import SoakKeys
+from recipes.research.soak.__main__ import SoakKeys
 from recipes.restore import restore
 from recipes.scoring import detection, table
 from recipes.scoring.table import SCHEMA
@@ -53,12 +53,10 @@ def nothing(folder: Path) -> None:
 
 
 def pick_file(folder: Path, rng: np.random.Generator) -> Path:
-    """One of the files of a folder, or below it."""
     return pick_one(sorted(path for path in folder.rglob("*") if path.is_file()), rng)
 
 
 def pick_one(choices: Sequence[T], rng: np.random.Generator) -> T:
-    """One of several."""
     return choices[rng.integers(len(choices))]
 
 
@@ -87,7 +85,6 @@ def make_media(folder: Path) -> None:
 
 
 def use_media(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
-    """Read a window."""
     path = scratch / "clip"
     path.write_bytes(damaged(pick_file(folder, rng).read_bytes(), rng))
     with open_clip(path) as clip:
@@ -140,7 +137,6 @@ def make_shards(folder: Path) -> None:
 
 
 def use_shards(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
-    """Index it, and read a clip of it."""
     data = bytearray((folder / "shard.tar").read_bytes())
     if rng.random() < 0.5:  # in a header, where the damage is worse
         heads = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
@@ -225,7 +221,6 @@ def use_checkpoints(folder: Path, scratch: Path, rng: np.random.Generator) -> No
 
 # -------------------------------------------------------------------------------------------------------------- tables
 def make_tables(folder: Path) -> None:
-    """A table of scores."""
     folder.mkdir(parents=True)
     fields = {"narration": 0, "caption": "a text", "start": 0.0, "end": 1.0}
     rows = []

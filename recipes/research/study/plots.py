@@ -98,7 +98,6 @@ def factor(results: Results, cells: dict[str, float], label: str) -> Figure:
 
 
 def training(results: Results, cells: list[str]) -> Figure:
-    """Retrieval during training."""
     drawn = figure(4.6 * len(cells), 3.8)
     for axes, cell in zip(drawn.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
         bands: dict[str, Band] = {rule: {} for rule in results.rules(cell, list(COLOURS))}

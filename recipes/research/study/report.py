@@ -34,7 +34,6 @@ def write_report(study: StudyConfig, out: Path) -> list[Path]:
 
 
 def describe(study: StudyConfig, name: str) -> str:
-    """A cell in words."""
     cell, world = study.cells[name], study.world(name)
     sound = f", sound carries {world.audio_attributes} of 3 attributes" if world.source == "features" else ""
     noise = f"{cell.share:.0%} {cell.kind}" if cell.share else "no noise"

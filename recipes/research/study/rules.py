@@ -12,9 +12,8 @@ import harmony
 from harmony import curriculum, schedule, score
 from recipes.config import Config, CurriculumConfig, GramConfig, RealignConfig, TrainConfig
 from recipes.model.objective import Objective
-from recipes.research.study.mixture import mixture
+from recipes.research.study.literature import RobustObjective, mixture
 from recipes.research.study.noise import Noisy
-from recipes.research.study.rince import RobustObjective
 from recipes.training.step import Extras, Weigh
 
 SHARE = 0.5  # of a batch that rules with a fixed share keep; chosen beforehand, without a look at the noise
@@ -59,7 +58,6 @@ def falling_share(train: TrainConfig) -> schedule.Schedule:
 
 
 def oracle(_: TrainConfig, noisy: Noisy) -> harmony.Transform:
-    """Weigh with the truth."""
     return harmony.Transform(lambda: (), lambda gram, state, *, ids, **_: (noisy.aligned[ids].to(gram.dtype), state))
 
 

@@ -68,7 +68,6 @@ class Results:
     curves: list[Line]
 
     def values(self, cell: str, rule: str, metric: str) -> dict[int, float]:
-        """A metric by seed."""
         return {
             int(line["seed"]): float(line[metric])
             for line in self.runs
@@ -90,7 +89,6 @@ class Results:
         return float(np.median([own[s] / baseline[s] for s in own.keys() & baseline.keys()]))
 
     def curve(self, cell: str, rule: str, metric: str) -> dict[int, dict[int, float]]:
-        """A metric by seed and step."""
         curve: dict[int, dict[int, float]] = {}
         for line in self.curves:
             if line["cell"] == cell and line["rule"] == rule:

@@ -2,9 +2,10 @@
 
 import csv
 import fcntl
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from recipes.research.benchmark.tables import as_cell
 
 RUNS, CURVES = "runs.csv", "curves.csv"
 MEASURED = ("cpu_seconds", "torch")  # columns that differ from machine to machine
@@ -32,15 +33,7 @@ class Row(NamedTuple):
 
     @classmethod
     def of_line(cls, line: Line) -> "Row":
-        """The run that a line belongs to."""
         return cls(line["cell"], line["rule"], int(line["seed"]))
-
-
-def format_number(value: Any) -> Any:
-    """A float with six digits, as tables are compared; empty for NaN."""
-    if not isinstance(value, float):
-        return value
-    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -56,7 +49,7 @@ def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         if not header:
             writer.writeheader()
-        writer.writerows({name: format_number(value) for name, value in line.items()} for line in lines)
+        writer.writerows({name: as_cell(value) for name, value in line.items()} for line in lines)
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -70,7 +63,7 @@ def read_lines(path: Path) -> list[Line]:
 def differences(old: Line, new: dict[str, Any]) -> list[str]:
     """The columns in which two lines of one run differ, except those that depend on the machine."""
     return [
-        f"{name}: {old.get(name)} in the table, {format_number(new[name])} now"
+        f"{name}: {old.get(name)} in the table, {as_cell(new[name])} now"
         for name in new
-        if name not in MEASURED and old.get(name) != str(format_number(new[name]))
+        if name not in MEASURED and old.get(name) != str(as_cell(new[name]))
     ]

@@ -54,7 +54,6 @@ def train(world: World, noisy: Noisy, rule: Rule, config: WorldConfig, seed: int
 
 
 def recipe_of(config: WorldConfig, rule: Rule, seed: int) -> Config:
-    """The recipe's configuration of a run."""
     return replace(
         rule.recipe,
         clip=config.clip,

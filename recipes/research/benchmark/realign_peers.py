@@ -68,23 +68,16 @@ OWN: dict[str, Callable[[], Weigh]] = {
 # --------------------------------------------------------------------------------------------------------------- peers
 @dataclass(frozen=True)
 class Peer:
-    """TorchJD's version of a method.
+    """TorchJD's version of a method, and whether its weights can be compared with ours."""
 
-    Attributes:
-        make: ``make(torchjd.aggregation, case) -> function`` of one sample; raises the reason if there is none.
-        takes: The input of the function: the sample's Gram (K, K), or its gradients (K, P).
-        gives: What it returns: weights; weights for the mean of the losses, not the sum; weights of which only the
-            proportions count; the update.
-        exact: How many losses the two can be compared at: any number, two alone (beyond, it is random or stops early),
-            "most" if its solver fails on some samples, so that the median counts, or "never".
-        why: What the table says if they are not compared.
-    """
-
-    make: Callable[[ModuleType, Case], Callable[[Tensor], Tensor]]
-    takes: Literal["gram", "gradients"] = "gram"
+    make: Callable[[ModuleType, Case], Callable[[Tensor], Tensor]]  # a function of one sample; raises why there is none
+    takes: Literal["gram", "gradients"] = "gram"  # of the sample: (K, K) or (K, P)
+    # "mean weights" are for the mean of the losses, not the sum; of "proportions" only the ratios count.
     gives: Literal["weights", "mean weights", "proportions", "update"] = "weights"
+    # With any number of losses; with two (beyond, it is random or stops early); "most": the median sample, as its
+    # solver fails on some.
     exact: Literal["any", "two", "most", "never"] = "any"
-    why: str = ""
+    why: str = ""  # they are not compared
 
     def over(self, case: Case) -> Weigh:
         """The function, sample by sample; an ImportError if TorchJD or a solver that it needs is not installed."""

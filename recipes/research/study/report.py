@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from recipes.research.benchmark.tables import markdown
 from recipes.research.study import plots
 from recipes.research.study.config import StudyConfig
 from recipes.research.study.summary import AIM, MARGIN, Comparison, Results, metric_of
@@ -100,10 +101,7 @@ def _verdict(results: Results, cell: str, rule: str, metric: str, share: float) 
 
 def _markdown(rows: list[dict[str, str]]) -> list[str]:
     """A table whose first column is text and whose others are numbers."""
-    if not rows:
-        return []
-    lines = [list(rows[0]), ["---"] + ["---:"] * (len(rows[0]) - 1), *(list(row.values()) for row in rows)]
-    return [f"| {' | '.join(line)} |" for line in lines]
+    return markdown(list(rows[0]), [list(row.values()) for row in rows]) if rows else []
 
 
 def _difference(comparison: Comparison) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from recipes.research.fuzz import kinds
+from recipes.research.fuzz.__main__ import ALLOWED, fuzz, main
 from recipes.research.fuzz.case import Case, run
-from recipes.research.fuzz.command import ALLOWED, fuzz, main
 from recipes.research.fuzz.kinds import KINDS, Kind
 
 

@@ -10,9 +10,9 @@ from recipes import config as configuration
 from recipes.evaluation.plan import activation_bytes
 from recipes.model.vatt import SIZES, VATT
 from recipes.research.benchmark.__main__ import main
-from recipes.research.benchmark.clips import random_clips
 from recipes.research.benchmark.scaling import Machine, predict
 from recipes.research.benchmark.scaling_counts import Counts, count, operations, traffic
+from recipes.research.benchmark.workloads import random_clips
 from tests.recipes.conftest import DEMO, TINY
 
 MEDIUM = DEMO.parent / "vatt_medium_howto100m_audioset.yaml"

@@ -9,7 +9,7 @@ import pytest
 from recipes.config import load
 from recipes.data.decode import BrokenClip, open_clip
 from recipes.data.index import load_index
-from recipes.research.soak import command as soak
+from recipes.research.soak import __main__ as soak
 from recipes.research.soak.checks import growth
 from recipes.research.soak.damage import DAMAGES, damaged_shards
 from recipes.research.soak.launch import TRAINER, WORKER, Faults, Watch

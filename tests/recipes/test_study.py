@@ -16,11 +16,10 @@ from sklearn.mixture import GaussianMixture
 from recipes import keys
 from recipes.config import ClipFormat, CorpusConfig, TrainConfig
 from recipes.model.build import INPUTS
-from recipes.research.study import command as study
+from recipes.research.study import __main__ as study
 from recipes.research.study import features, media, noise, summary, table
 from recipes.research.study.config import StudyConfig
-from recipes.research.study.mixture import mixture
-from recipes.research.study.rince import DENSITY, Q, rince
+from recipes.research.study.literature import DENSITY, Q, mixture, rince
 from recipes.research.study.rules import RULES
 
 WORLD = features.world(96, 48, seed=0)

@@ -34,10 +34,7 @@ class Checker:
             self.tolerance = NOISE * self._gradient_error(exact)
 
     def check(self, contestant: Contestant, workload: Workload) -> tuple[float, float | None]:
-        """Relative errors of the gradient and of the Gram blocks, None if there is nothing to compare with.
-
-        A WrongAnswer is raised if one of the two is above the tolerance.
-        """
+        """Relative errors of gradient and Gram blocks (None: no reference); a WrongAnswer above the tolerance."""
         outcome = self._take(contestant, workload)
         gradient = self._gradient_error(outcome)
         if not gradient <= self.tolerance:
@@ -62,19 +59,17 @@ class Checker:
 
     def _reference(self, attribution: str) -> Tensor | None:
         """Gram blocks by the reference engine; None if it cannot do this model."""
+        own = self.workload
         if attribution not in self.grams:
+            keywords = {"loss_params": own.loss_params, "wrt": own.wrt, "attribution": attribution, "engine": REFERENCE}
             try:
-                self.grams[attribution] = self._blocks(attribution)
+                with _deterministic(own.model):
+                    result = harmony.gram_vjp(own.encode, own.losses, own.params, self.batch, **keywords)
+                self.grams[attribution] = result.gram
             except Exception as error:  # whatever a model makes of vmap
                 log.warning("the Gram blocks (%s) are not checked: %s", attribution, reason(error))
                 self.grams[attribution] = None
         return self.grams[attribution]
-
-    def _blocks(self, attribution: str) -> Tensor:
-        own = self.workload
-        keywords = {"loss_params": own.loss_params, "wrt": own.wrt, "attribution": attribution, "engine": REFERENCE}
-        with _deterministic(own.model):
-            return harmony.gram_vjp(own.encode, own.losses, own.params, self.batch, **keywords).gram
 
 
 @contextmanager

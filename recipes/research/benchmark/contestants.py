@@ -18,17 +18,11 @@ ENGINE, TAPE = Engine(), Engine("tape")
 
 
 class Outcome(NamedTuple):
-    """What a step gives.
+    """What a step gives: gradients by name, None where no loss reaches a parameter."""
 
-    Attributes:
-        grads: Gradients of the encoder's parameters by name; None where no loss reaches one.
-        loss_grads: Those of the losses stage.
-        gram: Gram blocks (B, K, K), if the contestant has any.
-    """
-
-    grads: dict[str, Tensor | None]
-    loss_grads: dict[str, Tensor | None]
-    gram: Tensor | None = None
+    grads: dict[str, Tensor | None]  # of the encoder
+    loss_grads: dict[str, Tensor | None]  # of the losses stage
+    gram: Tensor | None = None  # Gram blocks (B, K, K), if the contestant has any
 
 
 Step = Callable[[Batch], Outcome]
@@ -37,15 +31,10 @@ Make = Callable[[Workload, Weigh], Step]
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to take a step.
+    """One way to take a step."""
 
-    Attributes:
-        make: ``make(workload, weigh) -> step``; raises the reason why it is not available.
-        attribution: Which reading its Gram over parameters has, to be checked; None if it has no such Gram.
-    """
-
-    make: Make
-    attribution: str | None = None
+    make: Make  # (workload, weigh) -> step; raises the reason why it is not available
+    attribution: str | None = None  # the reading of its Gram over parameters, which is checked; None if it has none
 
 
 @harmony.samplewise

@@ -92,7 +92,6 @@ class Stopwatch:
 
 
 def run(settings: LoaderKeys) -> None:
-    """Read, time, write."""
     seconds, counts = measure(settings.recipe, settings.rounds)
     rows = records(seconds, settings.recipe, counts | machine.facts("cpu"))
     text = report(seconds, rows[0])
@@ -102,16 +101,8 @@ def run(settings: LoaderKeys) -> None:
 def measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Read training batches, in this process on one thread, and send one from a worker.
 
-    Args:
-        config: The recipe; the size of its batches, its clips and its data count.
-        rounds: Each is one batch, and `SENT` that are sent.
-
-    Returns:
-        Seconds per clip of each round, by stage, and counts: clips per batch, bytes per clip, clips that were read, and
-        those of them that could not be.
-
-    Raises:
-        DataError: No clip of the first batch can be read.
+    Each round is one batch, and `SENT` that are sent. Returned are the seconds per clip of each round, by stage, and
+    counts: clips per batch, bytes per clip, clips that were read, and those of them that could not be.
     """
     train, _, sources = train_and_test(config)
     tokenizer = vocabulary.build(captions(train), config.data.vocabulary)
@@ -145,7 +136,6 @@ class Nothing:
     index = None
 
     def row(self, key: int) -> int:
-        """Its row."""
         return key
 
     def __getitem__(self, key: int) -> clips.Skipped:
@@ -168,7 +158,6 @@ def _ready(batch: dict[str, Any], _: list[clips.Skipped]) -> dict[str, Any]:
 
 
 def records(seconds: dict[str, list[float]], config: Config, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat record per stage."""
     whole = quartiles(seconds[WHOLE])[1]
     clip = {name: getattr(config.clip, name) for name in ("frames", "fps", "size", "sample_rate", "audio_seconds")}
     run_facts = {"clips_per_second": 1 / whole, "data": config.data.manifest or config.corpus.style} | clip | about

@@ -22,7 +22,6 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def described(about: dict[str, Any]) -> str:
-    """The facts in a line."""
     return f"{about['machine']}, threads: {about['threads']}, torch {about['torch']}, {about['date']}"
 
 

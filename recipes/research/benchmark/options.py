@@ -21,9 +21,9 @@ from recipes.model.build import build, device_of, model_inputs
 from recipes.model.harmonizer import harmonizer
 from recipes.progress import progress_bar
 from recipes.research.benchmark import machine, peak, tables
-from recipes.research.benchmark.clips import random_clips
 from recipes.research.benchmark.racing import MIB, Entrant, Rules, Timing, quartiles, race, reported
 from recipes.research.benchmark.suite import RaceKeys, RecipeCommand, demo, unknown
+from recipes.research.benchmark.workloads import random_clips
 from recipes.training.precision import loss_scale
 from recipes.training.setup import make_optimizer, step_options
 from recipes.training.step import Learner, train_step
@@ -53,7 +53,6 @@ class OptionsKeys(RaceKeys):
     recipe: Config = section(demo, "the run")
 
     def problems(self) -> Iterator[str]:
-        """Variants that do not exist."""
         yield from unknown("variants", self.variants, list(VARIANTS))
 
 
@@ -65,7 +64,6 @@ class Result(Timing):
 
 
 def run(settings: OptionsKeys) -> None:
-    """Time, measure, write."""
     recipe = settings.recipe
     results = [Result(name) for name in dict.fromkeys([PLAIN, *settings.variants])]
     if settings.measure != "memory":
@@ -83,7 +81,6 @@ def run(settings: OptionsKeys) -> None:
 
 
 def variant(recipe: Config, name: str) -> Config:
-    """The configuration of a variant."""
     return keys.load(Config, overrides=VARIANTS[name], base=recipe)
 
 
@@ -136,22 +133,16 @@ class Trainer:
         self.options = step_options(config, step=1, forward=forward)
 
     def draw(self, size: int) -> dict[str, Tensor]:
-        """A batch of clips."""
         return random_clips(self.clip, self.words, size)
 
     def step(self, batch: dict[str, Tensor]) -> None:
-        """Train on a batch.
-
-        Raises:
-            RuntimeError: The step was not taken, and why.
-        """
+        """Train on a batch; a RuntimeError says why the step was not taken."""
         result = train_step(self.learner, model_inputs(batch, self.device), self.options)
         if not result.taken:
             raise RuntimeError(f"a step was not taken: {result.reason}")
 
 
 def report(results: list[Result], run_facts: dict[str, Any], about: dict[str, Any]) -> str:
-    """Markdown."""
     rows = []
     for r in results:
         seconds, ratio = quartiles(r.seconds)[1], quartiles(r.ratios)[1]

@@ -23,11 +23,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def alone(module: str, request: dict[str, Any], timeout: float) -> int:
-    """Peak memory, in bytes, of the function that ``module.one_step(**request)`` returns, in a process of its own.
-
-    Raises:
-        RuntimeError, TimeoutError: The process failed (its last line is the message), or took more than the seconds.
-    """
+    """Peak memory, in bytes, of the function that ``module.one_step(**request)`` returns, in a process of its own."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
@@ -64,8 +60,7 @@ def of_call(call: Callable[[], Any], device: str) -> int:
 def _resident() -> int:
     """Resident bytes now; the peak counts from here on.
 
-    On Linux the kernel's mark is reset. `ru_maxrss` cannot be reset, and a new process inherits its parent's: it is
-    the last resort of other systems.
+    `ru_maxrss` cannot be reset and is inherited from the parent: it is the last resort of systems other than Linux.
     """
     if CLEAR.exists():
         CLEAR.write_text("5")

@@ -22,19 +22,12 @@ class WrongAnswer(ValueError):
 
 @dataclass(kw_only=True)
 class Timing:
-    """What was measured of an entrant.
+    """What was measured of an entrant."""
 
-    Attributes:
-        seconds: Of each round; empty if the entrant was skipped.
-        ratios: `seconds`, divided by those of the base in the same round.
-        memory: Peak memory of a call in bytes, above what the process held before it; None if it was not measured.
-        skipped: Why the entrant was skipped; empty if it was not.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
-    memory: int | None = None
-    skipped: str = ""
+    seconds: list[float] = field(default_factory=list)  # of each round; empty if it was skipped
+    ratios: list[float] = field(default_factory=list)  # to the base in the same round
+    memory: int | None = None  # peak of a call, bytes above what was held before
+    skipped: str = ""  # why
 
     def relate(self, base: list[float]) -> None:
         """Divide the seconds of each round by the base's. An entrant that was skipped half-way keeps none."""
@@ -44,7 +37,6 @@ class Timing:
             self.ratios = [a / b for a, b in zip(self.seconds, base, strict=True)]
 
     def columns(self) -> dict[str, Any]:
-        """The numbers as columns of a table."""
         columns: dict[str, Any] = {"rounds": len(self.seconds)}
         for name, values in (("seconds", self.seconds), ("ratio", self.ratios)):
             columns[f"{name}_q1"], columns[name], columns[f"{name}_q3"] = quartiles(values)
@@ -54,32 +46,22 @@ class Timing:
 
 @dataclass
 class Entrant:
-    """Who takes part in a race.
+    """Who takes part in a race."""
 
-    Attributes:
-        timing: What the race fills in.
-        call: What is timed; it takes the input of the round.
-        warm_up: Calls before the race. The fastest of them is compared with the limit.
-        scale: Factor on the seconds, if the call does only a part of the work.
-    """
-
-    timing: Timing
-    call: Callable[[Any], Any]
-    warm_up: int = 1
-    scale: float = 1.0
+    timing: Timing  # what the race fills in
+    call: Callable[[Any], Any]  # what is timed; it takes the input of the round
+    warm_up: int = 1  # calls before the race; the fastest is compared with the limit
+    scale: float = 1.0  # factor on the seconds, if the call does only a part of the work
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Of a race: its rounds, the seconds that a call may take, the device, and the seconds that a reading takes.
+    """How a race goes."""
 
-    A call that is faster than `at_least` is repeated; an entrant slower than `limit` is skipped.
-    """
-
-    repeats: int
-    limit: float = math.inf
+    repeats: int  # rounds
+    limit: float = math.inf  # seconds of a call; slower entrants are skipped
     device: str = "cpu"
-    at_least: float = 0.0
+    at_least: float = 0.0  # seconds of a reading; faster calls are repeated
 
 
 def race(
@@ -90,11 +72,7 @@ def race(
 ) -> None:
     """Warm everybody up, then time them in rounds. The order rotates from round to round.
 
-    Args:
-        entrants: Who takes part; their timings are filled in.
-        rules: How many rounds, and the limits.
-        draw: Makes the input of a round.
-        advance: Called after the warm-up and after each round, ``repeats + 1`` times.
+    ``draw`` makes the input of a round; ``advance`` is called after the warm-up and each round, ``repeats + 1`` times.
     """
     gc.collect()
     gc.freeze()  # the collector need not search what exists by now at every reading

@@ -38,33 +38,23 @@ class RealignKeys(DeviceKeys):
     full: int = key(256, "samples on which PCGrad is timed with nothing scaled up", least=1)
 
     def problems(self) -> Iterator[str]:
-        """Methods that do not exist."""
         yield from super().problems()
         yield from unknown("methods", self.methods, list(OWN))
 
 
 @dataclass
 class Result(Timing):
-    """What was measured of one method of `harmony.realign` in one version.
-
-    Attributes:
-        case: The size.
-        who: Whose version.
-        timed: Samples that were timed; the seconds are scaled up from them to the whole batch.
-        deviation: Relative difference of its weights from ours: the worst sample's, or the median.
-        note: What the table says of the deviation.
-    """
+    """What was measured of one method of `harmony.realign` in one version."""
 
     case: Case
     method: str
-    who: str
-    timed: int
-    deviation: float | None = None
-    note: str = ""
+    who: str  # whose version
+    timed: int  # samples; the seconds are scaled up from them to the whole batch
+    deviation: float | None = None  # relative, of its weights from ours: the worst sample's, or the median
+    note: str = ""  # on the deviation
 
 
 def run(keys: RealignKeys) -> None:
-    """Check, time and write, size by size."""
     about = machine.facts(keys.device) | {"torchjd": _version("torchjd")}
     full = [Case(keys.full, losses, keys.device) for losses in keys.losses] if "pcgrad" in keys.methods else []
     cases = [Case(batch, losses, keys.device) for losses in keys.losses for batch in keys.batch]
@@ -149,7 +139,6 @@ def _version(package: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- writing
 def records(results: list[Result], about: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat record per result."""
     rows = []
     for r in results:
         names = {"batch": r.case.batch, "losses": r.case.losses, "device": r.case.device, "method": r.method}

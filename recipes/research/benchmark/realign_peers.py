@@ -23,14 +23,7 @@ TARGET = 0.3  # cosine that GradVac aims at
 
 @dataclass(frozen=True)
 class Case:
-    """One size.
-
-    Attributes:
-        batch: Samples B.
-        losses: Losses K.
-        device: "cpu" or "cuda".
-        dtype: Of gradients and Gram blocks.
-    """
+    """One size: samples B and losses K, and where and in what they are computed."""
 
     batch: int
     losses: int
@@ -75,30 +68,19 @@ OWN: dict[str, Callable[[], Weigh]] = {
 # --------------------------------------------------------------------------------------------------------------- peers
 @dataclass(frozen=True)
 class Peer:
-    """TorchJD's version of a method.
+    """TorchJD's version of a method, and whether its weights can be compared with ours."""
 
-    Attributes:
-        make: ``make(torchjd.aggregation, case) -> function`` of one sample; raises the reason if there is none.
-        takes: The input of the function: the sample's Gram (K, K), or its gradients (K, P).
-        gives: What it returns: weights; weights for the mean of the losses, not the sum; weights of which only the
-            proportions count; the update.
-        exact: How many losses the two can be compared at: any number, two alone (beyond, it is random or stops early),
-            "most" if its solver fails on some samples, so that the median counts, or "never".
-        why: What the table says if they are not compared.
-    """
-
-    make: Callable[[ModuleType, Case], Callable[[Tensor], Tensor]]
-    takes: Literal["gram", "gradients"] = "gram"
+    make: Callable[[ModuleType, Case], Callable[[Tensor], Tensor]]  # a function of one sample; raises why there is none
+    takes: Literal["gram", "gradients"] = "gram"  # of the sample: (K, K) or (K, P)
+    # "mean weights" are for the mean of the losses, not the sum; of "proportions" only the ratios count.
     gives: Literal["weights", "mean weights", "proportions", "update"] = "weights"
+    # With any number of losses; with two (beyond, it is random or stops early); "most": the median sample, as its
+    # solver fails on some.
     exact: Literal["any", "two", "most", "never"] = "any"
-    why: str = ""
+    why: str = ""  # they are not compared
 
     def over(self, case: Case) -> Weigh:
-        """The function, sample by sample.
-
-        Raises:
-            ImportError: TorchJD, or a solver that it needs, is not installed.
-        """
+        """The function, sample by sample; an ImportError if TorchJD or a solver that it needs is not installed."""
         return partial(each, self.make(_torchjd(), case))
 
     def inputs(self, gradients: Tensor, gram: Tensor) -> Tensor:
@@ -153,18 +135,13 @@ PEERS: dict[str, Peer] = {
 
 
 def each(peer: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
-    """Apply a function of one sample to every sample."""
     return torch.stack([peer(sample) for sample in samples])
 
 
 def check(name: str, case: Case) -> tuple[float | None, str]:
-    """Difference of a peer's weights from ours on a few samples of a case, in float64.
+    """Relative difference of a peer's weights from ours on a few samples, in float64, and a note for the table.
 
-    Returns:
-        The relative difference, None if the two cannot be compared; and a note for the table.
-
-    Raises:
-        WrongAnswer: It is above the tolerance.
+    It is None if the two cannot be compared; a WrongAnswer if it is above the tolerance.
     """
     peer = PEERS[name]
     if peer.exact == "never" or (peer.exact == "two" and case.losses > 2):
@@ -191,11 +168,7 @@ def check(name: str, case: Case) -> tuple[float | None, str]:
 
 
 def compiled(own: Weigh, gram: Tensor) -> Weigh:
-    """A method through `torch.compile`, after its first call.
-
-    Raises:
-        WrongAnswer: It gives other weights then.
-    """
+    """A method through `torch.compile`, after its first call; a WrongAnswer if its weights change."""
     fast = torch.compile(own, dynamic=False)
     expected = own(gram)
     error = float((fast(gram) - expected).norm() / expected.norm())

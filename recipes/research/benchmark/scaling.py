@@ -76,7 +76,6 @@ def run(settings: ScalingKeys) -> None:
 
 
 def predict(counts: Counts, config: Config, processes: int, machine: Machine) -> list[Row]:
-    """The model of a run."""
     speed, clips_per_core = machine.speed * 1e12, machine.clips_per_core
     per_process = config.train.batch_size / processes
     harmonized = config.harmonize != "none"
@@ -127,9 +126,6 @@ def measured_traffic(config: Config, processes: int, folder: Path) -> float:
     """Bytes that all processes together send in a step of a real run of `recipes.pretrain` on this machine.
 
     Two runs of different length, each with a network of its own; the difference is that of their steps alone.
-
-    Raises:
-        Failure: A run failed, or this machine gives nobody a network of their own (Linux, as root).
     """
     short, long = (_bytes_sent(config, processes, steps, folder) for steps in STEPS)
     return (long - short) / (STEPS[1] - STEPS[0])

@@ -12,7 +12,7 @@ from recipes.config import Config
 from recipes.evaluation.plan import activation_bytes
 from recipes.model.objective import Objective
 from recipes.model.vatt import SIZES, VATT
-from recipes.research.benchmark.clips import random_clips
+from recipes.research.benchmark.workloads import random_clips
 from recipes.training.precision import forward_in
 
 FLOAT = 4  # bytes of what is sent and of all state: float32
@@ -34,20 +34,13 @@ ON_CPU = {  # attention, which torch's counter knows on other devices alone
 
 @dataclass(frozen=True)
 class Counts:
-    """What the model of a configuration asks for.
+    """What the model of a configuration asks for."""
 
-    Attributes:
-        parameters, heads: Of the encoder, and of the heads.
-        forward: Operations of its forward pass, a clip.
-        held: Bytes that its backward pass needs, a clip, in the run's precision.
-        losses: Operations of the losses stage, there and back, of the whole batch.
-    """
-
-    parameters: int
-    heads: int
-    forward: float
-    held: float
-    losses: float
+    parameters: int  # of the encoder
+    heads: int  # parameters of the heads
+    forward: float  # operations of the encoder's forward pass, a clip
+    held: float  # bytes that its backward pass needs, a clip, in the run's precision
+    losses: float  # operations of the losses stage, there and back, of the whole batch
 
 
 def count(config: Config) -> Counts:

@@ -44,7 +44,6 @@ class StartupKeys:
     recipe: Config = section(demo, "the run; its data are those of the synthetic index")
 
     def problems(self) -> Iterator[str]:
-        """One size in place of two."""
         if self.videos[0] == self.videos[1]:
             yield f"videos={list(self.videos)} must be two sizes"
 
@@ -66,11 +65,7 @@ def run(settings: StartupKeys) -> None:
 
 
 def measure(recipe: Config, videos: int, narrations: int) -> Phases:
-    """The phases of a dry run on so many videos.
-
-    Raises:
-        Failure: The dry run failed.
-    """
+    """The phases of a dry run on so many videos."""
     with tempfile.TemporaryDirectory() as place:
         folder = write_index(Path(place) / "howto100m", videos, narrations)
         data = replace(recipe.data, manifest=str(folder), sources={}, test=None)

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import torch
-
 from recipes.cli import Command
 from recipes.keys import key
 from recipes.progress import progress_bar
@@ -51,21 +49,15 @@ class StepKeys(DeviceKeys):
     dtype: Literal["float32", "bfloat16"] = key("float32", "bfloat16 is by autocast")
     memory: Literal["base", "all", "none"] = key("base", "points to measure peak memory at")
     contestants: list[str] = key(list(CONTESTANTS), "those who take part beside the plain step")
-    profile: str | None = key(None, "contestant whose operations to print, and nothing more")
 
     def problems(self) -> Iterator[str]:
-        """Contestants that do not exist."""
         yield from super().problems()
         yield from unknown("contestants", self.contestants, list(CONTESTANTS))
-        yield from unknown("profile", [self.profile] if self.profile else [], list(CONTESTANTS))
 
 
 def run(keys: StepKeys) -> None:
     """Race at every point of the sweep, measure memory, write."""
     base, points = sweep(keys)
-    if keys.profile:
-        print(profile(base, keys.profile))
-        return
     about = machine.facts(keys.device)
     stem = f"step-{base.workload}" + ("" if base.dtype == "float32" else f"-{base.dtype}")
     results: list[Result] = []
@@ -85,11 +77,7 @@ def run(keys: StepKeys) -> None:
 
 
 def sweep(keys: StepKeys) -> tuple[Spec, list[Spec]]:
-    """The base point, and all points in the order of their cost: each axis is swept with the others at the base.
-
-    Raises:
-        WorkloadError: A size that the workload does not have.
-    """
+    """The base point, and all points in the order of their cost: each axis is swept with the others at the base."""
     start = default(keys.workload)
     axes = dict(SWEEPS[keys.workload])
     asked = {name: value for name in (*SWEPT, "layers", "heads") if (value := getattr(keys, name))}
@@ -110,8 +98,8 @@ def measure(
 ) -> list[Result]:
     """Check and time contestants, and the plain step, at one point; one result per contestant and spec.
 
-    A second spec, compiled, runs beside the first in the same rounds. In each round, everybody takes a step on the same
-    fresh batch. ``advance`` is called after the check, the warm-up and each round, ``repeats + 2`` times.
+    A compiled spec runs beside the first in the same rounds, on the same batches. ``advance`` is called after the
+    check, the warm-up and each round, ``repeats + 2`` times.
     """
     workloads = [build(spec) for spec in specs]
     checker = Checker(workloads[0])
@@ -151,21 +139,7 @@ def one_step(contestant: str, spec: dict[str, Any]) -> tuple[Callable[[], Any], 
     return partial(step, workload.draw(workload.spec.batch)), workload.spec.device
 
 
-def profile(spec: Spec, name: str, rows: int = 25) -> str:
-    """Table of the operations in which one contestant spends its time, over three steps after a warm-up."""
-    workload = build(spec)
-    step = CONTESTANTS[name].make(workload, pcgrad)
-    step(workload.draw(spec.batch))
-    batches = [workload.draw(spec.batch) for _ in range(3)]
-    with torch.profiler.profile() as profiler:
-        for batch in batches:
-            step(batch)
-    order = f"self_{spec.device}_time_total"
-    return str(profiler.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=60))
-
-
 def plan(keys: StepKeys) -> str:
-    """The points, and who takes part."""
     base, points = sweep(keys)
     names = ", ".join(keys.contestants)
     sizes = "; ".join(f"B={p.batch}, {p.tokens} tokens, width {p.width}" for p in points)

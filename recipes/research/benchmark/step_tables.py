@@ -17,23 +17,15 @@ SWEPT = ("batch", "tokens", "width")
 
 @dataclass
 class Result(Timing):
-    """What was measured of one contestant at one point.
-
-    Attributes:
-        spec: The point.
-        contestant: The contestant's name.
-        error: Relative error of its gradient with weights 1, against the plain one.
-        gram_error: Relative error of its Gram blocks against the reference engine.
-    """
+    """What was measured of one contestant at one point."""
 
     spec: Spec
     contestant: str
-    error: float | None = None
-    gram_error: float | None = None
+    error: float | None = None  # relative, of its gradient with weights 1 against the plain one
+    gram_error: float | None = None  # relative, of its Gram blocks against the reference engine's
 
     @property
     def label(self) -> str:
-        """The contestant's name, and whether it was compiled."""
         return self.contestant + (", compiled" if self.spec.compiled else "")
 
 

@@ -38,17 +38,14 @@ class DeviceKeys(RaceKeys):
     compile: bool = key(False, "run everything once more through torch.compile")
 
     def problems(self) -> Iterator[str]:
-        """A device that is missing."""
         if self.device == "cuda" and not torch.cuda.is_available():
             yield "device=cuda: there is no CUDA device here"
 
     def rules(self, at_least: float = 0.0) -> Rules:
-        """How the race goes."""
         return Rules(self.repeats, self.limit, self.device, at_least)
 
 
 def demo() -> Config:
-    """The configuration of recipes/configs/demo.yaml."""
     return configuration.load(configuration.DEMO)
 
 

@@ -15,40 +15,29 @@ def write(out: Path, stem: str, rows: list[dict[str, Any]], text: str) -> list[P
     """Write a suite's records and its report into a folder; returns the two files."""
     out.mkdir(parents=True, exist_ok=True)
     table, report = out / f"{stem}.csv", out / f"{stem}.md"
-    write_csv(table, rows)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: as_cell(value) for key, value in row.items()} for row in rows)
+    write_atomically(table, lines.getvalue())
     write_atomically(report, text)
     return [table, report]
 
 
 def show(text: str, files: Sequence[Path]) -> None:
-    """Print a report, and where it is."""
     print(text)
     print("written: " + ", ".join(map(str, files)))
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write records; numbers have six digits, and an empty cell stands for none."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    write_atomically(path, text.getvalue())
-
-
-def _cell(value: Any) -> Any:
+def as_cell(value: Any) -> Any:
+    """A value as tables have it: a float with six digits, empty for NaN and None."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     return "" if value is None else value
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> list[str]:
-    """Lines of a Markdown table.
-
-    Args:
-        head: Names of the columns.
-        rows: Their cells; a row may be shorter than the head.
-        words: Columns that hold words, to the left; the others hold numbers, to the right.
-    """
+    """Lines of a Markdown table; the columns ``words`` go to the left, and a row may be shorter than the head."""
     rules = ["---" if place in words else "---:" for place in range(len(head))]
     cells = [[*(cell.replace("|", "\\|") for cell in row), *[""] * (len(head) - len(row))] for row in rows]
     return [f"| {' | '.join(head)} |", f"|{'|'.join(rules)}|", *(f"| {' | '.join(row)} |" for row in cells)]

@@ -50,7 +50,6 @@ class VariantsKeys(SuiteKeys):
     recipe: Config = section(demo, "the run; its `harmonize` and `gram` do not matter")
 
     def problems(self) -> Iterator[str]:
-        """No point."""
         if not self.points:
             yield "points=[] must name a step, from 0 on"
 
@@ -64,7 +63,6 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As shown."""
         return ", ".join(filter(None, (self.attribution, self.space, self.wrt)))
 
 
@@ -96,7 +94,6 @@ class Training:
 
 
 def run(settings: VariantsKeys) -> None:
-    """Compare, write."""
     training = begin(settings.recipe) if settings.run is None else resume(settings.run)
     points = sorted(set(settings.points)) if settings.run is None else [training.step]
     rows = compare(training, points, settings.batches)
@@ -121,19 +118,11 @@ def resume(folder: Path) -> Training:
 
 
 def compare(training: Training, points: list[int], batches: int) -> list[dict[str, Any]]:
-    """Train plainly and compare all variants with the exact cosines on the way.
+    """Train plainly and compare all variants with the exact cosines at some steps, in order; returns records.
 
-    The comparison uses the same few batches at every point, without dropout and DropToken, so that every variant reads
-    the same function; the losses stage is as in training.
-
-    Args:
-        training: Where to begin.
-        points: Steps at which to compare, in order.
-        batches: Batches to compare on; their samples are pooled.
-
-    Returns:
-        Records {"step", "variant", "samples", "mean", "negative", and for each exact reading "rank_..." (Spearman's
-        correlation) and "sign_..." (share of equal signs)}.
+    The same few batches are used at every point, without dropout and DropToken, so that every variant reads the same
+    function; the losses stage is as in training. ``rank_...`` is Spearman's correlation with an exact reading, and
+    ``sign_...`` the share of equal signs.
     """
     config, seed, device = training.config, training.config.train.seed, device_of(training.config.train)
     config.harmonize, config.gram.every = "none", 0
@@ -217,7 +206,6 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
 
 def report(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    """Markdown table of all points."""
     head = ["step", "variant", "rank, loss", "sign, loss", "rank, activation", "sign, activation", "mean cosine"]
     cells = [[str(row["step"]), row["variant"], *(f"{row[c]:.2f}" for c in COLUMNS)] for row in rows]
     samples = ", ".join(f"{row['samples']} at step {row['step']}" for row in rows if row["variant"] == EXACT[0].name)

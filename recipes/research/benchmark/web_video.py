@@ -34,7 +34,6 @@ class WebVideoKeys:
 
 
 def run(settings: WebVideoKeys) -> None:
-    """Encode every video, and write the manifest."""
     settings.out.mkdir(parents=True)
     lines = []
     for number, row in enumerate(progress_bar(iterable=load_index(settings.data), desc="encode", unit="video")):
@@ -47,10 +46,7 @@ def run(settings: WebVideoKeys) -> None:
 
 
 def encode(source: str, path: Path, size: tuple[int, int], fps: int, key_every: int) -> None:
-    """Write a video as mp4: H.264 as x264 makes it by default, and AAC; for the sizes see the keys.
-
-    x264 puts further key frames where the scene changes.
-    """
+    """Write a video as mp4: H.264 as x264 makes it by default, with further key frames at cuts, and AAC."""
     with storage.open_bytes(source) as file, av.open(file) as old, av.open(str(path), "w") as new:
         pictures = new.add_stream("libx264", rate=fps)
         pictures.width, pictures.height, pictures.pix_fmt, pictures.gop_size = *size, "yuv420p", key_every

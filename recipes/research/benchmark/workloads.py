@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import harmony
+from recipes.config import ClipFormat
 from recipes.model.transformer import Transformer
 
 Batch = dict[str, Tensor]
@@ -81,7 +82,6 @@ class Workload:
             self.encode = torch.compile(self._encode, dynamic=False)
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Autocast, if the spec asks for half precision."""
         return torch.autocast(self.spec.device, DTYPES[self.spec.dtype], enabled=self.spec.dtype != "float32")
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -105,11 +105,7 @@ class Workload:
 
 
 def build(spec: Spec) -> Workload:
-    """The workload of a spec, with the same random weights every time.
-
-    Raises:
-        WorkloadError: A size it cannot have, or a package that it needs and that is not installed.
-    """
+    """The workload of a spec, with the same random weights every time."""
     if spec.width % spec.heads:
         raise WorkloadError(f"width {spec.width} is not a multiple of {spec.heads} heads: choose width= or heads=")
     torch.manual_seed(0)
@@ -173,7 +169,6 @@ def _demo(spec: Spec) -> Workload:
     from recipes import config as configuration
     from recipes.data import vocabulary
     from recipes.model.build import build as build_trimodal
-    from recipes.research.benchmark.clips import random_clips
 
     config = configuration.load(configuration.DEMO)
     tokenizer = vocabulary.build(f"word{i}" for i in range(WORDS))
@@ -181,6 +176,19 @@ def _demo(spec: Spec) -> Workload:
     return Workload(
         spec, modules["model"], modules["objective"], lambda size: random_clips(config.clip, words, size), BACKBONE
     )
+
+
+def random_clips(clip: ClipFormat, words: int, size: int) -> dict[str, Tensor]:
+    """A batch of ``size`` clips of noise and of words below ``words``; nothing is missing."""
+    return {
+        "video": torch.randint(0, 256, (size, clip.frames, clip.size, clip.size, 3), dtype=torch.uint8),
+        "audio": torch.rand(size, clip.samples) * 2 - 1,
+        "text": torch.randint(1, words, (size, clip.narrations, clip.words)),
+        "audio_valid": torch.ones(size, dtype=torch.bool),
+        "text_valid": torch.ones(size, clip.narrations, dtype=torch.bool),
+        "text_key": 1 + torch.arange(size * clip.narrations).view(size, -1),
+        "index": torch.arange(size),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- transformers

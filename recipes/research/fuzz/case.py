@@ -30,15 +30,11 @@ class Case:
 
     @property
     def command(self) -> str:
-        """The command that repeats it."""
         return f"python -m recipes.research.fuzz what=[{self.kind}] only={self.number} seed={self.seed}"
 
 
 def run(case: Case, folder: Path, raises: bool = False) -> str:
-    """Try a case on the inputs in a folder: "works", "skipped: ...", "refused: ..." or "failed: ...".
-
-    ``raises``: raise what is no refusal, for its traceback.
-    """
+    """Try a case on the inputs in a folder: "works", "skipped: ...", "refused: ..." or "failed: ..."."""
     rng = np.random.default_rng([case.seed, case.number])
     try:
         with TemporaryDirectory(prefix="case-") as scratch, _silence():
@@ -48,7 +44,7 @@ def run(case: Case, folder: Path, raises: bool = False) -> str:
     except Exception as error:
         if isinstance(error, REFUSALS) or (isinstance(error, ValueError | OSError) and _deliberate(error)):
             return f"refused: {error}"
-        if raises:
+        if raises:  # for its traceback
             raise
         last = traceback.extract_tb(error.__traceback__)[-1]
         return f"failed: {type(error).__name__}: {error!s:.200} ({Path(last.filename).name}, line {last.lineno})"
@@ -57,7 +53,6 @@ def run(case: Case, folder: Path, raises: bool = False) -> str:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No warnings and no log."""
     before = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -66,5 +66,4 @@ def altered(tree: Any, rng: np.random.Generator) -> Any:
 
 
 def written(tree: Any) -> str:
-    """A tree as JSON, whatever is in it."""
     return json.dumps(tree, ensure_ascii=True)

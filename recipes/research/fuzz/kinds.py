@@ -28,7 +28,7 @@ from recipes.pretrain import pretrain
 from recipes.research.benchmark.scaling import ScalingKeys
 from recipes.research.benchmark.step import StepKeys
 from recipes.research.fuzz.damage import altered, damaged, value, written
-from recipes.research.soak.command import SoakKeys
+from recipes.research.soak.__main__ import SoakKeys
 from recipes.restore import restore
 from recipes.scoring import detection, table
 from recipes.scoring.table import SCHEMA
@@ -42,15 +42,10 @@ MEDIA = (  # encoder of pictures, of sound, container
 
 
 class Kind(NamedTuple):
-    """Inputs of one kind.
+    """Inputs of one kind."""
 
-    Attributes:
-        make: Writes whole ones into a folder, which is not there yet.
-        use: Takes that folder, one to write damaged inputs to, and randomness; uses them as a user would.
-    """
-
-    make: Callable[[Path], None]
-    use: Callable[[Path, Path, np.random.Generator], None]
+    make: Callable[[Path], None]  # writes whole ones into a folder, which is not there yet
+    use: Callable[[Path, Path, np.random.Generator], None]  # that folder, one to write to, randomness
 
 
 def nothing(folder: Path) -> None:
@@ -58,12 +53,10 @@ def nothing(folder: Path) -> None:
 
 
 def pick_file(folder: Path, rng: np.random.Generator) -> Path:
-    """One of the files of a folder, or below it."""
     return pick_one(sorted(path for path in folder.rglob("*") if path.is_file()), rng)
 
 
 def pick_one(choices: Sequence[T], rng: np.random.Generator) -> T:
-    """One of several."""
     return choices[rng.integers(len(choices))]
 
 
@@ -92,7 +85,6 @@ def make_media(folder: Path) -> None:
 
 
 def use_media(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
-    """Read a window."""
     path = scratch / "clip"
     path.write_bytes(damaged(pick_file(folder, rng).read_bytes(), rng))
     with open_clip(path) as clip:
@@ -145,7 +137,6 @@ def make_shards(folder: Path) -> None:
 
 
 def use_shards(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
-    """Index it, and read a clip of it."""
     data = bytearray((folder / "shard.tar").read_bytes())
     if rng.random() < 0.5:  # in a header, where the damage is worse
         heads = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
@@ -160,10 +151,7 @@ def use_shards(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
 
 # ------------------------------------------------------------------------------------------------------ configurations
 def use_configurations(folder: Path, scratch: Path, rng: np.random.Generator) -> None:
-    """Load the keys of a command from damaged YAML or from strange overrides; what loads is saved and loaded again.
-
-    Nothing but a ConfigError may come of it.
-    """
+    """Load keys from damaged YAML or strange overrides, and once more; only a ConfigError may come of it."""
     kind = pick_one((Config, SoakKeys, StepKeys, ScalingKeys), rng)
     path, overrides = None, []
     match rng.integers(3):
@@ -233,7 +221,6 @@ def use_checkpoints(folder: Path, scratch: Path, rng: np.random.Generator) -> No
 
 # -------------------------------------------------------------------------------------------------------------- tables
 def make_tables(folder: Path) -> None:
-    """A table of scores."""
     folder.mkdir(parents=True)
     fields = {"narration": 0, "caption": "a text", "start": 0.0, "end": 1.0}
     rows = []

@@ -28,14 +28,7 @@ class Check:
 
 
 def checks(config: Config, splits: Splits, broken: dict[str, str], watch: Watch) -> list[Check]:
-    """Compare what the run wrote down with what must have happened.
-
-    Args:
-        config: The run's; it was asked to log every step.
-        splits: What it was trained on.
-        broken: What was done to which id.
-        watch: What was seen of its processes.
-    """
+    """Compare what a run, asked to log every step, wrote down with what must have happened."""
     rows = metrics.read_metrics(config.folder)
     steps = [row["step"] for row in rows]
     last = steps[-1] if steps else 0

@@ -24,17 +24,7 @@ CLIPS = 32  # of a shard
 
 
 def damaged_shards(data: str, out: Path, share: float, seed: int) -> dict[str, str]:
-    """Write shards of a data set, and break a share of its videos on the way.
-
-    Args:
-        data: What `load_index` reads.
-        out: Folder of the shards, which is made.
-        share: Of the videos, in [0, 1].
-        seed: Of the choice.
-
-    Returns:
-        What was done to which id.
-    """
+    """Write shards of a data set and break a share of its videos on the way; returns what was done to which id."""
     index, rng = load_index(data), np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(index))[: round(share * len(index))]).tolist()
     kinds = {row: list(DAMAGES)[number % len(DAMAGES)] for number, row in enumerate(chosen)}

@@ -22,36 +22,25 @@ TRAINER, WORKER = "training process", "worker"
 
 @dataclass
 class Watch:
-    """What was seen.
+    """What was seen."""
 
-    Attributes:
-        seconds: Of each look, since the beginning.
-        training, loading: Memory of these processes then, MiB; shared pages count once.
-        faults: (seconds, what was killed).
-        code: The exit status of the launch.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    training: list[float] = field(default_factory=list)
-    loading: list[float] = field(default_factory=list)
-    faults: list[tuple[float, str]] = field(default_factory=list)
-    code: int | None = None
+    seconds: list[float] = field(default_factory=list)  # of each look, since the beginning
+    training: list[float] = field(default_factory=list)  # their memory then, MiB; shared pages once
+    loading: list[float] = field(default_factory=list)  # that of the loaders' workers
+    faults: list[tuple[float, str]] = field(default_factory=list)  # (seconds, what was killed)
+    code: int | None = None  # exit status of the launch
 
 
 @dataclass(frozen=True)
 class Faults:
     """How long to train, and what to kill.
 
-    Attributes:
-        minutes: Until the run is asked to stop. In the first third of them training processes are killed, in the second
-            workers of the loaders, then none.
-        processes: That train together.
-        rounds: How many processes of each kind are killed.
+    In the first third of the time training processes are killed, in the second workers of the loaders, then none.
     """
 
-    minutes: float
-    processes: int
-    rounds: int
+    minutes: float  # until the run is asked to stop
+    processes: int  # that train together
+    rounds: int  # how many processes of each kind are killed
 
     def due(self) -> list[tuple[float, str]]:
         """When to kill what: (seconds since the beginning, kind)."""

@@ -10,25 +10,15 @@ RARE = 0.25  # share of the concepts that count as rare: those with the fewest c
 
 @dataclass(frozen=True)
 class Clips:
-    """N clips as the model takes them, and what they show.
+    """N clips as the model takes them, and what they show. Clips of one recording are neighbours."""
 
-    Attributes:
-        video: Pixels uint8 (N, T, H, W, 3), or features float32 (N, T, 1024).
-        audio: Waveforms (N, S), or features (N, T, 128).
-        text: Word ids (N, 1, W), 0 is padding.
-        text_key: Equal where the words are equal, (N, 1).
-        concept: What a clip shows, (N,).
-        category: The kind of its concept, (N,).
-        recording: The video that a clip is cut from, (N,). Clips of one recording are neighbours.
-    """
-
-    video: Tensor
-    audio: Tensor
-    text: Tensor
-    text_key: Tensor
-    concept: Tensor
-    category: Tensor
-    recording: Tensor
+    video: Tensor  # pixels uint8 (N, T, H, W, 3), or features float32 (N, T, 1024)
+    audio: Tensor  # waveforms (N, S), or features (N, T, 128)
+    text: Tensor  # word ids (N, 1, W), 0 is padding
+    text_key: Tensor  # equal where the words are equal, (N, 1)
+    concept: Tensor  # what a clip shows, (N,)
+    category: Tensor  # the kind of its concept, (N,)
+    recording: Tensor  # the video that a clip is cut from, (N,)
 
     def __len__(self) -> int:
         return len(self.video)
@@ -49,19 +39,12 @@ class Clips:
 
 @dataclass(frozen=True)
 class World:
-    """The data of one run.
+    """The data of one run."""
 
-    Attributes:
-        train: Clips to train on, all aligned.
-        test: Clips to retrieve, from other recordings.
-        rare: Mask over the concepts: those that are rare among the training clips.
-        vocabulary: Number of words.
-    """
-
-    train: Clips
-    test: Clips
-    rare: Tensor
-    vocabulary: int
+    train: Clips  # to train on, all aligned
+    test: Clips  # to retrieve, from other recordings
+    rare: Tensor  # mask over the concepts: those that are rare among the training clips
+    vocabulary: int  # number of words
 
 
 def text_keys(text: Tensor) -> Tensor:

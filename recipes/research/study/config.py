@@ -31,7 +31,6 @@ class WorldConfig:
     train: TrainConfig = section(TrainConfig, "without the seed: see seeds")
 
     def problems(self) -> Iterator[str]:
-        """Keys that do not fit together or have no effect."""
         inputs = "features" if self.source == "features" else "raw"
         if self.clip.inputs != inputs:
             yield f"clip.inputs={self.clip.inputs}: source={self.source} needs {inputs}"
@@ -56,7 +55,6 @@ class CellConfig:
     rules: list[str] = key(meaning="what to compare, see recipes/research/study/rules.py")
 
     def problems(self) -> Iterator[str]:
-        """Unknown rules."""
         for rule in self.rules:
             if rule not in RULES:
                 yield f"rules: {rule!r} is not one of {', '.join(RULES)}"
@@ -85,12 +83,10 @@ class StudyConfig:
         return [Row(name, rule, s) for name, cell in self.cells.items() for s in self.seeds for rule in cell.rules]
 
     def rows_of_part(self) -> list[Row]:
-        """The runs of `part`."""
         number, parts = map(int, self.part.split("/"))
         return self.rows()[number - 1 :: parts]
 
     def problems(self) -> Iterator[str]:
-        """Unknown worlds, rows and parts."""
         for name, cell in self.cells.items():
             if cell.world not in self.worlds:
                 yield f"cells.{name}.world={cell.world!r}: expected one of {', '.join(self.worlds)}"

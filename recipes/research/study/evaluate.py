@@ -26,12 +26,7 @@ class Seen(NamedTuple):
 
 @torch.no_grad()
 def embed(modules: nn.ModuleDict, clips: Clips) -> dict[str, Tensor]:
-    """Embed clips in evaluation mode.
-
-    Returns:
-        The video's "representation" (N, D), and the embeddings of both spaces: "va video", "va other", "vt video",
-        "vt other" (N, D').
-    """
+    """The video's "representation" (N, D), without dropout, and embeddings "va video", "va other", "vt ..." (N, D')."""
     modules.eval()
     parts = []
     for rows in torch.arange(len(clips)).split(BATCH):
@@ -70,14 +65,8 @@ def probe(modules: nn.ModuleDict, world: World) -> float:
 def kept(seen: list[Seen], noisy: Noisy, rare: Tensor) -> dict[str, float]:
     """What a rule kept in some steps.
 
-    Args:
-        seen: The steps.
-        noisy: The clips, and the truth about them.
-        rare: Mask over the concepts.
-
-    Returns:
-        Mean weight of the pairs of each loss, the share of it on aligned pairs, the mean weight of clips of rare
-        concepts; mean cosine and share of negative ones, NaN for rules that read no gradients.
+    Mean weight of the pairs of each loss, the share of it on aligned pairs, the mean weight of clips of rare concepts;
+    mean cosine and share of negative ones, NaN for rules that read no gradients.
     """
     rows = torch.cat([step.rows for step in seen])
     weights = torch.cat([step.weights for step in seen]).double()

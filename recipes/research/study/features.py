@@ -39,14 +39,7 @@ class _Modality:
 
 
 def world(clips: int, test_clips: int, seed: int, audio_attributes: int = ATTRIBUTES) -> World:
-    """Draw a world.
-
-    Args:
-        clips: Number of training clips.
-        test_clips: Number of test clips; their concepts are equally frequent.
-        seed: Of all draws.
-        audio_attributes: How many of the attributes sound carries.
-    """
+    """Draw a world; the concepts of its test clips are equally frequent, and sound carries so many attributes."""
     g = torch.Generator().manual_seed(seed)
     vectors = [torch.randn(n, WIDTH, generator=g) for n in (CATEGORIES, CONCEPTS, *[VALUES] * ATTRIBUTES)]
     outputs = [torch.randn(2 * WIDTH, n, generator=g) / (2 * WIDTH) ** 0.5 for n in (RGB, AUDIO)]

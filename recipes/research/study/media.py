@@ -25,13 +25,7 @@ Truth = dict[str, list[dict]]  # facts about each narration, by the video's id
 def world(corpus: CorpusConfig, fmt: ClipFormat, clips: int, test_clips: int) -> World:
     """Read the aligned narrations of a corpus, with the pictures and sound around the middle of each.
 
-    Args:
-        corpus: Built if it does not exist.
-        fmt: Shape of the clips.
-        clips, test_clips: Most clips to train and to test on.
-
-    Returns:
-        Clips whose concept is a coloured shape, and whose category is the shape.
+    A concept is a coloured shape, a category a shape. At most so many clips are read.
     """
     folder = procedural_corpus(corpus)
     train, test = load_index(folder), load_index(folder / "test.jsonl")

@@ -13,35 +13,19 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Noisy(NamedTuple):
-    """Clips of which some are misaligned.
-
-    Attributes:
-        clips: What a rule trains on.
-        aligned: Whether a clip has its own sound, and its own text, bool (N, 2): in the order of the losses.
-    """
+    """Clips of which some are misaligned."""
 
     clips: Clips
-    aligned: Tensor
+    aligned: Tensor  # whether a clip has its own sound, and its own text, bool (N, 2): in the order of the losses
 
 
 def corrupt(clips: Clips, kind: str, share: float, rare: Tensor, seed: int) -> Noisy:
-    """Misalign a share of the clips.
+    """Misalign a share of the clips, of those that are not rare for ``text_not_of_rare``.
 
-    Args:
-        clips: Aligned clips.
-        kind: ``text``: the text of a clip of another category. ``similar_text``: of the same category, but another
-            concept. ``shifted_text``: of the next clip in the recording, of the previous one at its end.
-            ``text_not_of_rare``: like ``text``, but clips of rare concepts stay clean. ``sound``: the sound of a clip
-            of another category. ``silence``: a silent track.
-        share: Of the clips, in [0, 1]; with ``text_not_of_rare`` of those that are not rare.
-        rare: Mask over the concepts.
-        seed: Of the choice.
-
-    Returns:
-        The clips in the same order, and the truth about them.
-
-    Raises:
-        ValueError: Unknown kind.
+    ``text``: the text of a clip of another category. ``similar_text``: of the same category, but another concept.
+    ``shifted_text``: of the next clip in the recording, of the previous one at its end. ``text_not_of_rare``: like
+    ``text``, but clips of rare concepts stay clean. ``sound``: the sound of a clip of another category. ``silence``: a
+    silent track.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")

@@ -27,11 +27,7 @@ Band = dict[float, list[float]]  # a value for each seed, by x
 
 
 def draw(study: StudyConfig, results: Results, out: Path) -> list[Path]:
-    """Draw the plots whose cells have run.
-
-    Returns:
-        The files.
-    """
+    """Draw the plots whose cells have run; returns the files."""
     plots = {
         "rules.png": (["center"], lambda: gains(study, results, "center")),
         "kinds.png": (["center", "clean"], lambda: kinds(study, results)),
@@ -102,7 +98,6 @@ def factor(results: Results, cells: dict[str, float], label: str) -> Figure:
 
 
 def training(results: Results, cells: list[str]) -> Figure:
-    """Retrieval during training."""
     drawn = figure(4.6 * len(cells), 3.8)
     for axes, cell in zip(drawn.subplots(1, len(cells), squeeze=False)[0], cells, strict=True):
         bands: dict[str, Band] = {rule: {} for rule in results.rules(cell, list(COLOURS))}

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from recipes.research.benchmark.tables import markdown
 from recipes.research.study import plots
 from recipes.research.study.config import StudyConfig
 from recipes.research.study.summary import AIM, MARGIN, Comparison, Results, metric_of
@@ -19,11 +20,7 @@ HEAD = (
 
 
 def write_report(study: StudyConfig, out: Path) -> list[Path]:
-    """Write tables.md and the plots beside the CSV files.
-
-    Returns:
-        The files.
-    """
+    """Write tables.md and the plots beside the CSV files; returns the files."""
     results = Results(read_lines(out / RUNS), read_lines(out / CURVES))
     hours = sum(float(line["cpu_seconds"]) for line in results.runs) / 3600
     lines = ["# Tables of the study", "", f"{HEAD} {len(results.runs)} runs, {hours:.1f} CPU hours of training.", ""]
@@ -38,7 +35,6 @@ def write_report(study: StudyConfig, out: Path) -> list[Path]:
 
 
 def describe(study: StudyConfig, name: str) -> str:
-    """A cell in words."""
     cell, world = study.cells[name], study.world(name)
     sound = f", sound carries {world.audio_attributes} of 3 attributes" if world.source == "features" else ""
     noise = f"{cell.share:.0%} {cell.kind}" if cell.share else "no noise"
@@ -105,10 +101,7 @@ def _verdict(results: Results, cell: str, rule: str, metric: str, share: float) 
 
 def _markdown(rows: list[dict[str, str]]) -> list[str]:
     """A table whose first column is text and whose others are numbers."""
-    if not rows:
-        return []
-    lines = [list(rows[0]), ["---"] + ["---:"] * (len(rows[0]) - 1), *(list(row.values()) for row in rows)]
-    return [f"| {' | '.join(line)} |" for line in lines]
+    return markdown(list(rows[0]), [list(row.values()) for row in rows]) if rows else []
 
 
 def _difference(comparison: Comparison) -> str:

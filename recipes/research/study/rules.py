@@ -12,9 +12,8 @@ import harmony
 from harmony import curriculum, schedule, score
 from recipes.config import Config, CurriculumConfig, GramConfig, RealignConfig, TrainConfig
 from recipes.model.objective import Objective
-from recipes.research.study.mixture import mixture
+from recipes.research.study.literature import RobustObjective, mixture
 from recipes.research.study.noise import Noisy
-from recipes.research.study.rince import RobustObjective
 from recipes.training.step import Extras, Weigh
 
 SHARE = 0.5  # of a batch that rules with a fixed share keep; chosen beforehand, without a look at the noise
@@ -28,23 +27,14 @@ Make = Callable[[TrainConfig, Noisy], harmony.Transform]  # the oracle alone rea
 
 @dataclass(frozen=True)
 class Rule:
-    """How clips are weighed.
+    """How clips are weighed."""
 
-    Attributes:
-        weigh: What clips are weighed by, see `recipes.training.step.StepOptions`.
-        recipe: The recipe's configuration, of which `harmonize`, `realign`, `curriculum`, `gamma` and `gram` count.
-        transform: A harmonizer in place of the recipe's.
-        extras: What the harmonizer sees of the embeddings, beside what the recipe gives.
-        networks: 2 for co-teaching: each network is weighed by the other.
-        objective: The losses.
-    """
-
-    weigh: Weigh
-    recipe: Config = field(default_factory=lambda: Config(harmonize="none"))
-    transform: Make | None = None
-    extras: Extras | None = None
-    networks: int = 1
-    objective: type[Objective] = Objective
+    weigh: Weigh  # by what, see `recipes.training.step.StepOptions`
+    recipe: Config = field(default_factory=lambda: Config(harmonize="none"))  # its harmonizer's keys
+    transform: Make | None = None  # in place of the recipe's harmonizer
+    extras: Extras | None = None  # what the harmonizer sees of the embeddings, beside what the recipe gives
+    networks: int = 1  # 2 for co-teaching: each network is weighed by the other
+    objective: type[Objective] = Objective  # the losses
 
 
 def by_gradients(harmonize: str, **sections: Any) -> Rule:
@@ -68,7 +58,6 @@ def falling_share(train: TrainConfig) -> schedule.Schedule:
 
 
 def oracle(_: TrainConfig, noisy: Noisy) -> harmony.Transform:
-    """Weigh with the truth."""
     return harmony.Transform(lambda: (), lambda gram, state, *, ids, **_: (noisy.aligned[ids].to(gram.dtype), state))
 
 

@@ -18,24 +18,15 @@ METRICS = {"sound": "sound R@10", "silence": "sound R@10", "text_not_of_rare": "
 
 
 class Comparison(NamedTuple):
-    """A rule against the baseline, over the seeds that both have.
+    """A rule against the baseline, over the seeds that both have."""
 
-    Attributes:
-        mean: Of the rule.
-        difference: Mean difference from the baseline of the same seed.
-        low, high: Its 95% interval, by Student's t.
-        effect: The mean difference over the standard deviation of the differences (Cohen's d of paired samples).
-        recovered: The mean difference over that of the oracle; NaN where the oracle equals the baseline.
-        seeds: Number of seeds.
-    """
-
-    mean: float
-    difference: float
-    low: float
+    mean: float  # of the rule
+    difference: float  # mean, from the baseline of the same seed
+    low: float  # 95% interval, by Student's t
     high: float
-    effect: float
-    recovered: float
-    seeds: int
+    effect: float  # difference over its standard deviation (Cohen's d of paired samples)
+    recovered: float  # difference over that of the oracle; NaN where the oracle equals the baseline
+    seeds: int  # how many
 
 
 def metric_of(kind: str) -> str:
@@ -77,7 +68,6 @@ class Results:
     curves: list[Line]
 
     def values(self, cell: str, rule: str, metric: str) -> dict[int, float]:
-        """A metric by seed."""
         return {
             int(line["seed"]): float(line[metric])
             for line in self.runs
@@ -99,7 +89,6 @@ class Results:
         return float(np.median([own[s] / baseline[s] for s in own.keys() & baseline.keys()]))
 
     def curve(self, cell: str, rule: str, metric: str) -> dict[int, dict[int, float]]:
-        """A metric by seed and step."""
         curve: dict[int, dict[int, float]] = {}
         for line in self.curves:
             if line["cell"] == cell and line["rule"] == rule:

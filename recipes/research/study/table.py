@@ -2,9 +2,10 @@
 
 import csv
 import fcntl
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from recipes.research.benchmark.tables import as_cell
 
 RUNS, CURVES = "runs.csv", "curves.csv"
 MEASURED = ("cpu_seconds", "torch")  # columns that differ from machine to machine
@@ -24,11 +25,7 @@ class Row(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> "Row":
-        """The row with a name such as ``center/small loss half/3``.
-
-        Raises:
-            ValueError: Another form.
-        """
+        """The row with a name such as ``center/small loss half/3``."""
         parts = name.split("/")
         if len(parts) != 3 or not parts[2].isdecimal():
             raise ValueError(f"row={name}: expected CELL/RULE/SEED, as in 'center/baseline/0'")
@@ -36,23 +33,11 @@ class Row(NamedTuple):
 
     @classmethod
     def of_line(cls, line: Line) -> "Row":
-        """The run that a line belongs to."""
         return cls(line["cell"], line["rule"], int(line["seed"]))
 
 
-def format_number(value: Any) -> Any:
-    """A float with six digits, as tables are compared; empty for NaN."""
-    if not isinstance(value, float):
-        return value
-    return "" if math.isnan(value) else f"{value:.6g}"
-
-
 def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Add lines to a table under a lock; a new file begins with the names of the columns.
-
-    Raises:
-        ValueError: The table has other columns.
-    """
+    """Add lines to a table under a lock; a new file begins with the names of the columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", newline="", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -64,7 +49,7 @@ def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         if not header:
             writer.writeheader()
-        writer.writerows({name: format_number(value) for name, value in line.items()} for line in lines)
+        writer.writerows({name: as_cell(value) for name, value in line.items()} for line in lines)
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -78,7 +63,7 @@ def read_lines(path: Path) -> list[Line]:
 def differences(old: Line, new: dict[str, Any]) -> list[str]:
     """The columns in which two lines of one run differ, except those that depend on the machine."""
     return [
-        f"{name}: {old.get(name)} in the table, {format_number(new[name])} now"
+        f"{name}: {old.get(name)} in the table, {as_cell(new[name])} now"
         for name in new
-        if name not in MEASURED and old.get(name) != str(format_number(new[name]))
+        if name not in MEASURED and old.get(name) != str(as_cell(new[name]))
     ]

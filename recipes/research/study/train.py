@@ -24,30 +24,14 @@ LAST = 0.25  # share of the steps, the last ones, in which it is counted what a 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        curve: For each evaluation: step, CPU seconds of training so far, and retrieval.
-        final: Accuracy of the probe, and what the rule keeps in the last quarter of the run, by name.
-    """
-
-    curve: list[dict[str, float]]
-    final: dict[str, float]
+    curve: list[dict[str, float]]  # for each evaluation: step, CPU seconds of training so far, and retrieval
+    final: dict[str, float]  # accuracy of the probe, and what the rule keeps in the last quarter of the run, by name
 
 
 def train(world: World, noisy: Noisy, rule: Rule, config: WorldConfig, seed: int) -> Outcome:
-    """Train by a rule, and evaluate.
-
-    Args:
-        world: Clips to test on, and the clean training clips for the probe.
-        noisy: Clips to train on.
-        rule: How clips are weighed.
-        config: Of the world: its model, losses and training.
-        seed: Of the models and of the order of the clips.
-
-    Raises:
-        Failure: A loss or a gradient is not finite.
-    """
+    """Train on noisy clips by a rule; test, and fit the probe, on the clean ones of the world."""
     recipe = recipe_of(config, rule, seed)
     torch.manual_seed(seed)
     learners = [make_learner(recipe, rule, noisy, world.vocabulary) for _ in range(rule.networks)]
@@ -70,7 +54,6 @@ def train(world: World, noisy: Noisy, rule: Rule, config: WorldConfig, seed: int
 
 
 def recipe_of(config: WorldConfig, rule: Rule, seed: int) -> Config:
-    """The recipe's configuration of a run."""
     return replace(
         rule.recipe,
         clip=config.clip,

@@ -228,6 +228,11 @@ def test_a_dry_run_names_the_points(capsys):
     assert "5 rounds at each of 2 points of the demo workload: B=32" in capsys.readouterr().out
 
 
+def test_a_profile_is_of_one_contestant(capsys):
+    assert main(["step", "batch=[4]", "tokens=[8]", "width=[16]", "profile=tape"]) == 0
+    assert "aten::" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suite", ["step", "realign"])
 def test_racing_needs_no_package_of_the_recipes_data(suite):
     seen = "print([name for name in ('av', 'datasets', 'tokenizers') if name in sys.modules])"

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import torch
+
 from recipes.cli import Command
 from recipes.keys import key
 from recipes.progress import progress_bar
@@ -49,15 +51,20 @@ class StepKeys(DeviceKeys):
     dtype: Literal["float32", "bfloat16"] = key("float32", "bfloat16 is by autocast")
     memory: Literal["base", "all", "none"] = key("base", "points to measure peak memory at")
     contestants: list[str] = key(list(CONTESTANTS), "those who take part beside the plain step")
+    profile: str | None = key(None, "contestant whose operations to print, and nothing more")
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from unknown("contestants", self.contestants, list(CONTESTANTS))
+        yield from unknown("profile", [self.profile] if self.profile else [], list(CONTESTANTS))
 
 
 def run(keys: StepKeys) -> None:
     """Race at every point of the sweep, measure memory, write."""
     base, points = sweep(keys)
+    if keys.profile:
+        print(profile(base, keys.profile))
+        return
     about = machine.facts(keys.device)
     stem = f"step-{base.workload}" + ("" if base.dtype == "float32" else f"-{base.dtype}")
     results: list[Result] = []
@@ -137,6 +144,19 @@ def one_step(contestant: str, spec: dict[str, Any]) -> tuple[Callable[[], Any], 
     step = CONTESTANTS[contestant].make(workload, pcgrad)
     step(workload.draw(peak.WARM_UP))
     return partial(step, workload.draw(workload.spec.batch)), workload.spec.device
+
+
+def profile(spec: Spec, name: str, rows: int = 25) -> str:
+    """Table of the operations in which one contestant spends its time, over three steps after a warm-up."""
+    workload = build(spec)
+    step = CONTESTANTS[name].make(workload, pcgrad)
+    step(workload.draw(spec.batch))
+    batches = [workload.draw(spec.batch) for _ in range(3)]
+    with torch.profiler.profile() as profiler:
+        for batch in batches:
+            step(batch)
+    order = f"self_{spec.device}_time_total"
+    return str(profiler.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=60))
 
 
 def plan(keys: StepKeys) -> str:

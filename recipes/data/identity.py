@@ -1,9 +1,4 @@
-"""What identifies a video, whatever its name, its folder or its shard; and which videos a run has seen.
-
-Two things do: its bytes, by a hash of their number and of the first and last of them (files of one hash are compared as
-a whole); and its id on YouTube, if a name has one, which tells a video that was downloaded again, in another size or in
-parts.
-"""
+"""What identifies a video, whatever its name or shard: a hash of its bytes, and its id on YouTube if a name has one."""
 
 import hashlib
 import re
@@ -42,7 +37,7 @@ class Identity(NamedTuple):
 class Seen(NamedTuple):
     """The videos of a run: sorted hashes of contents, uint64 (N,), a row of each, int64 (N,), and names, uint64 (M,).
 
-    Files that begin and end alike have the same content, and a row each. Runs of earlier versions have no rows.
+    Runs of earlier versions have no rows.
     """
 
     contents: np.ndarray

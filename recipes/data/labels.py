@@ -47,8 +47,7 @@ def load_labelled(path: str | Path) -> Labelled:
 
     Raises:
         FileNotFoundError: nothing at `path`, or none of the clips it names.
-        ValueError: no layout that is known, a wrong row or line (says file and line), an id that occurs twice, or a
-            split without a clip to train on or to test on.
+        ValueError: no layout that is known, a wrong row or line, an id that occurs twice, or a split without a clip.
     """
     dataset, (names, rows) = _read_labels(path)
     number = {name: i for i, name in enumerate(names)}

@@ -67,12 +67,9 @@ class Packing:
 
 
 class Rows(NamedTuple):
-    """What to pack: rows of an index, but `video` may be bytes.
+    """What to pack: `following` gives the rows from a number on (`video` may be bytes), `total` is None if unknown.
 
-    Attributes:
-        following: gives the rows from a number on.
-        total: how many there are; None: unknown.
-        contents: identifies them: a folder of other rows is refused.
+    `contents` identifies them: a folder of other rows is refused.
     """
 
     following: Callable[[int], Iterable[dict[str, Any]]]

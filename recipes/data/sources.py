@@ -16,9 +16,8 @@ PARTS = re.compile(r"([\W_]*(clip|part|scene|seg|segment|shot|chunk)?[\W_]+\d+)+
 def source_of(video: str) -> str | None:
     """The source of which a file seems to be a numbered part: an id on YouTube, or its path without the numbers.
 
-    Examples:
-        >>> source_of("/clips/film_0012.mp4"), source_of("/clips/film_scene-3.mp4"), source_of("/clips/film.mp4")
-        ('/clips/film', '/clips/film', None)
+    >>> source_of("/clips/film_0012.mp4"), source_of("/clips/film_scene-3.mp4"), source_of("/clips/film.mp4")
+    ('/clips/film', '/clips/film', None)
     """
     path = PurePosixPath(storage.PART.sub("", video)).with_suffix("").as_posix()
     if name := youtube_id(path.rpartition("/")[2]):
@@ -28,10 +27,7 @@ def source_of(video: str) -> str | None:
 
 
 def divided(train: Dataset, test: Dataset) -> dict[str, tuple[str, str]]:
-    """Sources that clips without a group seem to share between two indexes: the id of a clip of each, by source.
-
-    A data set that gives all of its files one name and a number says nothing about sources.
-    """
+    """Sources that clips without a group seem to share between two indexes: the id of a clip of each, by source."""
     tested = _clips(test)
     shared = {source: (name, tested[source]) for source, name in _clips(train).items() if source in tested}
     return shared if len(tested) > 1 else {}

@@ -1,7 +1,4 @@
-"""TFRecord files without TensorFlow: the places of the records, and the bytes of one, checked.
-
-A record is its length (8 bytes, little-endian), a checksum of those (4), the data, a checksum of the data (4).
-"""
+"""TFRecord files without TensorFlow: length (8 bytes, little-endian), checksum (4), data, checksum (4)."""
 
 import struct
 from collections.abc import Iterator
@@ -23,11 +20,7 @@ def masked_crc(data: bytes) -> int:
 
 
 def records(path: Path, head: int) -> Iterator[tuple[int, bytes]]:
-    """Goes from record to record by their lengths: (offset of the record, the first `head` bytes of its data).
-
-    Raises:
-        BrokenClip: truncated, or a length with a wrong checksum; after the records before it.
-    """
+    """Offset and first `head` bytes of each record; a BrokenClip, after those before it, if a length is damaged."""
     size, offset = path.stat().st_size, 0
     with storage.open_bytes(path) as file:
         while offset < size:

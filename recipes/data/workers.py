@@ -64,9 +64,8 @@ class Clips(Protocol):
 class Loader(Generic[Batch]):
     """Iterates over batches in their order, which depends neither on the workers nor on their deaths.
 
-    A clip on which a worker hangs becomes a `Skipped` at once. A clip on which a worker dies is read once more, as the
-    death may have been an accident, such as a lack of memory; after a second death it is skipped. From then on all
-    clips of its row are. No number of such clips ends a run; workers that die without a clip to blame do.
+    A clip on which a worker hangs becomes a `Skipped` at once; one on which a worker dies is read once more, as the
+    death may have been an accident, such as a lack of memory. Once it is skipped, so are all clips of its row.
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class Loader(Generic[Batch]):
     ):
         """
         Args:
-            dataset: the clips.
             batches: the keys of each batch; taken as they are needed, so they may be endless.
             join: makes a batch of its clips.
             workers: processes that read, at least one: 0 counts as 1.
@@ -187,13 +185,7 @@ class Loader(Generic[Batch]):
 
 
 class Worker:
-    """A process that reads batches, as the main process sees it.
-
-    Attributes:
-        pipe: both ways.
-        tasks: keys of the batches that it has still to read, by number, in their order.
-        deaths: of its predecessors since the last batch, with no clip to blame.
-    """
+    """A process that reads batches, as the main process sees it; `deaths` came before it, with no clip to blame."""
 
     def __init__(self, loader: Loader[Any], deaths: int = 0):
         # Forked from a clean process with the imports done: forking this one, with its threads, can hang.
@@ -295,15 +287,10 @@ class _Calls(Generic[Item, Result]):
 def guarded(
     function: Callable[[Item], Result], items: Iterable[tuple[str, Item]], workers: int = 1, timeout: float = TIMEOUT
 ) -> Iterator[tuple[Item, Result | Skipped]]:
-    """Applies a function to items in processes of their own, in order, and goes on if one of them dies or hangs.
+    """Applies a function to named items in processes of their own, in order, and goes on if one of them dies or hangs.
 
-    Args:
-        function: it and its results must be picklable.
-        items: (name for people, item); taken as they are needed.
-        workers: processes.
-        timeout: seconds for an item.
-    Returns:
-        Every item with its result, or with a `Skipped`: for a `BrokenClip`, and if it ended its process twice, or hung.
+    Function, items and results must be picklable. An item that is broken, ended its process twice, or hung, gives a
+    `Skipped`.
     """
     under_way: deque[Item] = deque()
 

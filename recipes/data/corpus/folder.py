@@ -17,10 +17,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Gives a hidden folder with `videos` in it, which takes the place of `out` at the end; after an error it is gone.
-
-    A build that is killed leaves at most the hidden folder; the next one removes it.
-    """
+    """A hidden folder with `videos` in it, which takes the place of `out` at the end; after an error it is gone."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -34,14 +31,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def render_all(work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, unit: str) -> list[Result]:
-    """Applies a function to items, with a progress line; the first failure ends it.
-
-    Args:
-        work: what can be pickled.
-        items: its arguments.
-        workers: processes; None: all cores; 1: this process.
-        unit: an item, for people.
-    """
+    """Applies a picklable function to items in processes (None: all cores; 1: this one); the first failure ends it."""
     bar = {"total": len(items), "desc": "corpus", "unit": unit}
     if workers == 1:
         return list(progress_bar(iterable=map(work, items), **bar))

@@ -13,10 +13,7 @@ WORDS: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("wor
 
 
 def describe(thing: Thing, rng: np.random.Generator, complete: bool = False) -> str:
-    """A sentence that says what an object is and does.
-
-    A complete one names shape, colour, texture and motion; of the others one in five leaves something out.
-    """
+    """A sentence that says what an object is and does; unless it is `complete`, one in five leaves something out."""
     shape, colour = _word(rng, "shapes", thing.shape), _word(rng, "colours", thing.colour)
     adjective = _word(rng, "textures", thing.texture)
     phrases = (

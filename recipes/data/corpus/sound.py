@@ -23,10 +23,7 @@ FADE = 0.02  # seconds, at both ends of a segment
 
 
 def synthesise(segments: Sequence[Segment], sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Plays the objects of all segments over a little noise: mono (samples,) float32 in [-1, 1].
-
-    The segments leave no gaps from 0 to the end of the video. `rng`: loudness and noise.
-    """
+    """Plays the objects of segments without gaps, over a little noise: mono (samples,) float32 in [-1, 1]."""
     waves = []
     for segment in segments:
         first, last = round(segment.start * sample_rate), round(segment.end * sample_rate)

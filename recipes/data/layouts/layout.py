@@ -21,8 +21,7 @@ class Layout(NamedTuple):
     ValueError names the file and the line that are not as they should be.
 
     Attributes:
-        name: of the data set, for people.
-        marks: files or folders, or patterns of them; a folder with one of them has this layout.
+        marks: files, folders or patterns; a folder with one of them has this layout.
         read: yields the rows of a folder; None: this data set is read with its labels alone.
         read_labelled: returns the names of the classes, in order, and rows with `labels` (names), `parts` ({name of a
             split: "train" or "test"}) and, where it is known, `source`; None: it has no labels.

@@ -226,7 +226,6 @@ class Clip:
         return packets
 
     def _following(self, stream: Stream) -> Iterator[Packet]:
-        """The packets of a stream from where the seek led."""
         self.demuxer = self.demuxer or self.container.demux()
         for packet in self.demuxer:
             if packet.stream_index == stream.index:

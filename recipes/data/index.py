@@ -84,7 +84,6 @@ def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None
 
 
 def _read_rows(path: str | Path) -> Iterable[dict[str, Any]]:
-    """The rows of whatever layout is recognised."""
     is_manifest = manifest.ending(path) in manifest.SUFFIXES
     if storage.is_url(path):
         return manifest.read_manifest(path) if is_manifest else shards.read_shards(path)

@@ -86,7 +86,6 @@ def _check_out(out: Path) -> None:
 
 
 def _report(skipped: list[tuple[str, str]]) -> None:
-    """Prints why clips were skipped, and which."""
     for why, number in Counter(why for _, why in skipped).most_common():
         ids = [id for id, reason in skipped if reason == why]
         print(f"skipped {number}: {why}: {', '.join(ids[:5])}{', ...' if number > 5 else ''}")

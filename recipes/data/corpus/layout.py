@@ -109,7 +109,6 @@ def render(plan: Plan, folder: Path, corpus: Corpus) -> None:
 
 
 def _plans(corpus: Corpus) -> tuple[list[Plan], list[Plan]]:
-    """The videos to train on, and those that are held out."""
     train = [plan_video(corpus.style, corpus.seed, index) for index in range(corpus.videos)]
     return train, [plan_video(corpus.style, corpus.seed, index, held_out=True) for index in range(corpus.test_videos)]
 

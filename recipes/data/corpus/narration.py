@@ -46,7 +46,6 @@ def _speak(sentence: str, rng: np.random.Generator) -> str:
 
 
 def _word(rng: np.random.Generator, kind: str, meaning: str | None = None) -> str:
-    """One of the words of a kind, or of those of one meaning."""
     return _pick(rng, WORDS[kind] if meaning is None else WORDS[kind][meaning])
 
 

@@ -169,7 +169,6 @@ def _kinds(style: Style, count: int, rng: np.random.Generator) -> list[str]:
 
 
 def _moment(segment: Segment, rng: np.random.Generator) -> tuple[float, float]:
-    """Start and end of a narration inside a segment."""
     length = rng.uniform(*NARRATION_SECONDS)
     start = rng.uniform(segment.start, segment.end - length)
     return round(start, 2), round(start + length, 2)

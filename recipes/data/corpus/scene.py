@@ -153,5 +153,4 @@ def _texture(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _wrap(x: np.ndarray) -> np.ndarray:
-    """x modulo 1, from -0.5 to 0.5."""
     return x - np.floor(x) - 0.5

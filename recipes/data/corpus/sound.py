@@ -39,7 +39,6 @@ def synthesise(segments: Sequence[Segment], sample_rate: int, rng: np.random.Gen
 def _voice(
     thing: Thing, seconds: np.ndarray, turns: np.ndarray, sample_rate: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Tone times envelope, (samples,)."""
     pitch = np.full_like(seconds, PITCH[thing.shape])
     if thing.motion == "swings":
         pitch *= 1.0 + 0.15 * np.sin(2 * np.pi * turns)
@@ -65,7 +64,6 @@ def _tone(
 
 
 def _envelope(motion: str, turns: np.ndarray) -> np.ndarray:
-    """Loudness over the cycle of a motion, (samples,)."""
     match motion:
         case "drifts" | "swings":
             return np.full_like(turns, 0.7)

@@ -32,7 +32,7 @@ class Segment(NamedTuple):
 def read_audioset(root: Path) -> Iterator[Row]:
     """Reads the tables of segments; the `id` of a row is the YTID, and there are no narrations.
 
-    A file is the whole video, `<YTID>.<mp4|webm|mkv>`, or the segment alone, `<YTID>_<start>` or `<YTID>_<start>_<end>`,
+    A file is the whole video, `<YTID>.<mp4|webm|mkv>`, or the segment, `<YTID>_<start>` or `<YTID>_<start>_<end>`,
     in whole seconds, plain or of six digits, or in milliseconds. Where there are both, the short file is read.
     """
     return (row for row, _ in _rows_and_segments(root, videos_by_name(root)))

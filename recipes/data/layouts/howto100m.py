@@ -129,7 +129,6 @@ def _entry(text: str, at: int) -> tuple[tuple[str, Any] | None, int]:
 
 
 def _after(text: str, at: int, marks: str) -> int:
-    """The position after blanks and one of some marks."""
     at = BLANK.match(text, at).end()
     if not text[at : at + 1] or text[at] not in marks:
         raise json.JSONDecodeError(f"expected one of {marks}", text, at)

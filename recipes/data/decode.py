@@ -1,7 +1,6 @@
-"""Reads one window of a video file with PyAV: seeks, decodes what the window shows, and nothing else.
+"""Reads windows of a video file with PyAV. Times are seconds from the start of the file.
 
-Times are seconds from the start of the file. Whatever is wrong with a file becomes a `BrokenClip`, and so does a file
-that asks for more than `limits` grants.
+Whatever is wrong with a file, or asks for more than `limits` grants, becomes a `BrokenClip`.
 """
 
 import os

@@ -32,10 +32,8 @@ def read_rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of a split from `start` on, as of an index, but `video` is a locator or bytes.
 
-    Args:
-        video, text, name: columns; without a text (None) there is none, without a name rows are numbered.
-    Raises:
-        ValueError: a row lacks a column, or holds something else.
+    `video`, `text` and `name` are columns; None: no text, numbers for names. A ValueError if a row has no such column,
+    or something else in it.
     """
     if isinstance((data.features or {}).get(video), Video):
         data = data.cast_column(video, Video(decode=False))

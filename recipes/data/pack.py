@@ -80,9 +80,7 @@ class Rows(NamedTuple):
 def pack(rows: Rows, out: Path, clips: int) -> int:
     """Writes shards of `clips` rows each, skipped ones among them, and their index; returns how many videos it has.
 
-    Raises:
-        DataError: The folder holds something else.
-        OSError: A shard cannot be written; those before it are whole.
+    A DataError if the folder holds something else; an OSError if a shard cannot be written: those before it are whole.
     """
     contents = rows.contents | {"clips": clips}
     out.mkdir(parents=True, exist_ok=True)

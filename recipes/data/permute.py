@@ -1,6 +1,8 @@
 """Put captions to the wrong clips, on purpose: a data set with a known share of texts that do not belong.
 
 python -m recipes.data.permute data=corpora/debian/manifest.jsonl out=corpora/debian-permuted
+
+It writes `manifest.jsonl`, which is to be scored, and `truth.jsonl`, which no scorer reads.
 """
 
 from dataclasses import dataclass
@@ -30,7 +32,10 @@ class Permutation:
 
 
 def permute(permutation: Permutation) -> Path:
-    """Writes `manifest.jsonl` with exchanged texts, whose path it returns, and `truth.jsonl`, which no scorer reads."""
+    """Writes a manifest in which a share of the clips have exchanged their texts; returns its path.
+
+    A FileExistsError if ``out`` exists, a DataError if there are too few different texts.
+    """
     rows, wrong = _exchanged(permutation)
     out, manifest, truth = permutation.out, [], []
     for i, row in enumerate(rows):

@@ -1,8 +1,6 @@
-"""The order of training: which clips make the batch of which step, as a pure function of seed and position.
+"""The order of training, a pure function of seed and position, whatever the number of processes and workers.
 
-Position p of an endless order belongs to step p // batch_size, whatever the number of processes and workers, and
-wherever a run was resumed. Epochs follow each other without a gap: a batch may hold the end of one and the beginning of
-the next, and then one clip twice.
+Epochs follow each other without a gap: a batch may hold the end of one and the beginning of the next.
 """
 
 from collections.abc import Iterator, Sequence

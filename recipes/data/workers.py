@@ -1,9 +1,7 @@
 """Processes that read batches. One that hangs or dies is replaced, and its work is done again.
 
-Whatever decodes media does so in such a process, never in a command: a broken file can end the process that decodes it.
-
-PyTorch's DataLoader ends the run with its first dead worker. Here every worker has a pipe of its own: its end is seen
-at once, and disturbs no other worker.
+Whatever decodes media does so in such a process, never in a command: a broken file can end it. PyTorch's DataLoader
+ends the run with its first dead worker. Here every worker has a pipe of its own, and its end disturbs no other.
 """
 
 import logging

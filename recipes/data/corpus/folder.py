@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
+from recipes.files import folders
 from recipes.progress import progress_bar
 
 Item = TypeVar("Item")
@@ -18,16 +19,13 @@ Result = TypeVar("Result")
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A hidden folder with `videos` in it, which takes the place of `out` at the end; after an error it is gone."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    folders.begin(out)
     try:
-        (partial / "videos").mkdir(parents=True)
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
+        (folders.unfinished(out) / "videos").mkdir()
+        yield folders.unfinished(out)
+        folders.finish(out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folders.unfinished(out), ignore_errors=True)
 
 
 def render_all(work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, unit: str) -> list[Result]:
@@ -45,5 +43,5 @@ def render_all(work: Callable[[Item], Result], items: Sequence[Item], workers: i
 
 
 def megabytes(folder: Path) -> float:
-    """What the files of a folder take."""
+    """The size of all files of a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -1,13 +1,5 @@
-"""Synthesises the soundtrack. Every object has a voice of its own:
-
-- Shape gives the pitch, a fifth apart: circle 150 Hz, square 225, triangle 337, star 506, ring 759, cross 1139,
-  diamond 1709, heart 2563.
-- Motion gives the rhythm, in time with the picture: a drifting object hums on, a bouncing one knocks when it touches
-  the floor, a spinning one whirrs (a flutter, eight to the turn), a swinging one slides in pitch with its swing, a
-  pulsing one swells as it grows.
-- Texture gives the tone: plain is pure, striped has odd overtones (a reed), dotted is chopped into grains,
-  checked hisses.
-- Colour cannot be heard.
+"""Synthesises the soundtrack. Shape gives an object its pitch, motion its rhythm, in time with the picture, texture its
+tone: plain is pure, striped a reed, dotted is chopped into grains, checked hisses. Colour cannot be heard.
 """
 
 from collections.abc import Sequence

@@ -28,6 +28,7 @@ from recipes.data.skipped import Skipped
 from recipes.data.workers import Loader
 from recipes.errors import ConfigError
 from recipes.evaluation.parts import Parts, inputs
+from recipes.files import check_place
 from recipes.keys import key
 from recipes.model.build import check_wrt, device_of, use_cores
 from recipes.progress import progress_bar
@@ -93,6 +94,7 @@ def prepare(keys: ScoreKeys) -> Job:
     Raises:
         ConfigError, OSError, ValueError: There is no checkpoint or no data, or `out` holds another scoring.
     """
+    check_place(keys.out)
     restored = restore_with(keys)
     folder, config, tokenizer, modules = restored
     if config.clip.inputs != "raw":

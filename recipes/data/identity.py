@@ -24,8 +24,7 @@ RECORD = re.compile(r"#(\d+)$")
 # Ids are 64 bits in base 64: of the last of the 11 letters two bits are always zero. A name that follows, or a time in
 # seconds, as in the names of segments, is not a part of it.
 YOUTUBE = re.compile(r"(?:^|[/=\[-])([\w-]{10}[AEIMQUYcgkosw048])(?=$|[\].:#&]|_\d)", re.ASCII)
-
-# film_0012, film-3-4
+# What numbers the parts of a source: film_0012, film-3-4.
 PARTS = re.compile(r"([\W_]*(clip|part|scene|seg|segment|shot|chunk)?[\W_]+\d+)+$", re.IGNORECASE)
 
 

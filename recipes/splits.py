@@ -15,9 +15,9 @@ from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_
 from recipes.config import Config, CorpusConfig, SourceConfig
 from recipes.data import storage
 from recipes.data.corpus import Corpus, build
+from recipes.data.identity import divided
 from recipes.data.index import ROWS_AT_ONCE, load_index
 from recipes.data.sampler import Source
-from recipes.data.sources import divided
 
 TRAIN = ("train", "training", "")  # "": no split is named
 TEST = ("test", "testing")

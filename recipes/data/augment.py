@@ -27,10 +27,7 @@ def center(video: np.ndarray, size: int) -> np.ndarray:
 
 
 def squares(video: np.ndarray, size: int, count: int) -> np.ndarray:
-    """The largest squares from one end of a clip's longer side to the other; a single one is in the middle.
-
-    uint8 (T, H, W, 3) -> uint8 (count, T, size, size, 3).
-    """
+    """The largest squares along the longer side, or in the middle: uint8 (T, H, W, 3) -> (count, T, size, size, 3)."""
     height, width = video.shape[1:3]
     short, spare = min(height, width), abs(height - width)
     places = [spare // 2] if count == 1 else [round(spare * i / (count - 1)) for i in range(count)]
@@ -41,7 +38,7 @@ def squares(video: np.ndarray, size: int, count: int) -> np.ndarray:
 def random_crop(
     video: np.ndarray, rng: np.random.Generator, area: tuple[float, float], aspect: tuple[float, float]
 ) -> np.ndarray:
-    """A rectangle of random area (share of the picture) and aspect (width / height, log-uniform), a view (T, h, w, 3).
+    """A view (T, h, w, 3) of random area (share of the picture) and aspect (width / height, log-uniform).
 
     If ten tries do not fit, it is the largest rectangle in the middle with a permitted aspect.
     """
@@ -60,10 +57,7 @@ def random_crop(
 
 
 def jitter(video: np.ndarray, rng: np.random.Generator, config: AugmentConfig) -> np.ndarray:
-    """Shifts brightness and hue, scales contrast and saturation of uint8 (T, H, W, 3).
-
-    Hue and saturation turn and scale the chroma plane of YIQ, so that all four are one affine map of RGB.
-    """
+    """Shifts brightness and hue, scales contrast and saturation of uint8 (T, H, W, 3): one affine map of RGB."""
     shift = 255 * rng.uniform(-config.brightness, config.brightness)
     contrast, saturation = rng.uniform(*config.contrast), rng.uniform(*config.saturation)
     angle = 2 * np.pi * rng.uniform(-config.hue, config.hue)

@@ -1,7 +1,4 @@
-"""Clips ready for the model: windows of an index, read, augmented, tokenized, and collated into batches.
-
-A clip that cannot be read becomes a `Skipped`, which travels with its batch; no broken file ends a run.
-"""
+"""Clips ready for the model: windows of an index, read, augmented, tokenized, and collated into batches."""
 
 import hashlib
 import math
@@ -65,8 +62,7 @@ class TrainClips(RandomReader[Clip]):
 class NarratedClips(Reader[Clip]):
     """Every clip of an index: one per narration, wordless ones included, and one per video that has none; P = 1.
 
-    A key is (clip, window). The windows of a clip are spread evenly over its narration, or over the clip of its row if
-    the text is about the whole of it; a single one is about the middle. Memory does not grow with the index.
+    A key is (clip, window). The windows of a clip are spread evenly over its narration, or over the clip of its row.
     """
 
     def __init__(self, index: Index, tokenizer: Tokenizer, fmt: ClipFormat, windows: int = 1):
@@ -147,12 +143,10 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
     """Joins clips into a batch; those that were skipped make it smaller.
 
     Returns:
-        `video` uint8 (B, T, H, W, 3); `audio` float32 (B, S) (of features float32: (B, T, 1024), (B, T, 128));
-        `audio_valid` bool (B,): zeros and False without sound;
-        `text` int64 (B, P, W) and `text_valid` bool (B, P): zeros and False without a word;
-        `text_key` int64 (B, P): equal where captions are, 0 without a word; see `recipes.model.objective`;
-        `index` int64 (B,); `id` list of B; `captions` list of B lists; `start` float64 (B,); `skipped` list.
-        If every item was skipped, `skipped` alone.
+        `video` uint8 (B, T, H, W, 3) and `audio` float32 (B, S); of features float32 (B, T, 1024) and (B, T, 128).
+        `text` int64 (B, P, W). `audio_valid` bool (B,) and `text_valid` bool (B, P): False where there is none.
+        `text_key` int64 (B, P): equal where captions are, 0 without a word. `index` int64 (B,), `start` float64 (B,).
+        Lists: `id`, `captions` and `skipped`; the last alone if every item was skipped.
     """
     clips = [item for item in items if isinstance(item, Clip)]
     skipped = [item for item in items if isinstance(item, Skipped)]

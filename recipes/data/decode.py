@@ -1,7 +1,6 @@
-"""Reads one window of a video file with PyAV: seeks, decodes what the window shows, and nothing else.
+"""Reads windows of a video file with PyAV. Times are seconds from the start of the file.
 
-Times are seconds from the start of the file. Whatever is wrong with a file becomes a `BrokenClip`, and so does a file
-that asks for more than `limits` grants.
+Whatever is wrong with a file, or asks for more than `limits` grants, becomes a `BrokenClip`.
 """
 
 import os
@@ -158,22 +157,16 @@ class Clip:
     def window(
         self, start: float, frames: int, fps: float, sample_rate: int, samples: int, short_side: int | None
     ) -> Window:
-        """Decodes the window that begins at `start`, pictures and sound.
-
-        Picture i is the one on screen at start + i / fps, by presentation time stamps. After the end of the file the
-        last picture stays and the sound is zero. Sound is mixed down to one channel; `audio` is None without any.
-        Pictures whose shorter side is longer than `short_side` pixels are scaled down to it.
-        """
+        """Pictures and sound of the window that begins at `start`; picture i is on screen at start + i / fps."""
         video = self.pictures(start + np.arange(frames) / fps, short_side)
         return Window(video, self.sound(start, sample_rate, samples))
 
     def pictures(self, times: np.ndarray, short_side: int | None) -> np.ndarray:
-        """The pictures on screen at `times` (n,), which increase: uint8 (n, H, W, 3).
+        """The pictures on screen at `times` (n,), which increase: uint8 (n, H, W, 3), scaled down to the short side.
 
-        A decoder that reads the whole file shows the same ones. Decoding may begin at a key frame only for pictures
-        shown after it, and only if every one of them comes out whole: pictures shown before it but stored behind it
-        refer to what was not read, and some codecs refresh little by little. If one is not whole, decoding begins
-        again at an earlier key frame, up to the first.
+        A decoder that reads the whole file shows the same ones. Decoding begins at a key frame if every picture comes
+        out whole, and if not, again at an earlier one: pictures shown before a key frame but stored behind it refer to
+        what was not read, and some codecs refresh little by little. After the end of the file the last picture stays.
         """
         stream = self.video
         if stream is None:
@@ -232,7 +225,6 @@ class Clip:
         return packets
 
     def _following(self, stream: Stream) -> Iterator[Packet]:
-        """The packets of a stream from where the seek led."""
         self.demuxer = self.demuxer or self.container.demux()
         for packet in self.demuxer:
             if packet.stream_index == stream.index:
@@ -259,10 +251,7 @@ class Clip:
     def _decode_pictures(
         self, packets: list[Packet], ticks: list[int], wanted: list[int] | None, short_side: int | None
     ) -> list[tuple[int | None, np.ndarray]]:
-        """Time stamp and RGB of what is on screen at each tick; a damaged picture has no stamp.
-
-        If the `wanted` stamps are known, pictures that are neither wanted nor referred to are not decoded.
-        """
+        """Time stamp (None: damaged) and RGB on screen at each tick; skips what is not `wanted`, if that is known."""
         context, reformatter = self.video.codec_context, VideoReformatter()
         shown: list[tuple[int | None, np.ndarray]] = []
         current: tuple[int, av.VideoFrame] | None = None

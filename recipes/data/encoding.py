@@ -26,10 +26,7 @@ codecs.register_error(ODD, _as_cp1252)
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Reads a text file or URL: (line number from 1, the line with its end). A byte order mark is left out.
-
-    One warning counts the lines that are not UTF-8.
-    """
+    """The lines of a text file or URL: (number from 1, line with its end), without byte order mark; warns of cp1252."""
     with storage.open_bytes(path) as file:
         yield from _decoded(path, file)
 

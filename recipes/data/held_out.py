@@ -21,12 +21,9 @@ def limited(index: Dataset, tokenizer: Tokenizer, words: int, limit: int | None)
 
     Videos (or groups, if rows name one) come in the order of a hash of their ids, and each gives one clip before any
     gives a second. So the clips are the same on every machine and for every seed, and most stay when a data set grows.
-    Memory holds only what is chosen.
 
     Args:
-        index: what is held out.
-        tokenizer: tells which narrations have words; only those are evaluated, unless there is none.
-        words: of a narration that are looked at.
+        words: of a narration that are looked at; one without known words is evaluated only if all are.
         limit: the most clips; None: the index as it is.
     """
     if limit is None:

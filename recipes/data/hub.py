@@ -15,10 +15,7 @@ SAVED = ("state.json", "dataset_dict.json")  # in a folder that `save_to_disk` w
 
 
 def open_split(name: str, split: str) -> IterableDataset:
-    """Opens a split as a stream: nothing is downloaded whole.
-
-    The name is one on the hub, a folder of files that `datasets` knows (Parquet, videos ...), or one that it saved.
-    """
+    """Opens a split as a stream: on the hub, of a folder of files that `datasets` knows, or of one that it saved."""
     folder = Path(name)
     if not any((folder / file).is_file() for file in SAVED):
         return load_dataset(name, split=split, streaming=True)
@@ -35,14 +32,8 @@ def read_rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of a split from `start` on, as of an index, but `video` is a locator or bytes.
 
-    Args:
-        data: the split.
-        video: column of the videos: of type Video, a path or URL, or bytes.
-        text: column of the texts; None: they have none.
-        name: column of the ids; None: they are numbered.
-        start: the first row.
-    Raises:
-        ValueError: a row lacks a column, or holds something else.
+    `video`, `text` and `name` are columns; None: no text, numbers for names. A ValueError if a row has no such column,
+    or something else in it.
     """
     if isinstance((data.features or {}).get(video), Video):
         data = data.cast_column(video, Video(decode=False))

@@ -1,9 +1,4 @@
-"""What identifies a video, whatever its name, its folder or its shard; and which videos a run has seen.
-
-Two things do: its bytes, by a hash of their number and of the first and last of them (files of one hash are compared as
-a whole); and its id on YouTube, if a name has one, which tells a video that was downloaded again, in another size or in
-parts.
-"""
+"""What identifies a video, whatever its name or shard: a hash of its bytes, its id on YouTube, its source."""
 
 import hashlib
 import re
@@ -29,6 +24,8 @@ RECORD = re.compile(r"#(\d+)$")
 # Ids are 64 bits in base 64: of the last of the 11 letters two bits are always zero. A name that follows, or a time in
 # seconds, as in the names of segments, is not a part of it.
 YOUTUBE = re.compile(r"(?:^|[/=\[-])([\w-]{10}[AEIMQUYcgkosw048])(?=$|[\].:#&]|_\d)", re.ASCII)
+# What numbers the parts of a source: film_0012, film-3-4.
+PARTS = re.compile(r"([\W_]*(clip|part|scene|seg|segment|shot|chunk)?[\W_]+\d+)+$", re.IGNORECASE)
 
 
 class Identity(NamedTuple):
@@ -42,7 +39,7 @@ class Identity(NamedTuple):
 class Seen(NamedTuple):
     """The videos of a run: sorted hashes of contents, uint64 (N,), a row of each, int64 (N,), and names, uint64 (M,).
 
-    Files that begin and end alike have the same content, and a row each. Runs of earlier versions have no rows.
+    Runs of earlier versions have no rows.
     """
 
     contents: np.ndarray
@@ -116,6 +113,36 @@ def youtube_id(name: str) -> str | None:
     match = YOUTUBE.search(name)
     # An id has small and large letters, but for six in a thousand; names that people give seldom have both.
     return match[1] if match and match[1].lower() != match[1] != match[1].upper() else None
+
+
+def source_of(video: str) -> str | None:
+    """The source of which a file seems to be a numbered part: an id on YouTube, or its path without the numbers.
+
+    >>> source_of("/clips/film_0012.mp4"), source_of("/clips/film_scene-3.mp4"), source_of("/clips/film.mp4")
+    ('/clips/film', '/clips/film', None)
+    """
+    path = PurePosixPath(storage.PART.sub("", video)).with_suffix("").as_posix()
+    if name := youtube_id(path.rpartition("/")[2]):
+        return name
+    stem = PARTS.sub("", path)
+    return stem if stem != path and not storage.PART.search(video) else None
+
+
+def divided(train: Dataset, test: Dataset) -> dict[str, tuple[str, str]]:
+    """Sources that clips without a group seem to share between two indexes: the id of a clip of each, by source."""
+    tested = _clip_by_source(test)
+    shared = {source: (name, tested[source]) for source, name in _clip_by_source(train).items() if source in tested}
+    return shared if len(tested) > 1 else {}  # one name and numbers for all files say nothing about sources
+
+
+def _clip_by_source(index: Dataset) -> dict[str, str]:
+    """The id of a clip of each source."""
+    clips: dict[str, str] = {}
+    for rows in index.select_columns(["id", "video", "group"]).iter(ROWS_AT_ONCE):
+        for name, video, group in zip(rows["id"], rows["video"], rows["group"], strict=True):
+            if not group and (source := source_of(video)):
+                clips.setdefault(source, name)
+    return clips
 
 
 def save(videos: Seen, path: Path) -> None:

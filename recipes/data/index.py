@@ -40,10 +40,7 @@ ROWS_TO_WRITE = 256  # at once: their narrations, a hundred or more in each, are
 
 
 def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> Dataset:
-    """Reads the index of a data set.
-
-    The rows go through a temporary file that is mapped into memory: an index of millions of captions costs little
-    memory, and worker processes share it. The file is removed when the process ends; if that is killed, by a later one.
+    """Reads the index of a data set into a temporary file that is mapped into memory and shared by worker processes.
 
     Args:
         path: a folder in one of the layouts of `recipes.data.layouts`, of tar shards, or of videos and their texts, or
@@ -52,8 +49,8 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
         prefix: put before every id, to tell those of several data sets apart.
     Returns:
         One row per video: `id`, `video` (locator, see `storage`), `split` ("": none), `group` (None: none), `start` and
-        `end` (the part of the file that is the clip; None: from its beginning, to its end), `narrations` (list of
-        {start, end, text}; no text is empty). All times are seconds of the file.
+        `end` (seconds of the file that are the clip; None: from its beginning, to its end), `narrations` (list of
+        {start, end, text}; no text is empty).
     Raises:
         FileNotFoundError: nothing at `path`, or none of the videos it names.
         ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.
@@ -87,7 +84,6 @@ def index_of(path: str | Path, rows: Iterable[dict[str, Any]], split: str | None
 
 
 def _read_rows(path: str | Path) -> Iterable[dict[str, Any]]:
-    """The rows of whatever layout is recognised."""
     is_manifest = manifest.ending(path) in manifest.SUFFIXES
     if storage.is_url(path):
         return manifest.read_manifest(path) if is_manifest else shards.read_shards(path)
@@ -150,10 +146,7 @@ def mapped(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> Dataset:
 
 
 def _temporary_folder() -> Path:
-    """A folder of this process, removed when it ends. Folders of processes that were killed are removed now.
-
-    A process locks its folders; the system unlocks them, however the process ends.
-    """
+    """A locked folder, removed when the process ends; those of killed processes, no longer locked, are removed now."""
     for old in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
         with suppress(OSError):
             if time.time() - old.stat().st_mtime > UNLOCKED and (lock := _lock(old)) is not None:

@@ -23,23 +23,14 @@ class Split(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A labelled data set.
-
-    Attributes:
-        index: its clips, as from `load_index`.
-        labels: class numbers of each row, mostly one.
-        names: of the classes, by number.
-        splits: the official ones, in order.
-        sources: what each row was cut from: clips of one source are alike; "": the data set does not say it.
-        dataset: the name of the data set; "": it is a manifest.
-    """
+    """A labelled data set."""
 
     index: Dataset
-    labels: list[list[int]]
-    names: list[str]
-    splits: list[Split]
-    sources: list[str]
-    dataset: str
+    labels: list[list[int]]  # class numbers of each row, mostly one
+    names: list[str]  # of the classes, by number
+    splits: list[Split]  # the official ones, in order
+    sources: list[str]  # what each row was cut from: clips of one source are alike; "": the data set does not say it
+    dataset: str  # its name; "": it is a manifest
 
 
 def load_labelled(path: str | Path) -> Labelled:
@@ -47,8 +38,7 @@ def load_labelled(path: str | Path) -> Labelled:
 
     Raises:
         FileNotFoundError: nothing at `path`, or none of the clips it names.
-        ValueError: no layout that is known, a wrong row or line (says file and line), an id that occurs twice, or a
-            split without a clip to train on or to test on.
+        ValueError: no layout that is known, a wrong row or line, an id that occurs twice, or a split without a clip.
     """
     dataset, (names, rows) = _read_labels(path)
     number = {name: i for i, name in enumerate(names)}

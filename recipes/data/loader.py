@@ -21,11 +21,7 @@ def train_loader(
     timeout: float = TIMEOUT,
     prefetch: float = PREFETCH,
 ) -> Loader[dict[str, Any]]:
-    """Endless batches for training, as `collate` makes them; see `BatchSampler` for their order, and `Loader`.
-
-    Args:
-        sources: what the dataset is put together of, one after the other; None: it is one source.
-    """
+    """Endless batches for training, as `collate` makes them; `sources` (None: one) are the parts of the dataset."""
     sampler = BatchSampler(sources or [Source(len(dataset))], batch_size, seed, start_step, rank, world)
     return Loader(dataset, sampler, collate, workers, timeout, prefetch)
 

@@ -20,12 +20,10 @@ Located = Iterator[tuple[str, dict[str, Any]]]  # (where the row is, for people;
 def read_manifest(path: str | Path) -> Iterator[dict[str, Any]]:
     """Reads a .jsonl, .csv or .parquet file, or a URL of one, into rows of an index, in the file's order.
 
-    Fields of a row: `video` (a path relative to the manifest, or a URL; see `storage`), and `text` (spoken or true over
-    the whole clip) or `narrations` (a list of {start, end, text}; in CSV a JSON string); optionally `id` (default: the
-    video's relative path without its ending, numbered if it occurs again), `split`, `group` (the film, recording or
-    channel that it is cut from: all clips of one are in one split), and `start` and `end`, the part of the file that is
-    the clip. Other fields are ignored. A row with a `label` (see `labelled_manifest`) needs no text. A null or empty
-    text is no narration. All times are seconds of the file.
+    Fields of a row: `video` (a path relative to the manifest, or a URL; see `storage`), and `text` (of the whole clip)
+    or `narrations` (a list of {start, end, text}; in CSV a JSON string); optionally `id` (default: the video's path),
+    `split`, `group` (what it is cut from: all clips of one are in one split), `start` and `end`, the part of the file
+    that is the clip. A row with a `label` (see `labelled_manifest`) needs no text. Times are seconds of the file.
 
     Raises:
         FileNotFoundError: not one of the videos exists.
@@ -50,14 +48,7 @@ def located(path: str | Path) -> Iterator[tuple[str, dict[str, Any], dict[str, A
 
 
 def row(where: str, fields: dict[str, Any], video: str, name: str) -> dict[str, Any]:
-    """Makes a row of an index.
-
-    Args:
-        where: place of the fields, for people; a ValueError about one of them begins with it.
-        fields: see `read_manifest`.
-        video: locator, see `recipes.data.storage`.
-        name: the id if the fields have none.
-    """
+    """Makes a row of an index; `where` begins a ValueError about a field, and `name` is the id if there is none."""
     return {
         "id": _string(where, fields, "id") or name,
         "video": video,
@@ -69,10 +60,7 @@ def row(where: str, fields: dict[str, Any], video: str, name: str) -> dict[str, 
 
 
 def fields_of(row: dict[str, Any], video: str) -> dict[str, Any]:
-    """The fields from which `row` makes a row again, with another `video`.
-
-    JSON knows no infinity: a narration without an end is a `text`.
-    """
+    """The fields from which `row` makes a row again, with another `video`; text of the whole clip is a `text`."""
     part = {key: row[key] for key in ("start", "end") if row[key] is not None}
     group = {"group": row["group"]} if row.get("group") else {}
     fields = {"id": row["id"], "video": video, "split": row["split"], **group, **part}

@@ -67,12 +67,9 @@ class Packing:
 
 
 class Rows(NamedTuple):
-    """What to pack: rows of an index, but `video` may be bytes.
+    """What to pack: `following` gives the rows from a number on (`video` may be bytes), `total` is None if unknown.
 
-    Attributes:
-        following: gives the rows from a number on.
-        total: how many there are; None: unknown.
-        contents: identifies them: a folder of other rows is refused.
+    `contents` identifies them: a folder of other rows is refused.
     """
 
     following: Callable[[int], Iterable[dict[str, Any]]]
@@ -83,9 +80,7 @@ class Rows(NamedTuple):
 def pack(rows: Rows, out: Path, clips: int) -> int:
     """Writes shards of `clips` rows each, skipped ones among them, and their index; returns how many videos it has.
 
-    Raises:
-        DataError: The folder holds something else.
-        OSError: A shard cannot be written; those before it are whole.
+    A DataError if the folder holds something else; an OSError if a shard cannot be written: those before it are whole.
     """
     contents = rows.contents | {"clips": clips}
     out.mkdir(parents=True, exist_ok=True)

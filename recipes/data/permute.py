@@ -32,11 +32,9 @@ class Permutation:
 
 
 def permute(permutation: Permutation) -> Path:
-    """Writes a manifest in which a share of the clips have exchanged their texts, and returns its path.
+    """Writes a manifest in which a share of the clips have exchanged their texts; returns its path.
 
-    Raises:
-        FileExistsError: ``out`` exists.
-        DataError: There are too few different texts to exchange.
+    A FileExistsError if ``out`` exists, a DataError if there are too few different texts.
     """
     rows, wrong = _exchanged(permutation)
     out, manifest, truth = permutation.out, [], []

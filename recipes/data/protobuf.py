@@ -10,13 +10,7 @@ Field = descriptor_pb2.FieldDescriptorProto
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Reads a number of seven bits a byte.
-
-    Returns:
-        The number, and the position after it.
-    Raises:
-        IndexError: the data end inside it.
-    """
+    """The number of seven bits a byte at a position, and the position after it; an IndexError if the data end."""
     value = shift = 0
     while True:
         byte = data[position]
@@ -27,14 +21,10 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def message_classes(package: str, **messages: str) -> dict[str, Any]:
-    """Makes message classes.
+    """Makes message classes of fields as in a .proto file, separated by semicolons.
 
-    Args:
-        package: a name of its own, since TensorFlow registers its messages under `tensorflow`.
-        **messages: fields of each message as in a .proto file, separated by semicolons. A capitalised type is another
-            message. `map Value field = 1` stands for map<string, Value>.
-    Returns:
-        The classes by name.
+    A capitalised type is another message. `map Value field = 1` stands for map<string, Value>. The package has a name
+    of its own, since TensorFlow registers its messages under `tensorflow`.
     """
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
     for name, text in messages.items():

@@ -1,7 +1,4 @@
-"""The one way to read clips: open the recording of a row, read windows of it, skip what is broken.
-
-The subclasses of `Reader` say where the windows begin, and what is made of them.
-"""
+"""The one way to read clips: open the recording of a row, read windows of it, skip what is broken."""
 
 from abc import abstractmethod
 from typing import Any, Generic, TypeVar
@@ -20,12 +17,9 @@ Item = TypeVar("Item")
 
 
 class Reader(Dataset[Item | Skipped], Generic[Item]):
-    """A dataset of items, each made of windows of one row.
+    """A dataset of items, each made of windows of one row; `modality` is the only one to read, None: both.
 
-    Attributes:
-        index: rows as from `load_index`.
-        fmt: the shape of a window.
-        modality: the only one to read; None: both.
+    Subclasses say where the windows begin, and what is made of them.
     """
 
     def __init__(self, index: Index, fmt: ClipFormat, modality: Modality | None = None):
@@ -65,10 +59,7 @@ class Reader(Dataset[Item | Skipped], Generic[Item]):
 
 
 class RandomReader(Reader[Item]):
-    """One random window of each row. A key is (epoch, row).
-
-    Everything random depends on seed, epoch and row alone, neither on the worker nor on what was read before.
-    """
+    """One random window of each row. A key is (epoch, row): all that is random depends on it and the seed alone."""
 
     def __init__(self, index: Index, fmt: ClipFormat, seed: int, modality: Modality | None = None):
         super().__init__(index, fmt, modality)

@@ -112,15 +112,7 @@ Recording = Media | FeatureRecord
 
 @contextmanager
 def open_recording(row: Row, fmt: ClipFormat, modality: Modality | None) -> Iterator[Recording]:
-    """Opens what a row of an index names.
-
-    Args:
-        row: as from `load_index`.
-        fmt: says whether it is media or features.
-        modality: the only one to read of media: a file of sound needs no pictures. None: both.
-    Raises:
-        BrokenClip: it cannot be read; also inside the context.
-    """
+    """Opens what a row of an index names, for one modality or both (None); raises, also inside, a BrokenClip."""
     if fmt.inputs == "features":
         yield FeatureRecord(read_features(row["video"]), fmt)
     else:

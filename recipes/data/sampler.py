@@ -1,8 +1,6 @@
-"""The order of training: which clips make the batch of which step, as a pure function of seed and position.
+"""The order of training, a pure function of seed and position, whatever the number of processes and workers.
 
-Position p of an endless order belongs to step p // batch_size, whatever the number of processes and workers, and
-wherever a run was resumed. Epochs follow each other without a gap: a batch may hold the end of one and the beginning of
-the next, and then one clip twice.
+Epochs follow each other without a gap: a batch may hold the end of one and the beginning of the next.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +36,6 @@ class BatchSampler(Sampler[list[Key]]):
         Args:
             sources: what the data are put together of; the indices of one follow those of the one before.
             batch_size: clips per batch of all processes together, at most as many as there are.
-            seed: of the order.
             start_step: the first step; its batch and all later ones are those of a run from step 0.
             rank, world: this process, and how many share each batch in slices.
         """
@@ -76,13 +73,9 @@ class BatchSampler(Sampler[list[Key]]):
 
 
 def dealt(weights: Sequence[float], position: int) -> list[int]:
-    """How many of the first `position` clips come from each source: its share, give or take a few.
+    """How many of the first `position` clips come from each source by its share (of 1 in all), give or take a few.
 
     Clip j of a source is due at (j + 1/2) / weight. What is due first comes first; of equals, the earlier source.
-
-    Args:
-        weights: (K,) shares of the sources; their sum is 1.
-        position: >= 0.
     """
     # Never more than the true counts, which lie within K / 2 + 1 of the share: the rest is dealt one by one.
     taken = [max(0, int((position - len(weights)) * weight) - 2) for weight in weights]

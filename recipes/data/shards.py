@@ -1,7 +1,4 @@
-"""WebDataset's layout: tar shards with the files of one clip after another, `KEY.mp4` and its description.
-
-Nothing is unpacked: a clip is a range of bytes in its shard, which may be behind a URL.
-"""
+"""WebDataset's layout: tar shards with the files of one clip after another. A clip is a range of bytes."""
 
 import warnings
 from collections.abc import Iterator
@@ -28,11 +25,9 @@ def read_shards(root: str | Path) -> Iterator[dict[str, Any]]:
     """Reads the index of a shard, or of all in a folder, from header to header.
 
     The files of a clip lie next to each other and have one name, up to the first dot: the video (.mp4, .webm, .mkv),
-    and a `.json` with any of the fields of a manifest, or `caption` in place of `text`; or a `.txt`. Other files are
-    left out, and so is everything after a damage. A warning for each damaged shard says where, another counts them.
+    and a `.json` with fields of a manifest, or `caption` in place of `text`; or a `.txt`. A clip without an `id` is
+    called SHARD/KEY. What follows a damage in a shard is left out, with a warning.
 
-    Returns:
-        Rows of an index, by shard; a clip without an `id` is called SHARD/KEY.
     Raises:
         ValueError: a compressed shard, or a description that is not as above.
         OSError: a storage behind a URL does not answer.
@@ -103,12 +98,9 @@ def parts(name: str) -> tuple[str, str]:
 
 
 def row_of(where: str, name: str, files: dict[str, tuple[str, bytes]]) -> dict[str, Any] | None:
-    """The row of a clip; None: its files have no video.
+    """The row of a clip from (locator, content of a text) by ending; None without a video.
 
-    Args:
-        where: place of its files, for people; a ValueError about its description begins with it.
-        name: its id, if its description has none.
-        files: (locator, content of a text) by ending.
+    `where` begins the ValueError about its description; `name` is its id, if its description has none.
     """
     video = next((files[ending][0] for ending in VIDEOS if ending in files), None)
     if video is None:

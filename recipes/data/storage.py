@@ -69,8 +69,7 @@ def open_bytes(locator: str | Path) -> BinaryIO:
 
     Raises:
         FileNotFoundError: there is no such file on this machine.
-        OSError: it is no regular file, cannot be read, or ends before the part does; a URL is not allowed, or its
-            storage does not answer.
+        OSError: no regular file, unreadable, or shorter than the part; a URL is not allowed or does not answer.
     """
     path, start, size = _parse(str(locator))
     if not is_url(path):

@@ -1,7 +1,5 @@
-"""The headers of a tar file, one after another. Nothing is trusted, and only headers are read.
-
-Python's `tarfile` goes backwards after a negative size, takes a damage after the first header for the end of the file,
-and reads extended headers of any size.
+"""The headers of a tar file. Nothing is trusted: Python's `tarfile` goes backwards after a negative size, takes a
+damage for the end of the file, and reads extended headers of any size.
 """
 
 import os

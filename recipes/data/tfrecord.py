@@ -1,11 +1,9 @@
-"""TFRecord files without TensorFlow: the places of the records, and the bytes of one, checked.
-
-A record is its length (8 bytes, little-endian), a checksum of those (4), the data, a checksum of the data (4).
-"""
+"""TFRecord files without TensorFlow: length (8 bytes, little-endian), checksum (4), data, checksum (4)."""
 
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import google_crc32c
 
@@ -23,16 +21,11 @@ def masked_crc(data: bytes) -> int:
 
 
 def records(path: Path, head: int) -> Iterator[tuple[int, bytes]]:
-    """Goes from record to record by their lengths: (offset of the record, the first `head` bytes of its data).
-
-    Raises:
-        BrokenClip: truncated, or a length with a wrong checksum; after the records before it.
-    """
+    """Offset and first `head` bytes of each record; a BrokenClip, after those before it, if a length is damaged."""
     size, offset = path.stat().st_size, 0
     with storage.open_bytes(path) as file:
         while offset < size:
-            file.seek(offset)
-            length = _length(path, offset, file.read(HEADER.size))
+            length = _length(path, offset, file)
             end = offset + HEADER.size + length + CHECKSUM.size
             if end > size:
                 raise BrokenClip(path, f"truncated: the record at byte {offset} ends at {end}, the file at {size}")
@@ -44,8 +37,7 @@ def read_record(path: Path, offset: int) -> bytes:
     """The data of the record at an offset; a BrokenClip if there is no such file, or its checksum is wrong."""
     try:
         with storage.open_bytes(path) as file:
-            file.seek(offset)
-            length = _length(path, offset, file.read(HEADER.size))
+            length = _length(path, offset, file)
             if offset + HEADER.size + length + CHECKSUM.size > path.stat().st_size:
                 raise BrokenClip(path, f"the record at byte {offset} is truncated")
             data, checksum = file.read(length), file.read(CHECKSUM.size)
@@ -59,12 +51,13 @@ def read_record(path: Path, offset: int) -> bytes:
 def part(path: Path, offset: int) -> str:
     """The locator of the data of the record at an offset, see `recipes.data.storage`; a BrokenClip or an OSError."""
     with storage.open_bytes(path) as file:
-        file.seek(offset)
-        length = _length(path, offset, file.read(HEADER.size))
+        length = _length(path, offset, file)
     return f"{path}#{offset + HEADER.size}:{length}"
 
 
-def _length(path: Path, offset: int, header: bytes) -> int:
+def _length(path: Path, offset: int, file: BinaryIO) -> int:
+    file.seek(offset)
+    header = file.read(HEADER.size)
     if len(header) < HEADER.size:
         raise BrokenClip(path, f"truncated in the header of the record at byte {offset}")
     length, checksum = HEADER.unpack(header)

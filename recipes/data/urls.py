@@ -16,8 +16,7 @@ VARIABLE, PRIVATE = "HARMONY_PROTOCOLS", "HARMONY_PRIVATE"
 def require_allowed(url: str) -> None:
     """Raises a PermissionError unless a URL may be opened; the message says what would allow it.
 
-    Refused are other protocols, chains of them, and hosts of the private network. Redirections of an allowed server are
-    followed wherever they lead.
+    Redirections of an allowed server are followed wherever they lead.
     """
     allowed = tuple(os.environ.get(VARIABLE, ",".join(PROTOCOLS)).split(","))
     protocol = url.partition("://")[0]

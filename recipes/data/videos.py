@@ -9,10 +9,7 @@ VIDEOS = (".mp4", ".webm", ".mkv")
 
 
 def videos_by_name(root: Path, endings: tuple[str, ...] = VIDEOS) -> dict[str, str]:
-    """The videos, or other files, in `root/videos` and in `root`: absolute path by file name without its ending.
-
-    Of several of one name, `videos/` wins over the folder itself, and an earlier ending over a later one.
-    """
+    """Files in `root/videos`, then in `root`, by name without its ending: absolute path; the earlier ending wins."""
     paths: dict[str, str] = {}
     for folder in (root.absolute(), (root / "videos").absolute()):
         names = [os.path.splitext(entry) for entry in (os.listdir(folder) if folder.is_dir() else [])]
@@ -22,10 +19,7 @@ def videos_by_name(root: Path, endings: tuple[str, ...] = VIDEOS) -> dict[str, s
 
 
 def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """A folder and all below it, the less deep first: absolute path, and the names of its files, sorted.
-
-    Links are followed, but no folder is entered twice, so that a loop of links ends.
-    """
+    """A folder and all below it, the less deep first: absolute path, sorted names of its files. Loops of links end."""
     left, entered = deque([str(root.absolute())]), set()
     while left:
         folder = left.popleft()
@@ -42,10 +36,7 @@ def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def videos_below(root: Path) -> dict[str, str]:
-    """The videos in a folder and below it: absolute path by file name without its ending.
-
-    Of several of one name, the least deep wins, then the earlier of `VIDEOS`.
-    """
+    """The videos in a folder and below it, by name without its ending; the least deep wins, then the earlier ending."""
     best: dict[str, tuple[int, int, str]] = {}
     for folder, files in walk(root):
         for file in files:

@@ -21,10 +21,7 @@ WORD = r"\w+(?:['’]\w+)*"  # letters and digits, with apostrophes inside: don'
 
 
 def build(texts: Iterable[str], size: int = 2**16) -> Tokenizer:
-    """Builds a vocabulary of the most frequent words of texts, whose order does not matter.
-
-    Its at most `size` ids are 0 for padding, 1 for unknown words, then words by falling count (ties: alphabetical).
-    """
+    """Builds a vocabulary of at most `size` ids: 0 for padding, 1 for unknown words, then words by falling count."""
     counter = _tokenizer({UNK: 0})
     trainer = WordLevelTrainer(vocab_size=size, special_tokens=[PAD, UNK], show_progress=False)
     counter.train_from_iterator(texts, trainer)
@@ -43,12 +40,7 @@ def save(tok: Tokenizer, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Reads a vocabulary that `save` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a vocabulary.
-    """
+    """Reads a vocabulary that `save` wrote; a FileNotFoundError or ValueError if that is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no vocabulary here")
     try:
@@ -71,13 +63,10 @@ def load_vectors(path: str | Path, tok: Tokenizer, dim: int | None = None, seed:
     """Reads pre-trained word vectors in the text format of word2vec and GloVe: a word and its numbers on a line.
 
     A first line may give count and dimension. Words without a vector get normal noise of the mean and deviation of the
-    others, padding gets zeros. The share of words that have one is logged. If a word occurs twice, the first counts.
+    others, padding gets zeros. If a word occurs twice, the first counts.
 
     Args:
-        path: the file.
-        tok: the vocabulary; other words are ignored.
         dim: the dimension that is required; None: any.
-        seed: of the noise.
     Returns:
         float32 (V, D).
     Raises:

@@ -25,10 +25,7 @@ class Windows:
 
 
 class WindowedClips(Reader[Windows]):
-    """`count` windows of each row, the first at the beginning of the clip, the last at its end; one is in the middle.
-
-    Only the numbers in `rows` are read; None: all. `crops` squares are cut of each picture, see `squares`.
-    """
+    """`count` windows of each of the rows (None: all), from beginning to end of the clip, `crops` squares of each."""
 
     def __init__(
         self,

@@ -1,9 +1,7 @@
 """Processes that read batches. One that hangs or dies is replaced, and its work is done again.
 
-Whatever decodes media does so in such a process, never in a command: a broken file can end the process that decodes it.
-
-PyTorch's DataLoader ends the run with its first dead worker. Here every worker has a pipe of its own: its end is seen
-at once, and disturbs no other worker.
+Whatever decodes media does so in such a process, never in a command: a broken file can end it. PyTorch's DataLoader
+ends the run with its first dead worker. Here every worker has a pipe of its own, and its end disturbs no other.
 """
 
 import logging
@@ -17,21 +15,18 @@ from itertools import count, islice
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch.multiprocessing import get_context  # its pickler lets tensors cross in shared memory
 
-from recipes.data.clips import Clip
 from recipes.data.decode import BrokenClip
 from recipes.data.skipped import Skipped
 from recipes.errors import Failure
 
 AHEAD = 4  # the most batches under way for each worker
-DEATHS = (
-    5  # the deaths of one worker and its successors, with no clip to blame and no batch in between, that end the run
-)
+DEATHS = 5  # of a worker and its successors, with no clip to blame and no batch in between, that end the run
 GRACE = 5  # seconds for a process that has closed its pipe to be gone
 HUNG = -signal.SIGALRM  # exit code of a process that took too long for a clip
 LONGEST = 1e8  # seconds that the kernel's alarm can be set to
@@ -49,29 +44,16 @@ class WorkerError(Failure):
     """Workers that die although they read nothing."""
 
 
-class Clips(Protocol):
-    """A dataset of clips; the types of its keys and rows are its own."""
-
-    def row(self, key: Any) -> Any:
-        """The row that a key reads; hashable."""
-
-    def name(self, row: Any) -> str:
-        """A row, for people."""
-
-    def __getitem__(self, key: Any) -> Clip | Skipped: ...
-
-
 class Loader(Generic[Batch]):
     """Iterates over batches in their order, which depends neither on the workers nor on their deaths.
 
-    A clip on which a worker hangs becomes a `Skipped` at once. A clip on which a worker dies is read once more, as the
-    death may have been an accident, such as a lack of memory; after a second death it is skipped. From then on all
-    clips of its row are. No number of such clips ends a run; workers that die without a clip to blame do.
+    A clip on which a worker hangs becomes a `Skipped` at once; one on which a worker dies is read once more, as the
+    death may have been an accident, such as a lack of memory. Once it is skipped, so are all clips of its row.
     """
 
     def __init__(
         self,
-        dataset: Clips,
+        dataset: Any,
         batches: Iterable[Sequence[Any]],
         join: Callable[[list[Any]], Batch],
         workers: int,
@@ -80,7 +62,7 @@ class Loader(Generic[Batch]):
     ):
         """
         Args:
-            dataset: the clips.
+            dataset: gives items by key; it has `row(key)`, hashable, and `name(row)`, for people.
             batches: the keys of each batch; taken as they are needed, so they may be endless.
             join: makes a batch of its clips.
             workers: processes that read, at least one: 0 counts as 1.
@@ -115,7 +97,6 @@ class Loader(Generic[Batch]):
                 worker.stop()
 
     def _ahead(self) -> int:
-        """How many batches may be under way."""
         room = self.prefetch * 2**30 / max(self.largest, 1)
         return int(min(max(room, self.workers), AHEAD * self.workers))
 
@@ -187,18 +168,12 @@ class Loader(Generic[Batch]):
 
 
 class Worker:
-    """A process that reads batches, as the main process sees it.
-
-    Attributes:
-        pipe: both ways.
-        tasks: keys of the batches that it has still to read, by number, in their order.
-        deaths: of its predecessors since the last batch, with no clip to blame.
-    """
+    """A process that reads batches, as the main process sees it; `deaths` came before it, with no clip to blame."""
 
     def __init__(self, loader: Loader[Any], deaths: int = 0):
         # Forked from a clean process with the imports done: forking this one, with its threads, can hang.
         context = get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([__name__, "recipes.data.clips"])
         self.loader, self.deaths = loader, deaths
         self.tasks: dict[int, Sequence[Any]] = {}
         self.place = context.RawArray("q", [NOTHING, 0])  # what it is reading: the batch, and the position in it
@@ -232,9 +207,7 @@ class Worker:
         self.process.terminate()
 
 
-def work(
-    dataset: Clips, join: Callable[[list[Clip | Skipped]], Any], timeout: float, pipe: Connection, place: Any
-) -> None:
+def work(dataset: Any, join: Callable[[list[Any]], Any], timeout: float, pipe: Connection, place: Any) -> None:
     """Runs in a worker: reads the batches that it is sent, and sends them back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one decides when to stop
     torch.set_num_threads(1)
@@ -263,7 +236,7 @@ def _receive(pipe: Connection, tasks: SimpleQueue[Any]) -> None:
     os._exit(0)
 
 
-def _read(dataset: Clips, key: Any, timeout: float) -> Clip | Skipped:
+def _read(dataset: Any, key: Any, timeout: float) -> Any:
     """Reads a clip, or dies: the kernel's alarm ends a process whatever its decoder holds."""
     signal.setitimer(signal.ITIMER_REAL, min(max(timeout, 1e-6), LONGEST))
     try:
@@ -295,15 +268,10 @@ class _Calls(Generic[Item, Result]):
 def guarded(
     function: Callable[[Item], Result], items: Iterable[tuple[str, Item]], workers: int = 1, timeout: float = TIMEOUT
 ) -> Iterator[tuple[Item, Result | Skipped]]:
-    """Applies a function to items in processes of their own, in order, and goes on if one of them dies or hangs.
+    """Applies a function to named items in processes of their own, in order, and goes on if one of them dies or hangs.
 
-    Args:
-        function: it and its results must be picklable.
-        items: (name for people, item); taken as they are needed.
-        workers: processes.
-        timeout: seconds for an item.
-    Returns:
-        Every item with its result, or with a `Skipped`: for a `BrokenClip`, and if it ended its process twice, or hung.
+    Function, items and results must be picklable. An item that is broken, ended its process twice, or hung, gives a
+    `Skipped`.
     """
     under_way: deque[Item] = deque()
 

@@ -2,8 +2,7 @@
 
 python -m recipes.data.corpus.debian out=corpora/debian
 
-Pictures, sounds and texts are the packages' own; a slow pan and zoom makes a video of each picture. Needs pillow, and
-cairosvg for drawings: without it they are skipped.
+Needs pillow, and cairosvg for drawings: without it they are skipped.
 """
 
 import hashlib
@@ -54,16 +53,12 @@ class DebianCorpus:
 
 
 def build(out: Path, root: Path | None = None, workers: int | None = None) -> Path:
-    """Builds `manifest.jsonl` and `videos/<id>.mp4`, and returns their folder; the arguments are those of the command.
-
-    The same packages give the same content. The `label` of a clip is its category in the packages. A broken picture or
-    sound is skipped, and reported.
+    """Builds `manifest.jsonl` and `videos/<id>.mp4`, and returns their folder; a broken picture or sound is skipped.
 
     Raises:
         FileExistsError: `out` exists.
         locks.Held: Another process builds it.
         PackageError: the packages cannot be downloaded, are not under `root`, or nothing in them can be used.
-        OSError: a file of the packages is missing, or the disk is full.
     """
     _check_out(out)
     with locks.hold(out), tempfile.TemporaryDirectory(prefix="debian-corpus-") as unpacked:
@@ -91,7 +86,6 @@ def _check_out(out: Path) -> None:
 
 
 def _report(skipped: list[tuple[str, str]]) -> None:
-    """Prints why clips were skipped, and which."""
     for why, number in Counter(why for _, why in skipped).most_common():
         ids = [id for id, reason in skipped if reason == why]
         print(f"skipped {number}: {why}: {', '.join(ids[:5])}{', ...' if number > 5 else ''}")

@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
+from recipes.files import folders
 from recipes.progress import progress_bar
 
 Item = TypeVar("Item")
@@ -17,31 +18,18 @@ Result = TypeVar("Result")
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Gives a hidden folder with `videos` in it, which takes the place of `out` at the end; after an error it is gone.
-
-    A build that is killed leaves at most the hidden folder; the next one removes it.
-    """
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """A hidden folder with `videos` in it, which takes the place of `out` at the end; after an error it is gone."""
+    folders.begin(out)
     try:
-        (partial / "videos").mkdir(parents=True)
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
+        (folders.unfinished(out) / "videos").mkdir()
+        yield folders.unfinished(out)
+        folders.finish(out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folders.unfinished(out), ignore_errors=True)
 
 
 def render_all(work: Callable[[Item], Result], items: Sequence[Item], workers: int | None, unit: str) -> list[Result]:
-    """Applies a function to items, with a progress line; the first failure ends it.
-
-    Args:
-        work: what can be pickled.
-        items: its arguments.
-        workers: processes; None: all cores; 1: this process.
-        unit: an item, for people.
-    """
+    """Applies a picklable function to items in processes (None: all cores; 1: this one); the first failure ends it."""
     bar = {"total": len(items), "desc": "corpus", "unit": unit}
     if workers == 1:
         return list(progress_bar(iterable=map(work, items), **bar))
@@ -55,5 +43,5 @@ def render_all(work: Callable[[Item], Result], items: Sequence[Item], workers: i
 
 
 def megabytes(folder: Path) -> float:
-    """What the files of a folder take."""
+    """The size of all files of a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

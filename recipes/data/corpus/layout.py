@@ -61,9 +61,7 @@ def build(corpus: Corpus) -> Path:
 
     It holds `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl` (a
     manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth: for
-    evaluation, never for training), and labelled manifests of the segments of all videos: `shapes.jsonl` and
-    `colours.jsonl` of what is shown, `tags.jsonl` of what is heard. About 2% of the training videos have no narration
-    (empty lists in `raw_caption.json`), and about 2% no audio track.
+    evaluation, never for training), and the labelled manifests of `LABELS` (segments of all videos).
 
     Raises:
         ConfigError: A key is out of range.
@@ -111,7 +109,6 @@ def render(plan: Plan, folder: Path, corpus: Corpus) -> None:
 
 
 def _plans(corpus: Corpus) -> tuple[list[Plan], list[Plan]]:
-    """The videos to train on, and those that are held out."""
     train = [plan_video(corpus.style, corpus.seed, index) for index in range(corpus.videos)]
     return train, [plan_video(corpus.style, corpus.seed, index, held_out=True) for index in range(corpus.test_videos)]
 

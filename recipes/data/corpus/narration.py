@@ -13,10 +13,7 @@ WORDS: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("wor
 
 
 def describe(thing: Thing, rng: np.random.Generator, complete: bool = False) -> str:
-    """A sentence that says what an object is and does.
-
-    A complete one names shape, colour, texture and motion; of the others one in five leaves something out.
-    """
+    """A sentence that says what an object is and does; unless it is `complete`, one in five leaves something out."""
     shape, colour = _word(rng, "shapes", thing.shape), _word(rng, "colours", thing.colour)
     adjective = _word(rng, "textures", thing.texture)
     phrases = (
@@ -49,7 +46,6 @@ def _speak(sentence: str, rng: np.random.Generator) -> str:
 
 
 def _word(rng: np.random.Generator, kind: str, meaning: str | None = None) -> str:
-    """One of the words of a kind, or of those of one meaning."""
     return _pick(rng, WORDS[kind] if meaning is None else WORDS[kind][meaning])
 
 

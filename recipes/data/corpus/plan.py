@@ -1,8 +1,4 @@
-"""What happens in a video, decided before anything is drawn: a pure function of style, seed and index.
-
-A video is a row of segments. Each has one object that sounds, one that is shown (the same, except in cutaways), and a
-narration, which the style may shift to a neighbouring segment, falsify, or replace by chatter.
-"""
+"""What happens in a video, decided before anything is drawn: a pure function of style, seed and index."""
 
 import base64
 import hashlib
@@ -25,8 +21,7 @@ NARRATION_SECONDS = (2.4, 3.6)  # shorter than the shortest segment
 class Style:
     """Shares of narrations and pictures that do not belong; the other narrations are aligned.
 
-    A cutaway shows an object that is neither heard nor named. It only replaces pictures whose narration is not aligned:
-    `cutaway` is a share of all segments, and does not lower the share of aligned narrations.
+    A cutaway shows an object that is neither heard nor named, in place of a picture whose narration is not aligned.
     """
 
     early: float  # narrations said while the segment before theirs is on screen
@@ -100,9 +95,8 @@ class Plan:
 def plan_video(style: str, seed: int, index: int, held_out: bool = False) -> Plan:
     """Decides everything about the video of number `index` in its split.
 
-    Held-out videos are clean, and do not depend on the style: models trained on either style are compared on the same
-    clips. Their objects come from one shuffled list of all objects, so that no two clips of the first 200 videos or so
-    look alike.
+    Held-out videos are clean, whatever the style. Their objects come from one shuffled list of all objects, so that no
+    two clips of the first 200 videos or so look alike.
     """
     split = "test" if held_out else style
     digest = hashlib.blake2b(f"{split}/{seed}/{index}".encode(), digest_size=16).digest()
@@ -175,7 +169,6 @@ def _kinds(style: Style, count: int, rng: np.random.Generator) -> list[str]:
 
 
 def _moment(segment: Segment, rng: np.random.Generator) -> tuple[float, float]:
-    """Start and end of a narration inside a segment."""
     length = rng.uniform(*NARRATION_SECONDS)
     start = rng.uniform(segment.start, segment.end - length)
     return round(start, 2), round(start + length, 2)

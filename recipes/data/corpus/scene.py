@@ -24,10 +24,7 @@ REACH = 1.25  # the farthest tip of any shape, in radii
 
 
 def draw(segment: Segment, fps: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws the frames of a segment, (T, size, size, 3) uint8. `rng`: background, size of the object, camera.
-
-    Frame n of a video is at n / fps seconds; a segment owns the frames from its start up to its end.
-    """
+    """Draws the frames of a segment, (T, size, size, 3) uint8: those from its start up to its end."""
     seconds = np.arange(np.ceil(segment.start * fps), np.ceil(segment.end * fps)) / fps - segment.start
     frames = _background(seconds, size, rng)
     x, y, angle, radius = _pose(segment.shown.motion, seconds, segment.beat, rng)
@@ -156,5 +153,4 @@ def _texture(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _wrap(x: np.ndarray) -> np.ndarray:
-    """x modulo 1, from -0.5 to 0.5."""
     return x - np.floor(x) - 0.5

@@ -1,13 +1,5 @@
-"""Synthesises the soundtrack. Every object has a voice of its own:
-
-- Shape gives the pitch, a fifth apart: circle 150 Hz, square 225, triangle 337, star 506, ring 759, cross 1139,
-  diamond 1709, heart 2563.
-- Motion gives the rhythm, in time with the picture: a drifting object hums on, a bouncing one knocks when it touches
-  the floor, a spinning one whirrs (a flutter, eight to the turn), a swinging one slides in pitch with its swing, a
-  pulsing one swells as it grows.
-- Texture gives the tone: plain is pure, striped has odd overtones (a reed), dotted is chopped into grains,
-  checked hisses.
-- Colour cannot be heard.
+"""Synthesises the soundtrack. Shape gives an object its pitch, motion its rhythm, in time with the picture, texture its
+tone: plain is pure, striped a reed, dotted is chopped into grains, checked hisses. Colour cannot be heard.
 """
 
 from collections.abc import Sequence
@@ -23,10 +15,7 @@ FADE = 0.02  # seconds, at both ends of a segment
 
 
 def synthesise(segments: Sequence[Segment], sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Plays the objects of all segments over a little noise: mono (samples,) float32 in [-1, 1].
-
-    The segments leave no gaps from 0 to the end of the video. `rng`: loudness and noise.
-    """
+    """Plays the objects of segments without gaps, over a little noise: mono (samples,) float32 in [-1, 1]."""
     waves = []
     for segment in segments:
         first, last = round(segment.start * sample_rate), round(segment.end * sample_rate)
@@ -42,7 +31,6 @@ def synthesise(segments: Sequence[Segment], sample_rate: int, rng: np.random.Gen
 def _voice(
     thing: Thing, seconds: np.ndarray, turns: np.ndarray, sample_rate: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Tone times envelope, (samples,)."""
     pitch = np.full_like(seconds, PITCH[thing.shape])
     if thing.motion == "swings":
         pitch *= 1.0 + 0.15 * np.sin(2 * np.pi * turns)
@@ -68,7 +56,6 @@ def _tone(
 
 
 def _envelope(motion: str, turns: np.ndarray) -> np.ndarray:
-    """Loudness over the cycle of a motion, (samples,)."""
     match motion:
         case "drifts" | "swings":
             return np.full_like(turns, 0.7)

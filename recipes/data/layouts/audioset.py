@@ -30,21 +30,16 @@ class Segment(NamedTuple):
 
 
 def read_audioset(root: Path) -> Iterator[Row]:
-    """Reads the tables of segments of a folder, which may be some of `TABLES`; see `Layout`.
+    """Reads the tables of segments; the `id` of a row is the YTID, and there are no narrations.
 
-    A video, in `videos/` or in the folder itself, is the whole one, `<YTID>.<mp4|webm|mkv>`, of which the segment is a
-    part, or that part alone, cut out beforehand, whose name says where it begins: `<YTID>_<start>` or
-    `<YTID>_<start>_<end>`, in whole seconds, plain or of six digits, or in milliseconds. Where there are both, the
-    short file is read. The `id` of a row is the YTID; there are no `narrations`.
+    A file is the whole video, `<YTID>.<mp4|webm|mkv>`, or the segment, `<YTID>_<start>` or `<YTID>_<start>_<end>`,
+    in whole seconds, plain or of six digits, or in milliseconds. Where there are both, the short file is read.
     """
     return (row for row, _ in _rows_and_segments(root, videos_by_name(root)))
 
 
 def read_labelled_audioset(root: Path) -> Labels:
-    """Reads the same folder, or the one around it, with `class_labels_indices.csv`; see `Layout`.
-
-    A segment may be a file of sound, named alike. The only split trains on the training tables and tests on the other.
-    """
+    """Reads the same folder, or the one around it, with the table of classes; a segment may be a file of sound."""
     root = folder_of(root, CLASSES) or root
     names = _classes(root / CLASSES)
     rows = []

@@ -9,10 +9,7 @@ COLUMNS = ("filename", "fold", "target", "category", "src_file")
 
 
 def read_esc50(root: Path) -> Labels:
-    """Reads `meta/esc50.csv` and `audio/`, in a folder or in one in it (`ESC-50-master`); see `Layout`.
-
-    Split n tests on fold n and trains on the others.
-    """
+    """Reads `meta/esc50.csv` and `audio/`; split n tests on fold n and trains on the others."""
     folder = folder_of(root, TABLE) or root
     names: dict[int, str] = {}
     rows: dict[str, Row] = {}

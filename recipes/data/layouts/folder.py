@@ -17,13 +17,9 @@ def has_texts_beside_videos(root: Path) -> bool:
 
 
 def read_folder(root: Path) -> Iterator[Row]:
-    """Reads the index of a folder and of those below it; see `read_shards` for what a text may say.
+    """Reads a folder and those below it; see `read_shards` for what a text may say.
 
-    Returns:
-        Rows as of a manifest; a clip without an `id` is called by its path from the folder on, without the ending. Its
-        split is that of the folder below the root, where it is called train, val or test.
-    Raises:
-        ValueError: a description that is not as it should be; it is named.
+    A clip without an `id` is called by its path without the ending; its split is that of the folder below the root.
     """
     for key, endings in _clips(root):
         if not set(VIDEOS) & endings.keys():

@@ -11,10 +11,7 @@ PARTS = {"0": None, "1": "train", "2": "test"}
 
 
 def read_hmdb51(root: Path) -> Labels:
-    """Reads `testTrainMulti_7030_splits` and the folders of the actions, in one in it (`hmdb51_org`) or not.
-
-    See `Layout`.
-    """
+    """Reads `testTrainMulti_7030_splits` and the folders of the actions, in one in it (`hmdb51_org`) or not."""
     splits = (folder_of(root, SPLITS) or root) / SPLITS
     lists = [(file, match) for file in sorted(splits.iterdir()) if (match := LIST.fullmatch(file.name))]
     rows: dict[str, Row] = {}

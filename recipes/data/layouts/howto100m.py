@@ -21,11 +21,10 @@ DECODER = json.JSONDecoder()
 
 
 def read_howto100m(root: Path) -> Iterator[Row]:
-    """Reads `HowTo100M_v1.csv`, the captions, and `videos/<video_id>.<mp4|webm|mkv>` or such files beside them.
+    """Reads the table, the captions, and the videos, in the order of the captions; those without any come last.
 
-    Captions are the first of: `raw_caption.json`, `caption.json`, and the form that MIL-NCE's code reads, a folder
-    `captions` of `<video_id>.csv` with the columns start, end, text. A column `split` of the table, which the original
-    has not, is honoured. Rows come in the order of the captions, those without any at the end. See `Layout`.
+    Captions are the first of `raw_caption.json`, `caption.json`, and the form that MIL-NCE's code reads, a folder
+    `captions` of tables. A column `split` of the table, which the original has not, is honoured.
     """
     captions = next((root / name for name in (*CAPTIONS, CAPTION_TABLES) if (root / name).exists()), None)
     if captions is None:
@@ -130,7 +129,6 @@ def _entry(text: str, at: int) -> tuple[tuple[str, Any] | None, int]:
 
 
 def _after(text: str, at: int, marks: str) -> int:
-    """The position after blanks and one of some marks."""
     at = BLANK.match(text, at).end()
     if not text[at : at + 1] or text[at] not in marks:
         raise json.JSONDecodeError(f"expected one of {marks}", text, at)

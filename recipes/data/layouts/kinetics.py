@@ -13,12 +13,7 @@ COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
 def read_kinetics(root: Path) -> Labels:
-    """Reads the tables, in a folder or in one in it, and the clips below it; see `Layout`.
-
-    A clip is a file `<youtube_id>_<start>_<end>` (times of six digits), wherever it is below `root`: in `train/` and
-    `val/`, in folders of the classes, in both or in neither. The only split trains on `train.csv` and tests on
-    `val.csv`, which older releases call `validate.csv`.
-    """
+    """Reads the tables, and the clips `<youtube_id>_<start>_<end>` (times of six digits) anywhere below `root`."""
     tables = folder_of(root, TABLE) or root
     files = videos_below(root)
     rows: dict[str, Row] = {}

@@ -11,11 +11,9 @@ PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test
 
 
 def read_labelled_manifest(path: str | Path) -> Labels:
-    """Reads a labelled manifest; see `read_manifest` and `Layout`.
+    """Reads a manifest whose rows have a `label` (several: a list, or separated by `|`) and a `fold` or `split`.
 
-    A row needs no text. It has a `label`, the name of the class, or several in a list or separated by `|`; and `fold`
-    or `split`. If there are folds, there is one split for each, which tests on it and trains on the others. If not,
-    there is one, "test", of the rows whose `split` is train or test. The classes are sorted.
+    Each fold is a split, which tests on it and trains on the others; without folds, there is one split, "test".
     """
     located = list(manifest.located(path))
     folded = any(_fold(fields) for _, fields, _ in located)

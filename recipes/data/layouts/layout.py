@@ -18,22 +18,16 @@ class Layout(NamedTuple):
     """How a data set lies on a disk.
 
     Both readers leave out what has no file, with one warning, and raise a FileNotFoundError if nothing has. A
-    ValueError names the file and the line that are not as they should be.
-
-    Attributes:
-        name: of the data set, for people.
-        marks: files or folders, or patterns of them; a folder with one of them has this layout.
-        read: yields the rows of a folder; None: this data set is read with its labels alone.
-        read_labelled: returns the names of the classes, in order, and rows with `labels` (names), `parts` ({name of a
-            split: "train" or "test"}) and, where it is known, `source`; None: it has no labels.
-        nested: whether the marks may also lie one folder deeper, where an archive was unpacked.
+    ValueError names the file and the line that are not as they should be. `read_labelled` returns the names of the
+    classes, in order, and rows with `labels` (names), `parts` ({name of a split: "train" or "test"}) and, where it is
+    known, `source`.
     """
 
     name: str
-    marks: tuple[str, ...]
-    read: Callable[[Path], Iterable[Row]] | None = None
-    read_labelled: Callable[[Path], Labels] | None = None
-    nested: bool = False
+    marks: tuple[str, ...]  # files, folders or patterns; a folder with one of them has this layout
+    read: Callable[[Path], Iterable[Row]] | None = None  # None: it is read with its labels alone
+    read_labelled: Callable[[Path], Labels] | None = None  # None: it has no labels
+    nested: bool = False  # whether the marks may lie one folder deeper, where an archive was unpacked
 
     def recognises(self, root: Path) -> bool:
         """Whether a folder has this layout."""

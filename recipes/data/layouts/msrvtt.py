@@ -15,10 +15,7 @@ TITLE = "MSR-VTT 1k-A"
 
 
 def read_msrvtt(root: Path) -> Iterator[Row]:
-    """Reads `MSRVTT_JSFUSION_test.csv`, and `<video_id>.<mp4|webm|mkv>` in any folder below it; see `Layout`.
-
-    Rows have the `id` of a clip (`video7010`), the `split` "test" and one narration, in the order of the table.
-    """
+    """Reads the table, in its order, and `<video_id>.<mp4|webm|mkv>` in any folder below."""
     return with_files(root, annotated(root))
 
 
@@ -34,11 +31,7 @@ def annotated(root: Path) -> list[Row]:
 
 
 def origins(root: Path) -> dict[str, str]:
-    """The video that each clip was cut from, by id, as a URL on YouTube; {} without `MSRVTT_data.json`.
-
-    Raises:
-        ValueError: a file of another form.
-    """
+    """The YouTube URL that each clip was cut from, by id; {} without `MSRVTT_data.json`, a ValueError if it is odd."""
     path = root / ABOUT
     if not path.is_file():
         return {}

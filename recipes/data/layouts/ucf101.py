@@ -11,10 +11,7 @@ GROUP = re.compile(r"(.+_g\d+)_c\d+\.")  # clips of a class and a group were cut
 
 
 def read_ucf101(root: Path) -> Labels:
-    """Reads `classInd.txt`, `trainlist0N.txt`, `testlist0N.txt` and the folders of the classes; see `Layout`.
-
-    The lists may lie in a folder of their own (`ucfTrainTestlist`), and so may the classes (`UCF-101`).
-    """
+    """Reads the table of classes, the lists and the folders of the classes; each may lie in a folder of its own."""
     lists = folder_of(root, CLASSES) or root
     names = _classes(lists / CLASSES)
     rows: dict[str, Row] = {}

@@ -15,11 +15,7 @@ SPLIT = "validation"  # what is evaluated: the sentences of the test videos are 
 
 
 def read_youcook2(root: Path) -> Iterator[Row]:
-    """Reads `youcookii_annotations_trainval.json`, and `<video id>.<mp4|webm|mkv>` in any folder below; see `Layout`.
-
-    Rows have an `id` (`VIDEO:0` for its first segment), a `split` ("training" or "validation"), `start`, `end` and one
-    narration, in the order of the annotations.
-    """
+    """Reads the annotations, in order, and `<video id>.<mp4|webm|mkv>` in any folder below; ids are `VIDEO:0`, ..."""
     return with_files(root, annotated(root))
 
 

@@ -1,7 +1,4 @@
-"""YouTube-8M's official frame features: TFRecord shards of pictures and sound as vectors, one a second.
-
-There are no videos to download and no text; who has clips and captions of their own brings them by a manifest.
-"""
+"""YouTube-8M's official frame features: TFRecord shards of pictures and sound as vectors, one a second."""
 
 import json
 import warnings
@@ -46,11 +43,10 @@ class Features:
 
 
 def read_youtube8m(root: Path) -> Iterator[Row]:
-    """Reads frame-level shards, `train*.tfrecord`, `validate*.tfrecord`, `test*.tfrecord`; see `Layout`.
+    """Reads frame-level shards, `train*.tfrecord` and such; `texts.jsonl` may have texts: {"id", "text"}.
 
-    Texts of some videos may be in `texts.jsonl`: {"id": ..., "text": ...}. Only the head of each record is read. What
-    follows a truncated or corrupt length in a shard is left out, with a warning; data that do not match their checksum
-    are noticed when they are read. The `video` of a row is "shard#offset", see `read_features`.
+    Only the head of each record is read. What follows a damaged length in a shard is left out, with a warning. The
+    `video` of a row is "shard#offset", see `read_features`.
     """
     texts = _texts(root / TEXTS) if (root / TEXTS).is_file() else {}
     for shard in sorted(root.absolute().glob(SHARDS)):
@@ -85,9 +81,8 @@ def read_features(locator: str) -> Features:
 def dequantize(features: np.ndarray) -> np.ndarray:
     """The numbers that bytes stand for, as in the official code: uint8 -> float32 of the same shape, in [-2, 2].
 
-    Examples:
-        >>> dequantize(np.array([0, 128, 255], np.uint8)).tolist()
-        [-1.9921875, 0.015..., 2.0078125]
+    >>> dequantize(np.array([0, 128, 255], np.uint8)).tolist()
+    [-1.9921875, 0.015..., 2.0078125]
     """
     step = (HIGH - LOW) / 255
     return (features * np.float32(step) + np.float32((HIGH - LOW) / 512 + LOW)).astype(np.float32)

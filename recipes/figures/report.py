@@ -35,19 +35,16 @@ def write(
     counts: dict[str, int],
     dynamics: Dynamics,
 ) -> Path:
-    """Write report.html and figures/*.png of a finished run.
+    """Write report.html and figures/*.png of a finished run; returns the path of the report.
 
     Args:
         folder: The run's folder, with its metrics.
         config: Its configuration.
         results: As in retrieval.json.
-        embedded: The held-out clips after training.
+        embedded: The held-out clips after training, read from ``clips``.
         clips: Where they were read from.
         counts: Skipped clips and steps, and writes that failed.
         dynamics: The cosines of all steps.
-
-    Returns:
-        Path of the report.
     """
     cosines = dynamics.only(TRAINING)
     histogram, moments = cosines.total(TRAINING)

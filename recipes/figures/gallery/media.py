@@ -38,19 +38,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Shown:
-    """A clip as it is shown.
+    """A clip as it is shown."""
 
-    Attributes:
-        files: What to write: {".mp4", ".jpg" (the key frames side by side), "-poster.jpg": bytes}.
-        strip: The key frames side by side, uint8 (H, W, 3).
-        outline: Loudness over the window, (OUTLINE,) in [0, 1]; empty without sound.
-        video: What the model sees, uint8 (T, S, S, 3).
-    """
-
-    files: dict[str, bytes]
-    strip: np.ndarray
-    outline: list[float]
-    video: np.ndarray
+    files: dict[str, bytes]  # what to write: {".mp4", ".jpg" (the strip), "-poster.jpg"}
+    strip: np.ndarray  # the key frames side by side, uint8 (H, W, 3)
+    outline: list[float]  # loudness over the window, (OUTLINE,) in [0, 1]; empty without sound
+    video: np.ndarray  # what the model sees, uint8 (T, S, S, 3)
 
     @property
     def ratio(self) -> float:
@@ -59,16 +52,7 @@ class Shown:
 
 
 def cut_clip(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
-    """Read a clip's window out of its video, for people and for the model.
-
-    Args:
-        row: The clip.
-        fmt: Shape of the model's clips.
-        folder: That exists, for the mp4 while it is written.
-
-    Raises:
-        BrokenClip: It cannot be read.
-    """
+    """Read a clip's window for people and for the model; ``folder`` exists, for the mp4 while it is written."""
     with open_clip(row.video) as clip:
         video = _model_view(clip, row, fmt)
         pictures, sound, rate = _player_view(clip, row)
@@ -83,11 +67,7 @@ def cut_clip(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
 
 
 def model_view(row: Row, fmt: ClipFormat) -> np.ndarray:
-    """What the model sees of a clip, uint8 (T, S, S, 3), as in evaluation.
-
-    Raises:
-        BrokenClip: It cannot be read.
-    """
+    """What the model sees of a clip, uint8 (T, S, S, 3), as in evaluation."""
     with open_clip(row.video) as clip:
         return _model_view(clip, row, fmt)
 

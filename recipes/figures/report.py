@@ -1,12 +1,10 @@
 """The report of a run: one HTML file that needs nothing else, and its figures as PNG beside it."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from recipes.config import Config
 from recipes.data.clips import EvalClips
@@ -14,7 +12,7 @@ from recipes.data.skipped import Skipped
 from recipes.data.workers import Loader
 from recipes.evaluation import ranking
 from recipes.evaluation.embedding import Embedded
-from recipes.figures.html import data_url, render
+from recipes.figures.html import data_url, encoded, render
 from recipes.figures.style import BLUE, GREEN, GREY, ORANGE, RED, figure, save_png
 from recipes.files import write_atomically
 from recipes.model.harmonizer import compares_with_gamma, described
@@ -164,6 +162,4 @@ def examples(embedded: Embedded, clips: EvalClips, config: Config) -> list[dict[
 
 def picture(frame: np.ndarray) -> str:
     """A frame, uint8 (H, W, 3), as a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
-    return data_url(buffer.getvalue(), "image/png")
+    return data_url(encoded(frame, "PNG"), "image/png")

@@ -118,16 +118,15 @@ def markdown(tables: dict[str, dict[str, Any]]) -> str:
     parts = []
     for name, judged in tables.items():
         parts.append(f"**{name}**: {judged['clips']} clips, {100 * judged['aligned']:.1f}% of the texts belong.")
-        parts.append(results.markdown([_row(detector, d) for detector, d in judged["detectors"].items()]))
+        rows = [
+            {
+                "detector": detector,
+                "AUROC": f"{d['auroc']:.3f}",
+                "95% interval": " to ".join(f"{bound:.3f}" for bound in d["interval"]),
+                "belong in the top 5%": f"{100 * d['top']:.0f}%",
+                "in the bottom 5%": f"{100 * d['bottom']:.0f}%",
+            }
+            for detector, d in judged["detectors"].items()
+        ]
+        parts.append(results.markdown(rows))
     return "\n\n".join(parts) + "\n"
-
-
-def _row(detector: str, d: dict[str, Any]) -> dict[str, str]:
-    low, high = d["interval"]
-    return {
-        "detector": detector,
-        "AUROC": f"{d['auroc']:.3f}",
-        "95% interval": f"{low:.3f} to {high:.3f}",
-        "belong in the top 5%": f"{100 * d['top']:.0f}%",
-        "in the bottom 5%": f"{100 * d['bottom']:.0f}%",
-    }

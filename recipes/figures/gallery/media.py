@@ -1,18 +1,17 @@
 """What a gallery shows of a clip: a small mp4 with sound, key frames, loudness, and what the model sees."""
 
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image
 
 from recipes.config import ClipFormat
 from recipes.data.augment import center
 from recipes.data.corpus.write import write_mp4
 from recipes.data.decode import BrokenClip, Clip, open_clip
+from recipes.figures.html import encoded
 
 KEY_FRAMES = 4
 SHORT_SIDE = 180  # pixels of the player's pictures at most
@@ -62,7 +61,9 @@ def cut_clip(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
         player = file.read_bytes()
     frames = pictures[[int((i + 0.5) * len(pictures) / KEY_FRAMES) for i in range(KEY_FRAMES)]]
     strip = side_by_side(frames)
-    files = {".mp4": player, ".jpg": jpeg(strip), "-poster.jpg": jpeg(frames[KEY_FRAMES // 2])}
+    files = {".mp4": player}
+    for suffix, picture in ((".jpg", strip), ("-poster.jpg", frames[KEY_FRAMES // 2])):
+        files[suffix] = encoded(picture, "JPEG", quality=80)
     return Shown(files, strip, [] if sound is None else outline(sound), video)
 
 
@@ -101,10 +102,3 @@ def side_by_side(frames: np.ndarray) -> np.ndarray:
     """Pictures (N, H, W, 3) in a row on white, uint8 (H, N W + (N - 1) GAP, 3)."""
     padded = np.pad(frames, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
     return np.concatenate(list(padded), axis=1)[:, :-GAP]
-
-
-def jpeg(picture: np.ndarray) -> bytes:
-    """A picture, uint8 (H, W, 3), as JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()

@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import os
 import shutil
+import signal
 import sys
 import textwrap
 import types
@@ -139,7 +141,13 @@ class Commands:
 def exit(main: Main) -> NoReturn:
     """Run a command for the shell: what it logs goes to stderr, its status is that of the process."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main(None))
+    try:
+        status = main(None)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has enough, as in --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 def key_table(kind: type[Any]) -> list[str]:

@@ -18,6 +18,7 @@ from recipes.data.index import load_index
 from recipes.evaluation import vectors
 from recipes.evaluation.embedding import cut, embedded
 from recipes.evaluation.parts import Parts, inputs
+from recipes.files import check_place
 from recipes.keys import key
 from recipes.progress import progress_bar
 from recipes.restore import EmbeddingKeys, Restored, restore_with
@@ -53,6 +54,7 @@ class Job(NamedTuple):
 
 def prepare(keys: EmbedKeys) -> Job:
     """Load the checkpoint and the lists of the data; a ValueError if `out` or its parts hold other embeddings."""
+    check_place(keys.out)
     restored = restore_with(keys)
     config, index = restored.config, load_index(keys.data, keys.split)
     clips = NarratedClips(index, restored.tokenizer, config.clip, keys.windows)

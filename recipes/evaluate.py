@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from recipes import cli
+from recipes import cli, files
 from recipes.evaluation import finetune, probe, results, retrieval, tagging
 
 RESUME = {"resume": "go on where the work in its folder stopped"}
@@ -21,6 +21,7 @@ def run(task: Any, keys: results.EvaluationKeys, **flags: bool) -> None:
     ``task`` is a module of recipes/evaluation with `Keys`, ``run(keys, **flags) -> Result`` and ``plan(keys) -> str``.
     """
     if keys.out:  # before the work
+        files.check_place(keys.out)
         keys.out.parent.mkdir(parents=True, exist_ok=True)
     result = task.run(keys, **flags)
     if keys.out:
@@ -30,9 +31,17 @@ def run(task: Any, keys: results.EvaluationKeys, **flags: bool) -> None:
         print(f"{len(result.skipped)} clip(s) skipped, first: {result.skipped[0]}", file=sys.stderr)
 
 
+def plan(task: Any, keys: results.EvaluationKeys) -> str:
+    """Say what a task would do; an OSError if it could not write its result."""
+    if keys.out:
+        files.check_place(keys.out)
+    return str(task.plan(keys))
+
+
 def command(name: str, task: Any, **options: Any) -> cli.Command[Any]:
     """The command of a task."""
-    return cli.Command(f"recipes.evaluate {name}", task.__doc__, task.Keys, partial(run, task), task.plan, **options)
+    about, work = (partial(part, task) for part in (plan, run))
+    return cli.Command(f"recipes.evaluate {name}", task.__doc__, task.Keys, work, about, **options)
 
 
 COMMAND = cli.Commands(

@@ -182,7 +182,13 @@ def as_yaml(config: Any) -> str:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """Nested dictionaries of plain values."""
-    return asdict(config, dict_factory=lambda pairs: {k: str(v) if isinstance(v, Path) else v for k, v in pairs})
+    return asdict(config, dict_factory=lambda pairs: {name: _plain(value) for name, value in pairs})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -208,15 +214,17 @@ def _file(path: Path) -> Any:
 
 
 def _command_line(overrides: Sequence[str]) -> Any:
+    values = OmegaConf.create()
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"override {override!r}: expected key=value, for example train.steps=100")
         if not override.partition("=")[2].strip():
             raise ConfigError(f"override {override!r}: it has no value; null stands for none")
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=False)
-    except Exception as error:  # YAML's, of a value
-        raise ConfigError(f"command line: {str(error).splitlines()[0]}") from None
+        try:
+            values.merge_with_dotlist([override])
+        except Exception as error:  # YAML's, of a value
+            raise ConfigError(f"command line: {override!r:.200}: {_sentence(error)}") from None
+    return OmegaConf.to_container(values, resolve=False)
 
 
 def _merge(config: Any, values: Any, source: str) -> Any:
@@ -237,8 +245,8 @@ def _merge(config: Any, values: Any, source: str) -> Any:
         try:
             config = OmegaConf.merge(config, nested)
         except UNFIT as error:
-            sentences_of_leaves.append(_sentence(error))
-    sentences = sentences_of_leaves or sentences
+            sentences_of_leaves.append(_sentence(error, ".".join(map(str, name))))
+    sentences = list(dict.fromkeys(sentences_of_leaves)) or sentences  # an unknown section has many leaves
     raise ConfigError(f"{source}: {sentences[0]}" if len(sentences) == 1 else _listing(f"{source}:", sentences))
 
 
@@ -260,10 +268,12 @@ def _resolver_calls(tree: Any) -> Iterator[str]:
         yield f"{tree!r} calls a resolver: write the value itself; only other keys may be named"
 
 
-def _sentence(error: Exception) -> str:
-    """One line for people: the key, and what is wrong with it."""
-    name = getattr(error, "full_key", None)
+def _sentence(error: Exception, key: str = "") -> str:
+    """One line for people: the key, and what is wrong with it; ``key`` is its name where the error does not know it."""
+    name = getattr(error, "full_key", None) or key
     first = (str(error).splitlines() or [type(error).__name__])[0]
+    if section := re.search(r"is not a subclass of (\w+)", first):
+        first = f"expected keys of its own ({section[1]}), as in {name}.KEY=value"
     return f"key {str(name)!r}: {first}" if name else first
 
 

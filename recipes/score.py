@@ -27,6 +27,7 @@ from recipes.data.skipped import Skipped
 from recipes.data.workers import Loader
 from recipes.errors import ConfigError
 from recipes.evaluation.parts import Parts, inputs
+from recipes.files import check_place
 from recipes.keys import key
 from recipes.model.build import check_wrt, device_of, use_cores
 from recipes.progress import progress_bar
@@ -82,6 +83,7 @@ class Job(NamedTuple):
 
 def prepare(keys: ScoreKeys) -> Job:
     """Load the checkpoint and the lists of the data; a ValueError if `out` or its parts hold another scoring."""
+    check_place(keys.out)
     restored = restore_with(keys)
     folder, config, tokenizer, modules = restored
     if config.clip.inputs != "raw":

@@ -193,7 +193,9 @@ def run(packing: Packing) -> None:
 def plan(packing: Packing) -> str:
     """How much there is to pack; what `pack` would refuse is refused."""
     if packing.shards:
-        return f"{packing.index}: an index of {len(tar_shards.shards_of(packing.shards))} shards"
+        if not (count := len(tar_shards.shards_of(packing.shards))):
+            raise DataError(f"{packing.shards}: there is not one shard in it")
+        return f"{packing.index}: an index of {count} shards"
     rows = rows_of(packing)
     check_out(packing.out, rows.contents | {"clips": packing.clips})
     return f"{packing.out}: shards of {packing.clips} clips each, of {rows.total or 'all'} clips"

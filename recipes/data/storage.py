@@ -102,6 +102,8 @@ def _patiently(name: str, action: Callable[[], Value]) -> Value:
         try:
             return _within(PATIENCE, action)
         except Exception as error:
+            if isinstance(error, ImportError):  # fsspec says which package to install
+                raise OSError(f"{name}: {error}") from error
             if isinstance(_origin(error), FINAL):
                 raise
             what = f"{type(error).__name__}: {error}"

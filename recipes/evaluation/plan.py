@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -25,10 +26,12 @@ from recipes.errors import DataError
 from recipes.evaluation import leakage
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.results import markdown
+from recipes.files import check_place, folders
 from recipes.model.build import build, check_wrt, device_of, use_cores
 from recipes.model.harmonizer import compares_with_gamma, described, gamma_schedule
 from recipes.model.vatt import parameter_counts
 from recipes.splits import train_and_test
+from recipes.training import checkpoint
 from recipes.training.precision import forward_in
 from recipes.training.setup import learning_rate
 
@@ -39,7 +42,14 @@ Phases = dict[str, tuple[float, float]]  # seconds, and the peak of this process
 
 
 def plan(config: Config) -> str:
-    """What a run of a configuration will be, as Markdown tables; a DataError where its data cannot be used."""
+    """What a run of a configuration will be, as Markdown tables.
+
+    Raises:
+        DataError: Its data cannot be used.
+        OSError: Its folder cannot be made.
+    """
+    folders.check(config.folder)
+    check_place(config.folder / "config.yaml")
     phases, train, modules = rehearse(config)
     check_wrt(config.gram.wrt, modules["model"], "gram.wrt")
     seconds, peaks = zip(*phases.values(), strict=True)
@@ -78,14 +88,21 @@ def rehearse(config: Config) -> tuple[Phases, Dataset, nn.ModuleDict]:
     try:
         with phase("index and splits"):
             splits = train_and_test(config)
+            weights = checkpoint.latest(Path(config.train.init_from)) if config.train.init_from else None
         with phase("vocabulary"):
-            tokenizer = vocabulary.build(captions(splits.train), config.data.vocabulary)
+            if weights is None:
+                tokenizer = vocabulary.build(captions(splits.train), config.data.vocabulary)
+            else:
+                tokenizer = vocabulary.load(weights / checkpoint.VOCABULARY)
         with phase("clips to evaluate"):
             test = limited(splits.test, tokenizer, config.clip.words, config.evaluate.limit)
             clips = EvalClips(test, tokenizer, config.clip)
         with phase("model"):
             torch.manual_seed(config.train.seed)
-            modules = build(config, tokenizer).to(device_of(config.train))
+            shapes = None if weights is None else checkpoint.saved_shapes(weights)
+            modules = build(config, tokenizer, shapes).to(device_of(config.train))
+            if weights is not None:
+                checkpoint.load_weights(weights, modules)
         with phase("fingerprints of the videos, leakage"):
             leakage.recognised(test, identity.seen(splits.train), index=lambda: splits.train)
         if config.evaluate.untrained:

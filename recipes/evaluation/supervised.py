@@ -60,8 +60,9 @@ def prepare(task: Task, keys: TuningKeys) -> tuple[Job, Path]:
 
 
 def plan(task: Task, keys: TuningKeys) -> str:
-    """What would be trained and tested, and where."""
+    """What would be trained and tested, and where; an OSError if that folder holds something else."""
     job, folder = prepare(task, keys)
+    folders.check(folder, "split-*")
     parts = "a linear head" if keys.frozen else f"the {task.modality} path and a linear head"
     work = f"would train {parts} for {keys.steps} steps of {keys.batch_size} clips in {folder}"
     return job.plan(f"{work} and test each clip in {keys.windows} window(s) and {keys.crops} crop(s)")

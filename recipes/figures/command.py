@@ -1,7 +1,7 @@
 """Draw the figures: of the documentation, of runs, and of scored clips."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
@@ -14,7 +14,7 @@ from recipes.figures.dynamics.runs import Run
 from recipes.figures.gallery import build as gallery
 from recipes.figures.gallery.sample import GalleryKeys
 from recipes.figures.style import save_png
-from recipes.files import write_atomically
+from recipes.files import check_place, write_atomically
 from recipes.keys import key
 from recipes.scoring import detection
 from recipes.training.dynamics import TRAINING
@@ -31,19 +31,29 @@ class RealignKeys:
 class DynamicsKeys:
     """Which cosines of which runs."""
 
-    runs: list[str] = key(meaning="folders of runs, or names in runs/")
+    runs: list[str] = key(meaning="folders of runs, or names in runs/; at least one")
     against: str | None = key(None, "a run, of another corpus, to compare the means with")
     name: str = key(TRAINING, "which cosines: backbone, layers/0, groups/mlp, ...")
     out: Path = key(Path("runs/dynamics"), "folder of what is written")
+
+    def problems(self) -> Iterator[str]:
+        """Nothing to draw."""
+        if not self.runs:
+            yield "runs=[] names no run"
 
 
 @dataclass
 class DetectionKeys:
     """Which tables, and the truth about them."""
 
-    scores: list[Path] = key(meaning="tables of recipes.score")
+    scores: list[Path] = key(meaning="tables of recipes.score; at least one")
     truth: Path = key(meaning="truth.jsonl of the corpus that was scored")
     out: Path = key(meaning="folder of what is written")
+
+    def problems(self) -> Iterator[str]:
+        """Nothing to judge."""
+        if not self.scores:
+            yield "scores=[] names no table"
 
 
 def draw_realign(keys: RealignKeys) -> None:
@@ -66,6 +76,7 @@ def load_runs(keys: DynamicsKeys) -> tuple[list[Run], Run | None]:
 
 def plan_dynamics(keys: DynamicsKeys) -> str:
     """How many cosines there are of each run."""
+    check_place(keys.out / "dynamics.png")
     chosen, against = load_runs(keys)
     counts = {run.name: int(run.dynamics.total(keys.name).moments.number) for run in [*chosen, against] if run}
     return "\n".join(f"run {name}: {count} cosines over {chosen[0].over(keys.name)}" for name, count in counts.items())
@@ -101,6 +112,7 @@ def draw_gallery(keys: GalleryKeys) -> None:
 
 def plan_detection(keys: DetectionKeys) -> str:
     """How many clips of each table can be judged."""
+    check_place(keys.out / "detection.json")
     judged = {scores: detection.joined(scores, keys.truth)[1] for scores in keys.scores}
     return "\n".join(
         f"{scores}: {len(aligned)} clips, {aligned.sum()} texts belong" for scores, aligned in judged.items()

@@ -35,6 +35,17 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_place(path: Path) -> None:
+    """Raise an OSError if no file can be written at a path; folders that are not there yet could be made."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "expected the name of a file, this is a folder", str(path))
+    folder = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} cannot be written, this is no folder", str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{path} cannot be written, this folder is not yours", str(folder))
+
+
 def flush(path: Path) -> None:
     """Make a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

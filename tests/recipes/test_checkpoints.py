@@ -14,8 +14,9 @@ from recipes import config as configuration
 from recipes import keys
 from recipes.config import load
 from recipes.embed import main as embed_main
-from recipes.errors import ConfigError
+from recipes.errors import ConfigError, DataError
 from recipes.evaluate import main as evaluate_main
+from recipes.evaluation.plan import plan
 from recipes.model.build import WORDS
 from recipes.pretrain import pretrain
 from recipes.restore import own_data, restore
@@ -196,6 +197,8 @@ def test_a_run_grows_begins_elsewhere_and_may_use_adamw(tiny):
     )
     with pytest.raises(CheckpointError, match=r"(?s)not the weights of this model:.*va\.0\.weight .*va\.0\.bias "):
         pretrain(wide)
+    with pytest.raises((CheckpointError, DataError), match="not the weights of this model"):
+        plan(wide)
     assert not wide.folder.exists()
 
 

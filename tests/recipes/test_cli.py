@@ -1,6 +1,8 @@
 """The one command line: what it takes, how it refuses, what it says of itself."""
 
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +10,7 @@ import pytest
 
 from recipes import cli
 from recipes.errors import Failure, Interrupted
+from recipes.figures.command import main as figures
 from recipes.keys import key, section
 
 
@@ -53,7 +56,7 @@ def test_keys_come_from_a_file_and_then_from_the_command_line(tmp_path):
         (["checkpoint="], "null stands for none"),
         (["checkpoint=${oc.env:HOME}"], "calls a resolver"),
         (["checkpoint=${nothing}"], "nothing"),
-        (["checkpoint=[a"], "command line"),
+        (["checkpoint=a", "mode=[a"], r"command line: 'mode=\[a': "),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
     ],
 )
@@ -108,6 +111,21 @@ def test_dry_run_prints_keys_and_plan_and_does_nothing(capsys):
     toy = command(lambda keys, again: pytest.fail("it ran"), plan=lambda keys: f"{len(keys.sizes)} batches")
     assert toy.main(["--dry-run", "checkpoint=a"]) == 0
     assert "checkpoint: a\nmode: fast\n" in (text := capsys.readouterr().out) and "2 batches" in text
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly():
+    program = "from recipes import cli; cli.exit(lambda _: print('help ' * 100_000))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # as `| head` does
+        assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_lists_are_not_empty_and_paths_in_them_plain_text(capsys):
+    assert figures(["detection", "scores=[]", "truth=t", "out=o"]) == 2
+    assert "scores=[] names no table" in capsys.readouterr().err
+    assert figures(["dynamics", "runs=[]"]) == 2 and "runs=[] names no run" in capsys.readouterr().err
+    assert figures(["detection", "--dry-run", "scores=[a,b]", "truth=t", "out=o"]) == 2
+    assert "scores:\n- a\n- b\n" in capsys.readouterr().out
 
 
 def test_the_exit_status_is_what_the_work_says():

@@ -25,7 +25,9 @@ def test_overrides_win_and_a_saved_configuration_loads_equal(tmp_path):
     [
         ("train: {step: 3}", r"file\.yaml: key 'train\.step'.*Did you mean"),
         ("train: {steps: soon}", r"file\.yaml: key 'train\.steps'.*'soon'"),
-        ("train: [1, 2]", r"file\.yaml"),
+        ("train: [1, 2]", r"file\.yaml: key 'train': expected keys of its own.*train\.KEY="),
+        ("train: 3", r"file\.yaml: key 'train': expected keys of its own.*train\.KEY="),
+        ("train: {betas: [0.9]}", r"key 'train\.betas'.*length"),
         ("train: {steps: 3", r"file\.yaml: not a YAML file.*line 1"),
         ("harmonize: sometimes", "expected one of"),
         ("train: {batch_size: 1}", r"train\.batch_size=1 must be at least 2"),
@@ -84,6 +86,14 @@ def test_what_is_not_used_is_not_held_against_it(tmp_path):
     load(path)
     path.write_text("{harmonize: none, realign: {layers: x}, gram: {space: features}}")
     load(path)
+
+
+def test_an_unknown_section_is_listed_once(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("{cells: {a: {kind: x, share: 0.5}, b: {kind: y}}, train: {step: 3}}")
+    with pytest.raises(ConfigError) as error:
+        load(path)
+    assert str(error.value).count("'cells'") == 2 and str(error.value).count("\n  - ") == 2  # twice in its sentence
 
 
 def test_every_problem_is_listed_at_once(tmp_path):

@@ -153,6 +153,8 @@ def test_a_dry_run_says_what_is_done_already(checkpoint, mixed, tmp_path, monkey
     assert not list(tmp_path.iterdir())
     assert main(command) == 0 and main(["--dry-run", *command]) == 0
     assert "finished before; nothing to do" in capsys.readouterr().out
+    assert main(["--dry-run", *command, f"out={Path(__file__) / 'e.parquet'}"]) == 2
+    assert "no folder" in capsys.readouterr().err
 
 
 def test_wrong_commands_say_what_is_wrong(checkpoint: Path, mixed: Path, tmp_path: Path, capsys) -> None:

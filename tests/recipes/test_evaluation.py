@@ -152,3 +152,8 @@ def test_a_plan_says_what_a_run_will_be_and_writes_nothing(tiny, capsys):
     ):
         assert line in printed, line
     assert not config.folder.exists()
+    saved = ["--config", str(config.folder.with_suffix(".yaml")), "--dry-run"]
+    assert main([*saved, "train.init_from=nowhere"]) == 2 and "no checkpoint here" in capsys.readouterr().err
+    assert main([*saved, f"run.dir={__file__}"]) == 2 and "no folder" in capsys.readouterr().err
+    (config.folder / "mine").mkdir(parents=True)
+    assert main(saved) == 2 and "cannot be moved aside" in capsys.readouterr().err

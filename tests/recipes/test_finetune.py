@@ -157,6 +157,8 @@ def test_a_dry_run_says_what_would_be_done(checkpoint: Path, corpus: Path, tmp_p
     assert f"split test: {len(data.train)} clips to train on, {len(data.test)} to test on" in printed
     assert "  size: 32" in printed  # the clips of the checkpoint
     assert not (tmp_path / "work").exists()
+    assert main(["finetune", "--dry-run", *options, f"dir={checkpoint}"]) == 2
+    assert "cannot be moved aside" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,9 @@ def test_the_command_writes_a_page_and_a_sheet(scored, tmp_path, capsys):
     assert gallery(scored, tmp_path / "new" / "g.html", "--dry-run") == 0
     assert "21 of the top 50% and 21 of the bottom 50% would be shown" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+    assert gallery(scored, Path(__file__) / "g.html", "--dry-run") == 2
+    assert gallery(scored, tmp_path / "g.html", "--dry-run", "checkpoint=nowhere") == 2
+    assert "no folder" in (errors := capsys.readouterr().err) and "nowhere: no checkpoint here" in errors
     assert gallery(scored, tmp_path / "new" / "g.html") == 0
     out = capsys.readouterr().out
     assert "2 of the clips drawn cannot be read" in out and "missing.mp4" in out

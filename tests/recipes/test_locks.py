@@ -12,7 +12,7 @@ from recipes.data import pack
 from recipes.data.corpus import Corpus, build
 from recipes.data.corpus import debian as debian_corpus
 from recipes.errors import ConfigError
-from recipes.files import folders, locks
+from recipes.files import check_place, folders, locks
 from recipes.pretrain import pretrain
 from recipes.splits import corpus_folder
 from tests.recipes import media
@@ -131,3 +131,14 @@ def test_only_folders_of_the_same_kind_are_moved_aside(tmp_path, mark):
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
         folders.make(tmp_path / "file", mark)
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_the_work(tmp_path):
+    check_place(tmp_path / "new" / "deep" / "out.json")
+    (tmp_path / "file").touch()
+    check_place(tmp_path / "file")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for place in (tmp_path, tmp_path / "file" / "out.json", tmp_path / "nowhere" / "out.json"):
+        with pytest.raises(OSError, match="folder"):
+            check_place(place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "nowhere"]

@@ -128,6 +128,8 @@ def test_a_dry_run_counts_and_refuses_and_packs_nothing(videos: Path, tmp_path: 
     assert pack.main([*keys, f"out={tmp_path / 's'}"]) == 0
     assert "shards of 2 clips each, of 7 clips" in capsys.readouterr().out and not list(tmp_path.iterdir())
     assert pack.main([*keys, f"out={videos.parent}"]) == 2 and pack.main([*keys, "hub=x", "out=y"]) == 2
+    assert pack.main([f"shards={tmp_path}", f"out={tmp_path / 'i.parquet'}", "--dry-run"]) == 2
+    assert "not one shard in it" in capsys.readouterr().err
 
 
 def test_training_on_shards_is_training_on_their_videos(tiny, tmp_path: Path, corpus: Path) -> None:

@@ -231,6 +231,9 @@ def test_a_dry_run_counts_the_clips(checkpoint: Path, corpus: Path, tmp_path: Pa
     assert main(["probe", "--dry-run", f"checkpoint={checkpoint}", f"data={corpus / 'shapes.jsonl'}"]) == 0
     assert "would be probed: video, 4 window(s) of each clip; 8 classes" in capsys.readouterr().out
     assert not out.parent.exists()
+    for flags in ([], ["--dry-run"]):
+        assert main(["retrieval", *flags, f"checkpoint={checkpoint}", f"out={Path(__file__) / 'out.json'}"]) == 2
+        assert "no folder" in capsys.readouterr().err
 
 
 def test_a_split_that_is_not_there(checkpoint: Path, corpus: Path, capsys) -> None:

@@ -307,6 +307,8 @@ def test_a_dry_run_says_what_would_be_measured_and_writes_nothing(run, corpus, t
     clips = sum(max(len(row["narrations"]), 1) for row in load_index(corpus))
     assert f"{clips} clips of {corpus}, in {len(cut(clips, 12))} pool(s)" in plan
     assert "2 draw(s) of mates x 3 window(s)" in plan and "s.kept.jsonl" in plan
+    assert main([*command(run, Path(__file__) / "s.parquet", **keys), "--dry-run"]) == 2
+    assert "no folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

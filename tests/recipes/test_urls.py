@@ -38,6 +38,15 @@ def test_other_protocols_and_chains_are_not_opened(url: str, strict: pytest.Monk
         pass
 
 
+def test_a_storage_without_its_package_says_which_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(url: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    with pytest.raises(OSError, match="s3://bucket: Install s3fs"):
+        storage.listing("s3://bucket", "*.tar")
+
+
 @pytest.mark.parametrize("url", [url for url in OWN if "[" not in url] + ["https://[::1]/x"])
 def test_hosts_of_the_own_network_are_not_asked(url: str, strict: pytest.MonkeyPatch) -> None:
     with pytest.raises(PermissionError, match=r"private network|chains"):

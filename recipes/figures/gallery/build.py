@@ -19,7 +19,7 @@ from recipes.figures.gallery.page import Card, Media, page
 from recipes.figures.gallery.sample import GalleryKeys, Sample, draw
 from recipes.figures.gallery.sheet import ROWS, draw_sheet
 from recipes.figures.gallery.words import References, embed_video, judge
-from recipes.files import write_atomically
+from recipes.files import check_place, write_atomically
 from recipes.model.build import device_of
 from recipes.progress import progress_bar
 from recipes.restore import Restored, restore_with
@@ -28,8 +28,10 @@ REFERENCES = 256  # windows that words are tested against, those of a clip's own
 
 
 def plan(keys: GalleryKeys) -> str:
-    """Which clips would be shown."""
+    """Which clips would be shown; raises what `build` raises before it reads a clip."""
+    check_place(keys.out)
     sample = draw(keys.scores, keys.share, keys.count, keys.seed, REFERENCES)
+    restore_with(replace(keys, checkpoint=_checkpoint(keys, sample)))
     shown = " and ".join(f"{len(rows)} of the {group} {100 * keys.share:g}%" for group, rows in sample.groups.items())
     return (
         f"{sample.scored} clips, {sample.defined} with a cosine; {shown} would be shown, their words tested by "

@@ -7,7 +7,6 @@ Killed at any moment, the same command goes on where it stopped. The columns are
 """
 
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +45,10 @@ class EmbedKeys(EmbeddingKeys):
 
 
 class Job(NamedTuple):
-    """The model, the clips (one per narration, and one per video without any), those of each part, and the parts."""
+    """The model, the clips (one per narration, and one per video without any), and the parts of the table."""
 
     restored: Restored
     clips: NarratedClips
-    blocks: list[range]
     parts: Parts
 
 
@@ -65,42 +63,42 @@ def prepare(keys: EmbedKeys) -> Job:
     facts = {**inputs(restored.folder, restored.modules, index), "windows": keys.windows}
     if keys.out.exists() and vectors.facts_of(keys.out) != facts:
         raise ValueError(f"{keys.out} holds other embeddings: remove it, or choose another out=")
-    folder = keys.out.with_name(f".{keys.out.name}.parts")
-    return Job(restored, clips, blocks, Parts(folder, vectors.schema(config.model, config.objective), facts))
+    schema = vectors.schema(config.model, config.objective)
+    return Job(restored, clips, Parts(keys.out, schema, facts, blocks))
 
 
 def plan(keys: EmbedKeys) -> str:
     """What would be done, and what is done already."""
-    restored, clips, blocks, parts = prepare(keys)
+    restored, clips, parts = prepare(keys)
     if keys.out.exists():
         return f"{keys.out}: finished before; nothing to do"
-    done = sum(parts.has(number) for number in range(len(blocks)))
+    count, missing = len(parts.blocks), len(parts.missing())
     text = f"{len(clips)} clips of {keys.data}, {keys.windows} window(s) each"
-    return f"{text}, would be embedded by {restored.folder} in {len(blocks)} part(s); {done} part(s) are done"
+    return f"{text}, would be embedded by {restored.folder} in {count} part(s); {count - missing} part(s) are done"
 
 
 def embed(keys: EmbedKeys) -> None:
     """Write the embeddings of all clips of a data set; parts that an earlier command finished are kept."""
     job = prepare(keys)
-    _, clips, blocks, parts = job
+    _, clips, parts = job
     if keys.out.exists():
         print(f"{keys.out}: finished before; nothing to do")
         return
     parts.begin()
     write_parts(job)
     if keys.out.suffix == ".parquet":
-        parts.join(len(blocks), keys.out)
+        parts.join()
     else:
-        vectors.write_safetensors(lambda: parts.read(len(blocks)), len(clips), parts.schema, keys.out)
-    unreadable = sum(table.column("error").drop_null().length() for table in parts.read(len(blocks)))
-    shutil.rmtree(parts.folder)
+        vectors.write_safetensors(parts.read, len(clips), parts.schema, keys.out)
+    unreadable = sum(table.column("error").drop_null().length() for table in parts.read())
+    parts.remove()
     print(f"{keys.out}: {len(clips)} clips, {unreadable} of them not readable")
 
 
 def write_parts(job: Job) -> None:
     """Embed the clips of those parts that are missing."""
-    (_, config, _, modules), clips, blocks, parts = job
-    missing = {number: block for number, block in enumerate(blocks) if not parts.has(number)}
+    (_, config, _, modules), clips, parts = job
+    missing = parts.missing()
     total = sum(map(len, missing.values()))
     if total < len(clips):
         log.info("going on: %d of %d clips are embedded already", len(clips) - total, len(clips))

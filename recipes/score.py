@@ -10,7 +10,6 @@ number of processes.
 
 import logging
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -64,11 +63,6 @@ class ScoreKeys(Reading, RestoreKeys):
         "cosine", "the figure by which clips are kept"
     )
 
-    @property
-    def parts(self) -> Path:
-        """The folder of the parts that are done."""
-        return self.out.with_name(f".{self.out.name}.parts")
-
     def problems(self) -> Iterator[str]:
         """A pattern that none can match, and a split that no run has."""
         try:
@@ -80,20 +74,15 @@ class ScoreKeys(Reading, RestoreKeys):
 
 
 class Job(NamedTuple):
-    """The model, the clips, the pools of them that are read together, and facts that identify the table."""
+    """The model, the clips, and the parts of the table: pools of clips that are read together."""
 
     restored: Restored
     clips: NarratedClips
-    pools: list[range]
-    facts: dict[str, Any]
+    parts: Parts
 
 
 def prepare(keys: ScoreKeys) -> Job:
-    """Load the checkpoint and the lists of the data.
-
-    Raises:
-        ConfigError, OSError, ValueError: There is no checkpoint or no data, or `out` holds another scoring.
-    """
+    """Load the checkpoint and the lists of the data; a ValueError if `out` or its parts hold another scoring."""
     check_place(keys.out)
     restored = restore_with(keys)
     folder, config, tokenizer, modules = restored
@@ -108,7 +97,7 @@ def prepare(keys: ScoreKeys) -> Job:
     if keys.out.exists() and facts_of(keys.out) != facts:
         raise ValueError(f"{keys.out} holds another scoring: remove it, or choose another out=")
     clips = NarratedClips(index, tokenizer, config.clip, keys.windows)
-    return Job(restored, clips, cut(len(clips), POOL * keys.batch_size), facts)
+    return Job(restored, clips, Parts(keys.out, SCHEMA, facts, cut(len(clips), POOL * keys.batch_size)))
 
 
 def indexed(keys: ScoreKeys, restored: Restored) -> Dataset:
@@ -127,20 +116,19 @@ def cut(number: int, size: int) -> list[range]:
 
 def plan(keys: ScoreKeys) -> str:
     """What would be measured, and what is done already."""
-    job = prepare(keys)
+    restored, clips, parts = prepare(keys)
+    pools = parts.blocks
     where = f"the parameters {keys.wrt or 'of the whole model'}" if keys.space == "parameters" else "features"
     lines = [
-        f"{len(job.clips)} clips of {job.facts['data']}, in {len(job.pools)} pool(s) of {len(job.pools[0])} or more",
+        f"{len(clips)} clips of {parts.facts['data']}, in {len(pools)} pool(s) of {len(pools[0])} or more",
         f"figures: {', '.join(FIGURES)}; gradients over {where}, {keys.attribution} attribution",
         f"each clip: {keys.draws} draw(s) of mates x {keys.windows} window(s), in batches of {keys.batch_size} or more",
-        f"model: {job.restored.folder}, {keys.iterations} further iterations first",
+        f"model: {restored.folder}, {keys.iterations} further iterations first",
     ]
     if keys.out.exists():
         lines.append(f"{keys.out} is complete already: nothing is measured")
-    elif keys.parts.exists():
-        parts = Parts(keys.parts, SCHEMA, job.facts)
-        done = sum(parts.has(number) for number in range(len(job.pools)))
-        lines.append(f"it goes on: {done} of {len(job.pools)} pools are scored already")
+    elif parts.folder.exists():
+        lines.append(f"it goes on: {len(pools) - len(parts.missing())} of {len(pools)} pools are scored already")
     if keys.keep is not None:
         lines.append(f"then the best {keys.keep:.0%} by {keys.keep_by} go to {keys.out.with_suffix('.kept.jsonl')}")
     return "\n".join(lines)
@@ -164,30 +152,28 @@ def score(keys: ScoreKeys, job: Job, group: Processes = ALONE) -> None:
     if keys.out.exists():
         log.info("%s is complete already", keys.out)
         return
-    (_, config, tokenizer, modules), clips, pools, facts = job
+    (_, config, tokenizer, modules), clips, parts = job
     modules.to(device_of(config.train))
     use_cores(config.train, config.data)
     with group.first_ahead():  # it makes the folder, and tunes; the others load what it made
-        parts = Parts(keys.parts, SCHEMA, facts)
         parts.begin()
         if keys.iterations:
             tuned = parts.folder / "tuned.safetensors"
             tune(modules, config, clips.index, tokenizer, keys.iterations, keys.batch_size, keys.seed, tuned)
     modules.eval().requires_grad_(False)
 
-    own = range(group.rank, len(pools), group.world)
-    missing = [number for number in own if not parts.has(number)]
-    total, done = (sum(len(pools[number]) for number in numbers) for numbers in (own, set(own) - set(missing)))
-    if done:
+    missing = {number: pool for number, pool in parts.missing().items() if number % group.world == group.rank}
+    total = sum(map(len, parts.blocks[group.rank :: group.world]))
+    if done := total - sum(map(len, missing.values())):
         log.info("going on: %d of %d clips are scored already", done, len(clips))
     with progress_bar(total=total, initial=done, desc="scoring", unit="clip", disable=not group.first) as bar:
-        for number, pool in zip(missing, read_pools(keys, job, missing), strict=True):
+        for number, pool in zip(missing, read_pools(keys, job, list(missing)), strict=True):
             parts.write(number, pa.Table.from_pylist(measured_rows(keys, job, number, pool), schema=SCHEMA))
             bar.update(len(pool))
     group.wait()
     if group.first:
-        parts.join(len(pools), keys.out)
-        shutil.rmtree(parts.folder)
+        parts.join()
+        parts.remove()
     group.wait()
 
 
@@ -197,11 +183,11 @@ Pool = list[tuple[int, list[Clip | Skipped]]]
 
 def read_pools(keys: ScoreKeys, job: Job, numbers: list[int]) -> Iterator[Pool]:
     """Read pools of clips, which are drawn from the whole data set at random, each with its windows."""
-    _, clips, pools, _ = job
+    _, clips, parts = job
     data, size, windows = job.restored.config.data, keys.batch_size, range(keys.windows)
 
     def drawn(number: int) -> list[int]:  # anew each time: the clips of all pools are too many to keep
-        return shuffled(np.array(pools[number]), len(clips), keys.seed).tolist()
+        return shuffled(np.array(parts.blocks[number]), len(clips), keys.seed).tolist()
 
     batches = (pool[i : i + size] for pool in map(drawn, numbers) for i in range(0, len(pool), size))
     requests = ([(clip, window) for clip in batch for window in windows] for batch in batches)

@@ -1,6 +1,7 @@
 """A long table that is written in parts, each whole or absent: killed at any moment, its maker goes on."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ FACTS = "facts.json"  # of what a folder of parts belongs to
 class Parts:
     """Parts of a table that is being written, each a Parquet file that is whole or absent."""
 
-    def __init__(self, folder: Path, schema: pa.Schema, facts: dict[str, Any]) -> None:
-        """Parts of a table that is made of and by ``facts``; a ValueError if the folder was begun with other facts."""
-        self.folder, self.schema = folder, schema.with_metadata({KEY: json.dumps(facts).encode()})
-        self.facts = facts
+    def __init__(self, out: Path, schema: pa.Schema, facts: dict[str, Any], blocks: list[range]) -> None:
+        """Parts, beside ``out``, of a table of and by ``facts``; a ValueError if they were begun with other facts.
+
+        ``blocks`` are the clips of each part.
+        """
+        self.out, self.facts, self.blocks = out, facts, blocks
+        self.schema = schema.with_metadata({KEY: json.dumps(facts).encode()})
+        self.folder = folder = out.with_name(f".{out.name}.parts")
         if (folder / FACTS).exists():
             begun = json.loads((folder / FACTS).read_text(encoding="utf-8"))
             changed = sorted(k for k in begun.keys() | facts.keys() if begun.get(k) != facts.get(k))
@@ -39,24 +44,28 @@ class Parts:
         if not (self.folder / FACTS).exists():
             write_atomically(self.folder / FACTS, json.dumps(self.facts))
 
-    def has(self, number: int) -> bool:
-        """Whether a part is written."""
-        return self._path(number).exists()
+    def missing(self) -> dict[int, range]:
+        """The blocks of the parts that are not written, by their number."""
+        return {number: block for number, block in enumerate(self.blocks) if not self._path(number).exists()}
 
     def write(self, number: int, table: pa.Table) -> None:
         """Write a part; a kill leaves it whole or absent."""
         with replacing(self._path(number)) as temporary:
             pq.write_table(table.cast(self.schema), temporary)
 
-    def read(self, count: int) -> Iterator[pa.Table]:
-        """Parts 0 to ``count``, one at a time."""
-        return (pq.read_table(self._path(number), schema=self.schema) for number in range(count))
+    def read(self) -> Iterator[pa.Table]:
+        """All parts, one at a time."""
+        return (pq.read_table(self._path(number), schema=self.schema) for number in range(len(self.blocks)))
 
-    def join(self, count: int, out: Path) -> None:
-        """Write parts 0 to ``count`` as one table, a part at a time."""
-        with replacing(out) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
-            for part in self.read(count):
+    def join(self) -> None:
+        """Write all parts as one table, a part at a time."""
+        with replacing(self.out) as temporary, pq.ParquetWriter(temporary, self.schema) as writer:
+            for part in self.read():
                 writer.write_table(part)
+
+    def remove(self) -> None:
+        """Remove the folder, when all is written to ``out``."""
+        shutil.rmtree(self.folder)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:08d}.parquet"

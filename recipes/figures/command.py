@@ -12,7 +12,7 @@ from recipes.figures import realign
 from recipes.figures.dynamics import plot, runs, text
 from recipes.figures.dynamics.runs import Run
 from recipes.figures.gallery import build as gallery
-from recipes.figures.gallery.keys import GalleryKeys
+from recipes.figures.gallery.sample import GalleryKeys
 from recipes.figures.style import save_png
 from recipes.files import check_place, write_atomically
 from recipes.keys import key
@@ -126,7 +126,11 @@ def judge_detection(keys: DetectionKeys) -> None:
     """
     tables = {scores.stem: detection.judge(scores, keys.truth) for scores in keys.scores}
     print(detection.markdown(tables))
-    _print_written(detection.write(tables, keys.out))
+    keys.out.mkdir(parents=True, exist_ok=True)
+    numbers, words = keys.out / "detection.json", keys.out / "detection.md"
+    write_atomically(numbers, json.dumps(tables, indent=1))
+    write_atomically(words, detection.markdown(tables))
+    _print_written([numbers, words])
 
 
 def _print_written(paths: list[Path]) -> None:

@@ -1,10 +1,13 @@
 """Pages that need no other file: templates, and pictures as data URLs."""
 
 import base64
+import io
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+from PIL import Image
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -18,6 +21,13 @@ TEMPLATES = jinja2.Environment(
 def render(template: str, **values: Any) -> str:
     """Fill a template; every value is escaped."""
     return TEMPLATES.get_template(template).render(**values)
+
+
+def encoded(picture: np.ndarray, form: str, **options: Any) -> bytes:
+    """A picture, uint8 (H, W, 3), as a file of a form that PIL knows."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def data_url(data: bytes, kind: str) -> str:

@@ -34,16 +34,10 @@ LEGEND: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """Two gradients that are mirrored at the vertical but for their norms, the first to the right.
+    """Two gradients that are mirrored at the vertical but for their norms, the first to the right."""
 
-    Attributes:
-        name: What they do.
-        degrees: Angle between them.
-        norms: Their lengths.
-    """
-
-    name: str
-    degrees: float
+    name: str  # what they do
+    degrees: float  # angle between them
     norms: tuple[float, float]
 
     @property
@@ -66,17 +60,11 @@ PANELS = (CONFLICT, STRONG, AGREEMENT)
 
 
 class Method(NamedTuple):
-    """How a method is drawn.
+    """How a method is drawn."""
 
-    Attributes:
-        title: Name and settings.
-        weigh: Gram blocks (1, 2, 2) -> weights (1, 2).
-        own_scale: Whether the length of its update does not follow that of the gradients.
-    """
-
-    title: str
-    weigh: Callable[[Tensor], Tensor]
-    own_scale: bool = False
+    title: str  # name and settings
+    weigh: Callable[[Tensor], Tensor]  # Gram blocks (1, 2, 2) -> weights (1, 2)
+    own_scale: bool = False  # whether the length of its update does not follow that of the gradients
 
 
 def _gradvac(gram: Tensor) -> Tensor:

@@ -1,12 +1,10 @@
 """The report of a run: one HTML file that needs nothing else, and its figures as PNG beside it."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from recipes.config import Config
 from recipes.data.clips import EvalClips
@@ -14,7 +12,7 @@ from recipes.data.skipped import Skipped
 from recipes.data.workers import Loader
 from recipes.evaluation import ranking
 from recipes.evaluation.embedding import Embedded
-from recipes.figures.html import data_url, render
+from recipes.figures.html import data_url, encoded, render
 from recipes.figures.style import BLUE, GREEN, GREY, ORANGE, RED, figure, save_png
 from recipes.files import write_atomically
 from recipes.model.harmonizer import compares_with_gamma, described
@@ -35,19 +33,16 @@ def write(
     counts: dict[str, int],
     dynamics: Dynamics,
 ) -> Path:
-    """Write report.html and figures/*.png of a finished run.
+    """Write report.html and figures/*.png of a finished run; returns the path of the report.
 
     Args:
         folder: The run's folder, with its metrics.
         config: Its configuration.
         results: As in retrieval.json.
-        embedded: The held-out clips after training.
+        embedded: The held-out clips after training, read from ``clips``.
         clips: Where they were read from.
         counts: Skipped clips and steps, and writes that failed.
         dynamics: The cosines of all steps.
-
-    Returns:
-        Path of the report.
     """
     cosines = dynamics.only(TRAINING)
     histogram, moments = cosines.total(TRAINING)
@@ -167,6 +162,4 @@ def examples(embedded: Embedded, clips: EvalClips, config: Config) -> list[dict[
 
 def picture(frame: np.ndarray) -> str:
     """A frame, uint8 (H, W, 3), as a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
-    return data_url(buffer.getvalue(), "image/png")
+    return data_url(encoded(frame, "PNG"), "image/png")

@@ -20,16 +20,10 @@ def figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), facecolor="white", layout="constrained")
 
 
-def png(drawn: Figure) -> bytes:
-    """A figure as a PNG with a palette."""
-    full, small = io.BytesIO(), io.BytesIO()
-    drawn.savefig(full, format="png")
-    picture = Image.open(full).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
-    picture.save(small, "PNG", optimize=True, dpi=(drawn.dpi, drawn.dpi))
-    return small.getvalue()
-
-
 def save_png(drawn: Figure, path: Path) -> Path:
     """Write a figure as a PNG with a palette."""
-    path.write_bytes(png(drawn))
+    full = io.BytesIO()
+    drawn.savefig(full, format="png")
+    picture = Image.open(full).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+    picture.save(path, "PNG", optimize=True, dpi=(drawn.dpi, drawn.dpi))
     return path

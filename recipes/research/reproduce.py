@@ -18,7 +18,7 @@ from recipes import config as configuration
 from recipes.config import DEMO, Config
 from recipes.errors import ConfigError
 from recipes.figures.command import DetectionKeys, DynamicsKeys, draw_dynamics, draw_gallery, judge_detection
-from recipes.figures.gallery.keys import GalleryKeys
+from recipes.figures.gallery.sample import GalleryKeys
 from recipes.keys import key, section
 from recipes.score import ScoreKeys
 from recipes.splits import procedural_corpus

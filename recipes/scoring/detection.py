@@ -1,6 +1,5 @@
 """How well the figures of a table find the clips whose text does not belong, where the truth is known."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -32,19 +31,12 @@ DETECTORS: dict[str, Callable[[Figures], np.ndarray]] = {
 
 
 class Detection(NamedTuple):
-    """What a detector finds.
+    """What a detector finds."""
 
-    Attributes:
-        auroc: Probability that it ranks a clip whose text belongs above one whose text does not; 0.5 is chance.
-        interval: 95% of it, a bootstrap over videos.
-        top: Share of texts that belong among the best 5% of the clips.
-        bottom: Share of them among the worst 5%.
-    """
-
-    auroc: float
-    interval: tuple[float, float]
-    top: float
-    bottom: float
+    auroc: float  # probability that it ranks a clip whose text belongs above one whose text does not; 0.5 is chance
+    interval: tuple[float, float]  # 95% of it, a bootstrap over videos
+    top: float  # share of texts that belong among the best 5% of the clips
+    bottom: float  # share of them among the worst 5%
 
 
 def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
@@ -56,9 +48,6 @@ def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
 
     Returns:
         {name: figures (N,)}, whether the texts belong (N,), and the videos they are of (N,).
-
-    Raises:
-        ValueError: A clip of which the truth file says nothing, or another text.
     """
     narrations = defaultdict(list)
     for line in jsonl.read_rows(truth, video_id=str, text=str, aligned=bool):
@@ -87,13 +76,7 @@ def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
 
 
 def detect(score: np.ndarray, aligned: np.ndarray, videos: np.ndarray, share: float = 0.05) -> Detection:
-    """Judge one detector.
-
-    Args:
-        score: One number per clip (N,), more for texts that seem to belong; NaN (no gradient) counts as the median.
-        aligned: Whether they do (N,), both kinds among them.
-        videos: The video of each clip (N,): clips of one video are resampled together.
-        share: Of the clips that make the top and the bottom group.
+    """Judge the score (N,) of one detector, NaN as the median; clips of one video are resampled together.
 
     Examples:
         >>> import numpy as np
@@ -122,18 +105,7 @@ def detect(score: np.ndarray, aligned: np.ndarray, videos: np.ndarray, share: fl
 
 
 def judge(scores: Path, truth: Path) -> dict[str, Any]:
-    """Judge every detector on one table.
-
-    Args:
-        scores: A table of scores.
-        truth: See `joined`.
-
-    Returns:
-        {"clips", "aligned": share of texts that belong, "detectors": {name: fields of `Detection`}}.
-
-    Raises:
-        ValueError: See `joined`; all texts belong, or none does.
-    """
+    """Judge every detector: {"clips", "aligned": share that belongs, "detectors": {name: fields of `Detection`}}."""
     figures, aligned, videos = joined(scores, truth)
     if len(set(aligned.tolist())) < 2:
         raise ValueError(f"{scores}: nothing to find: of {len(aligned)} texts {int(aligned.sum())} belong")
@@ -146,24 +118,15 @@ def markdown(tables: dict[str, dict[str, Any]]) -> str:
     parts = []
     for name, judged in tables.items():
         parts.append(f"**{name}**: {judged['clips']} clips, {100 * judged['aligned']:.1f}% of the texts belong.")
-        parts.append(results.markdown([_row(detector, d) for detector, d in judged["detectors"].items()]))
+        rows = [
+            {
+                "detector": detector,
+                "AUROC": f"{d['auroc']:.3f}",
+                "95% interval": " to ".join(f"{bound:.3f}" for bound in d["interval"]),
+                "belong in the top 5%": f"{100 * d['top']:.0f}%",
+                "in the bottom 5%": f"{100 * d['bottom']:.0f}%",
+            }
+            for detector, d in judged["detectors"].items()
+        ]
+        parts.append(results.markdown(rows))
     return "\n\n".join(parts) + "\n"
-
-
-def _row(detector: str, d: dict[str, Any]) -> dict[str, str]:
-    low, high = d["interval"]
-    return {
-        "detector": detector,
-        "AUROC": f"{d['auroc']:.3f}",
-        "95% interval": f"{low:.3f} to {high:.3f}",
-        "belong in the top 5%": f"{100 * d['top']:.0f}%",
-        "in the bottom 5%": f"{100 * d['bottom']:.0f}%",
-    }
-
-
-def write(tables: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
-    """Write detection.json and detection.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "detection.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
-    (folder / "detection.md").write_text(markdown(tables), encoding="utf-8")
-    return [folder / "detection.json", folder / "detection.md"]

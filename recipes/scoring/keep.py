@@ -17,8 +17,7 @@ def write_kept(scores: Path, index: Dataset, share: float, by: str, out: Path, h
     """Write a manifest of the best clips of a table, to train on, and of all that is held out, to test on.
 
     Narrations below the cut are taken out of their videos; a video that loses all of them is left out, and so are
-    clips that could not be read. Clips without a figure (no sound, no text) stay: nothing speaks against them. Memory
-    holds a few bytes per clip.
+    clips that could not be read. Clips without a figure (no sound, no text) stay: nothing speaks against them.
 
     Args:
         scores: A table of scores.
@@ -29,11 +28,7 @@ def write_kept(scores: Path, index: Dataset, share: float, by: str, out: Path, h
         held_out: What is not trained on: it stays as it is, as split "test", whether it was scored or not.
 
     Returns:
-        {"clips", "kept", "videos", "kept_videos"}: how many there were to train on, and how many are kept;
-        "held_out": the rows to test on.
-
-    Raises:
-        ValueError: All that was scored is held out.
+        Counts to train on, before and after: "clips", "kept", "videos", "kept_videos"; and the rows "held_out".
     """
     tested, root, first = set(held_out["id"]), out.absolute().parent, 0
     keep = _keep(scores, share, by, sum(map(_clips, index.select_columns("narrations"))))

@@ -34,13 +34,8 @@ class Reading:
 def measure(modules: nn.ModuleDict, clips: Sequence[Clip], reading: Reading) -> dict[str, np.ndarray]:
     """Measure the clips of one batch, each against the others.
 
-    The model is in evaluation mode: no token is dropped, batch normalisation uses its running statistics, and what a
-    clip gets depends on the weights, the clip and its mates alone.
-
-    Args:
-        modules: Model and objective; frozen, in evaluation mode.
-        clips: B clips.
-        reading: How to read the gradients.
+    Model and objective are frozen and in evaluation mode: what a clip gets depends on the weights, the clip and its
+    mates alone.
 
     Returns:
         {name: float32 (B,)} for `FIGURES`. Cosine, norms and losses of a loss that a clip takes no part in are NaN.

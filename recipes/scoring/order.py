@@ -9,15 +9,7 @@ def shuffled(positions: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Look up places of a random permutation of ``range(number)``, in constant memory.
 
     A Feistel network permutes the next power of four. A number outside the range goes through it again until it is
-    inside.
-
-    Args:
-        positions: Places (n,) in the permutation, int64 in [0, number).
-        number: Its length.
-        seed: Which permutation.
-
-    Returns:
-        The numbers at these places, int64 (n,).
+    inside. Places and the numbers at them are int64 (n,) in [0, number).
 
     Examples:
         >>> import numpy as np
@@ -39,8 +31,7 @@ def shuffled(positions: np.ndarray, number: int, seed: int) -> np.ndarray:
 
 
 def _feistel(x: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
-    low = np.uint64((1 << half) - 1)
-    shift = np.uint64(half)
+    low, shift = np.uint64((1 << half) - 1), np.uint64(half)
     left, right = x >> shift, x & low
     for key in keys:
         left, right = right, left ^ (_mixed(right + key) & low)

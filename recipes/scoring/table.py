@@ -32,12 +32,7 @@ ROWS_AT_ONCE = 1 << 16
 
 @contextmanager
 def opened(path: Path, names: Iterable[str] = SCHEMA.names) -> Iterator[pq.ParquetFile]:
-    """Open a table of scores to read, and check that it has the columns asked for, of the right kind.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: Not a table of scores, or a damaged one, also where reading shows that later.
-    """
+    """Open a table of scores with these columns; a ValueError if it is damaged, also where reading shows it later."""
     try:
         with pq.ParquetFile(regular(path)) as table:
             types = {field.name: field.type for field in table.schema_arrow}
@@ -63,11 +58,7 @@ def _kind(type_: pa.DataType) -> str:
 
 
 def facts_of(path: Path, names: Iterable[str] = SCHEMA.names) -> dict[str, Any]:
-    """What was scored and how, as the table itself says.
-
-    Raises:
-        ValueError: Not a table of scores.
-    """
+    """What was scored and how, as the table itself says."""
     with opened(path, names) as table:
         text = (table.schema_arrow.metadata or {}).get(KEY, b"{}")
     try:
@@ -86,23 +77,16 @@ def columns(path: Path, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
             yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
 
 
+def numbers(path: Path, name: str) -> np.ndarray:
+    """A whole column, float32; NaN where it is null."""
+    pieces = (piece[name].astype(np.float32) for piece in columns(path, [name]))
+    return np.concatenate([np.empty(0, np.float32), *pieces])
+
+
 def quantile(path: Path, name: str, share: float, sign: int = 1) -> float:
-    """The value of a column that a share of its values does not exceed, exactly.
-
-    Args:
-        path: A table of scores.
-        name: A column of numbers; nulls do not count.
-        share: In [0, 1].
-        sign: -1: of the negated values, the greatest of which come first.
-
-    Returns:
-        The smallest (negated) value such that at least ``share`` of the values are not above it.
-
-    Raises:
-        ValueError: The column has no value.
-    """
-    pieces = (sign * piece[name].astype(np.float32) for piece in columns(path, [name]))
-    values = np.concatenate([np.empty(0, np.float32), *(piece[np.isfinite(piece)] for piece in pieces)])
+    """The smallest value of a column, times sign, such that at least a share of its values are not above it."""
+    values = sign * numbers(path, name)
+    values = values[np.isfinite(values)]
     if not len(values):
         raise ValueError(f"{path}: no clip has a {name}")
     rank = min(max(int(np.ceil(share * len(values))), 1), len(values))

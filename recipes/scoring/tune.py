@@ -29,16 +29,8 @@ def tune(
 ) -> None:
     """Train on in place: plainly, at the configuration's last learning rate, with a fresh optimizer.
 
-    Args:
-        modules: Model and objective.
-        config: That of their run.
-        train: Index of the data.
-        tokenizer: The run's vocabulary.
-        iterations: Steps.
-        batch_size: Clips per step.
-        seed: Of the order, the windows and the dropped tokens.
-        file: Where the weights are kept; what an earlier process left there is loaded instead, so that a scoring that
-            was killed goes on with the same weights.
+    The weights are kept in ``file``. What an earlier process left there is loaded instead, so that a scoring that was
+    killed goes on with the same weights.
     """
     if file.exists():
         modules.load_state_dict(load_file(file))

@@ -23,10 +23,9 @@ from recipes.data import vocabulary
 from recipes.data.decode import BrokenClip
 from recipes.figures.command import main
 from recipes.figures.gallery import media, sample
-from recipes.figures.gallery.keys import GalleryKeys
 from recipes.figures.gallery.media import Row
 from recipes.figures.gallery.page import Card, Media, page
-from recipes.figures.gallery.sample import draw
+from recipes.figures.gallery.sample import GalleryKeys, draw
 from recipes.figures.gallery.sheet import CELL, LINES, WIDTH, break_lines, draw_sheet, font
 from recipes.figures.gallery.words import (
     FEWEST,

@@ -257,8 +257,7 @@ def test_another_scoring_is_not_mixed_in(run, corpus, tmp_path, capsys):
     assert "holds another scoring" in capsys.readouterr().err
     assert pq.read_table(out).equals(before)
     assert main(command(run, out, data=corpus)) == 0  # the same again: nothing to do
-    folder = tmp_path / ".t.parquet.parts"
-    Parts(folder, table.SCHEMA, {"seed": 1}).begin()  # killed before its first part: weights may be there
+    Parts(tmp_path / "t.parquet", table.SCHEMA, {"seed": 1}, []).begin()  # killed before its first part
     assert main(command(run, tmp_path / "t.parquet", data=corpus)) == 2
     assert "what another command began" in capsys.readouterr().err
 

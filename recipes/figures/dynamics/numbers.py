@@ -26,23 +26,14 @@ MIDDLES = (EDGES[1:] + EDGES[:-1]) / 2
 
 # -------------------------------------------------------------------------------------------------------------- curves
 class Curves(NamedTuple):
-    """One name of one run over n columns of steps.
+    """One name of one run over n columns of steps."""
 
-    Attributes:
-        edges: Steps taken before each column, and after the last (n + 1,).
-        samples: Number of cosines (n,).
-        density: Their distribution (n, bins); each column integrates to 1.
-        mean: Mean (n,).
-        quantiles: Quantiles (n, 5), see `QUANTILES`.
-        negative: Share of negative cosines (n,).
-    """
-
-    edges: np.ndarray
-    samples: np.ndarray
-    density: np.ndarray
-    mean: np.ndarray
-    quantiles: np.ndarray
-    negative: np.ndarray
+    edges: np.ndarray  # steps taken before each column, and after the last (n + 1,)
+    samples: np.ndarray  # number of cosines (n,)
+    density: np.ndarray  # their distribution (n, bins); each column integrates to 1
+    mean: np.ndarray  # (n,)
+    quantiles: np.ndarray  # (n, 5), see `QUANTILES`
+    negative: np.ndarray  # share of negative cosines (n,)
 
     @property
     def coarse(self) -> np.ndarray:
@@ -95,13 +86,7 @@ def extent(densities: list[np.ndarray]) -> float:
 
 # ------------------------------------------------------------------------------------------------------------- summary
 class Blocks(NamedTuple):
-    """At most BLOCKS blocks of consecutive intervals: cosines within a step, and in steps nearby, are not independent.
-
-    Attributes:
-        number: Cosines in each block (J,).
-        mean: Their means (J,).
-        negative: Their shares of negatives (J,).
-    """
+    """At most BLOCKS blocks (J) of consecutive intervals: cosines within a step, and nearby, are not independent."""
 
     number: np.ndarray
     mean: np.ndarray

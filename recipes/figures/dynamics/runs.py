@@ -61,14 +61,7 @@ class Run:
 
 
 def load(place: str) -> Run:
-    """Load a run as of its newest checkpoint.
-
-    Args:
-        place: Its folder, or its name under runs/.
-
-    Raises:
-        DataError, OSError: There is no such run, it has no checkpoint, or its checkpoint has no cosines.
-    """
+    """Load a run, its folder or its name under runs/, as of its newest checkpoint; a DataError if it has no cosines."""
     folder = next((path for path in (Path(place), RUNS / place) if path.is_dir()), None)
     if folder is None:
         raise DataError(f"{place}: expected the folder of a run, or the name of one in {RUNS}/; there is neither")

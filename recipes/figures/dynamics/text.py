@@ -33,17 +33,7 @@ NOTES = {
 
 
 def summary(runs: list[Run], against: Run | None, name: str) -> dict[str, Any]:
-    """What is written to dynamics.json.
-
-    Args:
-        runs: The runs of the panels.
-        against: A run to compare the means of the others with, on another corpus for instance.
-        name: The cosines that the panels show.
-
-    Returns:
-        {"before", "runs": one summary each, "against": that of the other run, "comparisons": means of each run and the
-        other, "probes": summaries of the other cosines of the runs, "notes"}.
-    """
+    """What is written to dynamics.json: one name in runs, compared with a run on another corpus, and the probes."""
     probes = [(run, other) for run in runs for other in run.dynamics.names if other not in (name, TRAINING)]
     return {
         "before": BEFORE,

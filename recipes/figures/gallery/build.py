@@ -14,13 +14,11 @@ import torch
 from recipes.data.skipped import Skipped
 from recipes.data.workers import guarded
 from recipes.figures.gallery import media
-from recipes.figures.gallery.embed import embed_video
-from recipes.figures.gallery.keys import GalleryKeys
 from recipes.figures.gallery.media import Row, Shown
 from recipes.figures.gallery.page import Card, Media, page
-from recipes.figures.gallery.sample import Sample, draw
+from recipes.figures.gallery.sample import GalleryKeys, Sample, draw
 from recipes.figures.gallery.sheet import ROWS, draw_sheet
-from recipes.figures.gallery.words import References, judge
+from recipes.figures.gallery.words import References, embed_video, judge
 from recipes.files import check_place, write_atomically
 from recipes.model.build import device_of
 from recipes.progress import progress_bar
@@ -44,13 +42,8 @@ def plan(keys: GalleryKeys) -> str:
 def build(keys: GalleryKeys) -> list[Path]:
     """Write a gallery; memory and time depend on the clips drawn, not on the size of the table.
 
-    The page goes to `out`, the sheet beside it as .png, media that are not inlined into a folder NAME_files.
-
-    Returns:
-        The page and the sheet.
-
-    Raises:
-        ConfigError, OSError, ValueError: The scores or the checkpoint cannot be used, or no clip can be read.
+    The page goes to `out`, the sheet beside it as .png, media that are not inlined into a folder NAME_files. Returns
+    the page and the sheet.
     """
     sample = draw(keys.scores, keys.share, keys.count, keys.seed, REFERENCES)
     model = restore_with(replace(keys, checkpoint=_checkpoint(keys, sample)))
@@ -81,7 +74,6 @@ def build(keys: GalleryKeys) -> list[Path]:
 
 
 def _checkpoint(keys: GalleryKeys, sample: Sample) -> Path:
-    """The checkpoint to use."""
     if keys.checkpoint is not None:
         return keys.checkpoint
     named = sample.metadata.get("checkpoint")

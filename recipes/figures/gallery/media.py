@@ -1,18 +1,17 @@
 """What a gallery shows of a clip: a small mp4 with sound, key frames, loudness, and what the model sees."""
 
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image
 
 from recipes.config import ClipFormat
 from recipes.data.augment import center
 from recipes.data.corpus.write import write_mp4
 from recipes.data.decode import BrokenClip, Clip, open_clip
+from recipes.figures.html import encoded
 
 KEY_FRAMES = 4
 SHORT_SIDE = 180  # pixels of the player's pictures at most
@@ -38,19 +37,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Shown:
-    """A clip as it is shown.
+    """A clip as it is shown."""
 
-    Attributes:
-        files: What to write: {".mp4", ".jpg" (the key frames side by side), "-poster.jpg": bytes}.
-        strip: The key frames side by side, uint8 (H, W, 3).
-        outline: Loudness over the window, (OUTLINE,) in [0, 1]; empty without sound.
-        video: What the model sees, uint8 (T, S, S, 3).
-    """
-
-    files: dict[str, bytes]
-    strip: np.ndarray
-    outline: list[float]
-    video: np.ndarray
+    files: dict[str, bytes]  # what to write: {".mp4", ".jpg" (the strip), "-poster.jpg"}
+    strip: np.ndarray  # the key frames side by side, uint8 (H, W, 3)
+    outline: list[float]  # loudness over the window, (OUTLINE,) in [0, 1]; empty without sound
+    video: np.ndarray  # what the model sees, uint8 (T, S, S, 3)
 
     @property
     def ratio(self) -> float:
@@ -59,16 +51,7 @@ class Shown:
 
 
 def cut_clip(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
-    """Read a clip's window out of its video, for people and for the model.
-
-    Args:
-        row: The clip.
-        fmt: Shape of the model's clips.
-        folder: That exists, for the mp4 while it is written.
-
-    Raises:
-        BrokenClip: It cannot be read.
-    """
+    """Read a clip's window for people and for the model; ``folder`` exists, for the mp4 while it is written."""
     with open_clip(row.video) as clip:
         video = _model_view(clip, row, fmt)
         pictures, sound, rate = _player_view(clip, row)
@@ -78,16 +61,14 @@ def cut_clip(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
         player = file.read_bytes()
     frames = pictures[[int((i + 0.5) * len(pictures) / KEY_FRAMES) for i in range(KEY_FRAMES)]]
     strip = side_by_side(frames)
-    files = {".mp4": player, ".jpg": jpeg(strip), "-poster.jpg": jpeg(frames[KEY_FRAMES // 2])}
+    files = {".mp4": player}
+    for suffix, picture in ((".jpg", strip), ("-poster.jpg", frames[KEY_FRAMES // 2])):
+        files[suffix] = encoded(picture, "JPEG", quality=80)
     return Shown(files, strip, [] if sound is None else outline(sound), video)
 
 
 def model_view(row: Row, fmt: ClipFormat) -> np.ndarray:
-    """What the model sees of a clip, uint8 (T, S, S, 3), as in evaluation.
-
-    Raises:
-        BrokenClip: It cannot be read.
-    """
+    """What the model sees of a clip, uint8 (T, S, S, 3), as in evaluation."""
     with open_clip(row.video) as clip:
         return _model_view(clip, row, fmt)
 
@@ -121,10 +102,3 @@ def side_by_side(frames: np.ndarray) -> np.ndarray:
     """Pictures (N, H, W, 3) in a row on white, uint8 (H, N W + (N - 1) GAP, 3)."""
     padded = np.pad(frames, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
     return np.concatenate(list(padded), axis=1)[:, :-GAP]
-
-
-def jpeg(picture: np.ndarray) -> bytes:
-    """A picture, uint8 (H, W, 3), as JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()

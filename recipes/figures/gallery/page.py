@@ -8,9 +8,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from recipes.data.skipped import Skipped
-from recipes.figures.gallery.keys import GalleryKeys
 from recipes.figures.gallery.media import Row
-from recipes.figures.gallery.sample import Sample
+from recipes.figures.gallery.sample import GalleryKeys, Sample
 from recipes.figures.gallery.words import FEWEST, THRESHOLD, Caption, is_aligned, most_aligned, share_aligned
 from recipes.figures.html import data_url, render
 
@@ -24,32 +23,19 @@ KINDS = {".mp4": "video/mp4", ".jpg": "image/jpeg"}
 
 @dataclass(frozen=True)
 class Card:
-    """A clip on the page.
-
-    Attributes:
-        row: The clip.
-        caption: Its judged caption.
-        outline: Its loudness.
-        ratio: Width by height of its strip of key frames.
-        addresses: Of its media, {".mp4", ".jpg", "-poster.jpg"}.
-    """
+    """A clip on the page."""
 
     row: Row
     caption: Caption
-    outline: list[float]
-    ratio: float
-    addresses: dict[str, str]
+    outline: list[float]  # its loudness
+    ratio: float  # width by height of its strip of key frames
+    addresses: dict[str, str]  # of its media, {".mp4", ".jpg", "-poster.jpg"}
 
 
 class Media:
     """The media of a page: the first clips go into the page itself, the others into a folder beside it."""
 
     def __init__(self, page: Path, inline_players: int = INLINE_PLAYERS, inline_bytes: int = INLINE_BYTES) -> None:
-        """
-        Args:
-            page: The page.
-            inline_players, inline_bytes: How much of the media it may hold.
-        """
         self.folder = page.with_name(f"{page.stem}_files")
         self.players_left, self.bytes_left = inline_players, inline_bytes
         self.written: set[str] = set()
@@ -79,15 +65,7 @@ class Media:
 
 
 def page(cards: dict[str, list[Card]], sample: Sample, keys: GalleryKeys, words: int, broken: Sequence[Skipped]) -> str:
-    """The page as HTML.
-
-    Args:
-        cards: Of the groups "top" and "bottom".
-        sample: Where the cards are from.
-        keys: How they were drawn.
-        words: How many words of a caption the model reads.
-        broken: Clips that could not be read.
-    """
+    """The page as HTML; ``words`` of a caption are those that the model reads."""
     captions = {group: [card.caption for card in clips] for group, clips in cards.items()}
     videos = {group: [card.row.video for card in clips] for group, clips in cards.items()}
     references = sorted(caption.references for group in captions.values() for caption in group)

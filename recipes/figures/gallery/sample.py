@@ -1,5 +1,6 @@
 """Draws the clips of a gallery from a table of scores, which is streamed: millions of rows fit."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,60 +10,54 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipes.figures.gallery.media import Row
-from recipes.scoring.table import columns, facts_of, opened
+from recipes.keys import key
+from recipes.restore import RestoreKeys
+from recipes.scoring.table import facts_of, numbers, opened
 
 COLUMNS = ("clip", "id", "video", "caption", "start", "end", "cosine")
 ROWS_AT_ONCE = 65_536
 BINS = 64  # of the histogram of cosines
 
 
+@dataclass
+class GalleryKeys(RestoreKeys):
+    """What to show of which table."""
+
+    scores: Path = key(meaning="table of recipes.score")
+    out: Path = key(Path("gallery.html"), "the page; the sheet is NAME.png beside it")
+    share: float = key(0.05, "of the clips with a cosine, at each end", more_than=0, most=0.5)
+    count: int = key(50, "clips drawn from each end", least=1)
+    seed: int = key(0, "of the draw", least=0)
+    checkpoint: Path | None = key(None, "of the model that tests the words; null: the one of the scores")
+
+    def problems(self) -> Iterator[str]:
+        """A page that no browser would open."""
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            yield f"out={self.out}: expected the page's name to end in .html"
+
+
 @dataclass(frozen=True)
 class Sample:
-    """What a gallery shows of a table.
+    """What a gallery shows of a table."""
 
-    Attributes:
-        groups: Clips drawn from the two ends, {"top", "bottom"}, in this order.
-        cuts: The cosine at which each group ends.
-        size: Clips that each group has.
-        references: Clips drawn from all that have a cosine, as many as were asked for or as there are.
-        scored: Rows of the table.
-        defined: Those with a cosine.
-        histogram: Counts of the cosines in BINS equal bins of [-1, 1].
-        metadata: How the table was made, as `recipes.score` wrote it.
-    """
-
-    groups: dict[str, list[Row]]
-    cuts: dict[str, float]
-    size: int
-    references: list[Row]
-    scored: int
-    defined: int
-    histogram: list[int]
-    metadata: dict[str, Any]
+    groups: dict[str, list[Row]]  # clips drawn from the two ends, {"top", "bottom"}, in this order
+    cuts: dict[str, float]  # the cosine at which each group ends
+    size: int  # clips that each group has
+    references: list[Row]  # drawn from all that have a cosine, as many as were asked for or as there are
+    scored: int  # rows of the table
+    defined: int  # those with a cosine
+    histogram: list[int]  # counts of the cosines in BINS equal bins of [-1, 1]
+    metadata: dict[str, Any]  # how the table was made, as `recipes.score` wrote it
 
 
 def draw(path: Path, share: float, count: int, seed: int, references: int) -> Sample:
     """Draw clips from both ends of the distribution of cosines, and references from all of it.
 
-    The groups are the `share` of clips with the highest and with the lowest cosines, at least one clip each. Clips
-    without a cosine (no sound, no text, unreadable) are in neither.
-
-    Args:
-        path: Table of scores, Parquet.
-        share: Of the clips with a cosine that a group has, in (0, 0.5].
-        count: Clips to draw from each group, at least 1; a smaller group is taken whole.
-        seed: Of the draws.
-        references: Clips to draw from all that have a cosine.
-
-    Returns:
-        The sample; each list is in random order.
-
-    Raises:
-        OSError, ValueError: The table cannot be read, lacks a column, or has fewer than two clips with a cosine.
+    The groups are the `share` of clips with the highest and with the lowest cosines, at least one clip each, of which
+    `count` are drawn. Clips without a cosine (no sound, no text, unreadable) are in neither. All is in random order.
     """
     metadata = facts_of(path, COLUMNS)
-    pieces = [piece["cosine"].astype(np.float32) for piece in columns(path, ["cosine"])]
-    cosines = np.concatenate([np.empty(0, np.float32), *pieces])
+    cosines = numbers(path, "cosine")
     defined = np.flatnonzero(np.isfinite(cosines))
     if len(defined) < 2:
         raise ValueError(

@@ -29,16 +29,7 @@ Line = list[tuple[str, bool]]  # pieces of text, and whether they are an aligned
 
 
 def draw_sheet(clips: dict[str, list[tuple[Card, Shown]]], sample: Sample, share: float) -> Image.Image:
-    """Draw clips of both groups in two columns: key frames, loudness, caption, cosine.
-
-    Args:
-        clips: At most ROWS of each group.
-        sample: Where the groups end.
-        share: Of the clips with a cosine that each group has.
-
-    Returns:
-        The picture, RGB, WIDTH pixels wide.
-    """
+    """Draw clips, at most ROWS of each group, in two columns: key frames, loudness, caption, cosine."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     columns = (MARGIN, MARGIN + CELL + GUTTER)

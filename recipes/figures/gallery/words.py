@@ -16,11 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.data.vocabulary import UNKNOWN
 from recipes.evaluation import bootstrap
-from recipes.figures.gallery.embed import embed_texts
 from recipes.figures.gallery.media import Row
 from recipes.restore import Restored
 
@@ -39,15 +38,10 @@ class References(NamedTuple):
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption in pieces (text, p-value): a word that the vocabulary has, or, with None, what lies between.
+    """A caption in pieces (text, p-value): a word that the vocabulary has, or, with None, what lies between."""
 
-    Attributes:
-        pieces: Joined, their texts are the caption.
-        references: How many other windows the words were tested against.
-    """
-
-    pieces: list[tuple[str, float | None]]
-    references: int
+    pieces: list[tuple[str, float | None]]  # joined, their texts are the caption
+    references: int  # how many other windows the words were tested against
 
     @property
     def known(self) -> int:
@@ -76,34 +70,37 @@ def is_aligned(p: float | None) -> bool:
 
 
 def judge(model: Restored, row: Row, video: Tensor, references: References) -> Caption:
-    """Test every word of a clip's caption; it costs the encoding of one text per word.
-
-    Args:
-        model: The model, in evaluation mode.
-        row: The clip.
-        video: Embedding of its window (D,).
-        references: Of windows of any videos; those of its own do not count.
-    """
+    """Test every word of a clip's caption, given the embedding (D,) of its window, at the cost of one text per word."""
     encoding, limit = model.tokenizer.encode(row.caption), model.config.clip.words
     ids = encoding.ids[:limit]
-    text, *without = embed_texts(model.modules, variants(ids, limit))
+    text, *without = _embed_texts(model.modules, variants(ids, limit))
     others = references.embeddings[torch.from_numpy(references.videos != row.video)]
     p = p_values(text, torch.stack(without), video, others).tolist() if ids else []
     tested = [(*span, q) for span, word, q in zip(encoding.offsets, ids, p, strict=False) if word != UNKNOWN]
     return Caption(pieces(row.caption, tested), len(others))
 
 
+@torch.inference_mode()
+def embed_video(modules: nn.ModuleDict, window: np.ndarray) -> Tensor:
+    """Embedding (D,), in the common space of video and text, of a window, uint8 (T, H, W, 3)."""
+    objective = modules["objective"]
+    encoded = modules["model"].encode("video", _on_device(window[None], modules))
+    return objective.va_to_vt(objective.video_to_va(encoded))[0].float().cpu()
+
+
+@torch.inference_mode()
+def _embed_texts(modules: nn.ModuleDict, ids: np.ndarray) -> Tensor:
+    """Embeddings (N, D), in the same space, of texts, word ids int64 (N, W)."""
+    encoded = modules["model"].encode("text", _on_device(ids, modules))
+    return modules["objective"].text_to_vt(encoded).float().cpu()
+
+
+def _on_device(array: np.ndarray, modules: nn.ModuleDict) -> Tensor:
+    return torch.from_numpy(array).to(next(modules.parameters()).device)
+
+
 def variants(ids: list[int], limit: int) -> np.ndarray:
-    """The texts that the test compares.
-
-    Args:
-        ids: The W words of a caption that the model reads.
-        limit: Length to pad to, at least W.
-
-    Returns:
-        Word ids, int64 (1 + W, limit): the caption, then the caption without word w, for each w. The one variant of a
-        caption of one word is the empty text.
-    """
+    """The caption, then the caption without word w, for each of its W words: int64 (1 + W, limit), padded."""
     texts = [ids, *(ids[:w] + ids[w + 1 :] for w in range(len(ids)))]
     return np.array([text + [0] * (limit - len(text)) for text in texts], np.int64)
 
@@ -143,13 +140,7 @@ def pieces(caption: str, tested: list[tuple[int, int, float]]) -> list[tuple[str
 
 
 def share_aligned(captions: Sequence[Caption], videos: Sequence[str], seed: int) -> Share:
-    """The share of aligned words, with a bootstrap interval over whole videos: clips of one are alike.
-
-    Args:
-        captions: Judged captions (N,).
-        videos: Which video each is from (N,).
-        seed: Of the bootstrap.
-    """
+    """The share of aligned words, with a bootstrap interval over whole videos: clips of one are alike."""
     counts = np.array([(c.aligned, c.known) for c in captions], float).reshape(-1, 2)
     aligned, known = counts.sum(0).astype(int).tolist()
     if not known:

@@ -13,6 +13,7 @@ FOLDERS = [("data",), ("model",), ("training",), ("splits",), ("restore",), ("ev
 COMMANDS = ("pretrain", "evaluate", "embed", "score", "import_vatt")
 LAYERS = [*FOUNDATION, ("cli",), *FOLDERS, COMMANDS, ("research",)]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+LONGEST = 60  # lines of a function, its docstring included
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 
@@ -45,6 +46,15 @@ def test_no_import_goes_upwards(file):
         if name != part and RANK[name] >= RANK[part]
     }
     assert not upwards, f"recipes/{file} imports {', '.join(sorted(upwards))}, which its layer carries"
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_functions_are_short_and_the_formatter_has_its_way(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert not {name: length for name, length in lengths.items() if length > LONGEST}
+    assert "fmt: " + "skip" not in text and "fmt: " + "off" not in text
 
 
 @pytest.mark.parametrize(

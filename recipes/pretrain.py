@@ -36,7 +36,7 @@ from recipes.evaluation.plan import plan
 from recipes.evaluation.retrieval import table
 from recipes.figures import report
 from recipes.files import folders, locks, write_atomically
-from recipes.model.build import build, check_wrt, device_of, model_inputs, use_cores
+from recipes.model.build import build, check_patterns, device_of, model_inputs, use_cores
 from recipes.model.harmonizer import gamma_schedule, harmonizer
 from recipes.splits import Splits, files_to_read, load_splits, save_splits, train_and_test
 from recipes.training import checkpoint, launch
@@ -140,7 +140,7 @@ def assemble(config: Config, again: bool, start: Path | None, group: Processes) 
             raise
         except (ValueError, OSError) as error:
             raise DataError(str(error)) from error
-        check_wrt(config.gram.wrt, modules["model"], "gram.wrt")
+        check_patterns(config, modules["model"])
         if group.first:
             write_folder(config, again, splits, tokenizer, group)
             words = tokenizer.get_vocab_size()

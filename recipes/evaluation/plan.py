@@ -27,7 +27,7 @@ from recipes.evaluation import leakage
 from recipes.evaluation.embedding import embed
 from recipes.evaluation.results import markdown
 from recipes.files import check_place, folders
-from recipes.model.build import build, check_wrt, device_of, use_cores
+from recipes.model.build import build, check_patterns, device_of, use_cores
 from recipes.model.harmonizer import compares_with_gamma, described, gamma_schedule
 from recipes.model.vatt import parameter_counts
 from recipes.splits import train_and_test
@@ -51,7 +51,7 @@ def plan(config: Config) -> str:
     folders.check(config.folder)
     check_place(config.folder / "config.yaml")
     phases, train, modules = rehearse(config)
-    check_wrt(config.gram.wrt, modules["model"], "gram.wrt")
+    check_patterns(config, modules["model"])
     seconds, peaks = zip(*phases.values(), strict=True)
     phases |= {"**to step 0**": (sum(seconds), max(peaks))}
     tables = [

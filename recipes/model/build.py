@@ -58,6 +58,13 @@ def model_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tenso
     return {name: batch[name].pin_memory().to(device, non_blocking=True) for name in names}
 
 
+def check_patterns(config: Config, model: nn.Module) -> None:
+    """Raise a ConfigError where a regular expression of the configuration finds no parameter of the model."""
+    check_wrt(config.gram.wrt, model, "gram.wrt")
+    if config.has_realignment:
+        check_wrt(config.realign.layers, model, "realign.layers")
+
+
 def check_wrt(pattern: str | None, model: nn.Module, key: str) -> None:
     """Raise a ConfigError where the regular expression, given by ``key``, finds no parameter of the model."""
     if pattern is not None and not any(re.search(pattern, name) for name, _ in model.named_parameters()):

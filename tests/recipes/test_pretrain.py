@@ -409,6 +409,10 @@ def test_a_wrong_command_line_fails_before_any_work(tmp_path, corpus, capsys):
         ),
         (["--resume"], "there is no run to resume"),
         ([f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}", "gram.wrt=^typo"], "matches no parameter"),
+        (
+            [f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}", "realign.layers=^typo"],
+            "realign.layers='^typo' matches no parameter",
+        ),
     ]:
         code = main(["--config", str(DEMO), f"run.dir={runs}", "data.workers=0", *arguments])
         assert (code, message in (error := capsys.readouterr().err), error.startswith("error: ")) == (2, True, True), (

@@ -4,7 +4,7 @@ It runs what is missing in the tables, then writes the report:
     python -m recipes.research.study --config recipes/configs/study.yaml
 
 It runs one row again and compares it with the table:
-    python -m recipes.research.study --config recipes/configs/study.yaml row=center/cross_check/0
+    python -m recipes.research.study --config recipes/configs/study.yaml row=center/cross_check/0 out=docs/study/next
 
 Each run appends a line to runs.csv and some to curves.csv as it finishes: stop at any time, and start again.
 """

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 Method = Literal["auto", "tape", "vmap", "loop"]
 Update = Literal["auto", "kept", "tape", "backward"]
 Verify = Literal["auto", "always", "never"]
@@ -18,7 +20,8 @@ class Engine:
             warns if that is not the first.
         update: Where the tape takes the weighted gradient from: ``"kept"``, the per-sample gradients that gave the
             Gram; ``"tape"``, the recorded ops; ``"backward"``, one ordinary backward pass; ``"auto"``, the cheapest.
-        memory: Bytes that ``"auto"`` may spend on per-sample gradients.
+        memory: Bytes for per-sample gradients, which are computed block by block; None for 256 MiB, or a sixteenth of
+            the memory of a GPU.
         chunk_size: Samples that are encoded at a time; None for all. Bounds memory: the embeddings come first, then
             each chunk is encoded again with the same random numbers.
         verify: How often one more backward pass verifies that no gradient leaks from sample to sample: ``"auto"``, at
@@ -34,7 +37,7 @@ class Engine:
 
     method: Method = "auto"
     update: Update = "auto"
-    memory: int = 256 * 2**20
+    memory: int | None = None
     chunk_size: int | None = None
     verify: Verify = "auto"
 
@@ -44,6 +47,12 @@ class Engine:
             require_choice(name, getattr(self, name), get_args(choices))
         require_positive("memory", self.memory)
         require_positive("chunk_size", self.chunk_size)
+
+    def bytes_on(self, device: torch.device) -> int:
+        """The memory for per-sample gradients on a device."""
+        if self.memory is not None:
+            return self.memory
+        return torch.cuda.get_device_properties(device).total_memory // 16 if device.type == "cuda" else 256 * 2**20
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

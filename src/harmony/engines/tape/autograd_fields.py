@@ -20,13 +20,14 @@ def leaf(node: Node) -> Tensor | None:
     return getattr(node, "variable", None)
 
 
-def shapes(node: Node) -> list[torch.Size]:
-    """Shapes of the outputs of an op, or of a leaf."""
+def shapes_and_dtypes(node: Node) -> tuple[list[torch.Size], list[torch.dtype]]:
+    """Shapes and dtypes of the outputs of an op, or of a leaf."""
     variable = leaf(node)
     if variable is not None:
-        return [variable.shape]
+        return [variable.shape], [variable.dtype]
+    outputs = node._input_metadata
     try:
-        return [torch.Size([int(n) for n in output.shape]) for output in node._input_metadata]
+        return [torch.Size([int(n) for n in output.shape]) for output in outputs], [output.dtype for output in outputs]
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedError(f"{node.name()} gives a nested tensor, whose shape is that of no array") from error
 
@@ -37,7 +38,7 @@ def dtypes(node: Node) -> list[torch.dtype]:
     return [variable.dtype] if variable is not None else [output.dtype for output in node._input_metadata]
 
 
-def device(node: Node, number: int) -> torch.device:
+def device(node: Node, number: int = 0) -> torch.device:
     device: torch.device = node._input_metadata[number].device
     return device
 
@@ -85,7 +86,9 @@ def run_backward(node: Node, grads: Sequence[Tensor | None]) -> list[Tensor | No
     call: Any = node
     if is_custom(node):
         template = next(g for g in grads if g is not None)
-        grads = [template.new_zeros(s) if g is None else g for g, s in zip(grads, shapes(node), strict=True)]
+        grads = [
+            template.new_zeros(s) if g is None else g for g, s in zip(grads, shapes_and_dtypes(node)[0], strict=True)
+        ]
         call = node.apply  # type: ignore[attr-defined]
     with torch.no_grad():
         results = call(*grads)

@@ -12,14 +12,14 @@ from harmony.engines.errors import MixedSamplesError, UnsupportedError
 from harmony.engines.forward import ForwardPass, forward, pull_back
 from harmony.engines.options import Engine
 from harmony.engines.run import Cotangent, PerSample, Run, pull_mixed
-from harmony.engines.tape.autograd_fields import dtypes
 from harmony.engines.tape.graph import Graph, walk
 from harmony.engines.tape.materialize import ScratchBuffer
-from harmony.engines.tape.param_tensor import ParamTensor, param_tensors
+from harmony.engines.tape.param_tensor import param_tensors
 from harmony.engines.tape.param_use import OpaqueUse
 from harmony.engines.tape.per_sample import PerSampleGradients
 from harmony.engines.tape.plan import Load, ParamBlock, Update, param_blocks, work
 from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
+from harmony.engines.tape.topology import Topology, topology
 from harmony.engines.tape.verify import verify, verify_rearrangements
 from harmony.engines.verification import due
 from harmony.warn import warn
@@ -30,19 +30,18 @@ SAMPLE_BLOCKS = 4  # into which a step is cut at most, to use per-sample gradien
 
 
 class Recorded(NamedTuple):
-    """A recorded run: the pass, its graph, where the samples lie in it, and the tensors made of parameters."""
+    """A recorded run: the pass, its graph, and what is known of every graph like it."""
 
     encoded: ForwardPass
     graph: Graph
-    places: SampleAxis
-    signature: Any
-    tensors: list[ParamTensor]
+    topology: Topology
+    signature: bytes
     size: int  # B
 
     @property
     def dtypes(self) -> set[torch.dtype]:
         """The dtypes at work."""
-        return {kind for node in self.graph.nodes for kind in dtypes(node)}
+        return {kind for kinds in self.graph.dtypes for kind in kinds}
 
     def run(self, call: EncoderCall, engine: Engine, scratch: ScratchBuffer) -> Run:
         """What the other parts of the library see; runs that follow one another may have one scratch buffer."""
@@ -53,18 +52,19 @@ class Recorded(NamedTuple):
             needed = sorted(set().union(*(block.outputs for block in blocks)))
             edges = [self.graph.edge(output) for output in needed]
             passes = [zip(needed, pull_back(result.outputs, c, edges), strict=True) for c in cotangents]
-            layouts = {output: self.places.layouts[output] for output in needed}
+            layouts = {output: self.topology.places.layouts[output] for output in needed}
             if due(self.signature, engine.verify):
                 names = dict(zip(result.params, call.names, strict=True))
-                verify_rearrangements([t for block in blocks for t in block.tensors], result.params, call.names)
+                verify_rearrangements(self.graph, blocks, result.params, call.names)
                 verify(self.graph, result.outputs, cotangents, layouts, self.size, names)
             return PerSampleGradients(
+                graph=self.graph,
                 blocks=blocks,
                 grads=[{output: grad for output, grad in grads if grad is not None} for grads in passes],
                 layouts=layouts,
                 leaves=result.params,
                 size=self.size,
-                memory=engine.memory,
+                memory=engine.bytes_on(call.params[0].device),
                 update=update,
                 scratch=scratch,
                 labels=max(call.label) + 1,
@@ -77,22 +77,29 @@ class Recorded(NamedTuple):
         self, call: EncoderCall, engine: Engine, cotangents: Sequence[Cotangent], fused: bool
     ) -> tuple[Update, list[ParamBlock]]:
         """Where the update comes from, and what is computed for each parameter."""
-        reached = self._reached(cotangents)
         group = min(call.group_size, call.size)
+        memory = engine.bytes_on(call.params[0].device)
+        reaching = tuple(tuple(c is not None for c in cotangent) for cotangent in cotangents)
+        key = tuple(call.label), reaching, group, fused, engine.update, memory
+        return self.topology.plan(key, lambda: self._plan(call, engine.update, memory, group, cotangents, fused))
+
+    def _plan(
+        self, call: EncoderCall, update: Any, memory: int, group: int, cotangents: Sequence[Cotangent], fused: bool
+    ) -> tuple[Update, list[ParamBlock]]:
+        reached, tensors = self._reached(cotangents), self.topology.tensors
         groups = -(-call.size // group)
-        counted = [tensor for tensor in self.tensors if any(call.selected[p] for p in tensor.params)]
-        update: Any = engine.update
+        counted = [tensor for tensor in tensors if any(call.selected[p] for p in tensor.params)]
         if update == "auto":
             selected = zip(call.params, call.selected, strict=True)
             entries = len(reached) * sum(p.numel() for p, is_selected in selected if is_selected)
             at_least = -(-groups // SAMPLE_BLOCKS) if fused else groups
-            fits = at_least * entries * 4 <= engine.memory
+            fits = at_least * entries * 4 <= memory
             # Where the Gram is taken over few parameters, the passes of the losses may stop early.
             # Several Grams have weights of their own, and would need a pass each.
-            partial = max(call.label) == 0 and work(counted) < 0.5 * work(self.tensors)
+            partial = max(call.label) == 0 and work(counted) < 0.5 * work(tensors)
             update = "backward" if partial else "kept" if fits else "tape"
-        tensors = counted if update == "backward" else self.tensors
-        return update, param_blocks(tensors, call.params, call.label, Load(reached, group, update == "kept"))
+        chosen = counted if update == "backward" else tensors
+        return update, param_blocks(chosen, call.params, call.label, Load(reached, group, update == "kept"))
 
     def _reached(self, cotangents: Sequence[Cotangent]) -> list[set[int]]:
         """For each loss, the nodes that its cotangents reach."""
@@ -117,9 +124,22 @@ def record(call: EncoderCall) -> Recorded:
     encoded = forward(call)
     with _explained(encoded, call) as graph:
         encoded.require_paths(graph.paths(), call)
-        places, signature = _sample_axis(graph, encoded, call)
-        tensors = _in_one_task(lambda: param_tensors(graph, places, encoded.params))
-    return Recorded(encoded, graph, places, signature, tensors, call.size)
+        signature = graph.signature({leaf: i for i, leaf in enumerate(encoded.params)})
+
+        def derive() -> Topology:
+            places = _sample_axis(graph, encoded, call)
+            return Topology(places, _in_one_task(lambda: param_tensors(graph, places, encoded.params)))
+
+        known = topology(graph, signature, call.batch, derive)
+        _in_one_task(lambda: _read(graph, known))
+    return Recorded(encoded, graph, known, signature, call.size)
+
+
+def _read(graph: Graph, known: Topology) -> None:
+    """Read what the uses of parameters need of what autograd has saved."""
+    for tensor in known.tensors:
+        for use, outputs in tensor.uses:
+            graph.saved(outputs[0][0], use.reads)
 
 
 @eagerly()
@@ -138,11 +158,11 @@ def _explained(encoded: ForwardPass, call: EncoderCall) -> Iterator[Graph]:
         yield graph
     except (UnsupportedError, MixedSamplesError) as error:
         error.leaves = encoded.detached
-        error.signature = call.size, None if graph is None else graph.signature()
+        error.signature = None if graph is None else graph.signature({p: i for i, p in enumerate(encoded.params)})
         raise
 
 
-def _sample_axis(graph: Graph, encoded: ForwardPass, call: EncoderCall) -> tuple[SampleAxis, Any]:
+def _sample_axis(graph: Graph, encoded: ForwardPass, call: EncoderCall) -> SampleAxis:
     names = dict(zip(encoded.params, call.names, strict=True))
     return sample_axis(graph, encoded.outputs, call.batch, call.size, names)
 
@@ -164,10 +184,10 @@ def _in_one_task(read: Callable[[], Any]) -> Any:
 
 def _warn_of_opaque(recorded: Recorded, names: list[str]) -> None:
     params_of: dict[str, set[str]] = {}
-    for tensor in recorded.tensors:
+    for tensor in recorded.topology.tensors:
         for use, _ in tensor.uses:
             if isinstance(use, OpaqueUse):
-                params_of.setdefault(use.site.node.name(), set()).add(repr(names[tensor.params[0]]))
+                params_of.setdefault(use.site.op, set()).add(repr(names[tensor.params[0]]))
     for op, params in params_of.items():
         warn(
             f"{op}, which uses {', '.join(sorted(params))}, has no closed form for gradients of single samples: its "

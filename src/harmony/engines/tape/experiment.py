@@ -56,7 +56,7 @@ def _state(passes: Sequence[tuple[Tensor, bool] | None], size: int) -> State | N
 
 def through_op(graph: Graph, node: int, places: Mapping[int, Place], size: int) -> list[State | None]:
     """What one op tells of its inputs, by its own backward; ``places`` are those of its outputs."""
-    op, kinds = graph.nodes[node], fields.dtypes(graph.nodes[node])
+    op, kinds = graph.nodes[node], graph.dtypes[node]
     sent = {n: noise(graph.shape((node, n)), kinds[n], fields.device(op, n), seed=n) for n in places}
 
     def send(chosen: Tensor) -> list[Tensor | None]:

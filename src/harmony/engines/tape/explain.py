@@ -41,7 +41,7 @@ def _row(number: int, call: EncoderCall, block: ParamBlock | None) -> Row:
     uses = [] if block is None else [use for t in block.tensors if number in t.params for use, _ in t.uses]
     if block is None or not uses:
         return Row(name, shape, "", "unused" if call.selected[number] else "update only", 0.0, 0.0)
-    ops = Counter(use.site.node.name().rpartition("::")[2].replace("Backward", " ").split()[0] for use in uses)
+    ops = Counter(use.site.op.rpartition("::")[2].replace("Backward", " ").split()[0] for use in uses)
     opaque = any(isinstance(use, OpaqueUse) for use in uses)
     choice = "opaque" if opaque else block.choice if block.counted else "update only"
     place = block.params.index(number)

@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
-from harmony.engines.tape.graph import Output
+from harmony.engines.tape.graph import Graph, Output
+from harmony.engines.tape.matmul import product
 from harmony.engines.tape.param_use import Grads, MatmulUse
 from harmony.engines.tape.plan import ParamBlock
 from harmony.engines.tape.sample_block import SampleBlock
 
 
-def ghost(params: ParamBlock, grads: Grads, block: SampleBlock, dtype: torch.dtype) -> Tensor:
-    """Gram blocks (g, K, K) of a parameter: ``<A^T B_k, A^T B_l> = sum_st (A A^T)_st (B_k B_l^T)_st``.
+def add_ghost(gram: Tensor, params: ParamBlock, graph: Graph, grads: Grads, block: SampleBlock) -> None:
+    """Add a parameter's Gram blocks to (g, K, K): ``<A^T B_k, A^T B_l> = sum_st (A A^T)_st (B_k B_l^T)_st``.
 
     The rows of all uses of the parameter count as one long list: s and t run over all of them.
 
@@ -18,38 +19,43 @@ def ghost(params: ParamBlock, grads: Grads, block: SampleBlock, dtype: torch.dty
         Goodfellow, Efficient per-example gradient computations, 2015 (arXiv:1510.01799); Li et al., Large language
         models can be strong differentially private learners, 2022 (arXiv:2110.05679), section 4.
     """
-    factors = _factors(params, grads, block, dtype)
-    gram = torch.zeros(block.groups, len(grads), len(grads), dtype=dtype, device=factors[0][0].device)
-    for left_s, rights_s in factors:
-        for left_t, rights_t in factors:
-            pairs = [(k, l) for k in rights_s for l in rights_t if k <= l]
-            if not pairs:
-                continue
-            is_table = left_s.ndim == 3  # of indices
-            affinity = left_s.unsqueeze(-1) == left_t.unsqueeze(-2) if is_table else left_s @ left_t.mT
-            flat = affinity.reshape(block.groups, 1, -1).to(dtype)
-            for k, l in pairs:
-                gram[:, k, l] += (flat @ (rights_s[k] @ rights_t[l].mT).reshape(block.groups, -1, 1)).flatten()
-    return gram.triu() + gram.triu(1).mT
+    factors = _factors(params, graph, grads, block)
+    for n, (left_s, rights_s) in enumerate(factors):
+        for left_t, rights_t in factors[n:]:
+            same, is_table = left_s is left_t, not left_s.is_floating_point()
+            if is_table:
+                affinity = (left_s[:, :, None] == left_t[:, None]).to(gram.dtype)
+            else:
+                affinity = product(left_s, left_t.mT, gram.dtype)
+            flat = affinity.view(block.groups, 1, -1)
+            for k, right_s in rights_s.items():
+                for l, right_t in rights_t.items():
+                    if same and k > l:
+                        continue
+                    column = product(right_s, right_t.mT, gram.dtype).view(block.groups, -1, 1)
+                    # The pair (t, s) gives the transpose of what (s, t) gives.
+                    for p, q in [(k, l)] if same and k == l else [(k, l), (l, k)]:
+                        gram[:, p : p + 1, q : q + 1].baddbmm_(flat, column)
 
 
 def _factors(
-    params: ParamBlock, grads: Grads, block: SampleBlock, dtype: torch.dtype
+    params: ParamBlock, graph: Graph, grads: Grads, block: SampleBlock
 ) -> list[tuple[Tensor, dict[int, Tensor]]]:
     """Left factors, each with the right ones by number of the loss; uses that the same losses reach are one."""
     together: dict[tuple[int, ...], list[tuple[MatmulUse, Output]]] = {}
     for tensor in params.tensors:
-        for use, outputs in tensor.uses:
+        for use, (output, *_) in tensor.uses:
             assert isinstance(use, MatmulUse)
-            losses = tuple(k for k, loss in enumerate(grads) if outputs[0] in loss)
-            together.setdefault(losses, []).append((use, outputs[0]))
+            losses = tuple(k for k, loss in enumerate(grads) if output in loss)
+            together.setdefault(losses, []).append((use, output))
     factors = []
     for losses, uses in together.items():
-        left = _rows([use.left(block) for use, _ in uses])
-        left = left if uses[0][0].table else left.to(dtype)
-        factors.append((left, {k: _rows([use.right(grads[k][o], block).to(dtype) for use, o in uses]) for k in losses}))
+        read = [(use, o, graph.saved(o[0], use.reads)) for use, o in uses]
+        left = _rows([use.left(saved, block) for use, _, saved in read])
+        rights = {k: _rows([use.right(saved, grads[k][o], block) for use, o, saved in read]) for k in losses}
+        factors.append((left, rights))
     return factors
 
 
 def _rows(factors: list[Tensor]) -> Tensor:
-    return factors[0] if len(factors) == 1 else torch.cat(factors, 2)
+    return factors[0] if len(factors) == 1 else torch.cat(factors, 1)

@@ -1,6 +1,7 @@
 """The autograd graph behind a run of the encoder, as plain lists, and a signature to compare runs by."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ class Graph(NamedTuple):
     names: list[str]  # such as AddmmBackward0
     inputs: list[list[Output | None]]  # of each differentiable input, the output it comes from; None without a gradient
     shapes: list[list[torch.Size]]  # of the outputs of each op
+    dtypes: list[list[torch.dtype]]  # likewise
+    read: dict[int, dict[str, Any]]  # what was read of the tensors saved with an op, by its number
 
     def edge(self, output: Output) -> GradientEdge:
         """The handle by which autograd takes or gives the gradient of an output."""
@@ -36,15 +39,27 @@ class Graph(NamedTuple):
         """The outputs that an op's inputs come from, as far as they have a gradient."""
         return [source for source in self.inputs[node] if source is not None]
 
-    def sites(self, node: int, places: Mapping[int, Place], size: int) -> list[Site]:
+    def sites(
+        self, node: int, places: Mapping[int, Place], size: int, slots: Collection[int] | None = None
+    ) -> list[Site]:
         """All pairs of an output, at whose place the samples are known to lie, and an input of an op."""
         inputs = [None if source is None else self.shape(source) for source in self.inputs[node]]
+        op, name, shapes, dtypes = self.nodes[node], self.names[node], self.shapes[node], self.dtypes[node]
+        device = fields.device(op)
         return [
-            Site(self.nodes[node], number, place, self.shapes[node], inputs, size, slot)
+            Site(name, number, place, shapes, inputs, size, slot, dtypes[number], device, op)
             for slot, shape in enumerate(inputs)
-            if shape is not None
+            if shape is not None and (slots is None or slot in slots)
             for number, place in places.items()
         ]
+
+    def saved(self, node: int, names: Iterable[str]) -> dict[str, Any]:
+        """What autograd has saved with an op, each read once: activation checkpointing computes it again."""
+        known = self.read.setdefault(node, {})
+        for name in names:
+            if name not in known:
+                known[name] = fields.saved(self.nodes[node], name)
+        return known
 
     def behind(self, nodes: Iterable[int]) -> list[int]:
         """Some nodes, and all that they depend on: the nearest first."""
@@ -73,11 +88,16 @@ class Graph(NamedTuple):
             collect(node, result)
         return result
 
-    def signature(self) -> tuple[Any, ...]:
-        """What determines where the samples lie in each tensor: topology, shapes and the ops' options."""
-        options = tuple(map(fields.options, self.nodes))
-        inputs = tuple(map(tuple, self.inputs))
-        return tuple(self.names), inputs, tuple(map(tuple, self.shapes)), _hashable(options)
+    def signature(self, params: Mapping[Tensor, int]) -> bytes:
+        """What determines where the samples lie in each tensor, and which parameter each leaf is: a digest.
+
+        Topology, shapes, dtypes and the ops' options go in, but nothing of the tensors' values.
+        """
+        leaves = [params.get(leaf, -1) for node in self.nodes if (leaf := fields.leaf(node)) is not None]
+        options = [fields.options(node) for node in self.nodes]
+        devices = list(map(str, {leaf.device: None for leaf in params}))
+        facts = devices, self.names, self.inputs, self.shapes, self.dtypes, options, leaves
+        return hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
 
     def order(self) -> list[int]:
         """The nodes, each after all that use it."""
@@ -135,14 +155,16 @@ def walk(outputs: Sequence[Tensor]) -> Graph:
     """Collect the graph behind tensors that require a gradient."""
     fields.require_fields()
     index: dict[Node, int] = {}
-    graph = Graph([], [], [], [])
+    graph = Graph([], [], [], [], [], {})
 
     def visit(node: Node) -> int:
         if node not in index:
             index[node] = len(graph.nodes)
             graph.nodes.append(node)
             graph.names.append(node.name())
-            graph.shapes.append(fields.shapes(node))
+            shapes, dtypes = fields.shapes_and_dtypes(node)
+            graph.shapes.append(shapes)
+            graph.dtypes.append(dtypes)
             stack.append(node)
         return index[node]
 
@@ -157,9 +179,3 @@ def walk(outputs: Sequence[Tensor]) -> Graph:
         inputs[index[node]] = [None if n is None else (visit(n), nr) for n, nr in node.next_functions]
     graph.inputs.extend(inputs[i] for i in range(len(graph.nodes)))
     return graph
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return tuple(_hashable(v) for v in value)
-    return value if isinstance(value, int | float | bool | str | type | None) else str(value)

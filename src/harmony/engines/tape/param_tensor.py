@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import Node
 
 from harmony.engines.errors import UnsupportedError
 from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape.grad_rules import closed_form
 from harmony.engines.tape.graph import Graph, Output, base_name
-from harmony.engines.tape.param_use import OpaqueUse, ParamUse, batched_vjp
+from harmony.engines.tape.param_use import MatmulUse, OpaqueUse, ParamUse, batched_vjp
 from harmony.engines.tape.sample_axis import SampleAxis
 
 Move = Callable[[Tensor], Tensor]
@@ -21,26 +21,27 @@ class ParamTensor(NamedTuple):
     """A tensor that is common to all samples: a parameter, its transpose or cast, or any function of parameters."""
 
     source: Output
-    edge: GradientEdge  # the source, for autograd
     shape: torch.Size
+    dtype: torch.dtype
     params: list[int]  # the parameters it depends on
     uses: list[tuple[ParamUse, list[Output]]]  # each with the outputs whose gradients it needs
     moves: list[Move] | None  # of a rearranged parameter: maps from gradients (g, *shape) to the parameter's
     flat: bool  # the entries stand in the parameter's order
     transposed: bool  # it is the plain transpose of the parameter
 
-    def pull(self, grads: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    def pull(self, graph: Graph, grads: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
         """Gradients (g, *shape) of the tensor -> those of its parameters, (g, *parameter shape)."""
         if self.moves is None:
-            return batched_vjp([self.edge], [leaves[p] for p in self.params], [grads])
+            return batched_vjp([graph.edge(self.source)], [leaves[p] for p in self.params], [grads])
         for move in self.moves:
             grads = move(grads)
         return [grads]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the entries."""
-        return fields.dtypes(self.edge.node)[self.edge.output_nr]
+    def is_product(self) -> bool:
+        """Whether all uses are matrix products that give the parameter's gradient as it stands."""
+        products = all(isinstance(use, MatmulUse) and not use.table for use, _ in self.uses)
+        return products and (self.flat or self.transposed) and not self.dtype.is_complex
 
 
 def param_tensors(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> list[ParamTensor]:
@@ -56,8 +57,8 @@ def param_tensors(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> lis
         params = sorted(graph.parameters_behind(source[0], index))
         if params:
             uses = [use for node, slots in by_node.items() for use in _uses(graph, places, source, node, slots)]
-            edge, shape = graph.edge(source), graph.shape(source)
-            tensors.append(ParamTensor(source, edge, shape, params, uses, *_rearrangement(graph, source)))
+            shape, dtype = graph.shape(source), graph.dtypes[source[0]][source[1]]
+            tensors.append(ParamTensor(source, shape, dtype, params, uses, *_rearrangement(graph, source)))
     return tensors
 
 
@@ -68,9 +69,7 @@ def _uses(
     outputs = {n: places.layouts[node, n] for n in range(len(graph.shapes[node])) if (node, n) in places.layouts}
     first = min(outputs)
     uses: list[tuple[ParamUse, list[Output]]] = []
-    for site in graph.sites(node, {first: outputs[first]}, places.size):
-        if site.slot not in slots:
-            continue
+    for site in graph.sites(node, {first: outputs[first]}, places.size, slots):
         use = closed_form(site) if list(outputs) == [0] else None
         if use is None:
             besides = [s[0] for n, s in enumerate(graph.inputs[node]) if s is not None and n not in slots]
@@ -79,7 +78,7 @@ def _uses(
                     f"{graph.names[node]} has no closed form and uses a parameter that its other inputs depend on too: "
                     "its own backward would count it twice"
                 )
-            return [(OpaqueUse(site, outputs, graph.edge(source)), [(node, n) for n in outputs])]
+            return [(OpaqueUse(site.geometry, outputs, source), [(node, n) for n in outputs])]
         uses.append((use, [(node, 0)]))
     return uses
 
@@ -89,7 +88,7 @@ def _rearrangement(graph: Graph, source: Output) -> tuple[list[Move] | None, boo
     moves: list[Move] = []
     names: list[str] = []
     node = source[0]
-    if fields.dtypes(graph.nodes[node])[source[1]].is_complex:  # autograd takes the real part for a real parameter
+    if graph.dtypes[node][source[1]].is_complex:  # autograd takes the real part for a real parameter
         return None, False, False
     while fields.leaf(graph.nodes[node]) is None:
         name, inputs = base_name(graph.names[node]), graph.inputs[node]

@@ -1,29 +1,41 @@
 """Per-sample gradients of a recorded run under K losses: their Gram blocks, and their weighted sums."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from harmony.engines.precision import accumulating, full_precision
 from harmony.engines.run import Weigh
-from harmony.engines.tape.ghost import ghost
-from harmony.engines.tape.graph import Output
+from harmony.engines.tape.ghost import add_ghost
+from harmony.engines.tape.graph import Graph, Output
 from harmony.engines.tape.layout import Place
-from harmony.engines.tape.materialize import Materializer, ScratchBuffer
+from harmony.engines.tape.materialize import ScratchBuffer, materialize
 from harmony.engines.tape.param_use import Grads
 from harmony.engines.tape.plan import ParamBlock, Update
 from harmony.engines.tape.sample_block import SampleBlock, equal_groups, spread
 
-Buffers = dict[int, Tensor]
-"""Per-sample gradients (K, g, width) of blocks of parameters, by number of the block."""
+WHOLE = 4  # the share of the memory, one in so many, for gradients of all groups beside those of a part of them
+
+Blocks = Mapping[int, ParamBlock]
+"""Blocks of parameters, by number."""
+
+
+class Kept(NamedTuple):
+    """Per-sample gradients (K, g, width) of one block of parameters that wait for their weights."""
+
+    samples: SampleBlock
+    number: int  # of the block
+    grads: Tensor
 
 
 @dataclass(eq=False)
 class PerSampleGradients:
     """Gram blocks and updates, made of the output gradients of every op that uses a parameter, under each loss."""
 
+    graph: Graph
     blocks: list[ParamBlock]
     grads: Grads
     layouts: dict[Output, Place]  # where the samples lie in these gradients
@@ -36,113 +48,120 @@ class PerSampleGradients:
     backward: Callable[[Tensor], list[Tensor]]  # weights (B, L, K) -> the update by ordinary backward passes
 
     def __post_init__(self) -> None:
-        self.kept: list[tuple[SampleBlock, Buffers]] = []
+        self.kept: list[Kept] = []
         self.losses = len(self.grads)
         self.device = self.leaves[0].device
         self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.leaves) else torch.float32
         self.counted = {n: block for n, block in enumerate(self.blocks) if block.counted}
-        self.instantiated = {n: block for n, block in self.counted.items() if block.choice == "instantiate"}
 
     @torch.no_grad()
     def gram(self, group_size: int) -> Tensor:
         """Gram blocks (groups, L, K, K); per-sample gradients are kept for ``combine`` where the update wants them."""
+        self.kept = []
         keep = ScratchBuffer() if self.update == "kept" else None
-        blocks = list(self._blocks(group_size, self.size, keep))
-        self.kept = [(block, buffers) for block, _, buffers in blocks]
-        return torch.cat([gram for _, gram, _ in blocks])
+        return torch.cat([self._gram(s, self.counted, keep) for s in equal_groups(self.size, group_size)])
 
     @torch.no_grad()
     def fused(self, group_size: int, weigh: Weigh) -> tuple[Tensor, list[Tensor]]:
-        """Gram blocks, and the update by the weights made of them; per-sample gradients live in one block alone."""
+        """Gram blocks, and the update by the weights made of them; few per-sample gradients live at a time."""
         if self.update != "kept":
             gram = self.gram(group_size)
             weights = weigh(gram, range(len(gram))).repeat_interleave(group_size, 0)[: self.size]
             return gram, self._finish({}, weights)
         totals: dict[int, Tensor] = {}
         grams, rows = [], []
-        self.scratch.reset()
-        for block, gram, buffers in self._blocks(group_size, self._at_once(self.instantiated.values()), self.scratch):
-            first = block.start // group_size
-            weights = weigh(gram, range(first, first + block.groups))
-            self._add_kept(totals, buffers, weights)
-            grams.append(gram)
-            rows.append(weights.repeat_interleave(block.size, 0))
+        for samples in equal_groups(self.size, group_size):
+            whole, parted = self._parted(samples.groups)
+            self.kept = []
+            gram = self._gram(samples, whole, ScratchBuffer())
+            waiting = self.kept
             self.scratch.reset()
+            for block in samples.cut(self._at_once(parted.values(), self.memory - self.memory // WHOLE)):
+                self.kept = []
+                part = gram[block.within(samples)]
+                part += self._gram(block, parted, self.scratch)
+                first = block.start // group_size
+                weights = weigh(part, range(first, first + block.groups))
+                self._add_kept(totals, self.kept, weights.repeat_interleave(block.size, 0), block)
+                rows.append(weights.repeat_interleave(block.size, 0))
+                self.scratch.reset()
+            grams.append(gram)
+            self._add_kept(totals, waiting, torch.cat(rows)[samples.samples], samples)
+        self.kept = []
         return torch.cat(grams), self._finish(totals, torch.cat(rows))
 
     @torch.no_grad()
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The update ``sum_bk W_bk g_b^k`` for weights (B, L, K): one gradient per parameter."""
         totals: dict[int, Tensor] = {}
-        for block, buffers in self.kept:
-            self._add_kept(totals, buffers, weights[block.samples][:: block.size])
+        self._add_kept(totals, self.kept, weights, SampleBlock(0, 1, self.size))
         return self._finish(totals, weights)
 
     @torch.no_grad()
     def products(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
         """Inner products (groups, L, K) with one gradient, given for every parameter."""
-        directions = {
-            n: torch.cat([direction[p].flatten() for p in block.params]).to(self.dtype)
-            for n, block in self.counted.items()
-        }
         totals = []
         for samples in equal_groups(self.size, group_size):
             total = torch.zeros(samples.groups, self.labels, self.losses, dtype=self.dtype, device=self.device)
             with full_precision(self.device.type):
-                for n, materializer in self._materializers(self.counted, samples).items():
-                    params = self.counted[n]
-                    for block in samples.cut(self._at_once([params])):
+                for params in self.counted.values():
+                    along = torch.cat([direction[p].flatten() for p in params.params]).to(self.dtype)
+                    for block in samples.cut(self._at_once([params], self.memory)):
                         self.scratch.reset()
-                        products = materializer.fill(block, self.scratch) @ directions[n]
-                        total[block.within(samples), params.label] += products.mT
+                        grads = self._materialize(params, block, self.scratch)
+                        total[block.within(samples), params.label] += (grads @ along).mT
             totals.append(total)
         return torch.cat(totals)
 
-    def _blocks(
-        self, group_size: int, at_once: int, keep: ScratchBuffer | None
-    ) -> Iterator[tuple[SampleBlock, Tensor, Buffers]]:
-        """Blocks of groups, with their Gram blocks and the per-sample gradients that are kept."""
-        for samples in equal_groups(self.size, group_size):
-            materializers = self._materializers(self.instantiated, samples)
-            for block in samples.cut(at_once):
-                yield block, *self._gram(materializers, block, keep)
+    def _parted(self, groups: int) -> tuple[Blocks, Blocks]:
+        """Blocks that are computed for all groups at once, the smallest, and those that are computed part by part."""
+        whole, room = {}, self.memory // WHOLE // self.dtype.itemsize
+        for n, block in sorted(self.counted.items(), key=lambda item: item[1].kept):
+            room -= groups * block.kept
+            if room >= 0:
+                whole[n] = block
+        return whole, {n: block for n, block in self.counted.items() if n not in whole}
 
-    def _materializers(self, blocks: dict[int, ParamBlock], samples: SampleBlock) -> dict[int, Materializer]:
-        return {n: Materializer(block, self.grads, self.leaves, samples, self.dtype) for n, block in blocks.items()}
+    def _at_once(self, blocks: Iterable[ParamBlock], memory: int) -> int:
+        """Groups whose gradients fit in so many bytes, for some blocks of parameters together."""
+        blocks = list(blocks)
+        entries = sum(b.kept for b in blocks) + max((b.passing for b in blocks), default=0)
+        return max(1, memory // max(1, entries * self.dtype.itemsize))
 
-    def _at_once(self, blocks: Iterable[ParamBlock]) -> int:
-        """Groups whose gradients fit in the memory allowed for them, for some blocks of parameters together."""
-        return max(1, self.memory // max(1, sum(block.scratch for block in blocks) * self.dtype.itemsize))
-
-    def _gram(
-        self, materializers: dict[int, Materializer], samples: SampleBlock, keep: ScratchBuffer | None
-    ) -> tuple[Tensor, Buffers]:
-        """Gram blocks (g, L, K, K) of some groups; and, if they are kept, the gradients they are products of."""
-        gram = torch.zeros(samples.groups, self.labels, self.losses, self.losses, dtype=self.dtype, device=self.device)
-        buffers: Buffers = {}
+    def _gram(self, samples: SampleBlock, blocks: Blocks, keep: ScratchBuffer | None) -> Tensor:
+        """Gram blocks (g, L, K, K) of some groups; gradients are kept in a buffer, if there is one."""
+        gram = torch.zeros(self.labels, samples.groups, self.losses, self.losses, dtype=self.dtype, device=self.device)
         with full_precision(self.device.type):
-            for n, params in self.counted.items():
-                kept = keep is not None and n in materializers
-                for block in samples.cut(samples.groups if kept else self._at_once([params])):
-                    if n not in materializers:
-                        product = ghost(params, self.grads, block, self.dtype)
-                    else:
-                        if keep is None:
-                            self.scratch.reset()
-                        buffer = materializers[n].fill(block, keep or self.scratch)
-                        rows = buffer.transpose(0, 1)
-                        product = rows @ rows.mT
-                        if kept:
-                            buffers[n] = buffer
-                    gram[block.within(samples), params.label] += product
-        return gram, buffers
+            for n, params in blocks.items():
+                is_kept = keep is not None and params.choice == "instantiate"
+                for block in samples.cut(self._at_once([params], self.memory)):
+                    part = gram[params.label, block.within(samples)]
+                    if params.choice == "ghost":
+                        add_ghost(part, params, self.graph, self.grads, block)
+                        continue
+                    if keep is None:
+                        self.scratch.reset()
+                    grads = self._materialize(params, block, self.scratch if keep is None else keep)
+                    rows = grads.transpose(0, 1)
+                    part.baddbmm_(rows, rows.mT)
+                    if is_kept:
+                        self.kept.append(Kept(block, n, grads))
+        return gram.transpose(0, 1)
 
-    def _add_kept(self, totals: dict[int, Tensor], buffers: Buffers, weights: Tensor) -> None:
-        """Add what the per-sample gradients of some groups give with weights (g, L, K)."""
+    def _materialize(self, params: ParamBlock, block: SampleBlock, scratch: ScratchBuffer) -> Tensor:
+        """Gradients (K, g, width) of some parameters under each loss."""
+        out = scratch.take((self.losses, block.groups, params.width), self.dtype, self.device)
+        materialize(params, self.graph, self.grads, self.leaves, block, out)
+        return out
+
+    def _add_kept(self, totals: dict[int, Tensor], kept: Iterable[Kept], weights: Tensor, samples: SampleBlock) -> None:
+        """Add what kept gradients give with the weights (n, L, K) of some samples."""
         weights = weights.to(self.dtype)
         with full_precision(self.device.type):
-            for n, buffer in buffers.items():
-                rows, row = buffer.flatten(0, 1).mT, weights[:, self.blocks[n].label].mT.reshape(-1)
+            for block, n, grads in kept:
+                first = block.start - samples.start
+                own = weights[first : first + block.groups * block.size : block.size, self.blocks[n].label]
+                rows, row = grads.flatten(0, 1).mT, own.mT.reshape(-1)
                 totals[n] = torch.addmv(totals[n], rows, row, out=totals[n]) if n in totals else rows @ row
 
     def _finish(self, totals: dict[int, Tensor], weights: Tensor) -> list[Tensor]:
@@ -157,8 +176,9 @@ class PerSampleGradients:
             mixed = self._mixed(blocks.values(), weights[:, label] if label >= 0 else weights.mean(1))
             with full_precision(self.device.type):
                 for n, block in blocks.items():
-                    materializer = Materializer(block, [mixed], self.leaves, whole, self.dtype)
-                    totals[n] = materializer.fill(whole, ScratchBuffer())[0, 0]
+                    out = torch.empty(1, 1, block.width, dtype=self.dtype, device=self.device)
+                    materialize(block, self.graph, [mixed], self.leaves, whole, out)
+                    totals[n] = out[0, 0]
         grads = {
             p: totals[n][columns].view(self.leaves[p].shape).to(self.leaves[p].dtype)
             for n, block in enumerate(self.blocks)

@@ -26,7 +26,8 @@ class ParamBlock(NamedTuple):
     tensors: list[ParamTensor]  # the common tensors made of them
     label: int  # number of the Gram that is taken over them; -1 for those that are in the update alone
     choice: Choice  # whether their per-sample gradients are computed, or only their products
-    scratch: int  # entries that one group takes while it is computed
+    kept: int  # entries of the gradients of one group under all losses
+    passing: int  # entries that one group takes besides while it is computed
     flops: list[float]  # for each parameter an estimate for the Gram, for one group and all losses
     bytes: list[float]  # memory moved, likewise
 
@@ -107,7 +108,8 @@ def _joined(blocks: Sequence[ParamBlock]) -> ParamBlock:
         params=[p for block in blocks for p in block.params],
         widths=[n for block in blocks for n in block.widths],
         tensors=[tensor for block in blocks for tensor in block.tensors],
-        scratch=sum(block.scratch for block in blocks),
+        kept=sum(block.kept for block in blocks),
+        passing=max(block.passing for block in blocks),
         flops=[n for block in blocks for n in block.flops],
         bytes=[n for block in blocks for n in block.bytes],
     )
@@ -121,13 +123,15 @@ def _cheapest(params: list[int], widths: list[int], tensors: list[ParamTensor], 
     if ghost is not None and ghost.time < cost.time:
         choice, cost = "ghost", ghost
     n = len(params)
-    return ParamBlock(params, widths, tensors, label, choice, cost.scratch, [cost.flops / n] * n, [cost.bytes / n] * n)
+    flops, moved = [cost.flops / n] * n, [cost.bytes / n] * n
+    return ParamBlock(params, widths, tensors, label, choice, cost.kept, cost.passing, flops, moved)
 
 
 class _Cost(NamedTuple):
     flops: float
     bytes: float
-    scratch: int
+    kept: int
+    passing: int
 
     @property
     def time(self) -> float:
@@ -136,10 +140,14 @@ class _Cost(NamedTuple):
 
 def _instantiate_cost(tensors: Sequence[ParamTensor], entries: int, load: Load) -> _Cost:
     flops = work(tensors, load.group, load.reached) + (0 if load.kept else work(tensors, load.group))
-    uses = [use for tensor in tensors for use, _ in tensor.uses]
-    # Gradients that are sent through an op without a closed form are those of the whole batch.
-    opaque = sum(use.site.output.numel() for use in uses if isinstance(use, OpaqueUse))
-    return _Cost(flops, (3.0 if load.kept else 2.0) * 4 * entries, entries + opaque)
+    return _Cost(flops, (3.0 if load.kept else 2.0) * 4 * entries, entries, max(_passing(t, load) for t in tensors))
+
+
+def _passing(tensor: ParamTensor, load: Load) -> int:
+    """Entries that one group takes on the way to the gradients of a tensor's parameters."""
+    factors = max((1 if isinstance(use, OpaqueUse) else load.group) * use.copied for use, _ in tensor.uses)
+    totals = 0 if tensor.is_product else (len(load.reached) + 1) * tensor.shape.numel()
+    return factors + totals
 
 
 def _ghost_cost(tensors: Sequence[ParamTensor], load: Load) -> _Cost | None:
@@ -158,7 +166,9 @@ def _ghost_cost(tensors: Sequence[ParamTensor], load: Load) -> _Cost | None:
     pairs = sum(a * b for a, b in combinations_with_replacement(rows, 2))
     flops = n * (all_rows**2 * (1 if first.table else 2 * i) + 2 * o * pairs) + work(tensors, load.group)
     moved = n * (3 * (all_rows**2 + pairs) + (sum(rows) + 2 * all_rows) * o)
-    return _Cost(flops / GHOST_EFFICIENCY, 4.0 * moved, 2 * n * all_rows**2)  # of the scratch: two affinities
+    is_copied = len(matmuls) > 1 or any(use.copied for _, use, _ in matmuls)
+    factors = n * (all_rows * i * (not first.table) + sum(rows) * o) if is_copied else 0
+    return _Cost(flops / GHOST_EFFICIENCY, 4.0 * moved, 0, 2 * n * all_rows**2 + factors)  # two affinities
 
 
 def _orientation(tensor: ParamTensor, use: MatmulUse) -> object:

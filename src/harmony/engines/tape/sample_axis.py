@@ -6,8 +6,7 @@ parameter, or something made of parameters. A tensor that is common by one accou
 """
 
 import contextlib
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,31 +31,19 @@ class SampleAxis(NamedTuple):
     uses: list[tuple[int, int]]  # the ops that use something common to all samples: node and number of the input
     layouts: dict[Output, Place]  # of the outputs of these ops
     fed: list[int]  # common nodes into which tensors without a gradient come: constants, unless they are of the batch
+    by_data: bool  # whether it rests on the values of one batch
 
-
-_KNOWN: OrderedDict[Any, SampleAxis] = OrderedDict()
-_REMEMBERED = 64
-_LOCK = threading.Lock()
+    def serves(self, graph: Graph, batch: Sequence[Any]) -> bool:
+        """Whether what was derived for a graph of the same signature holds for this batch."""
+        return not self.fed or not any(_reads_batch(graph, node, _storages(batch)) for node in self.fed)
 
 
 @eagerly()
 def sample_axis(
     graph: Graph, outputs: Sequence[Tensor], batch: Sequence[Any], size: int, names: Mapping[Tensor, str]
-) -> tuple[SampleAxis, Any]:
-    """Where the samples lie, and the signature of the graph; what holds for every batch is derived once."""
-    signature = (size, graph.signature())
-    with _LOCK:
-        known = _KNOWN.get(signature)
-    if known is not None and not any(_reads_batch(graph, node, _storages(batch)) for node in known.fed):
-        return known, signature
-    derivation = _Derivation(graph, outputs, _storages(batch), size, names)
-    result = derivation.result()
-    if not derivation.by_data:
-        with _LOCK:
-            _KNOWN[signature] = result
-            if len(_KNOWN) > _REMEMBERED:
-                _KNOWN.popitem(last=False)
-    return result, signature
+) -> SampleAxis:
+    """Where the samples lie in a graph."""
+    return _Derivation(graph, outputs, _storages(batch), size, names).result()
 
 
 @dataclass
@@ -211,7 +198,7 @@ class _Derivation:
         lone_users = Counter(inputs[node][slot] for node, slot in uses if node in lone)
         if lone_users and max(lone_users.values()) >= self.size:
             raise UnsupportedError("a Python loop over the samples runs each of them by ops of its own")
-        return SampleAxis(self.size, uses, layouts, [node for node in common if self._is_fed(node)])
+        return SampleAxis(self.size, uses, layouts, [node for node in common if self._is_fed(node)], self.by_data)
 
 
 def _merge(states: Sequence[State], shape: torch.Size, size: int) -> State:

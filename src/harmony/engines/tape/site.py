@@ -1,7 +1,9 @@
 """One output and one input of an op of the graph, as the rules see them."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +14,19 @@ from harmony.engines.tape.layout import Place, row_ids
 from harmony.engines.tape.sample_block import SampleBlock, grouped
 
 
-class Site(NamedTuple):
-    """An op, where the samples lie in one of its outputs, and one of its inputs that has a gradient."""
+@dataclass(frozen=True)
+class Geometry:
+    """Shapes at an op, and where the samples lie in one of its outputs: the same for every batch of these shapes."""
 
-    node: Node
+    op: str  # such as AddmmBackward0
     number: int  # of the output
     place: Place  # of the samples in the output
     outputs: Sequence[torch.Size]  # shapes of all outputs
     inputs: Sequence[torch.Size | None]  # shapes of all inputs; None for those without a gradient
     size: int  # B
     slot: int  # number of the input
+    dtype: torch.dtype  # of the output
+    device: torch.device
 
     @property
     def output(self) -> torch.Size:
@@ -38,6 +43,22 @@ class Site(NamedTuple):
         """The sample (rows,) that each row along the sample axis of the output belongs to."""
         return row_ids(self.place, self.output[self.place.axis], self.size)
 
+    def grouped(self, x: Tensor, block: SampleBlock) -> Tensor:
+        """Groups first, of a tensor that broadcasts against the output: (g, size, *one sample)."""
+        return grouped(x if x.shape == self.output else x.expand(self.output), self.place, block)
+
+
+@dataclass(frozen=True)
+class Site(Geometry):
+    """An op of one batch at hand: its geometry, and what autograd has saved with it."""
+
+    node: Node
+
+    @property
+    def geometry(self) -> Geometry:
+        """What may be remembered: without the op, which holds the tensors of this batch."""
+        return Geometry(*(getattr(self, field.name) for field in dataclasses.fields(Geometry)))
+
     def saved(self, name: str) -> Any:
         """A tensor or an option that autograd has saved with the op."""
         return fields.saved(self.node, name)
@@ -51,7 +72,3 @@ class Site(NamedTuple):
 
     def dim(self, ndim: int | None = None) -> int:
         return self.dims("dim", ndim)[0]
-
-    def grouped(self, x: Tensor, block: SampleBlock) -> Tensor:
-        """Groups first, of a tensor that broadcasts against the output: (g, size, *one sample)."""
-        return grouped(x if x.shape == self.output else x.expand(self.output), self.place, block)

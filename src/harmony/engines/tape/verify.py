@@ -11,22 +11,24 @@ from harmony.engines.forward import pull_back
 from harmony.engines.run import Cotangent
 from harmony.engines.tape.graph import Graph, Output
 from harmony.engines.tape.layout import Place
-from harmony.engines.tape.param_tensor import ParamTensor
+from harmony.engines.tape.plan import ParamBlock
 from harmony.engines.tape.sample_block import spread
 
 _GENERATOR = torch.Generator().manual_seed(0)
 
 
 @eagerly()
-def verify_rearrangements(tensors: Sequence[ParamTensor], leaves: Sequence[Tensor], names: Sequence[str]) -> None:
+def verify_rearrangements(
+    graph: Graph, blocks: Sequence[ParamBlock], leaves: Sequence[Tensor], names: Sequence[str]
+) -> None:
     """Raise a LeakedGradientError where a hook changes gradients between a rearranged parameter and itself."""
-    for tensor in tensors:
+    for tensor in (tensor for block in blocks for tensor in block.tensors):
         if tensor.moves:
             (p,) = tensor.params
             leaf = leaves[p]
             sent = torch.rand(tensor.shape, generator=_GENERATOR, device="cpu").to(leaf.device, tensor.dtype)
-            (expected,) = torch.autograd.grad(tensor.edge, leaf, sent, retain_graph=True)
-            (pulled,) = tensor.pull(sent[None], leaves)
+            (expected,) = torch.autograd.grad(graph.edge(tensor.source), leaf, sent, retain_graph=True)
+            (pulled,) = tensor.pull(graph, sent[None], leaves)
             if not torch.equal(pulled[0].to(leaf.dtype), expected):
                 raise LeakedGradientError.at_hook(names[p])
 

@@ -12,9 +12,11 @@ RULES: dict[str, Callable[[Site], MatmulUse | BroadcastUse | None]] = {**product
 
 def closed_form(site: Site) -> MatmulUse | BroadcastUse | None:
     """The use at a site by the rule of its op, if there is one."""
-    rule = RULES.get(site.node.name())
+    rule = RULES.get(site.op)
     use = None if rule is None else rule(site)
-    return None if isinstance(use, BroadcastUse) and not _is_broadcast(use) else use
+    if not isinstance(use, BroadcastUse):
+        return use
+    return (use.as_product() or use) if _is_broadcast(use) else None
 
 
 def _is_broadcast(use: BroadcastUse) -> bool:

@@ -6,63 +6,72 @@ import torch
 from torch import Tensor
 
 from harmony.engines.precision import accumulating
-from harmony.engines.tape.param_use import BroadcastUse
+from harmony.engines.tape.param_use import BroadcastUse, Saved
 from harmony.engines.tape.sample_block import SampleBlock, grouped, split
-from harmony.engines.tape.site import Site
+from harmony.engines.tape.site import Geometry, Site
 
 
 def summand(sign: int) -> Callable[[Site], BroadcastUse]:
     """The rule of ``self + sign * alpha * other``."""
-    return lambda site: BroadcastUse(site, scale=sign * site.saved("alpha").conjugate() if site.slot == 1 else 1.0)
+    return lambda s: BroadcastUse(s.geometry, scale=sign * s.saved("alpha").conjugate() if s.slot == 1 else 1.0)
 
 
 def mul(site: Site) -> BroadcastUse | None:
     """``self * other``."""
-    partner = site.saved("other" if site.slot == 0 else "self")
-    return BroadcastUse(site, lambda block: _partner(site, partner, block)) if isinstance(partner, Tensor) else None
+    at, name = site.geometry, "other" if site.slot == 0 else "self"
+    is_tensor = isinstance(site.saved(name), Tensor)
+    return BroadcastUse(at, lambda saved, block: _partner(at, saved[name], block), (name,)) if is_tensor else None
 
 
 def div(site: Site) -> BroadcastUse | None:
     """``self / other``."""
-    x, other = site.saved("self"), site.saved("other")
-    if not isinstance(other, Tensor):
+    at = site.geometry
+    if not isinstance(site.saved("other"), Tensor):
         return None
 
-    def factor(block: SampleBlock) -> Tensor:
-        divisor = _partner(site, other, block)
-        return 1 / divisor if site.slot == 0 else -_partner(site, x, block) / divisor / divisor
+    def factor(saved: Saved, block: SampleBlock) -> Tensor:
+        divisor = _partner(at, saved["other"], block)
+        return 1 / divisor if at.slot == 0 else -_partner(at, saved["self"], block) / divisor / divisor
 
-    return BroadcastUse(site, factor)
+    return BroadcastUse(at, factor, ("self", "other") if at.slot == 1 else ("other",))
 
 
-def _partner(site: Site, partner: Tensor, block: SampleBlock) -> Tensor:
+def _partner(site: Geometry, partner: Tensor, block: SampleBlock) -> Tensor:
     partner = accumulating(site.grouped(partner, block))
     return partner.conj() if partner.is_complex() else partner
 
 
 def where(site: Site) -> BroadcastUse:
     """``where(condition, self, other)``."""
-    condition = site.saved("condition").bool()
-    chosen = condition if site.slot == 0 else ~condition
-    return BroadcastUse(site, lambda block: site.grouped(chosen, block))
+    at = site.geometry
+
+    def chosen(saved: Saved, block: SampleBlock) -> Tensor:
+        condition = saved["condition"].bool()
+        return at.grouped(condition if at.slot == 0 else ~condition, block)
+
+    return BroadcastUse(at, chosen, ("condition",))
 
 
 def prelu(site: Site) -> BroadcastUse | None:
     """``where(self > 0, self, weight * self)``."""
-    if site.slot != 1:
+    at = site.geometry
+    if at.slot != 1:
         return None
-    x = site.saved("self")
-    return BroadcastUse(site, lambda block: accumulating(site.grouped(x, block)).clamp(max=0))
+    return BroadcastUse(at, lambda saved, block: _partner(at, saved["self"], block).clamp(max=0), ("self",))
 
 
 def masked_put(site: Site) -> BroadcastUse | None:
     """``self[mask] = value``."""
-    indices = site.saved("indices")
+    at, indices = site.geometry, site.saved("indices")
     mask = indices[0] if len(indices) == 1 else None
-    if site.slot != 1 or mask is None or mask.dtype != torch.bool or site.place.axis >= mask.ndim:
+    if at.slot != 1 or mask is None or mask.dtype != torch.bool or at.place.axis >= mask.ndim:
         return None
-    mask = mask.view(*mask.shape, *[1] * (len(site.output) - mask.ndim))
-    return BroadcastUse(site, lambda block: site.grouped(mask, block))
+
+    def chosen(saved: Saved, block: SampleBlock) -> Tensor:
+        (mask,) = saved["indices"]
+        return at.grouped(mask.view(*mask.shape, *[1] * (len(at.output) - mask.ndim)), block)
+
+    return BroadcastUse(at, chosen, ("indices",))
 
 
 def _sum_tiles(x: Tensor, shape: torch.Size) -> Tensor:
@@ -75,26 +84,30 @@ def _sum_tiles(x: Tensor, shape: torch.Size) -> Tensor:
 def layer_norm(site: Site) -> BroadcastUse | None:
     """Scale and shift over the last axes."""
     if site.slot == 2:
-        return BroadcastUse(site)
+        return BroadcastUse(site.geometry)
     if site.slot != 1 or site.place.axis >= len(site.output) - len(site.input):
         return None
-    return BroadcastUse(site, _normalized(site))
+    return BroadcastUse(site.geometry, _normalized(site.geometry), _NORMALIZED)
 
 
 def group_norm(site: Site) -> BroadcastUse | None:
     """Scale and shift of the channels, axis 1, each normalised with its group."""
     if site.place.axis != 0 or site.slot == 0:
         return None
-    factor = _normalized(site, site.saved("group")) if site.slot == 1 else None
-    return BroadcastUse(site, factor, spread=over_channels(site))
+    if site.slot == 2:
+        return BroadcastUse(site.geometry, spread=over_channels(site))
+    factor = _normalized(site.geometry, site.saved("group"))
+    return BroadcastUse(site.geometry, factor, _NORMALIZED, spread=over_channels(site))
 
 
-def _normalized(site: Site, groups: int | None = None) -> Callable[[SampleBlock], Tensor]:
+_NORMALIZED = ("input", "result1", "result2")
+
+
+def _normalized(site: Geometry, groups: int | None = None) -> Callable[[Saved, SampleBlock], Tensor]:
     """The input, normalised by the saved mean and reciprocal deviation of each row, or of each group of channels."""
-    saved = [site.saved(name) for name in ("input", "result1", "result2")]
 
-    def normalized(block: SampleBlock) -> Tensor:
-        x, mean, rstd = (accumulating(grouped(tensor, site.place, block)) for tensor in saved)
+    def normalized(saved: Saved, block: SampleBlock) -> Tensor:
+        x, mean, rstd = (accumulating(grouped(saved[name], site.place, block)) for name in _NORMALIZED)
         if groups is None:
             return (x - mean) * rstd
         by_group = split(x, 3, (groups, -1)).flatten(4)  # (g, size, n, groups, channels / groups * space)
@@ -107,19 +120,18 @@ def batch_norm(site: Site) -> BroadcastUse | None:
     """Scale and shift of the channels, axis 1, by running statistics."""
     if site.place.axis != 0 or site.slot == 0 or site.saved("training"):
         return None
-    shape = over_channels(site)
-    x: Tensor = site.saved("input")
-    mean = site.saved("running_mean").view(shape)
-    rstd = torch.rsqrt(site.saved("running_var").view(shape) + site.saved("eps"))
+    at, shape, eps = site.geometry, over_channels(site), site.saved("eps")
+    if at.slot == 2:
+        return BroadcastUse(at, spread=shape)
 
-    def normalized(block: SampleBlock) -> Tensor:
-        centred: Tensor = grouped(x, site.place, block) - mean
-        return centred * rstd
+    def normalized(saved: Saved, block: SampleBlock) -> Tensor:
+        centred: Tensor = grouped(saved["input"], at.place, block) - saved["running_mean"].view(shape)
+        return centred * torch.rsqrt(saved["running_var"].view(shape) + eps)
 
-    return BroadcastUse(site, normalized if site.slot == 1 else None, spread=shape)
+    return BroadcastUse(at, normalized, ("input", "running_mean", "running_var"), spread=shape)
 
 
-def over_channels(site: Site) -> torch.Size:
+def over_channels(site: Geometry) -> torch.Size:
     """Shape (c, 1, ...) by which a vector over channels broadcasts against (b, c, *space)."""
     return torch.Size((*site.input, *[1] * (len(site.output) - 2)))
 
@@ -132,8 +144,8 @@ RULES: dict[str, Callable[[Site], BroadcastUse | None]] = {
     "WhereBackward0": where,
     "IndexPutBackward0": masked_put,
     "PreluKernelBackward0": prelu,
-    "ExpandBackward0": BroadcastUse,
-    "RepeatBackward0": lambda site: BroadcastUse(site, total=_sum_tiles),
+    "ExpandBackward0": lambda site: BroadcastUse(site.geometry),
+    "RepeatBackward0": lambda site: BroadcastUse(site.geometry, total=_sum_tiles),
     "NativeLayerNormBackward0": layer_norm,
     "NativeGroupNormBackward0": group_norm,
     "NativeBatchNormBackward0": batch_norm,

@@ -4,6 +4,7 @@ from harmony import curriculum, distributed, losses, realign, schedule, score, s
 from harmony.checks import Check, check
 from harmony.cosines import agreement, cosine, defined
 from harmony.engines.options import Engine
+from harmony.engines.scratch import release_memory
 from harmony.gram import GramVJP, gram_vjp
 from harmony.members import samplewise
 from harmony.plans import Plan, plan
@@ -34,6 +35,7 @@ __all__ = [
     "measure",
     "plan",
     "realign",
+    "release_memory",
     "samplewise",
     "schedule",
     "score",

@@ -14,7 +14,7 @@ from harmony.engines.precision import inner_products
 from harmony.engines.random import replay, snapshot
 from harmony.engines.reference import MaterializedGradients, run_vmap
 from harmony.engines.run import Cotangent, Run, narrow_all
-from harmony.engines.tape.engine import Recorded, ScratchBuffer, record
+from harmony.engines.tape.engine import Recorded, record
 from harmony.parameters import Wrt
 from harmony.plans import Labels, PyTree, activation_cotangents, as_call
 
@@ -77,7 +77,7 @@ def check(
     with as_call(arguments, forward, loss_params, wrt, labels, group_size) as (call, losses, loss_params):
         before = snapshot(call.params)
         recorded = record(call)
-        run = recorded.run(call, engine, ScratchBuffer())
+        run = recorded.run(call, engine)
         tolerance = max(ROUNDING.get(kind, 0.0) for kind in recorded.dtypes)  # of the least precise at work
         random = not before.equal(snapshot(call.params))
         embeddings = _compare_embeddings(call, run.tracked, tolerance)
@@ -169,7 +169,7 @@ class _Comparison(NamedTuple):
         return Check(max(gram_errors + total_errors), max(update_errors), None, "", call.names[worst])
 
     def _gradients(self, call: EncoderCall) -> Any:
-        return self.recorded.run(call, self.engine, ScratchBuffer()).per_sample(self.per_loss, False)
+        return self.recorded.run(call, self.engine).per_sample(self.per_loss, False)
 
 
 def _spread(size: int) -> Tensor:

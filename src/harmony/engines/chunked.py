@@ -23,7 +23,7 @@ from harmony.engines.precision import inner_products
 from harmony.engines.random import restore, snapshot
 from harmony.engines.reference import as_one_group, run_loop, run_plain
 from harmony.engines.run import Cotangent, Reach, Run, Weigh, by_label, narrow, narrow_all, pull_mixed, union
-from harmony.engines.tape.engine import ScratchBuffer, run_tape
+from harmony.engines.tape.engine import run_tape
 
 Combine = Callable[[Tensor], list[Tensor]]
 """Weights (B, L, K) -> the weighted sum of the per-sample gradients, a tensor for each parameter."""
@@ -226,7 +226,7 @@ def _first_run(call: EncoderCall, engine: Engine, per_sample: bool) -> tuple[Run
             warn_of_loop(why_no_vmap)
         return run, Runner(reference)
     random, versions = snapshot(call.params), call.versions()
-    runner = Runner(functools.partial(_run_groups, engine=engine, scratch=ScratchBuffer()), ordinary=True)
+    runner = Runner(functools.partial(_run_groups, engine=engine), ordinary=True)
     try:
         return runner.run(call), runner
     except (UnsupportedError, MixedSamplesError) as error:
@@ -238,11 +238,11 @@ def _first_run(call: EncoderCall, engine: Engine, per_sample: bool) -> tuple[Run
             return fall_back(call, error, engine.verify)
 
 
-def _run_groups(call: EncoderCall, engine: Engine, scratch: ScratchBuffer) -> Run:
+def _run_groups(call: EncoderCall, engine: Engine) -> Run:
     """A run on the tape; where one group takes all the samples, ordinary backward passes are all there is to do."""
     if call.size <= call.group_size:
         return as_one_group(run_plain(call) if call.together else run_apart(call, engine.verify), call)
-    return run_tape(call, engine, scratch)
+    return run_tape(call, engine)
 
 
 def _shifted(weigh: Weigh, first: int, gram: Tensor, groups: range) -> Tensor:

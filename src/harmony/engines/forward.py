@@ -155,6 +155,9 @@ class BatchStatisticsError(ValueError):
 _EMBEDDINGS = {F.embedding: 5, F.embedding_bag: 5, torch.embedding: 3, torch.embedding_bag: 3}
 """Where they take ``scale_grad_by_freq``."""
 
+_WATCHED = {F.batch_norm, torch.batch_norm, torch.lstm, *_EMBEDDINGS}
+"""What is looked at where gradients are recorded; everything else passes as it is, since a model calls hundreds."""
+
 
 class _EncoderOps(TorchFunctionMode):
     """Watch the ops of an encoder: refuse those that mix samples, and note parameters used without a graph."""
@@ -171,6 +174,8 @@ class _EncoderOps(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func not in _WATCHED and torch.is_grad_enabled():
+            return func(*args, **kwargs)
         if self.names and not torch.is_grad_enabled():
             tensors = pytree.tree_leaves((args, kwargs))
             self.hidden |= {x for x in tensors if isinstance(x, Tensor) and x in self.names}

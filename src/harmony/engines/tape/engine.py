@@ -13,7 +13,6 @@ from harmony.engines.forward import ForwardPass, forward, pull_back
 from harmony.engines.options import Engine
 from harmony.engines.run import Cotangent, PerSample, Run, pull_mixed
 from harmony.engines.tape.graph import Graph, walk
-from harmony.engines.tape.materialize import ScratchBuffer
 from harmony.engines.tape.param_tensor import param_tensors
 from harmony.engines.tape.param_use import OpaqueUse
 from harmony.engines.tape.per_sample import PerSampleGradients
@@ -24,7 +23,7 @@ from harmony.engines.tape.verify import verify, verify_rearrangements
 from harmony.engines.verification import due
 from harmony.warn import warn
 
-__all__ = ["Recorded", "ScratchBuffer", "record", "require_apart", "run_tape"]
+__all__ = ["Recorded", "record", "require_apart", "run_tape"]
 
 SAMPLE_BLOCKS = 4  # into which a step is cut at most, to use per-sample gradients twice: each calls every op again
 
@@ -43,8 +42,8 @@ class Recorded(NamedTuple):
         """The dtypes at work."""
         return {kind for kinds in self.graph.dtypes for kind in kinds}
 
-    def run(self, call: EncoderCall, engine: Engine, scratch: ScratchBuffer) -> Run:
-        """What the other parts of the library see; runs that follow one another may have one scratch buffer."""
+    def run(self, call: EncoderCall, engine: Engine) -> Run:
+        """What the other parts of the library see."""
         result = self.encoded
 
         def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
@@ -66,7 +65,6 @@ class Recorded(NamedTuple):
                 size=self.size,
                 memory=engine.bytes_on(call.params[0].device),
                 update=update,
-                scratch=scratch,
                 labels=max(call.label) + 1,
                 backward=lambda weights: pull_mixed(result.pull, cotangents, weights, call.label),
             )
@@ -99,7 +97,9 @@ class Recorded(NamedTuple):
             partial = max(call.label) == 0 and work(counted) < 0.5 * work(tensors)
             update = "backward" if partial else "kept" if fits else "tape"
         chosen = counted if update == "backward" else tensors
-        return update, param_blocks(chosen, call.params, call.label, Load(reached, group, update == "kept"))
+        return update, param_blocks(
+            chosen, call.params, call.label, Load(reached, group, groups, memory // 4, update == "kept")
+        )
 
     def _reached(self, cotangents: Sequence[Cotangent]) -> list[set[int]]:
         """For each loss, the nodes that its cotangents reach."""
@@ -111,11 +111,11 @@ class Recorded(NamedTuple):
         ]
 
 
-def run_tape(call: EncoderCall, engine: Engine, scratch: ScratchBuffer) -> Run:
+def run_tape(call: EncoderCall, engine: Engine) -> Run:
     """Run the encoder on the tape, and warn of what is slow."""
     recorded = record(call)
     _warn_of_opaque(recorded, call.names)
-    return recorded.run(call, engine, scratch)
+    return recorded.run(call, engine)
 
 
 @eagerly()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from harmony.engines.tape.graph import Graph
@@ -11,25 +10,6 @@ from harmony.engines.tape.param_tensor import ParamTensor
 from harmony.engines.tape.param_use import Grads, MatmulUse
 from harmony.engines.tape.plan import ParamBlock
 from harmony.engines.tape.sample_block import SampleBlock, split
-
-
-class ScratchBuffer:
-    """Memory that is used again and again, since fresh memory is slow."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Tensor] = []
-        self.used = 0
-
-    def reset(self) -> None:
-        self.used = 0
-
-    def take(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A tensor of the given shape, its entries undefined."""
-        n = torch.Size(shape).numel()
-        if self.used == len(self.chunks) or self.chunks[self.used].numel() < n:
-            self.chunks[self.used :] = [torch.empty(n, dtype=dtype, device=device)]
-        self.used += 1
-        return self.chunks[self.used - 1][:n].view(*shape)
 
 
 def materialize(

@@ -1,5 +1,6 @@
 """Per-sample gradients of a recorded run under K losses: their Gram blocks, and their weighted sums."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from harmony.engines.precision import accumulating, full_precision
 from harmony.engines.run import Weigh
+from harmony.engines.scratch import Scratch, borrowed
 from harmony.engines.tape.ghost import add_ghost
 from harmony.engines.tape.graph import Graph, Output
 from harmony.engines.tape.layout import Place
-from harmony.engines.tape.materialize import ScratchBuffer, materialize
+from harmony.engines.tape.materialize import materialize
 from harmony.engines.tape.param_use import Grads
 from harmony.engines.tape.plan import ParamBlock, Update
 from harmony.engines.tape.sample_block import SampleBlock, equal_groups, spread
@@ -43,7 +45,6 @@ class PerSampleGradients:
     size: int  # B
     memory: int  # bytes for per-sample gradients
     update: Update
-    scratch: ScratchBuffer  # for per-sample gradients that are used and forgotten
     labels: int  # L, the number of Grams
     backward: Callable[[Tensor], list[Tensor]]  # weights (B, L, K) -> the update by ordinary backward passes
 
@@ -58,8 +59,9 @@ class PerSampleGradients:
     def gram(self, group_size: int) -> Tensor:
         """Gram blocks (groups, L, K, K); per-sample gradients are kept for ``combine`` where the update wants them."""
         self.kept = []
-        keep = ScratchBuffer() if self.update == "kept" else None
-        return torch.cat([self._gram(s, self.counted, keep) for s in equal_groups(self.size, group_size)])
+        with contextlib.nullcontext(Scratch(0)) if self.update == "kept" else borrowed(self.memory) as memory:
+            parts = equal_groups(self.size, group_size)
+            return torch.cat([self._gram(samples, self.counted, memory) for samples in parts])
 
     @torch.no_grad()
     def fused(self, group_size: int, weigh: Weigh) -> tuple[Tensor, list[Tensor]]:
@@ -69,26 +71,36 @@ class PerSampleGradients:
             weights = weigh(gram, range(len(gram))).repeat_interleave(group_size, 0)[: self.size]
             return gram, self._finish({}, weights)
         totals: dict[int, Tensor] = {}
-        grams, rows = [], []
-        for samples in equal_groups(self.size, group_size):
-            whole, parted = self._parted(samples.groups)
-            self.kept = []
-            gram = self._gram(samples, whole, ScratchBuffer())
-            waiting = self.kept
-            self.scratch.reset()
-            for block in samples.cut(self._at_once(parted.values(), self.memory - self.memory // WHOLE)):
-                self.kept = []
-                part = gram[block.within(samples)]
-                part += self._gram(block, parted, self.scratch)
-                first = block.start // group_size
-                weights = weigh(part, range(first, first + block.groups))
-                self._add_kept(totals, self.kept, weights.repeat_interleave(block.size, 0), block)
-                rows.append(weights.repeat_interleave(block.size, 0))
-                self.scratch.reset()
-            grams.append(gram)
-            self._add_kept(totals, waiting, torch.cat(rows)[samples.samples], samples)
+        grams: list[Tensor] = []
+        rows: list[Tensor] = []
+        with borrowed(self.memory) as memory:
+            for samples in equal_groups(self.size, group_size):
+                memory.reset()
+                for gram, weights in self._fused(samples, group_size, weigh, totals, memory):
+                    grams.append(gram)
+                    rows.append(weights)
         self.kept = []
         return torch.cat(grams), self._finish(totals, torch.cat(rows))
+
+    def _fused(
+        self, samples: SampleBlock, group_size: int, weigh: Weigh, totals: dict[int, Tensor], memory: Scratch
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Gram blocks (g, L, K, K) and weights (n, L, K), part by part; adds what they give to the totals."""
+        whole, parted = self._parted(samples.groups)
+        self.kept = []
+        gram = self._gram(samples, whole, memory)
+        waiting, occupied = self.kept, memory.used
+        parts = []
+        for block in samples.cut(self._at_once(parted.values(), self.memory - self.memory // WHOLE)):
+            self.kept = []
+            memory.used = occupied
+            part = gram[block.within(samples)] + self._gram(block, parted, memory)
+            first = block.start // group_size
+            weights = weigh(part, range(first, first + block.groups)).repeat_interleave(block.size, 0)
+            self._add_kept(totals, self.kept, weights, block)
+            parts.append((part, weights))
+        self._add_kept(totals, waiting, torch.cat([weights for _, weights in parts]), samples)
+        return parts
 
     @torch.no_grad()
     def combine(self, weights: Tensor) -> list[Tensor]:
@@ -103,12 +115,12 @@ class PerSampleGradients:
         totals = []
         for samples in equal_groups(self.size, group_size):
             total = torch.zeros(samples.groups, self.labels, self.losses, dtype=self.dtype, device=self.device)
-            with full_precision(self.device.type):
+            with full_precision(self.device.type), borrowed(self.memory) as memory:
                 for params in self.counted.values():
                     along = torch.cat([direction[p].flatten() for p in params.params]).to(self.dtype)
                     for block in samples.cut(self._at_once([params], self.memory)):
-                        self.scratch.reset()
-                        grads = self._materialize(params, block, self.scratch)
+                        memory.reset()
+                        grads = self._materialize(params, block, memory)
                         total[block.within(samples), params.label] += (grads @ along).mT
             totals.append(total)
         return torch.cat(totals)
@@ -128,40 +140,43 @@ class PerSampleGradients:
         entries = sum(b.kept for b in blocks) + max((b.passing for b in blocks), default=0)
         return max(1, memory // max(1, entries * self.dtype.itemsize))
 
-    def _gram(self, samples: SampleBlock, blocks: Blocks, keep: ScratchBuffer | None) -> Tensor:
-        """Gram blocks (g, L, K, K) of some groups; gradients are kept in a buffer, if there is one."""
+    def _gram(self, samples: SampleBlock, blocks: Blocks, memory: Scratch) -> Tensor:
+        """Gram blocks (g, L, K, K) of some groups, with gradients in a buffer; they stay there if they are kept."""
         gram = torch.zeros(self.labels, samples.groups, self.losses, self.losses, dtype=self.dtype, device=self.device)
         with full_precision(self.device.type):
             for n, params in blocks.items():
-                is_kept = keep is not None and params.choice == "instantiate"
                 for block in samples.cut(self._at_once([params], self.memory)):
                     part = gram[params.label, block.within(samples)]
                     if params.choice == "ghost":
                         add_ghost(part, params, self.graph, self.grads, block)
                         continue
-                    if keep is None:
-                        self.scratch.reset()
-                    grads = self._materialize(params, block, self.scratch if keep is None else keep)
+                    if self.update != "kept":
+                        memory.reset()
+                    grads = self._materialize(params, block, memory)
                     rows = grads.transpose(0, 1)
                     part.baddbmm_(rows, rows.mT)
-                    if is_kept:
+                    if self.update == "kept":
                         self.kept.append(Kept(block, n, grads))
         return gram.transpose(0, 1)
 
-    def _materialize(self, params: ParamBlock, block: SampleBlock, scratch: ScratchBuffer) -> Tensor:
+    def _materialize(self, params: ParamBlock, block: SampleBlock, memory: Scratch) -> Tensor:
         """Gradients (K, g, width) of some parameters under each loss."""
-        out = scratch.take((self.losses, block.groups, params.width), self.dtype, self.device)
+        out = memory.take((self.losses, block.groups, params.width), self.dtype, self.device)
         materialize(params, self.graph, self.grads, self.leaves, block, out)
         return out
 
     def _add_kept(self, totals: dict[int, Tensor], kept: Iterable[Kept], weights: Tensor, samples: SampleBlock) -> None:
         """Add what kept gradients give with the weights (n, L, K) of some samples."""
         weights = weights.to(self.dtype)
+        columns: dict[tuple[SampleBlock, int], Tensor] = {}
         with full_precision(self.device.type):
             for block, n, grads in kept:
-                first = block.start - samples.start
-                own = weights[first : first + block.groups * block.size : block.size, self.blocks[n].label]
-                rows, row = grads.flatten(0, 1).mT, own.mT.reshape(-1)
+                key = block, self.blocks[n].label
+                if key not in columns:
+                    first = block.start - samples.start
+                    own = weights[first : first + block.groups * block.size : block.size, key[1]]
+                    columns[key] = own.mT.reshape(-1)
+                rows, row = grads.flatten(0, 1).mT, columns[key]
                 totals[n] = torch.addmv(totals[n], rows, row, out=totals[n]) if n in totals else rows @ row
 
     def _finish(self, totals: dict[int, Tensor], weights: Tensor) -> list[Tensor]:

@@ -15,7 +15,8 @@ Update = Literal["kept", "tape", "backward"]
 
 FLOPS_PER_BYTE = 12  # that take the time of moving a byte; about the same on a server CPU and on a large GPU
 GHOST_EFFICIENCY = 0.7  # many small products run below the speed of few large ones
-SMALL = 1 << 14  # parameters with fewer entries share one buffer: a product for each would be all overhead
+SMALL = 1 << 14  # parameters with fewer entries share a buffer: a product for each would be all overhead
+SHARED = 8  # the share of the memory, one in so many, that such a buffer takes at most
 
 
 class ParamBlock(NamedTuple):
@@ -57,6 +58,8 @@ class Load(NamedTuple):
 
     reached: Sequence[set[int]]  # for each loss, the nodes of the graph that it reaches
     group: int  # samples in a group
+    groups: int
+    memory: int  # entries of gradients that may live at a time
     kept: bool  # whether per-sample gradients, once computed, also give the update
 
 
@@ -65,14 +68,17 @@ def param_blocks(
 ) -> list[ParamBlock]:
     """Sort parameters, by the number of their Gram or -1, into blocks, and choose how the products are computed."""
     large: list[ParamBlock] = []
-    small: dict[int, list[ParamBlock]] = {}
+    small: dict[int, list[list[ParamBlock]]] = {}
     for params, members in _connected(_split(tensors, label)):
         block = _cheapest(params, [leaves[p].numel() for p in params], members, label[params[0]], load)
         if block.choice == "ghost" or len(params) > 1 or block.width >= SMALL:
             large.append(block)
-        else:
-            small.setdefault(block.label, []).append(block)
-    return large + [_joined(blocks) for blocks in small.values()]
+            continue
+        shared = small.setdefault(block.label, [[]])
+        if load.groups * sum(b.kept for b in (*shared[-1], block)) > load.memory // SHARED:
+            shared.append([])
+        shared[-1].append(block)
+    return large + [_joined(blocks) for shared in small.values() for blocks in shared if blocks]
 
 
 def work(tensors: Sequence[ParamTensor], group: int = 1, reached: Sequence[set[int]] | None = None) -> float:

@@ -1,5 +1,7 @@
 """What ``plan`` says is done, and what ``check`` finds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -148,36 +150,36 @@ def doubled(rule):
     def wrong(site):
         use = rule(site)
         if isinstance(use, BroadcastUse):
-            return BroadcastUse(use.site, use.factor, 2 * use.scale, use.spread, use.total)
-        return type(use)(**{**vars(use), "right": lambda grad, part: 2 * use.right(grad, part)})
+            return replace(use, scale=2 * use.scale)
+        return replace(use, right=lambda saved, grad, part: 2 * use.right(saved, grad, part))
 
     return wrong
 
 
 @pytest.mark.parametrize("op", RULES)
-def test_check_finds_a_wrong_rule_and_names_the_parameter(op, monkeypatch):
+def test_check_finds_a_wrong_rule_and_names_the_parameter(op, rules):
     name, parameter = RULES[op]
     case = zoo.CASES[name]()
     harmony.check(*case, engine=harmony.Engine(update="tape"))
-    monkeypatch.setitem(grad_rules.RULES, op, doubled(grad_rules.RULES[op]))
+    rules(op, doubled(grad_rules.RULES[op]))
     for update in ("tape", "kept", "backward"):
         with pytest.raises(ValueError, match=rf"the tape differs from vmap .*parameter '({parameter})'"):
             harmony.check(*case, engine=harmony.Engine(update=update))
 
 
-def test_check_finds_a_wrong_rule_of_a_parameter_with_tiny_gradients(monkeypatch):
+def test_check_finds_a_wrong_rule_of_a_parameter_with_tiny_gradients(rules):
     """A scale whose gradient is a millionth of the others': measured against the largest, it would pass."""
     params = {"w": zoo.randn(4, 3), "tiny": zoo.randn(3)}
     case = zoo.Case(lambda p, x: (x @ p["w"]) * 1e3 + 1e-6 * p["tiny"], zoo.supervised, params, zoo.randn(zoo.B, 4))
     result = harmony.check(*case)
     assert max(result.gram, result.update) < 1e-9
-    monkeypatch.setitem(grad_rules.RULES, "AddBackward0", doubled(grad_rules.RULES["AddBackward0"]))
+    rules("AddBackward0", doubled(grad_rules.RULES["AddBackward0"]))
     for update in ("tape", "kept", "backward"):
         with pytest.raises(ValueError, match="worst: parameter 'tiny'"):
             harmony.check(*case, engine=harmony.Engine(update=update))
 
 
-def test_check_looks_beyond_the_first_two_samples(monkeypatch):
+def test_check_looks_beyond_the_first_two_samples(rules):
     """A rule that is wrong for the last sample alone."""
     case = zoo.CASES["mlp"]()
     original = grad_rules.RULES["AddmmBackward0"]
@@ -187,15 +189,15 @@ def test_check_looks_beyond_the_first_two_samples(monkeypatch):
         if isinstance(use, BroadcastUse):
             return use
 
-        def right(grad, part):
+        def right(saved, grad, part):
             spoiled = grad.clone()
             spoiled[-1] *= 2
-            return use.right(spoiled, part)
+            return use.right(saved, spoiled, part)
 
-        return type(use)(**{**vars(use), "right": right})
+        return replace(use, right=right)
 
     harmony.check(*case)
-    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", wrong)
+    rules("AddmmBackward0", wrong)
     with pytest.raises(ValueError, match="the tape differs"):
         harmony.check(*case)
 
@@ -284,7 +286,7 @@ def test_check_finds_mixing_of_any_single_sample(sample):
         harmony.check(*zoo.raw(encode, zoo.randn(7, 4), w=zoo.randn(4, 3)))
 
 
-def test_check_finds_an_error_in_the_gram_of_one_sample_with_tiny_gradients(monkeypatch):
+def test_check_finds_an_error_in_the_gram_of_one_sample_with_tiny_gradients(rules):
     """Measured against the largest block, the last sample's would pass."""
     case = zoo.CASES["mlp"]()
     batch = case.batch.clone()
@@ -299,15 +301,15 @@ def test_check_finds_an_error_in_the_gram_of_one_sample_with_tiny_gradients(monk
         factor[-1] = 2
         if isinstance(use, BroadcastUse):
             return use
-        return type(use)(**{**vars(use), "right": lambda grad, part: use.right(grad * factor, part)})
+        return replace(use, right=lambda saved, grad, part: use.right(saved, grad * factor, part))
 
-    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", wrong)
+    rules("AddmmBackward0", wrong)
     with pytest.raises(ValueError, match="the tape differs"):
         harmony.check(*arguments)
 
 
 @pytest.mark.parametrize("group_size", [2, 3, 4, 5, 9])
-def test_check_of_groups(group_size, monkeypatch):
+def test_check_of_groups(group_size, rules):
     """A rule that is right for single samples, and wrong for groups of them."""
     case = zoo.CASES["transformer_train"]()
     result = harmony.check(*case, group_size=group_size)
@@ -318,9 +320,9 @@ def test_check_of_groups(group_size, monkeypatch):
         use = original(site)
         if use.factor is not None:
             return use
-        return type(use)(**{**vars(use), "total": lambda x, shape: sum_to(x[:, :1], shape)})
+        return replace(use, total=lambda x, shape: sum_to(x[:, :1], shape))
 
-    monkeypatch.setitem(grad_rules.RULES, "NativeLayerNormBackward0", wrong)
+    rules("NativeLayerNormBackward0", wrong)
     harmony.check(*case)
     with pytest.raises(ValueError, match="the tape differs"):
         harmony.check(*case, group_size=group_size)
@@ -344,10 +346,10 @@ def test_check_sees_a_parameter_whose_gradient_alone_is_no_number(value, paramet
         harmony.check(*case)
 
 
-def test_check_of_a_random_encoder_finds_a_wrong_rule(monkeypatch):
+def test_check_of_a_random_encoder_finds_a_wrong_rule(rules):
     net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
     case = zoo.from_module(net, zoo.randn(zoo.B, 4))
-    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", doubled(grad_rules.RULES["AddmmBackward0"]))
+    rules("AddmmBackward0", doubled(grad_rules.RULES["AddmmBackward0"]))
     with pytest.raises(ValueError, match=r"differs from backward passes.*parameter '\d\.(weight|bias)'"):
         harmony.check(*case)
 

@@ -86,12 +86,12 @@ def test_losses_may_be_a_function_and_the_batch_is_unpacked():
     assert harmony.check(module, (x,), zoo.supervised).gram < 1e-9
 
 
-def test_check_of_a_module_finds_a_wrong_rule_and_mixed_samples(monkeypatch):
+def test_check_of_a_module_finds_a_wrong_rule_and_mixed_samples(rules):
     module, heads, x = modules()
     mixing = nn.Sequential(nn.Linear(4, 3), zoo.Apply(lambda h: h - h.mean(0).detach())).double()
     with pytest.raises(ValueError, match="mixes the samples"):
         harmony.check(mixing, x, heads, forward=forward)
-    monkeypatch.setitem(grad_rules.RULES, "AddmmBackward0", doubled(grad_rules.RULES["AddmmBackward0"]))
+    rules("AddmmBackward0", doubled(grad_rules.RULES["AddmmBackward0"]))
     with pytest.raises(ValueError, match=r"the tape differs from vmap .*parameter '\d\.(weight|bias)'"):
         harmony.check(module, x, heads, forward=forward)
 

@@ -13,12 +13,13 @@ from harmony.engines.forward import ForwardPass, forward, pull_back
 from harmony.engines.options import Engine
 from harmony.engines.run import Cotangent, PerSample, Run, pull_mixed
 from harmony.engines.tape.graph import Graph, walk
+from harmony.engines.tape.matmul import HALF
 from harmony.engines.tape.param_tensor import param_tensors
 from harmony.engines.tape.param_use import OpaqueUse
 from harmony.engines.tape.per_sample import PerSampleGradients
 from harmony.engines.tape.plan import Load, ParamBlock, Update, param_blocks, work
 from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
-from harmony.engines.tape.topology import Topology, topology
+from harmony.engines.tape.topology import StepPlan, Topology, topology
 from harmony.engines.tape.verify import verify, verify_rearrangements
 from harmony.engines.verification import due
 from harmony.warn import warn
@@ -71,9 +72,7 @@ class Recorded(NamedTuple):
 
         return Run(result.detached, result.spec, result.tracked, result.pull, per_sample, result.reaches)
 
-    def plan(
-        self, call: EncoderCall, engine: Engine, cotangents: Sequence[Cotangent], fused: bool
-    ) -> tuple[Update, list[ParamBlock]]:
+    def plan(self, call: EncoderCall, engine: Engine, cotangents: Sequence[Cotangent], fused: bool) -> StepPlan:
         """Where the update comes from, and what is computed for each parameter."""
         group = min(call.group_size, call.size)
         memory = engine.bytes_on(call.params[0].device)
@@ -83,23 +82,30 @@ class Recorded(NamedTuple):
 
     def _plan(
         self, call: EncoderCall, update: Any, memory: int, group: int, cotangents: Sequence[Cotangent], fused: bool
-    ) -> tuple[Update, list[ParamBlock]]:
+    ) -> StepPlan:
         reached, tensors = self._reached(cotangents), self.topology.tensors
         groups = -(-call.size // group)
         counted = [tensor for tensor in tensors if any(call.selected[p] for p in tensor.params)]
-        if update == "auto":
-            selected = zip(call.params, call.selected, strict=True)
-            entries = len(reached) * sum(p.numel() for p, is_selected in selected if is_selected)
-            at_least = -(-groups // SAMPLE_BLOCKS) if fused else groups
-            fits = at_least * entries * 4 <= memory
-            # Where the Gram is taken over few parameters, the passes of the losses may stop early.
-            # Several Grams have weights of their own, and would need a pass each.
-            partial = max(call.label) == 0 and work(counted) < 0.5 * work(tensors)
-            update = "backward" if partial else "kept" if fits else "tape"
-        chosen = counted if update == "backward" else tensors
-        return update, param_blocks(
-            chosen, call.params, call.label, Load(reached, group, groups, memory // 4, update == "kept")
-        )
+
+        def blocks(update: Update) -> list[ParamBlock]:
+            chosen = counted if update == "backward" else tensors
+            load = Load(reached, group, groups, memory // 4, update == "kept")
+            return param_blocks(chosen, call.params, call.label, load)
+
+        if update != "auto":
+            return update, blocks(update)
+        # Where the Gram is taken over few parameters, the passes of the losses may stop early.
+        # Several Grams have weights of their own, and would need a pass each.
+        if max(call.label) == 0 and work(counted) < 0.5 * work(tensors):
+            return "backward", blocks("backward")
+        kept = blocks("kept")
+        at_least = -(-groups // SAMPLE_BLOCKS) if fused else groups
+        if at_least * sum(block.kept for block in kept if block.counted) * 4 <= memory:
+            return "kept", kept
+        # The tape mixes output gradients in float32, which no tensor core multiplies.
+        on_tensor_cores = call.params[0].is_cuda and not self.dtypes.isdisjoint(HALF) and max(call.label) == 0
+        spared: Update = "backward" if on_tensor_cores else "tape"
+        return spared, blocks(spared)
 
     def _reached(self, cotangents: Sequence[Cotangent]) -> list[set[int]]:
         """For each loss, the nodes that its cotangents reach."""

@@ -164,7 +164,7 @@ def test_a_tiny_step_suite_from_end_to_end(tmp_path, capsys):
     assert text in out and "### By batch" in text and "### By width" in text and "### By tokens" not in text
     for line in text.splitlines():
         if line.startswith("|"):
-            assert line.count("|") in (8, 4)
+            assert line.count("|") in (9, 4)
     picture = Image.open(tmp_path / "step-reference.png")
     picture.verify()
     assert picture.format == "PNG" and min(picture.size) > 500

@@ -35,15 +35,15 @@ def measure(
     advance()
     race(entrants, rules, lambda: workloads[0].draw(specs[0].batch), advance)
     for entrant in entrants:
-        count(entrant, workloads[0].draw(specs[0].batch))
+        if not entrant.timing.skipped:
+            with reported(entrant.timing):
+                entrant.timing.calls = calls(entrant, workloads[0].draw(specs[0].batch))
     for result in results:
         result.relate(results[0].seconds)  # of the plain step
     return results
 
 
-def count(entrant: Entrant, batch: dict[str, Any]) -> None:
-    """Fill in the calls of an entrant that was timed. What is compiled for the CPU makes none that can be counted."""
-    result = entrant.timing
-    if not result.skipped and not (result.spec.compiled and result.spec.device == "cpu"):
-        with reported(result):
-            result.calls = counting.calls(partial(entrant.call, batch), result.spec.device)
+def calls(entrant: Entrant, batch: dict[str, Any]) -> int | None:
+    """The calls of a step; None for what is compiled for the CPU, which makes none that can be counted."""
+    spec = entrant.timing.spec
+    return None if spec.compiled and spec.device == "cpu" else counting.calls(partial(entrant.call, batch), spec.device)

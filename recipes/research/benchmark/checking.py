@@ -1,7 +1,7 @@
 """Before a contestant is timed, it has to give the plain gradient and the reference engine's Gram blocks."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 CHECKED_ON = 12  # samples; no multiple of the usual chunks
 TOLERANCE = 1e-3  # relative error in float32; a wrong gradient is off by far more
 NOISE = 3  # in half precision: times the error that the plain step itself has there
-REFERENCES = (harmony.Engine("vmap", chunk_size=CHECKED_ON // 3), harmony.Engine("loop"))  # the first that can
+REFERENCE = harmony.Engine("vmap", chunk_size=CHECKED_ON // 3)
 
 
 class Checker:
     """Compares contestants with the plain gradient and a reference engine's Gram blocks on one small batch."""
 
-    def __init__(self, workload: Workload, references: Sequence[harmony.Engine] = REFERENCES) -> None:
-        self.workload, self.references = workload, references
+    def __init__(self, workload: Workload, reference: harmony.Engine = REFERENCE) -> None:
+        self.workload, self.reference = workload, reference
         self.batch = workload.draw(CHECKED_ON)
         self.grams: dict[tuple[str, str | None], Tensor | None] = {}
         self.expected = self._take(CONTESTANTS[PLAIN], workload)
@@ -39,7 +39,7 @@ class Checker:
         gradient = self._gradient_error(outcome)
         if not gradient <= self.tolerance:
             raise WrongAnswer(f"wrong: with weights 1 its gradient is off by {gradient:.1e} from the plain one")
-        reference = self._reference(contestant.attribution, contestant.part)
+        reference = self._reference(contestant)
         if outcome.gram is None or reference is None:
             return gradient, None
         gram = relative_error([outcome.gram], [reference])
@@ -57,22 +57,21 @@ class Checker:
         pairs = zip(outcome[:2], self.expected[:2], strict=True)
         return max(relative_error(list(a.values()), list(b.values())) for a, b in pairs)
 
-    def _reference(self, attribution: str | None, part: str | None) -> Tensor | None:
-        """Gram blocks by the first reference engine that can do this model; None without one or an attribution."""
+    def _reference(self, contestant: Contestant) -> Tensor | None:
+        """Gram blocks by the reference engine; None if the contestant has none, or the engine cannot do this model."""
+        own, attribution, part = self.workload, contestant.attribution, contestant.part
         if attribution is not None and (attribution, part) not in self.grams:
-            blocks = (self._blocks(engine, attribution, part) for engine in self.references)
-            self.grams[attribution, part] = next((gram for gram in blocks if gram is not None), None)
+            keywords = {"loss_params": own.loss_params, "wrt": own.selects(part), "attribution": attribution}
+            try:
+                with _deterministic(own.model):
+                    result = harmony.gram_vjp(
+                        own.encode, own.losses, own.params, self.batch, engine=self.reference, **keywords
+                    )
+                self.grams[attribution, part] = result.gram
+            except Exception as error:  # whatever a model makes of vmap
+                log.warning("the Gram blocks (%s) are not checked: %s", attribution, reason(error))
+                self.grams[attribution, part] = None
         return None if attribution is None else self.grams[attribution, part]
-
-    def _blocks(self, engine: harmony.Engine, attribution: str, part: str | None) -> Tensor | None:
-        own = self.workload
-        keywords = {"loss_params": own.loss_params, "wrt": own.selects(part), "attribution": attribution}
-        try:
-            with _deterministic(own.model):
-                return harmony.gram_vjp(own.encode, own.losses, own.params, self.batch, engine=engine, **keywords).gram
-        except Exception as error:  # whatever a model makes of vmap
-            log.warning("no Gram blocks (%s) by %s: %s", attribution, engine.method, reason(error))
-            return None
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def models(device: str, names: tuple[str, ...]) -> list[Model]:
 def check(spec: Spec, names: tuple[str, ...]) -> list[GpuResult]:
     """The errors of all contestants on a few samples, against the plain gradient and the loop's Gram blocks."""
     workload = build(spec)
-    checker = Checker(workload, references=[LOOP])
+    checker = Checker(workload, reference=LOOP)
     results = [GpuResult(spec, name, title="exactness") for name in names]
     for result in results:
         with reported(result):

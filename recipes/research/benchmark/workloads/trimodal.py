@@ -40,16 +40,16 @@ class Contrasts(nn.Module):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
-        sets = -(-spec.losses // len(PAIRS))
-        self.heads = nn.ModuleList(
-            nn.ModuleDict({m: head(spec.width, spec.width) for m in MODALITIES}) for _ in range(sets)
-        )
+        self.heads = nn.ModuleList()
+        for first in range(0, spec.losses, len(PAIRS)):
+            reached = dict.fromkeys(m for pair in PAIRS[: spec.losses - first] for m in pair)
+            self.heads.append(nn.ModuleDict({m: head(spec.width, spec.width) for m in reached}))
         self.losses = spec.losses
         self.keywords = {"temperature": 0.1, "symmetric": spec.symmetric}
 
     def forward(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
         """Representations (b, d) -> K losses of terms (b,)."""
-        shared = [{m: heads[m](embeddings[m]) for m in MODALITIES} for heads in self.heads]
+        shared = [{m: own(embeddings[m]) for m, own in heads.items()} for heads in self.heads]
         terms = {}
         for number in range(self.losses):
             (first, second), side = PAIRS[number % len(PAIRS)], shared[number // len(PAIRS)]

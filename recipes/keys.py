@@ -100,7 +100,7 @@ def fill(kind: type[T], path: str | Path | None = None, overrides: Sequence[str]
     """`load` without the check of bounds, for whoever has still to change a value."""
     if path is None and not overrides and base is None:
         filled: Any = kind()
-        missing = [name for name, _, default, _ in walk(kind) if default == MISSING]
+        missing = [name for name, value in flat(as_dict(filled)).items() if value == MISSING]
     else:
         filled, missing = _merging().merged(kind if base is None else base, path, overrides)
     if missing:

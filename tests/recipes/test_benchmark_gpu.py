@@ -32,10 +32,7 @@ from recipes.research.benchmark import gpu
 from recipes.research.benchmark.__main__ import main
 
 assert main(["gpu", "--help"]) == 0
-try:
-    gpu.COMMAND.load(None, [])
-except ConfigError as error:
-    assert "there is no CUDA device" in str(error)
+assert gpu.COMMAND.load(None, []) == gpu.GpuKeys()
 try:
     gpu.COMMAND.load(None, ["repeats=3"])
 except ConfigError as error:

@@ -1,4 +1,4 @@
-"""What a harmonized step costs on a GPU, in five minutes, with torch and this repository alone.
+"""What a harmonized step costs on a GPU, in a few minutes, with torch and this repository alone.
 
 PYTHONPATH=src python -m recipes.research.benchmark gpu
 PYTHONPATH=src python -m recipes.research.benchmark gpu device=cpu repeats=2    tries the suite itself, on small sizes
@@ -23,6 +23,7 @@ import torch
 
 import harmony
 from recipes.cli import Command
+from recipes.errors import ConfigError
 from recipes.keys import key
 from recipes.research.benchmark import counting, gpu_tests, machine, peak
 from recipes.research.benchmark.checking import Checker
@@ -76,8 +77,6 @@ class GpuKeys(SuiteKeys):
     tests: bool = key(True, "run the library's tests on the device at the end")
 
     def problems(self) -> Iterator[str]:
-        if self.device == "cuda" and not torch.cuda.is_available():
-            yield "device=cuda: there is no CUDA device here; device=cpu tries the suite on small sizes"
         yield from unknown("contestants", self.contestants, list(CONTESTANTS))
 
 
@@ -92,7 +91,13 @@ class Model:
 
 
 def run(keys: GpuKeys) -> None:
-    """Check, measure model after model, run the tests; write after each."""
+    """Check, measure model after model, run the tests; write after each.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if keys.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: there is no CUDA device here; device=cpu tries the suite on small sizes")
     began, rules = time.monotonic(), Rules(keys.repeats, keys.limit, keys.device)
     about, names = machine.facts(keys.device), tuple(dict.fromkeys([PLAIN, *keys.contestants]))
     with precision(tf32=False):

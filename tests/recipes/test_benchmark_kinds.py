@@ -151,6 +151,7 @@ def test_points_are_the_models_own_sizes_where_none_are_asked_for():
         (["kinds", "workloads=[nothing]"], "no 'nothing' among reference"),
         (["kinds", "contestants=[]"], "must name one"),
         (["kinds", "losses=[1]"], "at least 2"),
+        (["kinds", "workloads=[]", "losses=[]"], "leave nothing to measure"),
         (["step", "workload=cnn", "losses=3"], f"the cnn workload has two; {', '.join(ANY_LOSSES)} take any number"),
     ],
 )

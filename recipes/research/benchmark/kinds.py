@@ -44,6 +44,8 @@ class KindsKeys(DeviceKeys):
         yield from super().problems()
         if not self.contestants:
             yield "contestants=[] must name one"
+        if not self.workloads and not self.losses:
+            yield "workloads=[] and losses=[] leave nothing to measure: name a model or a number of losses"
         yield from unknown("workloads", self.workloads, list(BUILDERS))
         yield from unknown("contestants", self.contestants, list(CONTESTANTS))
 

@@ -91,6 +91,17 @@ def test_a_model_that_would_begin_too_late_is_left_out(tmp_path, capsys):
     assert json.loads((tmp_path / "gpu.json").read_text())["tests"] == "not run: tests=false"
 
 
+def test_a_model_that_cannot_be_built_is_a_row(tmp_path, monkeypatch, capsys):
+    def too_large(spec, build=gpu.build):
+        if spec.batch == 12:
+            raise torch.OutOfMemoryError("no room")
+        return build(spec)
+
+    monkeypatch.setattr(gpu, "build", too_large)
+    gpu.run(GpuKeys(tmp_path, device="cpu", repeats=1, contestants=[BACKBONE]))
+    assert "| plain | out of memory: no room |" in capsys.readouterr().out
+
+
 def test_on_a_gpu_the_models_are_vatts_and_peers_come_last():
     *models, last = gpu.models("cuda", tuple(CONTESTANTS))
     assert all(model.names == (PLAIN, *HARMONIZED) for model in models)

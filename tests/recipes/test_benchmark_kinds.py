@@ -36,6 +36,7 @@ def test_every_kind_of_model_is_held_to_the_definition(name):
         pytest.importorskip("transformers")
     workload = build(Spec(name, **TINY))
     checker = Checker(workload)
+    assert all(any(map(workload.selects(part), workload.params)) for part in workload.parts)
     for contestant in CHECKED:
         part = CONTESTANTS[contestant].part
         if part is not None and part not in workload.parts:

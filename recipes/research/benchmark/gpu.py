@@ -109,9 +109,11 @@ def run(keys: GpuKeys) -> None:
             results.append(GpuResult(model.spec, PLAIN, title=model.title, skipped=late))
             continue
         with precision(model.tf32):
-            results += measure(model, rules)
+            results += attempt(model, rules)
         torch.compiler.reset()  # what was compiled holds the model
         gc.collect()
+        if keys.device == "cuda":
+            torch.cuda.empty_cache()
         write(keys.out, exactness, results, about, "not run yet")
     tests = gpu_tests.outcome(keys.device, TESTS_LIMIT) if keys.tests else "not run: tests=false"
     show(report(exactness, results, about, tests), write(keys.out, exactness, results, about, tests))
@@ -148,6 +150,14 @@ def check(spec: Spec, names: tuple[str, ...]) -> list[GpuResult]:
     return results
 
 
+def attempt(model: Model, rules: Rules) -> list[GpuResult]:
+    """`measure`; a model that does not fit gives one result, with the reason."""
+    absent = GpuResult(model.spec, PLAIN, title=model.title)
+    with reported(absent):
+        return measure(model, rules)
+    return [absent]
+
+
 def measure(model: Model, rules: Rules) -> list[GpuResult]:
     """Time contestants in turns on one model, then observe a step of each."""
     workload = build(model.spec)
@@ -173,7 +183,7 @@ def observe(entrant: Entrant, batch: dict[str, torch.Tensor]) -> None:
     if result.spec.device == "cuda":
         looks = {"memory": lambda: peak.of_call(step, "cuda"), "waits": lambda: synchronisation(step)}
     if result.spec.device == "cuda" or result.contestant != COMPILED:  # on a CPU, what is compiled makes no calls
-        looks["calls"] = lambda: counting.calls(step, result.spec.device)
+        looks["calls"] = lambda: counting.calls(step, result.spec.device, tries=1)
     for name, look in looks.items():
         try:
             setattr(result, name, look())

@@ -68,7 +68,8 @@ def run(keys: StepKeys) -> None:
         print(profile(base, keys.profile))
         return
     about = machine.facts(keys.device)
-    stem = f"step-{base.workload}" + ("" if base.dtype == "float32" else f"-{base.dtype}")
+    marks = [base.dtype] * (base.dtype != "float32") + [f"{base.losses}-losses"] * (base.losses != 2)
+    stem = "-".join(["step", base.workload, *marks])
     results: list[Result] = []
     with progress_bar(total=len(points) * (keys.repeats + 2), desc=base.workload, unit="round") as bar:
         for point in points:

@@ -37,22 +37,19 @@ def records(results: list[Result], about: dict[str, Any]) -> list[dict[str, Any]
     for r in results:
         base = plain.get(r.spec.point, r)
         row = asdict(r.spec) | {"contestant": r.contestant} | r.columns()
-        row |= {
-            "memory_ratio": ratio(r.memory, base.memory),
-            "calls": r.calls,
-            "calls_ratio": ratio(r.calls, base.calls),
-        }
-        rows.append(row | {"gradient_error": r.error, "gram_error": r.gram_error} | about)
+        row |= {"memory_ratio": ratio(r.memory, base.memory), "calls": r.calls}
+        row |= {"calls_ratio": ratio(r.calls, base.calls), "gradient_error": r.error, "gram_error": r.gram_error}
+        rows.append(row | about)
     return rows
 
 
 def report(results: list[Result], base: Spec, about: dict[str, Any]) -> str:
     """Markdown: the base point in full, then each sweep, then ratios of contestants."""
-    size = f"{base.layers} layers, width {base.width}, {base.tokens} tokens, B={base.batch}, {base.dtype}"
+    size = f"{base.layers} layers, width {base.width}, {base.tokens} tokens, K={base.losses}, B={base.batch}"
     lines = [
         f"## A step on the {base.workload} workload",
         "",
-        f"{size}; {machine.described(about)}.",
+        f"{size}, {base.dtype}; {machine.described(about)}.",
         "Medians with quartiles in brackets; ratios are taken round by round to the plain step; memory is the peak of "
         "a step above model and batch; calls are ops that are no views, on CUDA kernels; growth is the exponent of the "
         "time in B.",
@@ -91,9 +88,8 @@ def _base_table(results: list[Result], base: Spec) -> list[str]:
                 "" if r.error is None else f"{max(r.error, r.gram_error or 0):.0e}",
             ]
         )
-    return markdown(
-        ["step", "seconds", "to plain", "memory to plain", "MiB", "calls to plain", "growth", "error"], rows
-    )
+    head = ["step", "seconds", "to plain", "memory to plain", "MiB", "calls to plain", "growth", "error"]
+    return markdown(head, rows)
 
 
 def ratio(number: int | None, base: int | None) -> float | None:

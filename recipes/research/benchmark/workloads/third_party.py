@@ -64,7 +64,9 @@ def vit(spec: Spec) -> Workload:
         return {"pixel_values": torch.randn(size, 3, side, side), "label": labels(size)}
 
     model = transformers.ViTModel(config, add_pooling_layer=False)
-    return Workload(spec, Tokens(model), ClassAndContrast(spec.width), draw)
+    last = f"model.layers.{spec.layers - 1}."
+    parts = {"last block": last, "last projection": f"{last}mlp.fc2."}
+    return Workload(spec, Tokens(model), ClassAndContrast(spec.width), draw, parts=parts)
 
 
 def whisper(spec: Spec) -> Workload:

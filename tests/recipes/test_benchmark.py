@@ -233,7 +233,7 @@ def test_a_profile_is_of_one_contestant(capsys):
     assert "aten::" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("suite", ["step", "realign"])
+@pytest.mark.parametrize("suite", ["step", "kinds", "gpu", "realign"])
 def test_racing_needs_no_package_of_the_recipes_data(suite):
     seen = "print([name for name in ('av', 'datasets', 'tokenizers') if name in sys.modules])"
     code = f"import sys; import recipes.research.benchmark.{suite}; {seen}"

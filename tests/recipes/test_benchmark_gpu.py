@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from recipes.research.benchmark import gpu, gpu_tests
 from recipes.research.benchmark.__main__ import main
-from recipes.research.benchmark.contestants import PLAIN, Contestant
+from recipes.research.benchmark.contestants import PLAIN, TORCHJD, Contestant
 from recipes.research.benchmark.gpu import BACKBONE, COMPILED, CONTESTANTS, HARMONIZED, PEERS, GpuKeys
 from recipes.research.benchmark.workloads.trimodal import VATT_MEDIUM, VATT_SMALL
 
@@ -103,12 +103,14 @@ def test_a_model_that_cannot_be_built_is_a_row(tmp_path, monkeypatch, capsys):
 
 
 def test_on_a_gpu_the_models_are_vatts_and_peers_come_last():
-    *models, last = gpu.models("cuda", tuple(CONTESTANTS))
+    *models, peers, last = gpu.models("cuda", tuple(CONTESTANTS))
     assert all(model.names == (PLAIN, *HARMONIZED) for model in models)
-    assert last.names == (PLAIN, *PEERS) and last.spec == models[0].spec
+    assert {*peers.names, *last.names} == {PLAIN, *PEERS} and peers.spec == models[0].spec
+    assert last.names == (PLAIN, TORCHJD) and last.spec.dtype == "float32" and last.tf32
     sizes = {(m.spec.width, m.spec.layers, m.spec.heads, m.spec.tokens) for m in models}
     assert sizes == {tuple(s[k] for k in ("width", "layers", "heads", "tokens")) for s in (VATT_SMALL, VATT_MEDIUM)}
     assert [m.spec.dtype for m in models if m.tf32] == ["float32"]
+    assert len(gpu.models("cuda", (PLAIN, BACKBONE))) == 4 and len(gpu.models("cuda", (PLAIN,))) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

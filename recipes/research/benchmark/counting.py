@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,8 +25,10 @@ def _launches(call: Callable[[], Any]) -> int:
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:  # and no ops, which are many more
         call()
         torch.cuda.synchronize()
-    launches = (event for event in profiler.key_averages() if event.key.startswith("cu") and "Launch" in event.key)
-    return sum(event.count for event in launches)
+    events = profiler.key_averages()
+    launches = [event for event in events if event.key.startswith("cu") and "Launch" in event.key]
+    kernels = [event for event in events if event.device_type == DeviceType.CUDA and event.key[:3] != "Mem"]
+    return sum(event.count for event in launches or kernels)  # where calls of the driver are not recorded, kernels are
 
 
 def _ops(call: Callable[[], Any]) -> int:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-from omegaconf import MISSING
-
 from recipes import keys as typed_keys
 from recipes.errors import ConfigError, Failure, Interrupted
+from recipes.keys import MISSING
 
 WIDEST = 120  # columns of --help
 T = TypeVar("T")

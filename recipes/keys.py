@@ -8,20 +8,15 @@ All that is wrong is listed at once.
 import copy
 import math
 import operator
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from recipes.errors import ConfigError
+from recipes.errors import ConfigError, listing
 
 LONGEST_NAME = 100  # letters of a key called `name`, which becomes a folder's
-REFERENCE = re.compile(r"\$\{[\w.]+\}")  # names another key; whatever else begins with ${ calls a resolver
-UNFIT = (OmegaConfBaseException, ValueError, TypeError, RecursionError, OverflowError)  # what values raise
+MISSING = "???"  # a key that has no value; OmegaConf's own mark
 T = TypeVar("T")
 
 
@@ -103,26 +98,22 @@ def load(kind: type[T], path: str | Path | None = None, overrides: Sequence[str]
 
 def fill(kind: type[T], path: str | Path | None = None, overrides: Sequence[str] = (), base: T | None = None) -> T:
     """`load` without the check of bounds, for whoever has still to change a value."""
-    config = OmegaConf.structured(kind if base is None else base)
-    if path is not None:
-        config = _merge(config, _file(Path(path)), str(path))
-    config = _merge(config, _command_line(overrides), "command line")
-    try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        filled: Any = None if missing else OmegaConf.to_object(config)
-    except UNFIT as error:  # ${...} that leads nowhere
-        raise ConfigError(f"{path or 'command line'}: {_sentence(error)}") from None
+    if path is None and not overrides and base is None:
+        filled: Any = kind()
+        missing = [name for name, value in flat(as_dict(filled)).items() if value == MISSING]
+    else:
+        filled, missing = _merging().merged(kind if base is None else base, path, overrides)
     if missing:
         meanings = {name: about.meaning for name, _, _, about in walk(kind)}
         lines = [f"{name}= is missing: {meanings.get(name) or 'expected a value'}" for name in missing]
-        raise ConfigError(_listing("the configuration lacks", lines))
+        raise ConfigError(listing("the configuration lacks", lines))
     return filled
 
 
 def check(config: Any) -> None:
     """Raise a ConfigError that lists every value that cannot work."""
     if sentences := problems(config):
-        raise ConfigError(_listing("the configuration cannot be run:", sentences))
+        raise ConfigError(listing("the configuration cannot be run:", sentences))
 
 
 def problems(config: Any, prefix: str = "") -> list[str]:
@@ -177,7 +168,7 @@ def save(config: Any, path: Path) -> None:
 
 def as_yaml(config: Any) -> str:
     """A whole configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))
+    return str(_merging().as_yaml(as_dict(config)))
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -204,83 +195,6 @@ def differences(old: Any, new: Any) -> list[str]:
     return [f"{name}: {a.get(name)} -> {b.get(name)}" for name in a | b if a.get(name) != b.get(name)]
 
 
-def _file(path: Path) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file")
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # a YAML syntax error comes with its line
-        raise ConfigError(f"{path}: not a YAML file of keys and values: {error}") from None
-
-
-def _command_line(overrides: Sequence[str]) -> Any:
-    values = OmegaConf.create()
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"override {override!r}: expected key=value, for example train.steps=100")
-        if not override.partition("=")[2].strip():
-            raise ConfigError(f"override {override!r}: it has no value; null stands for none")
-        try:
-            values.merge_with_dotlist([override])
-        except Exception as error:  # YAML's, of a value
-            raise ConfigError(f"command line: {override!r:.200}: {_sentence(error)}") from None
-    return OmegaConf.to_container(values, resolve=False)
-
-
-def _merge(config: Any, values: Any, source: str) -> Any:
-    """Merge nested values into a configuration; where they do not fit, one by one, to list all that is wrong."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected keys and values; it holds {type(values).__name__}")
-    if sentences := list(_resolver_calls(values)):
-        raise ConfigError(_listing(f"{source}:", sentences))
-    try:
-        return OmegaConf.merge(config, values)
-    except UNFIT as error:
-        sentences = [_sentence(error)]
-    sentences_of_leaves = []
-    for name, value in _leaves(values):
-        nested: Any = value
-        for part in reversed(name):
-            nested = {part: nested}
-        try:
-            config = OmegaConf.merge(config, nested)
-        except UNFIT as error:
-            sentences_of_leaves.append(_sentence(error, ".".join(map(str, name))))
-    sentences = list(dict.fromkeys(sentences_of_leaves)) or sentences  # an unknown section has many leaves
-    raise ConfigError(f"{source}: {sentences[0]}" if len(sentences) == 1 else _listing(f"{source}:", sentences))
-
-
-def _leaves(tree: Any, name: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    if isinstance(tree, dict) and tree:
-        for part, value in tree.items():
-            yield from _leaves(value, (*name, part))
-    else:
-        yield name, tree
-
-
-def _resolver_calls(tree: Any) -> Iterator[str]:
-    if isinstance(tree, dict):
-        tree = [*tree.keys(), *tree.values()]
-    if isinstance(tree, list):
-        for value in tree:
-            yield from _resolver_calls(value)
-    elif isinstance(tree, str) and "${" in REFERENCE.sub("", tree):
-        yield f"{tree!r} calls a resolver: write the value itself; only other keys may be named"
-
-
-def _sentence(error: Exception, key: str = "") -> str:
-    """One line for people: the key, and what is wrong with it; ``key`` is its name where the error does not know it."""
-    name = getattr(error, "full_key", None) or key
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    if section := re.search(r"is not a subclass of (\w+)", first):
-        first = f"expected keys of its own ({section[1]}), as in {name}.KEY=value"
-    elif "is not a ListConfig" in first:
-        first = f"expected a list, as in {name}=[A,B]"
-    elif first.startswith("Incompatible value 'None'"):
-        first = "expected a value, not null"
-    return f"key {str(name)!r}: {first}" if name else first
-
-
 def _value_problems(name: str, value: Any, bounds: Bounds) -> list[str]:
     if isinstance(value, str):
         if not value:
@@ -296,5 +210,10 @@ def _value_problems(name: str, value: Any, bounds: Bounds) -> list[str]:
     return []
 
 
-def _listing(head: str, sentences: Sequence[str]) -> str:
-    return "\n".join([head, *(f"  - {sentence}" for sentence in sentences)])
+def _merging() -> Any:
+    """What needs OmegaConf; a command that is called without keys does not."""
+    try:
+        from recipes import merging
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"files, key=value and --dry-run need {error.name}: pip install omegaconf") from None
+    return merging

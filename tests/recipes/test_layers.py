@@ -8,7 +8,7 @@ import pytest
 import recipes
 
 ROOT = Path(recipes.__file__).parent
-FOUNDATION = [("errors",), ("files",), ("keys",), ("config",), ("progress",)]
+FOUNDATION = [("errors",), ("files",), ("merging",), ("keys",), ("config",), ("progress",)]
 FOLDERS = [("data",), ("model",), ("training",), ("splits",), ("restore",), ("evaluation",), ("scoring",), ("figures",)]
 COMMANDS = ("pretrain", "evaluate", "embed", "score", "import_vatt")
 LAYERS = [*FOUNDATION, ("cli",), *FOLDERS, COMMANDS, ("research",)]

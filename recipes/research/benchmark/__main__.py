@@ -1,7 +1,8 @@
 """Measure what a harmonized step costs, what its cheap variants are worth, and what realigning and loading take.
 
 Every suite is one module of this folder, named as here: its keys, and a function that runs it. It writes its tables,
-CSV files and plots to runs/benchmark. The suites `step` and `realign` need no package of the recipe's data.
+CSV files and plots to runs/benchmark. The suites `step`, `kinds` and `realign` need no package of the recipe's data,
+`gpu` none but torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from recipes import cli
 from recipes.cli import Command, Commands
 
 NAME = "recipes.research.benchmark"
-SUITES = ("step", "realign", "variants", "loader", "web_video", "options", "scaling", "startup")
+SUITES = ("step", "kinds", "gpu", "realign", "variants", "loader", "web_video", "options", "scaling", "startup")
 
 
 class Suites(Mapping[str, Command[Any]]):

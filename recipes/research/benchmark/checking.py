@@ -21,12 +21,12 @@ REFERENCE = harmony.Engine("vmap", chunk_size=CHECKED_ON // 3)
 
 
 class Checker:
-    """Compares contestants with the plain gradient and the reference engine's Gram blocks on one small batch."""
+    """Compares contestants with the plain gradient and a reference engine's Gram blocks on one small batch."""
 
-    def __init__(self, workload: Workload) -> None:
-        self.workload = workload
+    def __init__(self, workload: Workload, reference: harmony.Engine = REFERENCE) -> None:
+        self.workload, self.reference = workload, reference
         self.batch = workload.draw(CHECKED_ON)
-        self.grams: dict[str, Tensor | None] = {}
+        self.grams: dict[tuple[str, str | None], Tensor | None] = {}
         self.expected = self._take(CONTESTANTS[PLAIN], workload)
         self.tolerance = TOLERANCE
         if workload.spec.dtype != "float32":
@@ -39,7 +39,7 @@ class Checker:
         gradient = self._gradient_error(outcome)
         if not gradient <= self.tolerance:
             raise WrongAnswer(f"wrong: with weights 1 its gradient is off by {gradient:.1e} from the plain one")
-        reference = None if contestant.attribution is None else self._reference(contestant.attribution)
+        reference = self._reference(contestant)
         if outcome.gram is None or reference is None:
             return gradient, None
         gram = relative_error([outcome.gram], [reference])
@@ -57,19 +57,21 @@ class Checker:
         pairs = zip(outcome[:2], self.expected[:2], strict=True)
         return max(relative_error(list(a.values()), list(b.values())) for a, b in pairs)
 
-    def _reference(self, attribution: str) -> Tensor | None:
-        """Gram blocks by the reference engine; None if it cannot do this model."""
-        own = self.workload
-        if attribution not in self.grams:
-            keywords = {"loss_params": own.loss_params, "wrt": own.wrt, "attribution": attribution, "engine": REFERENCE}
+    def _reference(self, contestant: Contestant) -> Tensor | None:
+        """Gram blocks by the reference engine; None if the contestant has none, or the engine cannot do this model."""
+        own, attribution, part = self.workload, contestant.attribution, contestant.part
+        if attribution is not None and (attribution, part) not in self.grams:
+            keywords = {"loss_params": own.loss_params, "wrt": own.selects(part), "attribution": attribution}
             try:
                 with _deterministic(own.model):
-                    result = harmony.gram_vjp(own.encode, own.losses, own.params, self.batch, **keywords)
-                self.grams[attribution] = result.gram
+                    result = harmony.gram_vjp(
+                        own.encode, own.losses, own.params, self.batch, engine=self.reference, **keywords
+                    )
+                self.grams[attribution, part] = result.gram
             except Exception as error:  # whatever a model makes of vmap
                 log.warning("the Gram blocks (%s) are not checked: %s", attribution, reason(error))
-                self.grams[attribution] = None
-        return self.grams[attribution]
+                self.grams[attribution, part] = None
+        return None if attribution is None else self.grams[attribution, part]
 
 
 @contextmanager

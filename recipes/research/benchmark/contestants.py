@@ -35,6 +35,7 @@ class Contestant:
 
     make: Make  # (workload, weigh) -> step; raises the reason why it is not available
     attribution: str | None = None  # the reading of its Gram over parameters, which is checked; None if it has none
+    part: str | None = None  # of the workload, that its Gram is over; None: what the workload says
 
 
 @harmony.samplewise
@@ -53,9 +54,18 @@ def ones(gram: Tensor) -> Tensor:
 def plain(workload: Workload, weigh: Weigh) -> Step:
     """Forward, sum of the losses, backward."""
 
+    return _plain(workload, workload.forward)
+
+
+def compiled(workload: Workload, weigh: Weigh) -> Step:
+    """The plain step, its encoder through `torch.compile`."""
+    return _plain(workload, torch.compile(workload.forward, dynamic=False))
+
+
+def _plain(workload: Workload, forward: Callable[[Batch], dict[str, Tensor]]) -> Step:
     def step(batch: Batch) -> Outcome:
         _clear(workload.model, workload.objective)
-        workload.total(workload.forward(batch)).backward()
+        workload.total(forward(batch)).backward()
         return _collect(workload.model, workload.objective)
 
     return step
@@ -117,12 +127,19 @@ def _collect(model: nn.Module, objective: nn.Module) -> Outcome:
 
 
 # ------------------------------------------------------------------------------------------------------------ Harmony
-def harmonized(engine: Engine = ENGINE, chunked: bool = False, **keywords: Any) -> Make:
-    """`harmony.harmonized_grad` with this engine and these keywords; ``chunked``: in the workload's chunks."""
+def harmonized(engine: Engine = ENGINE, chunked: bool = False, part: str | None = None, **keywords: Any) -> Make:
+    """`harmony.harmonized_grad` with this engine and these keywords.
+
+    Args:
+        engine: The engine.
+        chunked: Whether to work in the workload's chunks.
+        part: Of the workload, to take the Gram over; None: what the workload says.
+        **keywords: More of `harmony.harmonized_grad`.
+    """
 
     def make(workload: Workload, weigh: Weigh) -> Step:
         harmonizer = harmony.chain(weigh)
-        options = _options(workload, engine, chunked, keywords)
+        options = _options(workload, engine, chunked, {"wrt": workload.selects(part)} | keywords)
         grad = harmony.harmonized_grad(workload.encode, workload.losses, harmonizer, **options)
 
         def step(batch: Batch) -> Outcome:
@@ -156,8 +173,8 @@ def pulled_back(engine: Engine) -> Make:
 def _options(workload: Workload, engine: Engine, chunked: bool, keywords: dict[str, Any]) -> dict[str, Any]:
     if chunked or engine.chunk_size is not None:
         engine = replace(engine, chunk_size=_chunk(workload, engine.chunk_size))
-    wrt = None if keywords.get("space") == "features" else workload.wrt
-    return {"wrt": wrt, "engine": engine, **keywords}
+    options = {"wrt": workload.wrt, "engine": engine, **keywords}
+    return options | {"wrt": None} if options.get("space") == "features" else options
 
 
 # -------------------------------------------------------------------------------------------------------------- peers
@@ -192,6 +209,7 @@ def torchjd(workload: Workload, weigh: Weigh) -> Step:
 PLAIN, CACHED, FUSED, CHUNKED, TORCHJD = "plain", "gradient caching", "tape", "tape, chunked", "TorchJD autogram"
 FEATURES = {how: harmonized(space="features", attribution=how) for how in ("activation", "anchor", "loss")}
 UPDATES = {way: pulled_back(Engine("tape", update=way)) for way in ("tape", "kept", "backward")}
+PARTS = ("last block", "last projection")
 CHUNKS = {size: harmonized(Engine("vmap", chunk_size=size)) for size in (4, 8, 16)}
 CONTESTANTS = {
     PLAIN: Contestant(plain),
@@ -201,6 +219,7 @@ CONTESTANTS = {
     "tape, verify=always": Contestant(harmonized(Engine("tape", verify="always")), "activation"),
     CHUNKED: Contestant(harmonized(TAPE, chunked=True), "activation"),
     "tape, anchor": Contestant(harmonized(TAPE, attribution="anchor"), "anchor"),
+    **{f"tape, {part}": Contestant(harmonized(TAPE, part=part), "activation", part) for part in PARTS},
     **{f"features, {attribution}": Contestant(make) for attribution, make in FEATURES.items()},
     "vmap": Contestant(harmonized(Engine("vmap")), "activation"),
     **{f"vmap, chunks of {size}": Contestant(make, "activation") for size, make in CHUNKS.items()},

@@ -20,7 +20,7 @@ from recipes.progress import progress_bar
 from recipes.research.benchmark import machine, tables
 from recipes.research.benchmark.racing import Entrant, Rules, Timing, quartiles, race, reported
 from recipes.research.benchmark.realign_peers import OWN, PEERS, Case, check, compiled
-from recipes.research.benchmark.suite import DeviceKeys, unknown
+from recipes.research.benchmark.suite import CompileKeys, unknown
 from recipes.research.benchmark.tables import markdown
 
 AT_LEAST = 0.02  # seconds that a reading takes
@@ -28,7 +28,7 @@ OURS, COMPILED, PEER, ALL_PAIRS = "harmony", "harmony, compiled", "TorchJD", "To
 
 
 @dataclass
-class RealignKeys(DeviceKeys):
+class RealignKeys(CompileKeys):
     """What to time, and at which sizes."""
 
     batch: list[int] = key([2048], "samples", least=1)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -19,33 +19,33 @@ from recipes.cli import Command
 from recipes.keys import key
 from recipes.progress import progress_bar
 from recipes.research.benchmark import machine, peak, step_plot, step_tables, tables
-from recipes.research.benchmark.checking import Checker
-from recipes.research.benchmark.contestants import CONTESTANTS, PLAIN, pcgrad
-from recipes.research.benchmark.racing import Entrant, Rules, race, reason, reported
+from recipes.research.benchmark.contestants import CONTESTANTS, pcgrad
+from recipes.research.benchmark.measuring import measure
+from recipes.research.benchmark.racing import reason
 from recipes.research.benchmark.step_tables import SWEPT, Result
-from recipes.research.benchmark.suite import DeviceKeys, unknown
-from recipes.research.benchmark.workloads import Spec, WorkloadError, build, default
+from recipes.research.benchmark.suite import CompileKeys, unknown
+from recipes.research.benchmark.workloads import ANY_LOSSES, Name, Spec, WorkloadError, build, default
 
 log = logging.getLogger(__name__)
 
-SWEEPS = {
-    "reference": {"batch": [8, 16, 32, 64, 128], "tokens": [64, 128, 256], "width": [128, 256, 512]},
-    "demo": {"batch": [8, 16, 32, 64, 128]},
-    "bert": {"batch": [8, 16, 32, 64, 128], "tokens": [64, 128, 256], "width": [128, 256, 512]},
-    "vit": {"batch": [8, 16, 32, 64, 128], "tokens": [64, 144, 256], "width": [128, 256, 512]},
-}
+SWEEP = {"batch": [8, 16, 32, 64, 128], "tokens": [64, 128, 256], "width": [128, 256, 512]}
+PICTURES = SWEEP | {"tokens": [64, 144, 256]}
+VATT = {"batch": [8, 16, 32], "tokens": [784], "width": [512, 1024]}
+SWEEPS = dict.fromkeys(get_args(Name), SWEEP) | {"vit": PICTURES, "cnn": PICTURES, "vatt": VATT}
+SWEEPS["demo"] = {"batch": SWEEP["batch"]}
 
 
 @dataclass
-class StepKeys(DeviceKeys):
+class StepKeys(CompileKeys):
     """What to measure, and at which sizes."""
 
-    workload: Literal["reference", "demo", "bert", "vit"] = key("reference", "model, losses and data")
+    workload: Name = key("reference", "model, losses and data")
     batch: list[int] = key([], "samples; [] is the workload's sweep, and 32 or the first value its base", least=1)
     tokens: list[int] = key([], "tokens of video (audio has half, text an eighth); [] as for batch", least=1)
     width: list[int] = key([], "of the encoder: VATT-small 512, VATT-medium 1024; [] as for batch", least=1)
     layers: int | None = key(None, "of the encoder: VATT-small 6, VATT-medium 12; null: 4", least=1)
     heads: int | None = key(None, "of the encoder: VATT-small 8, VATT-medium 16; null: 4", least=1)
+    losses: int | None = key(None, f"of {', '.join(ANY_LOSSES)}; null: 2", least=2)
     symmetric: bool = key(False, "contrast both ways (reference workload)")
     chunk: int = key(8, "samples per chunk, for contestants that work in chunks", least=1)
     dtype: Literal["float32", "bfloat16"] = key("float32", "bfloat16 is by autocast")
@@ -56,6 +56,8 @@ class StepKeys(DeviceKeys):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         yield from unknown("contestants", self.contestants, list(CONTESTANTS))
+        if self.losses not in (None, 2) and self.workload not in ANY_LOSSES:
+            yield f"losses: the {self.workload} workload has two; {', '.join(ANY_LOSSES)} take any number"
         yield from unknown("profile", [self.profile] if self.profile else [], list(CONTESTANTS))
 
 
@@ -66,7 +68,8 @@ def run(keys: StepKeys) -> None:
         print(profile(base, keys.profile))
         return
     about = machine.facts(keys.device)
-    stem = f"step-{base.workload}" + ("" if base.dtype == "float32" else f"-{base.dtype}")
+    marks = [base.dtype] * (base.dtype != "float32") + [f"{base.losses}-losses"] * (base.losses != 2)
+    stem = "-".join(["step", base.workload, *marks])
     results: list[Result] = []
     with progress_bar(total=len(points) * (keys.repeats + 2), desc=base.workload, unit="round") as bar:
         for point in points:
@@ -87,7 +90,7 @@ def sweep(keys: StepKeys) -> tuple[Spec, list[Spec]]:
     """The base point, and all points in the order of their cost: each axis is swept with the others at the base."""
     start = default(keys.workload)
     axes = dict(SWEEPS[keys.workload])
-    asked = {name: value for name in (*SWEPT, "layers", "heads") if (value := getattr(keys, name))}
+    asked = {name: value for name in (*SWEPT, "layers", "heads", "losses") if (value := getattr(keys, name))}
     for name in asked:
         if name not in axes and (name in SWEPT or keys.workload == "demo"):
             raise WorkloadError(f"{name}: the {keys.workload} workload has its own size")
@@ -98,33 +101,6 @@ def sweep(keys: StepKeys) -> tuple[Spec, list[Spec]]:
     base = replace(start, **fixed)
     points = {replace(base, **{axis: value}) for axis, values in axes.items() for value in values}
     return base, sorted(points, key=lambda p: (p != base, p.batch * p.tokens * p.width**2))
-
-
-def measure(
-    specs: list[Spec], names: list[str], rules: Rules, advance: Callable[[], Any] = lambda: None
-) -> list[Result]:
-    """Check and time contestants, and the plain step, at one point; one result per contestant and spec.
-
-    A compiled spec runs beside the first in the same rounds, on the same batches. ``advance`` is called after the
-    check, the warm-up and each round, ``repeats + 2`` times.
-    """
-    workloads = [build(spec) for spec in specs]
-    checker = Checker(workloads[0])
-    results, entrants = [], []
-    for workload in workloads:
-        for name in dict.fromkeys([PLAIN, *names]):
-            result, contestant = Result(workload.spec, name), CONTESTANTS[name]
-            results.append(result)
-            with reported(result):
-                result.error, result.gram_error = checker.check(contestant, workload)
-                warm_up = 3 if workload.spec.compiled or rules.device == "cuda" else 1
-                entrants.append(Entrant(result, contestant.make(workload, pcgrad), warm_up))
-    del checker
-    advance()
-    race(entrants, rules, lambda: workloads[0].draw(specs[0].batch), advance)
-    for result in results:
-        result.relate(results[0].seconds)  # of the plain step
-    return results
 
 
 def measure_memory(results: list[Result], limit: float) -> None:

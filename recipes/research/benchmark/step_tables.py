@@ -23,6 +23,7 @@ class Result(Timing):
     contestant: str
     error: float | None = None  # relative, of its gradient with weights 1 against the plain one
     gram_error: float | None = None  # relative, of its Gram blocks against the reference engine's
+    calls: int | None = None  # of a step, see `counting`
 
     @property
     def label(self) -> str:
@@ -31,25 +32,27 @@ class Result(Timing):
 
 def records(results: list[Result], about: dict[str, Any]) -> list[dict[str, Any]]:
     """One flat record per contestant and point."""
-    plain_memory = {r.spec.point: r.memory for r in results if r.label == PLAIN}
+    plain = {r.spec.point: r for r in results if r.label == PLAIN}
     rows = []
     for r in results:
-        base = plain_memory.get(r.spec.point)
+        base = plain.get(r.spec.point, r)
         row = asdict(r.spec) | {"contestant": r.contestant} | r.columns()
-        row["memory_ratio"] = r.memory / base if r.memory is not None and base else None
-        rows.append(row | {"gradient_error": r.error, "gram_error": r.gram_error} | about)
+        row |= {"memory_ratio": ratio(r.memory, base.memory), "calls": r.calls}
+        row |= {"calls_ratio": ratio(r.calls, base.calls), "gradient_error": r.error, "gram_error": r.gram_error}
+        rows.append(row | about)
     return rows
 
 
 def report(results: list[Result], base: Spec, about: dict[str, Any]) -> str:
     """Markdown: the base point in full, then each sweep, then ratios of contestants."""
-    size = f"{base.layers} layers, width {base.width}, {base.tokens} tokens, B={base.batch}, {base.dtype}"
+    size = f"{base.layers} layers, width {base.width}, {base.tokens} tokens, K={base.losses}, B={base.batch}"
     lines = [
         f"## A step on the {base.workload} workload",
         "",
-        f"{size}; {machine.described(about)}.",
+        f"{size}, {base.dtype}; {machine.described(about)}.",
         "Medians with quartiles in brackets; ratios are taken round by round to the plain step; memory is the peak of "
-        "a step above model and batch; growth is the exponent of the time in B.",
+        "a step above model and batch; calls are ops that are no views, on CUDA kernels; growth is the exponent of the "
+        "time in B.",
         "",
         *_base_table(results, base),
     ]
@@ -65,7 +68,7 @@ def report(results: list[Result], base: Spec, about: dict[str, Any]) -> str:
 
 def _base_table(results: list[Result], base: Spec) -> list[str]:
     shown = [r for r in results if r.spec.point == base]
-    plain = next((r.memory for r in shown if r.label == PLAIN), None)
+    plain = next(r for r in shown if r.label == PLAIN)
     exponents = growth(results, base)
     rows = []
     for r in shown:
@@ -78,13 +81,26 @@ def _base_table(results: list[Result], base: Spec) -> list[str]:
                 r.label,
                 median(r.seconds, 3),
                 median(r.ratios, 2),
-                f"{r.memory / plain:.2f}" if r.memory is not None and plain else "",
+                shown_ratio(r.memory, plain.memory),
                 f"{r.memory / MIB:.0f}" if r.memory is not None else "",
+                shown_ratio(r.calls, plain.calls),
                 "" if exponent is None else f"{exponent:.2f}",
                 "" if r.error is None else f"{max(r.error, r.gram_error or 0):.0e}",
             ]
         )
-    return markdown(["step", "seconds", "to plain", "memory to plain", "MiB", "growth", "error"], rows)
+    head = ["step", "seconds", "to plain", "memory to plain", "MiB", "calls to plain", "growth", "error"]
+    return markdown(head, rows)
+
+
+def ratio(number: int | None, base: int | None) -> float | None:
+    """One count over another; None where one of them was not taken."""
+    return number / base if number is not None and base else None
+
+
+def shown_ratio(number: int | None, base: int | None) -> str:
+    """`ratio` as tables have it."""
+    quotient = ratio(number, base)
+    return "" if quotient is None else f"{quotient:.2f}"
 
 
 def _sweep_table(results: list[Result], base: Spec, axis: str, values: list[int]) -> list[str]:

@@ -35,7 +35,6 @@ class DeviceKeys(RaceKeys):
     """Keys of a race on a device."""
 
     device: Literal["cpu", "cuda"] = key("cpu", "to compute on")
-    compile: bool = key(False, "run everything once more through torch.compile")
 
     def problems(self) -> Iterator[str]:
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -43,6 +42,13 @@ class DeviceKeys(RaceKeys):
 
     def rules(self, at_least: float = 0.0) -> Rules:
         return Rules(self.repeats, self.limit, self.device, at_least)
+
+
+@dataclass
+class CompileKeys(DeviceKeys):
+    """Keys of a race that `torch.compile` may take part in."""
+
+    compile: bool = key(False, "run everything once more through torch.compile")
 
 
 def demo() -> Config:

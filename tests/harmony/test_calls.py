@@ -93,7 +93,7 @@ OF_A_LAYER = 3 * LARGEST
     [
         (2**30, 1.5),  # all at once
         (8 * LARGEST, 3.0),  # a part of the batch at a time, parameter by parameter
-        (4 * LARGEST, 3.0),
+        (4 * LARGEST, 4.0),
     ],
 )
 def test_calls_for_each_layer_that_is_added(memory, at_most):

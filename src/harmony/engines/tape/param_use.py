@@ -136,7 +136,8 @@ class BroadcastUse:
                 rows = accumulating(rows) * accumulating(factor(saved, block))
             return rows.flatten(1, -2)
 
-        copied = 0 if factor is None else self.copied
+        is_view = factor is None and site.place.axis == 0 and site.place.contiguous
+        copied = 0 if is_view else self.copied
         return MatmulUse(site, left, right, self.reads, (1, t, 1, shape[0]), out_first=False, copied=copied)
 
 

@@ -15,7 +15,7 @@ from harmony.engines.tape.ghost import add_ghost
 from harmony.engines.tape.graph import Graph, Output
 from harmony.engines.tape.layout import Place
 from harmony.engines.tape.materialize import materialize
-from harmony.engines.tape.param_use import Grads
+from harmony.engines.tape.param_use import Grads, OpaqueUse
 from harmony.engines.tape.plan import ParamBlock, Update
 from harmony.engines.tape.sample_block import SampleBlock, equal_groups, spread
 
@@ -59,7 +59,7 @@ class PerSampleGradients:
     def gram(self, group_size: int) -> Tensor:
         """Gram blocks (groups, L, K, K); per-sample gradients are kept for ``combine`` where the update wants them."""
         self.kept = []
-        with contextlib.nullcontext(Scratch(0)) if self.update == "kept" else borrowed(self.memory) as memory:
+        with contextlib.nullcontext(Scratch(0)) if self.update == "kept" else self._scratch() as memory:
             parts = equal_groups(self.size, group_size)
             return torch.cat([self._gram(samples, self.counted, memory) for samples in parts])
 
@@ -73,7 +73,7 @@ class PerSampleGradients:
         totals: dict[int, Tensor] = {}
         grams: list[Tensor] = []
         rows: list[Tensor] = []
-        with borrowed(self.memory) as memory:
+        with self._scratch() as memory:
             for samples in equal_groups(self.size, group_size):
                 memory.reset()
                 for gram, weights in self._fused(samples, group_size, weigh, totals, memory):
@@ -115,7 +115,7 @@ class PerSampleGradients:
         totals = []
         for samples in equal_groups(self.size, group_size):
             total = torch.zeros(samples.groups, self.labels, self.losses, dtype=self.dtype, device=self.device)
-            with full_precision(self.device.type), borrowed(self.memory) as memory:
+            with full_precision(self.device.type), self._scratch() as memory:
                 for params in self.counted.values():
                     along = torch.cat([direction[p].flatten() for p in params.params]).to(self.dtype)
                     for block in samples.cut(self._at_once([params], self.memory)):
@@ -124,6 +124,10 @@ class PerSampleGradients:
                         total[block.within(samples), params.label] += (grads @ along).mT
             totals.append(total)
         return torch.cat(totals)
+
+    def _scratch(self) -> contextlib.AbstractContextManager[Scratch]:
+        """Memory for gradients that are used and forgotten; a GPU's allocator has its own."""
+        return borrowed(self.memory if self.device.type == "cpu" else 0)
 
     def _parted(self, groups: int) -> tuple[Blocks, Blocks]:
         """Blocks that are computed for all groups at once, the smallest, and those that are computed part by part."""
@@ -183,23 +187,33 @@ class PerSampleGradients:
         """The update by weights (B, L, K), given the totals (width,) of the blocks whose gradients were kept."""
         if self.update == "backward":
             return self.backward(weights)
-        whole = SampleBlock(0, 1, self.size)
         missing = {n: block for n, block in enumerate(self.blocks) if n not in totals}
         for label in sorted({block.label for block in missing.values()}):
             blocks = {n: block for n, block in missing.items() if block.label == label}
             # Parameters without a Gram get the mean of the weights.
             mixed = self._mixed(blocks.values(), weights[:, label] if label >= 0 else weights.mean(1))
             with full_precision(self.device.type):
-                for n, block in blocks.items():
-                    out = torch.empty(1, 1, block.width, dtype=self.dtype, device=self.device)
-                    materialize(block, self.graph, [mixed], self.leaves, whole, out)
-                    totals[n] = out[0, 0]
+                totals |= {n: self._summed(block, mixed) for n, block in blocks.items()}
         grads = {
             p: totals[n][columns].view(self.leaves[p].shape).to(self.leaves[p].dtype)
             for n, block in enumerate(self.blocks)
             for p, columns in block.columns.items()
         }
         return [grads[p] if p in grads else torch.zeros_like(leaf) for p, leaf in enumerate(self.leaves)]
+
+    def _summed(self, params: ParamBlock, mixed: dict[Output, Tensor]) -> Tensor:
+        """Gradients (width,) of parameters by mixed output gradients, of as many samples at a time as memory allows."""
+        at_once = self.size  # an op without a closed form runs but once for all of them
+        if not any(isinstance(use, OpaqueUse) for tensor in params.tensors for use, _ in tensor.uses):
+            at_once = max(1, self.memory // max(1, params.passing * self.dtype.itemsize))
+        total: Tensor | None = None
+        for start in range(0, self.size, at_once):
+            block = SampleBlock(start, 1, min(at_once, self.size - start))
+            part = torch.empty(1, 1, params.width, dtype=self.dtype, device=self.device)
+            materialize(params, self.graph, [mixed], self.leaves, block, part)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total[0, 0]
 
     def _mixed(self, blocks: Iterable[ParamBlock], weights: Tensor) -> dict[Output, Tensor]:
         """``sum_k W_bk dL_k/d(output)`` of every output that some blocks need, for weights (B, K)."""

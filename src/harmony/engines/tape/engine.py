@@ -100,7 +100,8 @@ class Recorded(NamedTuple):
             return "backward", blocks("backward")
         kept = blocks("kept")
         at_least = -(-groups // SAMPLE_BLOCKS) if fused else groups
-        if at_least * sum(block.kept for block in kept if block.counted) * 4 <= memory:
+        entries = sum(block.kept for block in kept if block.counted)
+        if 0 < at_least * entries * 4 <= memory:
             return "kept", kept
         # The tape mixes output gradients in float32, which no tensor core multiplies.
         on_tensor_cores = call.params[0].is_cuda and not self.dtypes.isdisjoint(HALF) and max(call.label) == 0

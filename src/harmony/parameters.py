@@ -11,6 +11,7 @@ from harmony.distributed.batch_split import BatchSplit
 from harmony.distributed.sharded import is_sharded, whole
 from harmony.engines.call import EncoderCall, leaf_names
 from harmony.engines.chunked import EncodedBatch
+from harmony.engines.forward import ForwardPass
 from harmony.engines.run import Cotangent, Run
 from harmony.modules import ModuleFunction
 from harmony.warn import call_site, warn
@@ -129,7 +130,7 @@ def resolve_shared(
         ValueError: No parameter is reached by every loss that reaches any.
     """
     if call.shared_only:
-        reached = _reached(run, per_loss, [True] * len(call.names))  # whatever has a label
+        reached = reached_by(run, per_loss, [True] * len(call.names))  # whatever has a label
         flags = iter(split.any([flag for loss in reached for flag in loss]))
         reached = [[next(flags) for _ in loss] for loss in reached]
         counted = [loss for loss in reached if any(loss)]  # a loss without a gradient takes no part
@@ -147,7 +148,7 @@ def resolve_shared(
     if len(losses) < 2 or key in _COMPARED:
         return
     _COMPARED.add(key)
-    reached = _reached(run, per_loss, call.selected)
+    reached = reached_by(run, per_loss, call.selected)
     apart = [
         f"{losses[k]!r} and {losses[l]!r}"
         for k in range(len(losses))
@@ -174,7 +175,9 @@ def _keep_labels(call: EncoderCall, selected: Sequence[bool]) -> None:
     call.labels[:] = [call.labels[number] for number in kept] if call.labels else []
 
 
-def _reached(run: EncodedBatch | Run, per_loss: Sequence[Cotangent], selected: Sequence[bool]) -> list[list[bool]]:
+def reached_by(
+    run: EncodedBatch | Run | ForwardPass, per_loss: Sequence[Cotangent], selected: Sequence[bool]
+) -> list[list[bool]]:
     """For each loss, which of the selected parameters it reaches."""
     by_leaf = run.reaches()
     result = []

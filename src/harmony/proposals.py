@@ -67,7 +67,7 @@ def proposals(
         own_flops, own_ops = _cost(recorded, part, engine, per_loss)
         if own_flops < HALF * flops:
             name = names[0] if len(names) == 1 else last_block(call.names).rstrip(".")
-            result.append(Proposal(wrt, name, own_flops / flops, own_ops / ops))
+            result.append(Proposal(wrt, name, own_flops / flops, own_ops / max(ops, 1)))
     return result
 
 

@@ -77,3 +77,15 @@ def test_a_block_that_not_every_loss_reaches_is_not_proposed():
         return {"middle": out["middle"].sum(1), "end": out["end"].sum(1)}
 
     assert not harmony.plan(early, apart, PARAMS, BATCH).cheaper
+
+
+def test_layers_side_by_side_have_no_ops_for_passes_to_go_through():
+    params = {f"blocks.{n}.w": zoo.randn(WIDTH, WIDTH) for n in range(6)}
+
+    def beside(params, x):
+        return [x @ w for w in params.values()]
+
+    def of_all(out):
+        return losses(sum(out))
+
+    assert [proposal.passes for proposal in harmony.plan(beside, of_all, params, BATCH).cheaper] == [0, 0]

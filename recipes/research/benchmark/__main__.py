@@ -12,7 +12,7 @@ from recipes import cli
 from recipes.cli import Command, Commands
 
 NAME = "recipes.research.benchmark"
-SUITES = ("step", "realign", "variants", "loader", "web_video", "options", "scaling", "startup")
+SUITES = ("step", "realign", "variants", "cheap", "loader", "web_video", "options", "scaling", "startup")
 
 
 class Suites(Mapping[str, Command[Any]]):

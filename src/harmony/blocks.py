@@ -17,7 +17,7 @@ def last_part(part: LastPart, params: Mapping[str, Tensor]) -> list[str]:
     """Names of the parameters that a part of the encoder has.
 
     Args:
-        part: ``"last_block"``, see [last_block][harmony.blocks.last_block]; ``"last_projection"``, its last parameter
+        part: ``"last_block"``, see ``last_block``; ``"last_projection"``, its last parameter
             of two axes or more.
         params: The parameters by name, in the order of the layers.
 
@@ -25,7 +25,7 @@ def last_part(part: LastPart, params: Mapping[str, Tensor]) -> list[str]:
         Names, at least one, in the order of ``params``.
 
     Raises:
-        ValueError: The names have no numbered blocks, or several lists of them; or the block has no matrix.
+        ValueError: The names have no repeated blocks, or several lists of them; or the block has no matrix.
 
     Examples:
         >>> layers = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
@@ -60,7 +60,7 @@ def last_block(names: Iterable[str]) -> str:
         A prefix of names.
 
     Raises:
-        ValueError: The names have no numbered blocks, or several lists of them.
+        ValueError: The names have no repeated blocks, or several lists of them.
 
     Examples:
         >>> last_block(f"layer{stage}.{block}.conv.weight" for stage in (1, 2, 3, 4) for block in (0, 1))
@@ -126,7 +126,7 @@ def _not_one(names: list[str], lists: dict[str, Blocks]) -> str:
     expected = "the last block is that of one list in the names, such as encoder.layer.0 to encoder.layer.11"
     if not lists:
         listed = ", ".join(names[:6]) + ", ..." * (len(names) > 6)
-        return f"{expected}; got names without numbered blocks: {listed}. Give wrt a function of names."
+        return f"{expected}; got names without repeated blocks: {listed}. Give wrt a function of names."
     blocks = [prefix + _last(blocks) for prefix, blocks in lists.items()]
     listed = ", ".join(block.rstrip(".") for block in blocks)
     choice = f"wrt=lambda name: name.startswith({blocks[-1]!r})"

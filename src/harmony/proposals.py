@@ -58,7 +58,7 @@ def proposals(
     for wrt in get_args(LastPart):
         try:
             names = last_part(wrt, dict(zip(call.names, call.params, strict=True)))
-        except ValueError:  # no numbered blocks
+        except ValueError:  # no repeated blocks, or several lists of them
             continue
         chosen = [name in names for name in call.names]
         if not all(any(map(min, chosen, loss)) for loss in losses):

@@ -97,10 +97,10 @@ def test_the_last_block_of_models(model):
     [
         (
             of("left right"),
-            r"got names without numbered blocks: left\.weight, left\.bias, right\.weight, right\.bias\. ",
+            r"got names without repeated blocks: left\.weight, left\.bias, right\.weight, right\.bias\. ",
         ),
-        (["weight_ih_l0", "weight_ih_l1"], "without numbered blocks"),
-        ([], "without numbered blocks"),
+        (["weight_ih_l0", "weight_ih_l1"], "without repeated blocks"),
+        ([], "without repeated blocks"),
         (
             listed("encoder.block.", 6, T5) + listed("decoder.block.", 6, T5),
             r"got 2 lists, with last blocks encoder\.block\.5, decoder\.block\.5\. Choose one: "
@@ -227,5 +227,5 @@ def test_a_wrong_choice_fails_before_the_encoder_runs():
         raise AssertionError("it ran")
 
     params = {"left": torch.ones(3, 2), "right": torch.ones(3, 2)}
-    with pytest.raises(ValueError, match="names without numbered blocks: left, right"):
+    with pytest.raises(ValueError, match="names without repeated blocks: left, right"):
         harmony.gram_vjp(encode, losses, params, torch.ones(4, 3), wrt="last_block")

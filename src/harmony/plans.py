@@ -36,7 +36,7 @@ class Plan(NamedTuple):
         update: Where the update comes from: ``"kept"``, ``"tape"`` or ``"backward"``.
         rows: One for each parameter; none where the engine is not the tape.
         cheaper: Choices of ``wrt`` that take less than half the work, where the Gram is over all parameters and their
-            names have [numbered blocks](concepts.md#the-last-block-in-place-of-all).
+            names have numbered blocks.
     """
 
     engine: str

@@ -57,6 +57,7 @@ PAPER = {
     "gamma.steps": None,
     "gram.attribution": "activation",
     "gram.space": "parameters",
+    "gram.wrt": r"^backbone\.",
     "gram.group_size": 1,
     "curriculum.rule": "threshold",
     "curriculum.score": "agreement",

@@ -11,7 +11,7 @@ from recipes.research.benchmark.__main__ import main
 from recipes.research.benchmark.cheap_tasks import ATTRIBUTES, SIGNALS, VALUES, WRONG, label, learnable, words
 from recipes.research.benchmark.workloads import CLASSES, build, default
 
-SIZE = ["batch=6", "tokens=16", "width=16", "layers=2", "samples=10", "repeats=2"]
+SIZE = ["batch=6", "tokens=16", "width=16", "layers=2", "samples=10", "repeats=2", "lr=0.01"]
 OF_TRANSFORMERS = ("bert", "vit")
 
 

@@ -19,6 +19,7 @@ CLIP_BYTES = 2**30  # the most that one clip may take
 DEVICES = ("cpu", "cuda", "mps", "xpu")  # that hold numbers
 BEST = r"(text|audio)->video (R@(1|5|10)|median_rank|mean_rank)"  # figures of the clips that are held out
 WITH_MEMORY = ("pcgrad_random", "gradvac", "random")  # methods that `harmony.realign` makes, and that count the steps
+LAST_PARTS = ("last_block", "last_projection")  # of the encoder: what `wrt` takes in place of a regular expression
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,10 @@ class GramConfig:
 
     attribution: Literal["activation", "loss", "anchor"] = key("activation", "what the gradient of a sample is")
     space: Literal["parameters", "features"] = key("parameters", "over which gradients are compared")
-    wrt: str | None = key(r"^backbone\.", "regular expression on parameter names; feature space ignores it")
+    wrt: str | None = key(
+        r"^backbone\.",
+        "last_block, last_projection, or a regular expression on parameter names; feature space ignores it",
+    )
     group_size: int = key(1, "clips that share a Gram block", least=1, most=2**20)
     chunk_size: int | None = key(None, "clips encoded at a time, where memory is short", least=1, most=2**20)
     every: int = key(1, "without harmonization: measure agreement at every n-th step, or 0", least=0, most=BILLION)

@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from recipes.config import Config, DataConfig, TrainConfig
+from harmony.blocks import last_part
+from recipes.config import LAST_PARTS, Config, DataConfig, TrainConfig
 from recipes.data.vocabulary import load_vectors
 from recipes.errors import ConfigError
 from recipes.model.objective import Objective
@@ -59,14 +60,35 @@ def model_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tenso
 
 
 def check_patterns(config: Config, model: nn.Module) -> None:
-    """Raise a ConfigError where a regular expression of the configuration finds no parameter of the model."""
+    """Raise a ConfigError where the configuration asks for parameters that the model does not have."""
     check_wrt(config.gram.wrt, model, "gram.wrt")
     if config.has_realignment:
-        check_wrt(config.realign.layers, model, "realign.layers")
+        _require_some(matching(config.realign.layers, model), config.realign.layers, model, "realign.layers")
 
 
-def check_wrt(pattern: str | None, model: nn.Module, key: str) -> None:
-    """Raise a ConfigError where the regular expression, given by ``key``, finds no parameter of the model."""
-    if pattern is not None and not any(re.search(pattern, name) for name, _ in model.named_parameters()):
+def check_wrt(wrt: str | None, model: nn.Module, key: str) -> None:
+    """Raise a ConfigError where ``wrt``, given by ``key``, chooses no parameter of the model."""
+    try:
+        chosen = chosen_parameters(wrt, model)
+    except ValueError as error:
+        raise ConfigError(f"{key}={wrt}: {error}") from error
+    _require_some(chosen, wrt, model, key)
+
+
+def chosen_parameters(wrt: str | None, model: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name: of the last part of the encoder, or those that match a regular expression; None: all."""
+    if wrt not in LAST_PARTS:
+        return matching(wrt, model)
+    params = dict(model.named_parameters())
+    return {name: params[name] for name in last_part(wrt, params)}
+
+
+def matching(pattern: str | None, model: nn.Module) -> dict[str, Tensor]:
+    """The parameters whose names match a regular expression; None: all."""
+    return {name: p for name, p in model.named_parameters() if re.search(pattern or "", name)}
+
+
+def _require_some(chosen: Mapping[str, Tensor], pattern: str | None, model: nn.Module, key: str) -> None:
+    if not chosen:
         parts = sorted({name.split(".")[0] for name, _ in model.named_parameters()})
         raise ConfigError(f"{key}={pattern!r} matches no parameter; their names begin with {', '.join(parts)}")

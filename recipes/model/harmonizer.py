@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import harmony
-from recipes.config import WITH_MEMORY, Config, CurriculumConfig, GammaConfig, RealignConfig
+from recipes.config import LAST_PARTS, WITH_MEMORY, Config, CurriculumConfig, GammaConfig, RealignConfig
 
 
 def harmonizer(config: Config) -> harmony.Transform:
@@ -101,7 +101,7 @@ def gram_options(config: Config) -> dict[str, Any]:
     """Keywords of `harmony.backward`: how `gram` reads gradients, and the layers of `realign.layers`."""
     gram, in_space = config.gram, {}
     if gram.space == "parameters":
-        in_space["wrt"] = lambda name: re.search(gram.wrt or "", name) is not None
+        in_space["wrt"] = gram.wrt if gram.wrt in LAST_PARTS else partial(_matches, gram.wrt or "")
         if config.realign.layers is not None and config.has_realignment:
             in_space["labels"] = partial(_layer, config.realign.layers)
     return {
@@ -112,6 +112,10 @@ def gram_options(config: Config) -> dict[str, Any]:
         "engine": harmony.Engine(chunk_size=gram.chunk_size),
         **in_space,
     }
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.search(pattern, name) is not None
 
 
 def _layer(pattern: str, name: str) -> str:

@@ -1,6 +1,5 @@
 """What is measured of a clip among its batch mates: the cosine of its two gradients, and plainer figures beside it."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +13,7 @@ from torch.func import functional_call
 import harmony
 from recipes.data.clips import Clip, collate
 from recipes.keys import key
-from recipes.model.build import model_inputs
+from recipes.model.build import chosen_parameters, model_inputs
 
 FIGURES = ("cosine", "norm_va", "norm_vt", "loss_va", "loss_vt", "similarity_va", "similarity_vt")
 
@@ -26,7 +25,9 @@ class Reading:
     attribution: Literal["activation", "loss", "anchor"] = key("activation", "what a clip's gradient under a loss is")
     space: Literal["parameters", "features"] = key("parameters", "gradients over parameters or features")
     wrt: str | None = key(
-        r"^backbone\.", "regular expression on names of parameters; null: the video representation, in feature space"
+        r"^backbone\.",
+        "last_block, last_projection, or a regular expression on parameter names; null: the video representation, in "
+        "feature space",
     )
     chunk_size: int | None = key(None, "clips encoded at a time, where memory is short", least=1)
 
@@ -43,8 +44,7 @@ def measure(modules: nn.ModuleDict, clips: Sequence[Clip], reading: Reading) -> 
     """
     model, objective = modules["model"], modules["objective"]
     inputs = model_inputs(collate(clips), next(modules.parameters()).device)
-    chosen = re.compile(reading.wrt or "")
-    params = {name: p.detach() for name, p in model.named_parameters() if chosen.search(name)}
+    params = {name: p.detach() for name, p in chosen_parameters(reading.wrt, model).items()}
     result = harmony.gram_vjp(
         lambda params, batch: functional_call(model, params, (), batch),
         objective,

@@ -64,7 +64,7 @@ def gram_vjp(
         losses: ``losses([loss_params,] embeddings)`` -> {name: (B,) terms or a scalar}; may couple samples.
         params: Tree of floating-point tensors.
         batch: Tree of tensors (B, ...); leaves without axes are shared by all samples.
-        wrt: Parameters of the Gram: a predicate on names, or ``"shared"``, those that every loss reaches; default all.
+        wrt: Parameters of the Gram, all by default: a predicate on names, "shared", "last_block", "last_projection".
         labels: Name of a parameter -> label or None: one Gram for each label, layer-wise say.
         feature_leaves: Predicate on names of embedding leaves, for features; default those that every loss reaches.
         attribution: How "the gradient of a sample" is read: ``"activation"``, ``"loss"`` or ``"anchor"``.

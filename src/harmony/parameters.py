@@ -1,22 +1,24 @@
 """Which parameters, or which leaves of features, a Gram is taken over."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from harmony.blocks import LastPart, last_part
 from harmony.distributed.batch_split import BatchSplit
 from harmony.distributed.sharded import is_sharded, whole
 from harmony.engines.call import EncoderCall, leaf_names
 from harmony.engines.chunked import EncodedBatch
+from harmony.engines.forward import ForwardPass
 from harmony.engines.run import Cotangent, Run
 from harmony.modules import ModuleFunction
 from harmony.warn import call_site, warn
 
 PyTree = Any
-Wrt = Callable[[str], bool] | Literal["shared"]
-"""Which parameters: a predicate on their names, or those that every loss reaches."""
+Wrt = Callable[[str], bool] | Literal["shared"] | LastPart
+"""Which parameters: a predicate on their names, those that every loss reaches, or the last part of the encoder."""
 
 _COMPARED: set[int] = set()
 """Calls that were looked at: losses, parameters, and the line of the caller."""
@@ -35,8 +37,8 @@ def flatten_call(
     """Check and flatten a call of the encoder; parameters that are sharded over processes are put together."""
     names = leaf_names(params)
     require_floating("params", params)
-    label, label_names = _label_parameters(names, wrt, labels)
     leaves, params_spec = pytree.tree_flatten(params)
+    label, label_names = _label_parameters(names, _choices(names, leaves, wrt), labels)
     batch_leaves, batch_spec = pytree.tree_flatten(batch)
     batch_leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in batch_leaves]
     if not isinstance(encode, ModuleFunction) or any(is_sharded(p) for p in leaves):
@@ -73,23 +75,33 @@ def require_floating(argument: str, params: PyTree) -> None:
             )
 
 
-def _label_parameters(
-    names: list[str], wrt: Wrt | None, labels: Callable[[str], str | None] | None
-) -> tuple[list[int], list[str]]:
-    """The number of each parameter's Gram, -1 for none, and the names of the Grams if there are labels."""
-    if isinstance(wrt, str) and wrt != "shared":
-        raise ValueError(
-            f"wrt must be 'shared' or a function of parameter names; got {wrt!r}. lambda name: {wrt!r} in name?"
-        )
-    # Which parameters are shared is known when the losses are.
-    choices = [True if wrt is None or isinstance(wrt, str) else wrt(name) for name in names]
+def _choices(names: list[str], params: list[Tensor], wrt: Wrt | None) -> list[bool]:
+    """For each parameter, whether it belongs to a Gram."""
+    if wrt is None or wrt == "shared":  # which ones are shared is known when the losses are
+        return [True] * len(names)
+    if isinstance(wrt, str):
+        if wrt not in get_args(LastPart):
+            words = "'shared', 'last_block', 'last_projection'"
+            raise ValueError(
+                f"wrt must be {words} or a function of parameter names; got {wrt!r}. lambda name: {wrt!r} in name?"
+            )
+        part = last_part(wrt, dict(zip(names, params, strict=True)))
+        return [name in part for name in names]
+    choices = [wrt(name) for name in names]
     if any(isinstance(choice, str) for choice in choices):
         raise TypeError("wrt returns yes or no for a parameter's name; got a string. Labels of Grams go into labels=.")
+    return list(map(bool, choices))
+
+
+def _label_parameters(
+    names: list[str], choices: list[bool], labels: Callable[[str], str | None] | None
+) -> tuple[list[int], list[str]]:
+    """The number of each parameter's Gram, -1 for none, and the names of the Grams if there are labels."""
     chosen = [name for name, choice in zip(names, choices, strict=True) if choice]
     if not chosen:
         raise ValueError(f"wrt selects none of the parameters: {', '.join(names) or 'params is empty'}.")
     if labels is None:
-        return [int(bool(choice)) - 1 for choice in choices], []
+        return [int(choice) - 1 for choice in choices], []
     given = {name: labels(name) for name in chosen}
     if not all(label is None or isinstance(label, str) for label in given.values()):
         raise TypeError(f"labels must return a string, or None for no Gram, for every parameter's name; got {given}.")
@@ -118,7 +130,7 @@ def resolve_shared(
         ValueError: No parameter is reached by every loss that reaches any.
     """
     if call.shared_only:
-        reached = _reached(run, per_loss, [True] * len(call.names))  # whatever has a label
+        reached = reached_by(run, per_loss, [True] * len(call.names))  # whatever has a label
         flags = iter(split.any([flag for loss in reached for flag in loss]))
         reached = [[next(flags) for _ in loss] for loss in reached]
         counted = [loss for loss in reached if any(loss)]  # a loss without a gradient takes no part
@@ -136,7 +148,7 @@ def resolve_shared(
     if len(losses) < 2 or key in _COMPARED:
         return
     _COMPARED.add(key)
-    reached = _reached(run, per_loss, call.selected)
+    reached = reached_by(run, per_loss, call.selected)
     apart = [
         f"{losses[k]!r} and {losses[l]!r}"
         for k in range(len(losses))
@@ -163,7 +175,9 @@ def _keep_labels(call: EncoderCall, selected: Sequence[bool]) -> None:
     call.labels[:] = [call.labels[number] for number in kept] if call.labels else []
 
 
-def _reached(run: EncodedBatch | Run, per_loss: Sequence[Cotangent], selected: Sequence[bool]) -> list[list[bool]]:
+def reached_by(
+    run: EncodedBatch | Run | ForwardPass, per_loss: Sequence[Cotangent], selected: Sequence[bool]
+) -> list[list[bool]]:
     """For each loss, which of the selected parameters it reaches."""
     by_leaf = run.reaches()
     result = []

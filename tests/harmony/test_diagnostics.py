@@ -41,7 +41,7 @@ def test_a_plan_lists_every_parameter_once_with_its_shape_and_prints():
     first, second, header, *table = str(plan).splitlines()
     assert first == f"engine tape: {plan.reason}" and second == f"update {plan.update}"
     assert header.split() == ["parameter", "shape", "ops", "choice", "MFLOP", "MB"]
-    assert [line.split()[0] for line in table] == list(case.params)
+    assert [line.split()[0] for line in table if not line.startswith("cheaper: ")] == list(case.params)
 
 
 @pytest.mark.filterwarnings("ignore:.*has no closed form:UserWarning")

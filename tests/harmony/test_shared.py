@@ -232,7 +232,7 @@ def test_the_encoder_runs_once_and_draws_as_often_as_ever(method, wrt):
 
 
 def test_other_words_and_spaces_are_refused():
-    with pytest.raises(ValueError, match="wrt must be 'shared' or a function of parameter names; got 'trunk'"):
+    with pytest.raises(ValueError, match="'last_projection' or a function of parameter names; got 'trunk'"):
         harmony.gram_vjp(*CASE, wrt="trunk")
     with pytest.raises(ValueError, match="takes the leaves that every loss reaches by itself"):
         harmony.gram_vjp(*CASE, wrt="shared", space="features")

@@ -1,6 +1,5 @@
 """Clips without sound or without text: no method and no rule touches their gradients, nor do they touch the others'."""
 
-import re
 from functools import cache
 from typing import NamedTuple, get_args, get_type_hints
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from recipes.config import Config, CurriculumConfig, GammaConfig, GramConfig, ObjectiveConfig, RealignConfig
+from recipes.model.build import chosen_parameters
 from recipes.model.harmonizer import harmonizer
 from recipes.model.objective import Objective
 from recipes.training.setup import step_options
@@ -79,7 +79,7 @@ def weights_of(config: Config, mixture: str) -> Tensor:
     if config.gram.space == "features":
         grads = {"video": found.features}
     elif config.gram.wrt:
-        grads = {name: g for name, g in grads.items() if re.search(config.gram.wrt, name)}
+        grads = {name: grads[name] for name in chosen_parameters(config.gram.wrt, networks()[0])}
     flat = torch.cat([g.flatten(2) for g in grads.values()], 2)
     gram, products = flat @ flat.mT, flat @ flat.sum((0, 1))
     # That one score compares with the gradient of the whole batch, in which clips without text have their part.
@@ -160,6 +160,7 @@ READINGS = {
     "features": GramConfig(space="features"),
     "chunks": GramConfig(chunk_size=4),
     "all parameters": GramConfig(wrt=None),
+    "last block": GramConfig(wrt="last_block"),
 }
 
 

@@ -413,6 +413,10 @@ def test_a_wrong_command_line_fails_before_any_work(tmp_path, corpus, capsys):
             [f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}", "realign.layers=^typo"],
             "realign.layers='^typo' matches no parameter",
         ),
+        (
+            [f"data.manifest={corpus}", f"data.test={corpus / 'test.jsonl'}", "realign.layers=last_block"],
+            "realign.layers='last_block' matches no parameter",
+        ),
     ]:
         code = main(["--config", str(DEMO), f"run.dir={runs}", "data.workers=0", *arguments])
         assert (code, message in (error := capsys.readouterr().err), error.startswith("error: ")) == (2, True, True), (

@@ -114,7 +114,15 @@ def test_a_row_for_each_clip_and_nulls_where_there_is_nothing_to_measure(run, vi
     assert facts["step"] == run.train.steps and facts["wrt"] == r"^backbone\."
 
 
-READINGS = [Reading(), Reading(wrt=r"layers\.1\."), Reading("loss"), Reading("anchor", chunk_size=2)]
+READINGS = [
+    Reading(),
+    Reading(wrt=r"layers\.1\."),
+    Reading(wrt="last_block"),
+    Reading(wrt="last_projection"),
+    Reading("loss"),
+    Reading("anchor", chunk_size=2),
+]
+PATTERNS = {"last_block": r"^backbone\.layers\.1\.", "last_projection": r"^backbone\.layers\.1\.mlp\.2\.weight$"}
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -128,7 +136,8 @@ def test_the_cosines_are_those_of_brute_force(run, corpus, reading):
     model, objective = modules["model"], modules["objective"]
     inputs = model_inputs(collate(batch), torch.device("cpu"))
     inputs["audio"] = inputs["audio"].double()
-    weights = [p for name, p in model.named_parameters() if re.search(reading.wrt, name)]
+    pattern = PATTERNS.get(reading.wrt, reading.wrt)
+    weights = [p for name, p in model.named_parameters() if re.search(pattern, name)]
 
     def gradient(scalar, through):
         return torch.autograd.grad(scalar, through, retain_graph=True, allow_unused=True, materialize_grads=True)

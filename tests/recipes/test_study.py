@@ -230,8 +230,9 @@ def test_a_loss_that_is_not_finite_ends_the_study(tmp_path, capsys):
     assert "not finite; lower train.lr" in capsys.readouterr().err
 
 
-def test_the_study_of_the_repository_can_be_run():
-    loaded = keys.load(StudyConfig, Path("recipes/configs/study.yaml"))
+@pytest.mark.parametrize("path", sorted(Path("recipes/configs").glob("study*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_of_the_repository_can_be_run(path):
+    loaded = keys.load(StudyConfig, path)
     assert len(loaded.seeds) >= 5 and {"baseline", "oracle"} <= set(loaded.cells["center"].rules)
 
 

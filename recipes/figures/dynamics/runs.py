@@ -56,8 +56,13 @@ class Run:
         gram = self.config.gram
         if gram.space == "features":
             return "the embeddings (feature space)"
-        whole = {None: "all parameters of the model", r"^backbone\.": "the shared backbone"}
-        return whole.get(gram.wrt, f"the parameters {gram.wrt}")
+        parts = {
+            None: "all parameters of the model",
+            r"^backbone\.": "the shared backbone",
+            "last_block": "the last block of the backbone",
+            "last_projection": "the last projection of the backbone",
+        }
+        return parts.get(gram.wrt, f"the parameters {gram.wrt}")
 
 
 def load(place: str) -> Run:

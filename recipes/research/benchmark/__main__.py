@@ -13,7 +13,19 @@ from recipes import cli
 from recipes.cli import Command, Commands
 
 NAME = "recipes.research.benchmark"
-SUITES = ("step", "kinds", "gpu", "realign", "variants", "loader", "web_video", "options", "scaling", "startup")
+SUITES = (
+    "step",
+    "kinds",
+    "cheap",
+    "gpu",
+    "realign",
+    "variants",
+    "loader",
+    "web_video",
+    "options",
+    "scaling",
+    "startup",
+)
 
 
 class Suites(Mapping[str, Command[Any]]):

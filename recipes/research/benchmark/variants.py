@@ -4,7 +4,6 @@ python -m recipes.research.benchmark variants points=[0,100,200,400] batches=4 [
 """
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from scipy.stats import spearmanr
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -26,9 +24,9 @@ from recipes.data.loader import train_loader
 from recipes.errors import DataError
 from recipes.keys import key, section
 from recipes.model.build import build, device_of, model_inputs, use_cores
-from recipes.model.vatt import SIZES
 from recipes.progress import progress_bar
 from recipes.research.benchmark import machine, tables
+from recipes.research.benchmark.correlation import equal_signs, spearman
 from recipes.research.benchmark.suite import RecipeCommand, SuiteKeys, demo
 from recipes.restore import own_data, restore
 from recipes.splits import train_and_test
@@ -71,7 +69,7 @@ VARIANTS = (
     *EXACT,
     Variant("anchor"),
     *(Variant(attribution, "features") for attribution in ("activation", "loss", "anchor")),
-    *(Variant("activation", wrt=part) for part in ("backbone", "last layer")),
+    *(Variant("activation", wrt=part) for part in ("backbone", "last_block", "last_projection")),
 )
 
 
@@ -142,15 +140,13 @@ def compare(training: Training, points: list[int], batches: int) -> list[dict[st
                     train_step(learner, model_inputs(batch, device), step_options(config, training.step))
                 training.step += 1
                 bar.update()
-            last_layer = f"backbone.layers.{SIZES[config.model.size].layers - 1}."
-            rows += measure(modules, probes, last_layer, point, bar.update)
+            rows += measure(modules, probes, point, bar.update)
     return rows
 
 
 def measure(
     modules: nn.ModuleDict,
     probes: list[dict[str, Tensor]],
-    last_layer: str,
     step: int,
     advance: Callable[[], Any] = lambda: None,
 ) -> list[dict[str, Any]]:
@@ -159,7 +155,7 @@ def measure(
     for variant in VARIANTS:
         grams = []
         for probe in probes:
-            grams.append(blocks(modules, probe, variant, last_layer))
+            grams.append(blocks(modules, probe, variant))
             advance()
         cosines[variant] = torch.cat([harmony.agreement(gram).cpu() for gram in grams])
         masks.append(torch.cat([harmony.defined(gram).cpu() for gram in grams]))
@@ -172,17 +168,16 @@ def measure(
         for exact in EXACT:
             expected = cosines[exact][defined]
             row[f"rank_{exact.attribution}"] = spearman(own, expected)
-            row[f"sign_{exact.attribution}"] = float(((own < 0) == (expected < 0)).float().mean())
+            row[f"sign_{exact.attribution}"] = equal_signs(own, expected)
         rows.append(row)
     return rows
 
 
-def blocks(modules: nn.ModuleDict, inputs: dict[str, Tensor], variant: Variant, last_layer: str) -> Tensor:
+def blocks(modules: nn.ModuleDict, inputs: dict[str, Tensor], variant: Variant) -> Tensor:
     """Gram blocks (B, K, K) of one variant; neither weights nor running statistics change."""
     model, objective = modules["model"], modules["objective"]
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     buffers = {name: b.clone() for name, b in objective.named_buffers()}
-    prefix = {None: "", "backbone": "backbone.", "last layer": last_layer}[variant.wrt]
     model.eval()
     try:
         return harmony.gram_vjp(
@@ -192,17 +187,10 @@ def blocks(modules: nn.ModuleDict, inputs: dict[str, Tensor], variant: Variant, 
             inputs,
             attribution=variant.attribution,
             space=variant.space,
-            wrt=(lambda name: name.startswith(prefix)) if prefix else None,
+            wrt=(lambda name: name.startswith("backbone.")) if variant.wrt == "backbone" else variant.wrt,
         ).gram
     finally:
         model.train()
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two vectors, equal values sharing their mean rank; NaN if one is constant."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy's, of constants
-        return float(spearmanr(a, b).statistic)
 
 
 def report(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:

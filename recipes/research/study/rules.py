@@ -104,6 +104,8 @@ RULES: dict[str, Rule] = {
     "realign": by_gradients("realign"),
     "curriculum": by_gradients("curriculum"),
     "realign + curriculum": by_gradients("both"),
+    "realign + curriculum, last block": by_gradients("both", gram=GramConfig(wrt="last_block")),
+    "realign + curriculum, last projection": by_gradients("both", gram=GramConfig(wrt="last_projection")),
     "realign, groups of 8": by_gradients("realign", gram=GramConfig(group_size=8)),
     "realign, layerwise": by_gradients("realign", realign=RealignConfig(layers=LAYER)),
     "cosine half, anchor features": keep_half("gradients", score.agreement, recipe=AT_ANCHOR),

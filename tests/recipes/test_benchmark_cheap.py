@@ -9,7 +9,8 @@ import torch
 from recipes.research.benchmark import cheap
 from recipes.research.benchmark.__main__ import main
 from recipes.research.benchmark.cheap_tasks import ATTRIBUTES, SIGNALS, VALUES, WRONG, label, learnable, words
-from recipes.research.benchmark.workloads import CLASSES, build, default
+from recipes.research.benchmark.workloads import build, default
+from recipes.research.benchmark.workloads.pictures import CLASSES
 
 SIZE = ["batch=6", "tokens=16", "width=16", "layers=2", "samples=10", "repeats=2", "lr=0.01"]
 OF_TRANSFORMERS = ("bert", "vit")

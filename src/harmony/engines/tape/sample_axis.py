@@ -23,7 +23,6 @@ from harmony.engines.tape.axis_rules import BY_DATA, MOVES_BY_SHAPE, RULES
 from harmony.engines.tape.graph import Graph, Output, base_name
 from harmony.engines.tape.layout import NOBODY, Layout, Mark, Place, RowMap, State, place_of_rows, row_ids
 
-
 LOOP = 4  # ops of single samples that use one tensor, as many as samples and this many, are a loop
 
 

@@ -347,7 +347,7 @@ def test_a_python_loop_over_samples_is_left_to_other_engines():
     with pytest.warns(UserWarning, match="tape engine cannot record"):
         assert_exact(case, truth_of(case), method="auto")
     with pytest.warns(UserWarning, match="tape engine cannot record"):
-        assert_fused(case, truth_of(case), harmony.chain(smooth), method="auto", chunk_size=4)
+        assert_fused(case, truth_of(case), harmony.chain(smooth), method="auto", chunk_size=2)
 
 
 def test_a_branch_on_the_batch_takes_the_way_that_a_plain_pass_takes():

@@ -23,8 +23,6 @@ from harmony.engines.tape.axis_rules import BY_DATA, MOVES_BY_SHAPE, RULES
 from harmony.engines.tape.graph import Graph, Output, base_name
 from harmony.engines.tape.layout import NOBODY, Layout, Mark, Place, RowMap, State, place_of_rows, row_ids
 
-LOOP = 4  # ops of single samples that use one tensor, as many as samples and this many, are a loop
-
 
 class SampleAxis(NamedTuple):
     """Where the samples lie in a graph."""
@@ -198,8 +196,7 @@ class _Derivation:
         layouts = {o: state for o, state in states.items() if o[0] in users and isinstance(state, Place)}
         lone = {node for (node, _), place in layouts.items() if isinstance(place, RowMap) and place.lone}
         lone_users = Counter(inputs[node][slot] for node, slot in uses if node in lone)
-        # Each of these ops is filled up with zeros for the other samples; experts of few samples are lone, too.
-        if lone_users and max(lone_users.values()) >= max(self.size, LOOP):
+        if lone_users and max(lone_users.values()) >= self.size:
             raise UnsupportedError("a Python loop over the samples runs each of them by ops of its own")
         return SampleAxis(self.size, uses, layouts, [node for node in common if self._is_fed(node)], self.by_data)
 

@@ -35,15 +35,6 @@ TINY_SPEC = Spec(batch=6, tokens=8, width=16, layers=1, heads=2, chunk=4)
 LOOP = "loop"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """So small a model is no faster on more threads, and far slower where they wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name", [n for n in CONTESTANTS if n != "vmap, chunks of 16"])
 def test_every_contestant_gives_the_plain_gradient_with_weights_one(name):
     """And its Gram blocks are the reference engine's, on a number of samples that no chunk divides."""

@@ -43,15 +43,6 @@ gpu.run(gpu.GpuKeys(Path(sys.argv[1]), device="cpu", repeats=1, contestants=[gpu
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """So small a model is no faster on more threads, and far slower where they wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_the_suite_from_end_to_end(tmp_path, capsys, monkeypatch):
     def breaks(workload, weigh):
         raise RuntimeError("no such kernel")

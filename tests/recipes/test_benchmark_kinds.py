@@ -20,15 +20,6 @@ THIRD_PARTY = ("bert", "vit", "llama", "whisper")
 CHECKED = [FUSED, CHUNKED, "tape, anchor", *(f"tape, {part}" for part in PARTS), "features, activation", "loop"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """So small a model is no faster on more threads, and far slower where they wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.filterwarnings("ignore:.*cannot batch it")
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "demo"])
 def test_every_kind_of_model_is_held_to_the_definition(name):

@@ -24,15 +24,6 @@ from recipes.research.benchmark.realign import (
 from recipes.research.benchmark.realign_peers import CHECKED_ON, Case, Peer
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """So small blocks are no faster on more threads, and far slower where they wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def fake(monkeypatch):
     """TorchJD and two of its methods, in place of the real ones: a right PCGrad, and one that is not installed."""

@@ -107,7 +107,7 @@ def _join(rows: list[Row], facts: list[Fact], pair: Pair) -> Joined:
     return Joined(
         figures={name: np.array([row[name] for row, _ in whole], float) for name in names},
         aligned=np.array([aligned for _, aligned in whole], bool),
-        videos=np.array([row["id"] for row, _ in whole]),
+        videos=np.array([row["id"] or row["video"] for row, _ in whole]),
         left_out={
             "rows without a truth": len(rows) - len(known),
             "rows that the truth leaves open": len(known) - len(decided),
@@ -182,7 +182,7 @@ def _judge(clips: Joined, pair: Pair) -> dict[str, Any]:
 
 def words(left_out: dict[str, int]) -> str:
     """What was left out, in a line."""
-    return ", ".join(f"{number} {what}" for what, number in left_out.items())
+    return ", ".join(f"{what}: {number}" for what, number in left_out.items())
 
 
 def markdown(tables: dict[str, dict[Pair, dict[str, Any]]]) -> str:

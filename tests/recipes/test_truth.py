@@ -143,6 +143,7 @@ def test_avid_speaks_of_segments_and_of_times_of_whole_videos(tmp_path):
         (VGGSOUNDER.replace(",V,", ",both,"), r"line 5: expected modality to be A, V, AV.*found 'both'"),
         (VGGSOUNDER.replace("True", "yes"), r"line 4: expected .*True or False; found 'A', 'False', 'yes'"),
         (VGGSOUNDER.replace("voice_over", "voice"), "expected the columns .*there is no voice_over"),
+        (VGGSOUNDER.replace("rain", "ra\rin"), "line 3: not CSV"),
         (lines([AVID[0] | {"ground_truth": {"exists": "maybe"}}]), "line 1: expected video_path and ground_truth"),
         (lines([AVID[2]]).replace("from 0.0s", "since 0.0s"), "line 1: expected .*from 0.0s to 7.8s"),
         (lines(AVID[:1]) + "{}\n", "line 2: expected video_path"),
@@ -152,6 +153,27 @@ def test_what_is_not_as_the_format_says_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as raised:
         read_truth(written(tmp_path, text))
     assert str(tmp_path / "annotation") in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*not UTF-8")
+@given(
+    st.sampled_from([lines(CORPUS), json.dumps(HTM_ALIGN), VGGSOUNDER, lines(AVID)]),
+    st.floats(0, 1),
+    st.integers(0, 40),
+    st.sampled_from(["", "null", "[]", "{", '"', "\n", "1e999", "-1", "\0", "\ud800"]),
+)
+def test_a_damaged_file_is_read_or_refused(tmp_path_factory, text, where, length, instead):
+    first = round(where * len(text))
+    damaged = text[:first] + instead + text[first + length :]
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_text(damaged, errors="surrogatepass")
+    try:
+        facts = read_truth(path)
+    except ValueError as error:
+        assert "damaged" in str(error)
+    else:
+        for about in facts.values():
+            match([row("v", "a ball"), row("Qm3xT0aaaaE", "so")], [fact._replace(position=None) for fact in about])
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -201,7 +223,8 @@ def test_the_command_judges_sounds_by_vggsounder_and_counts_what_it_leaves_out(t
     truth = written(tmp_path, VGGSOUNDER + "aaaaaaaaaaQ_000000,wind,V,False,False,False\n")
     command = ["detection", f"scores=[{path}]", f"truth={truth}", f"out={tmp_path / 'out'}"]
     left_out = (
-        "2 rows without a truth, 1 rows that the truth leaves open, 1 rows that lack a figure, 1 truths without a row"
+        "rows without a truth: 2, rows that the truth leaves open: 1, rows that lack a figure: 1, "
+        "truths without a row: 1"
     )
     assert figures([*command, "--dry-run"]) == 0
     assert f"video-audio: 2 clips, 1 sounds belong; {left_out}" in capsys.readouterr().out

@@ -71,9 +71,10 @@ def run_row(study: StudyConfig, row: Row) -> tuple[dict[str, Any], list[dict[str
     """Run one row: its line of runs.csv, and its lines of curves.csv. The same numbers at every call."""
     cell, config = study.cells[row.cell], study.world(row.cell)
     world = make_world(config, row.seed)
-    noisy = corrupt(world.train, cell.kind, cell.share, world.rare, row.seed)
+    noisy = corrupt(world.train, cell.kind, cell.share, world.rare, row.seed, cell.trusted)
     outcome = train(world, noisy, RULES[row.rule], config, row.seed)
     setting = {"world": cell.world, "kind": cell.kind, "share": cell.share, "clips": config.clips}
+    setting |= {"trusted": cell.trusted} if cell.trusted else {}
     setting |= {"audio_attributes": config.audio_attributes, "steps": config.train.steps}
     last = {name: value for name, value in outcome.curve[-1].items() if name != "step"}
     best = {f"best {m} R@10": max(point[f"{m} R@10"] for point in outcome.curve) for m in ("text", "sound")}

@@ -1,6 +1,6 @@
 """Clips with known truth, in memory: what the study trains and tests on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -19,9 +19,14 @@ class Clips:
     concept: Tensor  # what a clip shows, (N,)
     category: Tensor  # the kind of its concept, (N,)
     recording: Tensor  # the video that a clip is cut from, (N,)
+    weights: Tensor  # how far sound and text are to be trusted, (N, 2): in the order of the losses
 
     def __len__(self) -> int:
         return len(self.video)
+
+    def take(self, rows: Tensor) -> "Clips":
+        """The clips in some rows, or of a mask."""
+        return Clips(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
         """Inputs of `recipes.model.vatt.VATT` for the clips in some rows (B,); `index` is the row."""
@@ -34,6 +39,7 @@ class Clips:
             "text_valid": valid[:, None],
             "text_key": self.text_key[rows],
             "index": rows,
+            "weights": self.weights[rows],
         }
 
 

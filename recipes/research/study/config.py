@@ -2,44 +2,15 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from recipes.config import BILLION, ClipFormat, Config, CorpusConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from recipes.keys import key, section
+from recipes.config import BILLION
+from recipes.keys import key
 from recipes.research.study.noise import Kind
 from recipes.research.study.rules import RULES
 from recipes.research.study.table import Row
-
-USED = ("steps", "batch_size", "lr", "end_lr", "warmup", "optimizer", "betas", "eps", "weight_decay", "clip_norm")
-
-
-@dataclass
-class WorldConfig:
-    """Where clips come from, and the model that learns from them."""
-
-    source: Literal["features", "media"] = key("features", "drawn features, or media of the procedural corpus")
-    clips: int = key(1024, "training clips; of media at most what the corpus has", least=2, most=BILLION)
-    test_clips: int = key(400, "test clips; of media at most what the corpus has", least=2, most=BILLION)
-    audio_attributes: int = key(3, "how many of the three attributes sound carries; features only", least=0, most=3)
-    evaluate_every: int = key(60, "steps between two evaluations", least=1, most=BILLION)
-    corpus: CorpusConfig = section(CorpusConfig, "of media")
-    clip: ClipFormat = section(ClipFormat)
-    model: ModelConfig = section(ModelConfig)
-    objective: ObjectiveConfig = section(ObjectiveConfig)
-    train: TrainConfig = section(TrainConfig, "without the seed: see seeds")
-
-    def problems(self) -> Iterator[str]:
-        inputs = "features" if self.source == "features" else "raw"
-        if self.clip.inputs != inputs:
-            yield f"clip.inputs={self.clip.inputs}: source={self.source} needs {inputs}"
-        elif inputs == "raw":
-            yield from Config(harmonize="none", clip=self.clip, model=self.model).problems()
-        for field in fields(TrainConfig):
-            value = getattr(self.train, field.name)
-            if field.name not in USED and value != field.default:
-                yield f"train.{field.name}={value} has no effect on a study: leave it out"
+from recipes.research.study.world import WorldConfig
 
 
 @dataclass
@@ -50,6 +21,7 @@ class CellConfig:
     kind: Kind = key("text", "of the noise, see recipes/research/study/noise.py")
     share: float = key(0.6, "of the clips that have the noise", least=0, most=1)
     clips: int | None = key(None, "in place of the world's", least=2, most=BILLION)
+    trusted: int = key(0, "clips more, known to be right; all rules train on them", least=0, most=BILLION)
     audio_attributes: int | None = key(None, "in place of the world's", least=0, most=3)
     steps: int | None = key(None, "in place of the world's", least=1, most=BILLION)
     rules: list[str] = key(meaning="what to compare, see recipes/research/study/rules.py")
@@ -76,6 +48,7 @@ class StudyConfig:
         cell = self.cells[name]
         changes = {"clips": cell.clips, "audio_attributes": cell.audio_attributes}
         world = replace(self.worlds[cell.world], **{key: value for key, value in changes.items() if value is not None})
+        world = replace(world, clips=world.clips + cell.trusted)
         return world if cell.steps is None else replace(world, train=replace(world.train, steps=cell.steps))
 
     def rows(self) -> list[Row]:

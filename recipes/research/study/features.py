@@ -67,4 +67,4 @@ def _draw_clips(count: int, frequency: Tensor, modalities: list[_Modality], g: t
     words = torch.cat([1 + concept[:, None], first + VALUES * torch.arange(ATTRIBUTES) + attributes], 1)
     fillers = first + ATTRIBUTES * VALUES + torch.randint(FILLERS, (count, WORDS - words.shape[1]), generator=g)
     text = torch.cat([words, fillers], 1)[:, None]
-    return Clips(video, audio, text, text_keys(words[:, None]), concept, category, recording)
+    return Clips(video, audio, text, text_keys(words[:, None]), concept, category, recording, torch.ones(count, 2))

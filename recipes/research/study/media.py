@@ -60,4 +60,5 @@ def _read_clips(index: Index, tokenizer: Tokenizer, fmt: ClipFormat, truth: Trut
     shapes = torch.tensor([list(SHAPES).index(shown[clip.index]["shape"]) for clip in clips])
     colours = torch.tensor([list(COLOURS).index(shown[clip.index]["colour"]) for clip in clips])
     recording = torch.tensor([dataset.row((clip.index, 0)) for clip in clips])
-    return Clips(video, audio, text, text_keys(text), shapes * len(COLOURS) + colours, shapes, recording)
+    weights = torch.ones(len(clips), 2)
+    return Clips(video, audio, text, text_keys(text), shapes * len(COLOURS) + colours, shapes, recording, weights)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from recipes.research.study.clips import Clips
 
-Kind = Literal["text", "similar_text", "shifted_text", "text_not_of_rare", "sound", "silence"]
+Kind = Literal[
+    "text", "similar_text", "shifted_text", "mixed_text", "text_not_of_rare", "sound", "silence", "text_and_sound"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -17,20 +19,27 @@ class Noisy(NamedTuple):
 
     clips: Clips
     aligned: Tensor  # whether a clip has its own sound, and its own text, bool (N, 2): in the order of the losses
+    trusted: int = 0  # of the clips, the last ones, which a person has looked at: they are aligned
 
 
-def corrupt(clips: Clips, kind: str, share: float, rare: Tensor, seed: int) -> Noisy:
-    """Misalign a share of the clips, of those that are not rare for ``text_not_of_rare``.
+def corrupt(clips: Clips, kind: str, share: float, rare: Tensor, seed: int, trusted: int = 0) -> Noisy:
+    """Misalign a share of the clips but for the last ones, which are trusted; for ``text_not_of_rare``, of those that
+    are not rare.
 
     ``text``: the text of a clip of another category. ``similar_text``: of the same category, but another concept.
     ``shifted_text``: of the next clip in the recording, of the previous one at its end. ``text_not_of_rare``: like
-    ``text``, but clips of rare concepts stay clean. ``sound``: the sound of a clip of another category. ``silence``: a
-    silent track.
+    ``text``, but clips of rare concepts stay clean. ``mixed_text``: one of the first three, at random. ``sound``: the
+    sound of a clip of another category. ``silence``: a silent track. ``text_and_sound``: both, independently.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(KINDS)}")
+    if kind == "text_and_sound":
+        texts = corrupt(clips, "text", share, rare, seed, trusted)
+        both = corrupt(texts.clips, "sound", share, rare, seed + 1, trusted)
+        return both._replace(aligned=texts.aligned & both.aligned)
     g = torch.Generator().manual_seed(seed)
     exempt = rare[clips.concept] if kind == "text_not_of_rare" else torch.zeros(len(clips), dtype=torch.bool)
+    exempt = exempt | (torch.arange(len(clips)) >= len(clips) - trusted)
     donors = _donors(clips, kind, g)
     possible = ~exempt & (donors >= 0)
     order = torch.randperm(len(clips), generator=g)
@@ -41,16 +50,19 @@ def corrupt(clips: Clips, kind: str, share: float, rare: Tensor, seed: int) -> N
     aligned = torch.ones(len(clips), 2, dtype=torch.bool)
     aligned[chosen, 0 if kind in ("sound", "silence") else 1] = False
     if kind == "sound":
-        return Noisy(replace(clips, audio=clips.audio[sources]), aligned)
+        return Noisy(replace(clips, audio=clips.audio[sources]), aligned, trusted)
     if kind == "silence":
-        return Noisy(replace(clips, audio=clips.audio.index_fill(0, chosen, 0)), aligned)
-    return Noisy(replace(clips, text=clips.text[sources], text_key=clips.text_key[sources]), aligned)
+        return Noisy(replace(clips, audio=clips.audio.index_fill(0, chosen, 0)), aligned, trusted)
+    return Noisy(replace(clips, text=clips.text[sources], text_key=clips.text_key[sources]), aligned, trusted)
 
 
 def _donors(clips: Clips, kind: str, g: torch.Generator) -> Tensor:
     """A donor of text or sound for each clip, (N,); -1 where there is none."""
     if kind == "silence":
         return torch.arange(len(clips))
+    if kind == "mixed_text":
+        donors = torch.stack([_donors(clips, each, g) for each in ("text", "similar_text", "shifted_text")])
+        return donors.gather(0, torch.randint(3, (1, len(clips)), generator=g))[0]
     if kind == "shifted_text":
         following = torch.arange(len(clips)) + 1
         last = torch.cat([clips.recording[1:] != clips.recording[:-1], torch.ones(1, dtype=torch.bool)])

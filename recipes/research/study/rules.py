@@ -1,7 +1,6 @@
 """The rules that the study compares: the recipe's, those of the literature, and the oracle, which knows the truth."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,29 +11,15 @@ import harmony
 from harmony import curriculum, schedule, score
 from recipes.config import Config, CurriculumConfig, GramConfig, RealignConfig, TrainConfig
 from recipes.model.objective import Objective
+from recipes.research.study import curated
 from recipes.research.study.literature import RobustObjective, mixture
 from recipes.research.study.noise import Noisy
-from recipes.training.step import Extras, Weigh
+from recipes.research.study.rule import Rule, warmup_steps
+from recipes.training.step import Weigh
 
 SHARE = 0.5  # of a batch that rules with a fixed share keep; chosen beforehand, without a look at the noise
-WARMUP = 0.1  # share of the steps in which rules of the literature keep everything
 FEATURES = GramConfig(space="features")  # gradients at the video's representation, which both losses reach
 LAYER = r"^backbone\.layers\.\d+"
-
-
-Make = Callable[[TrainConfig, Noisy], harmony.Transform]  # the oracle alone reads the truth
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How clips are weighed."""
-
-    weigh: Weigh  # by what, see `recipes.training.step.StepOptions`
-    recipe: Config = field(default_factory=lambda: Config(harmonize="none"))  # its harmonizer's keys
-    transform: Make | None = None  # in place of the recipe's harmonizer
-    extras: Extras | None = None  # what the harmonizer sees of the embeddings, beside what the recipe gives
-    networks: int = 1  # 2 for co-teaching: each network is weighed by the other
-    objective: type[Objective] = Objective  # the losses
 
 
 def by_gradients(harmonize: str, **sections: Any) -> Rule:
@@ -45,11 +30,6 @@ def by_gradients(harmonize: str, **sections: Any) -> Rule:
 def keep_half(weigh: Weigh, by: score.AnyScore, **options: Any) -> Rule:
     """Keep the better half of each batch, after a warm-up that keeps everything."""
     return Rule(weigh, transform=lambda train, _: curriculum.quantile(falling_share(train), score=by), **options)
-
-
-def warmup_steps(train: TrainConfig) -> int:
-    """Steps in which rules of the literature keep everything."""
-    return round(WARMUP * train.steps)
 
 
 def falling_share(train: TrainConfig) -> schedule.Schedule:
@@ -122,6 +102,10 @@ RULES: dict[str, Rule] = {
     "mixture, co-teaching": Rule("terms", transform=fit_mixture, networks=2),
     "rince": Rule("nothing", objective=RobustObjective),
     "similarity half": keep_half("terms", score.similarity, extras=similarity),
+    # of the trusted clips
+    "trusted alone": Rule("nothing", prepare=curated.trusted_alone),
+    "curated": Rule("nothing", prepare=curated.weigh),
+    "curated, then realign + curriculum": replace(by_gradients("both"), prepare=curated.weigh),
     # ours
     "cross_check": Rule("terms", CROSS_CHECK),
     "cross_check half": Rule("terms", CROSS_CHECK, transform=cross_check_half),

@@ -1,7 +1,9 @@
 """One run of the study: the recipe's own training step, on noisy clips, by a rule."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,10 @@ from recipes.errors import Failure
 from recipes.model.harmonizer import harmonizer
 from recipes.model.vatt import SIZES, VATT
 from recipes.research.study.clips import World
-from recipes.research.study.config import WorldConfig
 from recipes.research.study.evaluate import Seen, kept, probe, retrieve
 from recipes.research.study.noise import Noisy
-from recipes.research.study.rules import Rule, warmup_steps
+from recipes.research.study.rule import Rule, warmup_steps
+from recipes.research.study.world import WorldConfig
 from recipes.training.setup import learning_rate, make_optimizer, set_learning_rate, step_options
 from recipes.training.step import Learner, StepOptions, StepResult, co_teach, train_step
 
@@ -30,14 +32,39 @@ class Outcome:
     final: dict[str, float]  # accuracy of the probe, and what the rule keeps in the last quarter of the run, by name
 
 
+class Taken(NamedTuple):
+    """A step that was taken."""
+
+    step: int  # steps so far
+    rows: Tensor  # of the batch, (B,)
+    result: StepResult
+    modules: nn.ModuleDict  # of the first learner
+    seconds: float  # of CPU time so far
+
+
 def train(world: World, noisy: Noisy, rule: Rule, config: WorldConfig, seed: int) -> Outcome:
     """Train on noisy clips by a rule; test, and fit the probe, on the clean ones of the world."""
+    began = time.process_time()
+    noisy = noisy if rule.prepare is None else rule.prepare(config, world, noisy, seed)
+    before = time.process_time() - began
+    curve, seen, steps = [], [], config.train.steps
+    for taken in run(noisy, rule, config, seed, world.vocabulary):
+        if taken.step > (1 - LAST) * steps:
+            weights = clip_weights(taken.result, len(taken.rows)) * noisy.clips.weights[taken.rows]
+            seen.append(Seen(taken.rows, weights, taken.result.cosines))
+        if taken.step % config.evaluate_every == 0 or taken.step == steps:
+            figures = retrieve(taken.modules, world)
+            curve.append({"step": taken.step, "cpu_seconds": before + taken.seconds, **figures})
+    return Outcome(curve, {"probe": probe(taken.modules, world), **kept(seen, noisy, world.rare)})
+
+
+def run(noisy: Noisy, rule: Rule, config: WorldConfig, seed: int, vocabulary: int) -> Iterator[Taken]:
+    """Train on clips by a rule, step by step."""
     recipe = recipe_of(config, rule, seed)
     torch.manual_seed(seed)
-    learners = [make_learner(recipe, rule, noisy, world.vocabulary) for _ in range(rule.networks)]
+    learners = [make_learner(recipe, rule, noisy, vocabulary) for _ in range(rule.networks)]
     options, rate = options_of(recipe, rule), learning_rate(recipe.train)
-    sampler = BatchSampler([Source(len(noisy.clips))], recipe.train.batch_size, seed)
-    curve, seen, seconds = [], [], 0.0
+    sampler, seconds = BatchSampler([Source(len(noisy.clips))], recipe.train.batch_size, seed), 0.0
     for step in range(recipe.train.steps):
         rows = torch.tensor([row for _, row in sampler.batch(step)])
         inputs = noisy.clips.batch(rows)
@@ -46,11 +73,7 @@ def train(world: World, noisy: Noisy, rule: Rule, config: WorldConfig, seed: int
         seconds += time.process_time() - began
         if result.broken:
             raise Failure(f"step {step}: {result.reason}; lower train.lr of the world")
-        if step >= (1 - LAST) * recipe.train.steps:
-            seen.append(Seen(rows, clip_weights(result, len(rows)), result.cosines))
-        if (step + 1) % config.evaluate_every == 0 or step + 1 == recipe.train.steps:
-            curve.append({"step": step + 1, "cpu_seconds": seconds, **retrieve(learners[0].modules, world)})
-    return Outcome(curve, {"probe": probe(learners[0].modules, world), **kept(seen, noisy, world.rare)})
+        yield Taken(step + 1, rows, result, learners[0].modules, seconds)
 
 
 def recipe_of(config: WorldConfig, rule: Rule, seed: int) -> Config:

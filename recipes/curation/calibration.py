@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
 
 ITERATIONS = 200
 SAMPLE = 20_000  # scores of the data that are looked at
@@ -34,6 +35,12 @@ class HeldOut:
     groups: np.ndarray  # what each trusted pair is cut from, (T,)
     wrong: np.ndarray  # pairs of trusted clips exchanged at random, (W,)
     wrong_groups: np.ndarray  # what their clips are cut from, (W,)
+
+    @property
+    def auroc(self) -> float:
+        """Probability that a right pair scores above a wrong one, by one filter that has learnt from neither."""
+        labels = np.repeat([1, 0], [len(self.right), len(self.wrong)])
+        return float(roc_auc_score(labels, np.concatenate([self.right, self.wrong])))
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def calibrate(scores: np.ndarray, spread: np.ndarray, filters: int, held_out: He
     """
     known = np.flatnonzero(np.isfinite(scores))
     known = known[:: -(-len(known) // SAMPLE) or 1]
-    scores, spread = scores[known].astype(float), spread[known].astype(float)
+    scores, spread = scores[known].astype(float), np.nan_to_num(spread[known].astype(float))
     means = np.array([held_out.right.mean(), held_out.wrong.mean()])
     variances = np.array([held_out.right.var(), held_out.wrong.var()])
     within = np.full(2, spread.mean() if len(spread) else 0.0)

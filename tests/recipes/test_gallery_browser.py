@@ -8,7 +8,8 @@ import pytest
 
 from recipes import config as configuration
 from recipes.figures.command import main
-from recipes.figures.gallery.page import INLINE_PLAYERS, PER_PAGE
+from recipes.figures.gallery.page import PER_PAGE
+from recipes.figures.page_media import INLINE_PLAYERS
 from tests.recipes import media
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.scored import row, write_checkpoint, write_table

@@ -37,6 +37,7 @@ def plan(keys: LabelKeys) -> str:
 
 def build(keys: LabelKeys) -> list[Path]:
     """Write the page to `out`, and media that it may not hold into a folder NAME_files beside it."""
+    check_place(keys.out)
     drawn = draw(keys)
     keys.out.parent.mkdir(parents=True, exist_ok=True)
     media, clips, broken = Media(keys.out), [], []

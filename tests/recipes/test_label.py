@@ -114,7 +114,7 @@ def test_with_data_a_table_has_groups_and_nothing_held_out(manifest, tmp_path):
     clips = drawn_of(scores=scores, data=str(manifest))
     assert {c.id: c.group for c in clips} == {f"r{i}#0": "r8" if i == 8 else f"g{i // 2}" for i in range(9)}
     strangers = write_table(tmp_path / "t.parquet", [row(0, Path("/v/x.mp4"), "", 0, 0.5)])
-    with pytest.raises(ValueError, match="are they those of data="):
+    with pytest.raises(ValueError, match="no clip to label among the rows of"):
         draw(LabelKeys(scores=strangers, data=str(manifest)))
 
 

@@ -36,8 +36,9 @@ def draw(keys: LabelKeys) -> Drawn:
     else:
         clips, how = _of_index(keys, index, excluded)
     if not clips:
+        among = f" among the rows of {keys.data}" if keys.scores and keys.data else ""
         left_out = f" beside the {len(excluded)} that exclude= names" if excluded else ""
-        raise ValueError(f"{keys.scores or keys.data}: no clip to label{left_out}")
+        raise ValueError(f"{keys.scores or keys.data}: no clip to label{among}{left_out}")
     return Drawn(clips, how + (f"; {len(excluded)} labelled before are left out" if excluded else ""))
 
 

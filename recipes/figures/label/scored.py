@@ -18,18 +18,17 @@ COLUMNS = ("id", "video", "narration", "caption", "start", "end")
 
 def of_table(keys: LabelKeys, path: Path, index: Dataset | None, excluded: set[str]) -> tuple[list[Choice], str]:
     """Clips of a table of scores that could be read, of the rows of an index if there is one."""
+    with table.opened(path, COLUMNS) as opened:
+        schema = opened.schema_arrow
     groups = None if index is None else _groups(index)
-    by = _figure(keys.by, path) if keys.choose == "spread" else None
+    by = _figure(keys.by, schema, path) if keys.choose == "spread" else None
     places, values = _candidates(path, by, groups, excluded)
-    if groups is not None and not len(places):
-        raise ValueError(f"{path}: none of its clips is to be labelled: are they those of data={keys.data}?")
     rng = np.random.default_rng(keys.seed)
     drawn = rng.permutation(places if by is None else _spread(places, values, keys.count, rng))[: keys.count].tolist()
     rows = table.rows_at(path, COLUMNS, drawn)
     how = "at random" if by is None else f"spread over {by},"
-    return [
-        _scored(rows[place], groups or {}) for place in drawn
-    ], f"{how} from {len(places)} clips of {path}, seed {keys.seed}"
+    clips = [_scored(rows[place], groups or {}) for place in drawn]
+    return clips, f"{how} from {len(places)} clips of {path}, seed {keys.seed}"
 
 
 def _groups(index: Dataset) -> dict[str, str]:
@@ -38,15 +37,14 @@ def _groups(index: Dataset) -> dict[str, str]:
     return {name: group or name for rows in pieces for name, group in zip(rows["id"], rows["group"], strict=True)}
 
 
-def _figure(by: str | None, path: Path) -> str:
+def _figure(by: str | None, schema: pa.Schema, path: Path) -> str:
     """The column to spread over."""
-    with table.opened(path, COLUMNS) as opened:
-        fields = [field for field in opened.schema_arrow if field.name not in (*COLUMNS, "clip")]
+    fields = [field for field in schema if field.name not in (*COLUMNS, "clip")]
     figures = [f.name for f in fields if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
     chosen = next((name for name in FIGURES if name in figures), None) if by is None else by
     if chosen not in figures:
         has = f"it has {', '.join(figures)}" if figures else "it has none"
-        raise ValueError(f"by={by}: {path} has no such column of numbers; {has}")
+        raise ValueError(f"by={by or 'null'}: {path} has no such column of numbers; {has}")
     return chosen
 
 
@@ -54,20 +52,22 @@ def _candidates(
     path: Path, by: str | None, groups: dict[str, str] | None, excluded: set[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the clips to draw from, int64 (N,), and their figures (N,); without words only if all are."""
-    places: dict[bool, list[int]] = {True: [], False: []}
-    values: dict[bool, list[float]] = {True: [], False: []}
-    first = 0
+
+    def ours(row: str, narration: float) -> bool:
+        return (groups is None or row in groups) and name_of(row, int(narration)) not in excluded
+
+    places, values, spoken, first = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, bool)], 0
     for piece in table.columns(path, ["id", "narration", "caption", "start", *filter(None, [by])]):
         figures = piece[by].astype(float) if by else np.zeros(len(piece["id"]))
-        readable = np.isfinite(piece["start"].astype(float)) & np.isfinite(piece["narration"].astype(float))
-        for i in np.flatnonzero(readable & np.isfinite(figures)):
-            row, narration = piece["id"][i], int(piece["narration"][i])
-            if (groups is None or row in groups) and name_of(row, narration) not in excluded:
-                places[bool(piece["caption"][i])].append(first + int(i))
-                values[bool(piece["caption"][i])].append(figures[i])
+        whole = np.isfinite([piece["start"].astype(float), piece["narration"].astype(float), figures]).all(0)
+        chosen = np.array([i for i in np.flatnonzero(whole) if ours(piece["id"][i], piece["narration"][i])], np.int64)
+        places.append(first + chosen)
+        values.append(figures[chosen])
+        spoken.append(piece["caption"][chosen].astype(bool))
         first += len(figures)
-    spoken = bool(places[True])
-    return np.array(places[spoken], np.int64), np.array(values[spoken])
+    said = np.concatenate(spoken)
+    kept = said if said.any() else ~said
+    return np.concatenate(places)[kept], np.concatenate(values)[kept]
 
 
 def _spread(places: np.ndarray, values: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

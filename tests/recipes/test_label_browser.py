@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -365,6 +368,29 @@ def test_all_clips_of_the_page_and_of_the_folder_can_be_answered(page):
     press(page, "u")
     assert (shown(page), page.locator("#end").is_visible()) == (CLIPS - 1, False)
     page.wait_for_function(PLAYS)
+
+
+def test_from_a_plain_server_clips_of_the_folder_play_as_well(folder, browser):
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/label%20%231.html")
+        page.evaluate(f"answers = clips.slice(0, {INLINE_PLAYERS}).map(c => ({{ id: c.row.id, skipped: true }}))")
+        page.keyboard.press("Space")
+        for _ in range(2):
+            page.wait_for_function(PLAYS)
+            page.evaluate(f"{SHOWN}.currentTime = 0.7")
+            page.wait_for_function(f"{SHOWN}.currentTime < 0.5 && !{SHOWN}.paused")
+            page.keyboard.press("n")
+        page.close()
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Python's own server, which sends files whole, without its log."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
 
 
 def test_a_page_whose_media_are_gone_says_so(folder, browser, tmp_path):

@@ -23,7 +23,7 @@ class LabelKeys:
     by: str | None = key(None, "column of scores= for choose=spread; null: cosine, or the first figure that it has")
     seed: int = key(0, "of the draw", least=0)
     split: str | None = key(None, "of data=; null: what a run would train on, nothing that it would hold out")
-    exclude: list[Path] = key([], "trusted.jsonl of earlier rounds: their clips are not shown again")
+    exclude: list[Path] = key([], "trusted.jsonl or answers.jsonl of earlier rounds: their clips do not come again")
     seconds: float | None = key(
         None, "of a clip, about its middle; null: as scored, or its text's time, 1 to 5", more_than=0, most=LONGEST
     )

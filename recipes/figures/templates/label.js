@@ -34,16 +34,24 @@ function unanswered(after) {
 }
 
 // ------------------------------------------------------------------------------------------------------------- playing
-// Inlined clips are played from a copy in memory: not every browser plays them from the page.
-function address(url) {
-  if (!url.startsWith("data:")) return url;
-  const bytes = Uint8Array.from(atob(url.split(",")[1]), letter => letter.charCodeAt(0));
-  return URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
+// Clips are played from a copy in memory where that can be: not every browser plays them from the page itself, nor from
+// a server that sends no parts of files. From a disk a browser plays files, and lets no script read them.
+async function fill(video, url) {
+  const copy = bytes => URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
+  if (url.startsWith("data:")) {
+    video.src = copy(Uint8Array.from(atob(url.split(",")[1]), letter => letter.charCodeAt(0)));
+  } else if (location.protocol === "file:") {
+    video.src = url;
+  } else {
+    const answer = await fetch(url).catch(() => ({}));
+    video.src = answer.ok ? copy(await answer.arrayBuffer()) : url;
+  }
 }
 
 function player(i) {
   const { addresses } = clips[i], video = document.createElement("video");
-  Object.assign(video, { loop: true, playsInline: true, preload: "auto", poster: addresses["-poster.jpg"], src: address(addresses[".mp4"]) });
+  Object.assign(video, { loop: true, playsInline: true, preload: "auto", poster: addresses["-poster.jpg"] });
+  fill(video, addresses[".mp4"]);
   video.addEventListener("error", () => { if (video.isConnected) complain(); });
   for (const name of ["play", "pause"]) video.addEventListener(name, () => at("stage").classList.toggle("stopped", video.paused));
   return video;
@@ -61,8 +69,10 @@ function drop(video) { // lets the browser free its decoder
 }
 
 function play() {
-  const stopped = () => at("stage").classList.add("stopped");
-  if (document.hidden) stopped(); else at("stage").firstChild?.play().catch(stopped);
+  const video = at("stage").firstChild, stopped = () => at("stage").classList.add("stopped");
+  if (document.hidden) { stopped(); return; }
+  if (video) video.autoplay = true; // for one that is still on its way
+  video?.play().catch(error => { if (error.name === "NotAllowedError") stopped(); });
 }
 
 function turn() {

@@ -239,6 +239,7 @@ def test_what_the_page_saves_can_be_loaded_where_it_says(videos, tmp_path, monke
         assert all(Path(r["video"]).samefile(videos / "clips" / Path(r["video"]).name) for r in index)
         assert all(r["split"] == "train" and r["end"] - r["start"] <= 5 for r in index)
         assert [r["narrations"][0]["text"] for r in index] == [c["row"]["text"] for c in facts["clips"]]
+        assert {(r["narrations"][0]["weight"], r["sound_weight"]) for r in index} == {(1.0, 0.0)}
 
 
 def test_behind_a_url_paths_are_whole(tmp_path):

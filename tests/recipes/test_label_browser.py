@@ -314,6 +314,8 @@ def test_what_is_saved_is_read_as_data(page, folder):
     trusted.unlink()
     assert [row["id"] for row in index] == [row["id"] for row in rows]
     assert all(Path(row["video"]).samefile(folder / "loud.mp4") for row in index)
+    read = [(row["narrations"][0]["weight"], row["sound_weight"]) for row in index]
+    assert read == [(1, 1), (1, 0), (0, 0)]
 
 
 def test_answers_go_on_in_another_browser(page, browser, folder):

@@ -64,9 +64,9 @@ test-models: $(STAMP)  ## every engine on unchanged models of eight packages, wh
 	@$(PIP) --no-deps timm torchvision vit-pytorch
 	@$(BIN)/python -m pytest -n 2 tests/harmony/third_party $(ARGS)
 
-test-browser: $(STAMP)  ## the gallery in the chromium that is installed, driven by playwright, which it installs
+test-browser: $(STAMP)  ## the gallery and the labelling page in the chromium that is installed, driven by playwright, which it installs
 	@$(PIP) --editable '.[browser]'
-	@$(BIN)/python -m pytest tests/recipes/test_gallery_browser.py $(ARGS)
+	@$(BIN)/python -m pytest tests/recipes/test_gallery_browser.py tests/recipes/test_label_browser.py $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy, nothing is changed
 	@echo "lint: ruff check"

@@ -143,6 +143,20 @@ def held_out(manifest: str, hold_out: bool) -> Dataset:
     return _rows(index, _tested(index, manifest, hold_out, ""))
 
 
+def trained_on(manifest: str) -> Dataset:
+    """The rows of a manifest that a run would train on: neither those that it would hold out nor those of other splits.
+
+    Raises:
+        ValueError: There is none.
+    """
+    index = load_index(manifest)
+    rows = _rows(index, _named(index, TRAIN) & ~_tested(index, manifest, True, ""))
+    if not len(rows):
+        splits = ", ".join(map(repr, sorted(set(_column(index, "split")))))
+        raise ValueError(f"{manifest}: no row to train on; splits: {splits}")
+    return rows
+
+
 def _test_rows(index: Dataset) -> Dataset:
     """The test split of a manifest; all its rows if it has none."""
     test = _named(index, TEST)

@@ -1,1 +1,1 @@
-"""Figures, the gallery and the report of runs."""
+"""Figures, the gallery, the labelling page and the report of runs."""

@@ -13,6 +13,8 @@ from recipes.figures.dynamics import plot, runs, text
 from recipes.figures.dynamics.runs import Run
 from recipes.figures.gallery import build as gallery
 from recipes.figures.gallery.sample import GalleryKeys
+from recipes.figures.label import build as label
+from recipes.figures.label.keys import LabelKeys
 from recipes.figures.style import save_png
 from recipes.files import check_place, write_atomically
 from recipes.keys import key
@@ -110,6 +112,15 @@ def draw_gallery(keys: GalleryKeys) -> None:
     _print_written(gallery.build(keys))
 
 
+def build_label(keys: LabelKeys) -> None:
+    """Write a page on which a person says which texts and sounds fit their clips; it saves trusted.jsonl.
+
+    python -m recipes.figures label data=MANIFEST [scores=scores.parquet choose=spread out=label.html count=256]
+    """
+    _print_written(label.build(keys))
+    print(label.advice(label.home(keys)))
+
+
 def plan_detection(keys: DetectionKeys) -> str:
     """How many clips of each table can be judged."""
     check_place(keys.out / "detection.json")
@@ -150,6 +161,7 @@ COMMANDS = Commands(
         "realign": _command("realign", RealignKeys, draw_realign),
         "dynamics": _command("dynamics", DynamicsKeys, draw_dynamics, plan_dynamics),
         "gallery": _command("gallery", GalleryKeys, draw_gallery, gallery.plan),
+        "label": _command("label", LabelKeys, build_label, label.plan),
         "detection": _command("detection", DetectionKeys, judge_detection, plan_detection),
     },
 )

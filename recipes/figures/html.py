@@ -16,6 +16,7 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+TEMPLATES.policies["json.dumps_kwargs"] = {"ensure_ascii": False}  # fields stay in their order
 
 
 def render(template: str, **values: Any) -> str:

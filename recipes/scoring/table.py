@@ -1,7 +1,7 @@
 """The table of scores: one row per clip, read in pieces."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,17 @@ def numbers(path: Path, name: str) -> np.ndarray:
     """A whole column, float32; NaN where it is null."""
     pieces = (piece[name].astype(np.float32) for piece in columns(path, [name]))
     return np.concatenate([np.empty(0, np.float32), *pieces])
+
+
+def rows_at(path: Path, names: Sequence[str], wanted: Collection[int]) -> dict[int, dict[str, Any]]:
+    """Some columns of the rows at some positions, by position."""
+    positions, first, rows = np.array(sorted(wanted), np.int64), 0, {}
+    with opened(path, names) as table:
+        for batch in table.iter_batches(ROWS_AT_ONCE, columns=list(names)):
+            here = positions[(positions >= first) & (positions < first + len(batch))]
+            rows |= dict(zip(here.tolist(), batch.take(pa.array(here - first)).to_pylist(), strict=True))
+            first += len(batch)
+    return rows
 
 
 def quantile(path: Path, name: str, share: float, sign: int = 1) -> float:

@@ -39,7 +39,7 @@ def test_the_command_writes_small_pictures_that_are_not_blank(tmp_path, capsys):
 def test_a_command_is_needed(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("realign", "dynamics", "gallery", "detection"))
+    assert all(word in out for word in ("realign", "dynamics", "gallery", "label", "detection"))
     assert main(["paint"]) == 2
     assert "expected one of realign" in capsys.readouterr().err
 

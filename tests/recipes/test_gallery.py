@@ -21,10 +21,11 @@ from recipes import config as configuration
 from recipes.config import ClipFormat
 from recipes.data import vocabulary
 from recipes.data.decode import BrokenClip
+from recipes.figures import player
 from recipes.figures.command import main
-from recipes.figures.gallery import media, sample
+from recipes.figures.gallery import media
 from recipes.figures.gallery.media import Row
-from recipes.figures.gallery.page import Card, Media, page
+from recipes.figures.gallery.page import Card, page
 from recipes.figures.gallery.sample import GalleryKeys, draw
 from recipes.figures.gallery.sheet import CELL, LINES, WIDTH, break_lines, draw_sheet, font
 from recipes.figures.gallery.words import (
@@ -37,8 +38,10 @@ from recipes.figures.gallery.words import (
     share_aligned,
     variants,
 )
+from recipes.figures.page_media import Media
 from recipes.model.build import model_inputs
 from recipes.restore import restore
+from recipes.scoring import table as table_of_scores
 from tests.recipes import media as files
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.faulty import fatal
@@ -183,7 +186,7 @@ def test_groups_are_the_two_ends(tmp_path_factory, seed, share, count):
 def test_the_draw_is_fixed_by_its_seed_and_not_by_how_the_table_is_read(tmp_path, monkeypatch):
     path = table(tmp_path / "s.parquet", np.random.default_rng(0).normal(size=500).tolist())
     once, other = draw(path, 0.2, 10, 0, 5), draw(path, 0.2, 10, 1, 5)
-    monkeypatch.setattr(sample, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(table_of_scores, "ROWS_AT_ONCE", 3)
     assert draw(path, 0.2, 10, 0, 5) == once
     assert {r.clip for r in other.groups["top"]} != {r.clip for r in once.groups["top"]}
     order = [r.cosine for r in once.groups["top"]]
@@ -218,7 +221,7 @@ def test_the_player_shows_and_sounds_the_window(tmp_path, rotation):
     upright = [np.rot90(frame, -1) if rotation else frame for frame in frames]
     assert [files.number_of(frame) for frame in upright] == list(range(20, 30))
     assert frames[0].shape[:2] == ((96, 64) if rotation else (64, 96))
-    assert files.frequency_of(sound[2000:22000], media.SAMPLE_RATE) == pytest.approx(files.tone(2), abs=5)
+    assert files.frequency_of(sound[2000:22000], player.SAMPLE_RATE) == pytest.approx(files.tone(2), abs=5)
     width = frames[0].shape[1]
     keys = [shown.strip[:, first : first + width] for first in range(0, shown.strip.shape[1], width + media.GAP)]
     keys = [np.rot90(frame, -1) if rotation else frame for frame in keys]

@@ -1,6 +1,5 @@
 """The gallery in a browser, from file://: it opens without an error, plays, filters, pages, and fits a phone."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,14 +7,14 @@ import pytest
 
 from recipes import config as configuration
 from recipes.figures.command import main
-from recipes.figures.gallery.page import INLINE_PLAYERS, PER_PAGE
+from recipes.figures.gallery.page import PER_PAGE
+from recipes.figures.page_media import INLINE_PLAYERS
 from tests.recipes import media
+from tests.recipes.browsing import launched, needs_chromium, watched
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.scored import row, write_checkpoint, write_table
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
+pytestmark = needs_chromium
 
 EACH = 56  # clips of a group: more than half of what is inlined
 HIGH, LOW = 0.5, -0.5  # cosines of the groups begin here
@@ -46,29 +45,17 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """The installed chromium."""
-    arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+def browser() -> Iterator:
+    """A browser in which clips play without being asked to."""
+    with launched("--autoplay-policy=no-user-gesture-required") as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(params=[1280, 390], ids=["desktop", "phone"])
 def page(gallery, browser, request) -> Iterator:
-    """The gallery, opened; at the end nothing must have gone wrong, and nothing have been asked of a network."""
-    opened = browser.new_page(viewport={"width": request.param, "height": 844})
-    wrong, asked = [], []
-    opened.on("console", lambda message: wrong.append(message.text))
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("requestfailed", lambda r: wrong.append(f"{r.url} {r.failure}") if "ABORTED" not in r.failure else None)
-    opened.on("request", lambda r: asked.append(r.url))
-    opened.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-    opened.goto(gallery.as_uri())
-    yield opened
-    assert wrong == []
-    assert {url.split(":")[0] for url in asked} <= {"file", "blob", "data"}
+    """The gallery, opened."""
+    with watched(browser.new_page(viewport={"width": request.param, "height": 844}), gallery) as opened:
+        yield opened
     opened.close()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from recipes.config import load
 from recipes.errors import ConfigError
-from recipes.splits import load_splits, save_splits, train_and_test
+from recipes.splits import load_splits, save_splits, train_and_test, trained_on
 from tests.recipes.conftest import DEMO
 
 
@@ -48,6 +48,13 @@ def test_without_a_test_split_the_others_are_left_alone_all_the_same(split):
     train, test = split(rows)
     assert len(train) + len(test) == 100 and test
     assert all(int(video[1:]) % 2 == 0 for video in train + test)
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("train", "val"), ("",)])
+def test_what_a_run_trains_on_can_be_asked_of_its_manifest(split, tmp_path, names):
+    train, _ = split([(f"v{i}", names[i % len(names)]) for i in range(200)])
+    rows = trained_on(str(tmp_path / "manifest.jsonl"))
+    assert sorted(video.rsplit("/", 1)[1] for video in rows["video"]) == train
 
 
 def test_a_video_under_two_names_is_a_leak(split, tmp_path, monkeypatch):

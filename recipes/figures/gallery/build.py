@@ -15,10 +15,11 @@ from recipes.data.skipped import Skipped
 from recipes.data.workers import guarded
 from recipes.figures.gallery import media
 from recipes.figures.gallery.media import Row, Shown
-from recipes.figures.gallery.page import Card, Media, page
+from recipes.figures.gallery.page import Card, page
 from recipes.figures.gallery.sample import GalleryKeys, Sample, draw
 from recipes.figures.gallery.sheet import ROWS, draw_sheet
 from recipes.figures.gallery.words import References, embed_video, judge
+from recipes.figures.page_media import Media, report_unreadable
 from recipes.files import check_place, write_atomically
 from recipes.model.build import device_of
 from recipes.progress import progress_bar
@@ -61,11 +62,7 @@ def build(keys: GalleryKeys) -> list[Path]:
         cards[group].append(card := Card(row, caption, shown.outline, shown.ratio, place.add(row.clip, shown.files)))
         if len(on_sheet[group]) < ROWS:
             on_sheet[group].append((card, shown))
-    first = f"the first: {broken[0].id}: {broken[0].reason}" if broken else ""
-    if not any(cards.values()):
-        raise ValueError(f"none of the {len(broken)} clips drawn can be read; {first}")
-    if broken:
-        print(f"{len(broken)} of the clips drawn cannot be read and are left out, {first}")
+    report_unreadable(broken, sum(map(len, cards.values())))
     write_atomically(keys.out, page(cards, sample, keys, model.config.clip.words, broken))
     place.remove_old()
     picture = keys.out.with_suffix(".png")

@@ -1,23 +1,16 @@
 """What a gallery shows of a clip: a small mp4 with sound, key frames, loudness, and what the model sees."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from recipes.config import ClipFormat
 from recipes.data.augment import center
-from recipes.data.corpus.write import write_mp4
-from recipes.data.decode import BrokenClip, Clip, open_clip
-from recipes.figures.html import encoded
+from recipes.data.decode import Clip, open_clip
+from recipes.figures import player
 
 KEY_FRAMES = 4
-SHORT_SIDE = 180  # pixels of the player's pictures at most
-FRAME_RATE = 30  # at most
-SAMPLE_RATE = 24_000
-LONGEST = 60.0  # seconds of a window
 OUTLINE = 60  # loudness values of a window
 GAP = 4  # pixels between key frames
 
@@ -54,17 +47,11 @@ def cut_clip(row: Row, fmt: ClipFormat, folder: Path) -> Shown:
     """Read a clip's window for people and for the model; ``folder`` exists, for the mp4 while it is written."""
     with open_clip(row.video) as clip:
         video = _model_view(clip, row, fmt)
-        pictures, sound, rate = _player_view(clip, row)
-    with TemporaryDirectory(dir=folder) as place:
-        file = Path(place, "clip.mp4")
-        write_mp4(file, pictures, rate, sound, SAMPLE_RATE)
-        player = file.read_bytes()
-    frames = pictures[[int((i + 0.5) * len(pictures) / KEY_FRAMES) for i in range(KEY_FRAMES)]]
-    strip = side_by_side(frames)
-    files = {".mp4": player}
-    for suffix, picture in ((".jpg", strip), ("-poster.jpg", frames[KEY_FRAMES // 2])):
-        files[suffix] = encoded(picture, "JPEG", quality=80)
-    return Shown(files, strip, [] if sound is None else outline(sound), video)
+        played = player.read_window(clip, row.start, row.end)
+    pictures = played.pictures
+    strip = side_by_side(pictures[[int((i + 0.5) * len(pictures) / KEY_FRAMES) for i in range(KEY_FRAMES)]])
+    files = player.files_of(played, folder) | {".jpg": player.jpeg(strip)}
+    return Shown(files, strip, [] if played.sound is None else outline(played.sound), video)
 
 
 def model_view(row: Row, fmt: ClipFormat) -> np.ndarray:
@@ -76,20 +63,6 @@ def model_view(row: Row, fmt: ClipFormat) -> np.ndarray:
 def _model_view(clip: Clip, row: Row, fmt: ClipFormat) -> np.ndarray:
     window = clip.window(row.start, fmt.frames, fmt.fps, fmt.sample_rate, fmt.samples, fmt.short_side)
     return center(window.video, fmt.size)
-
-
-def _player_view(clip: Clip, row: Row) -> tuple[np.ndarray, np.ndarray | None, int]:
-    """Pictures with even sides, as H.264 wants them, sound, and the frame rate: the video's own, whole, or less."""
-    seconds = row.end - row.start
-    if not 0 < seconds <= LONGEST:
-        raise BrokenClip(clip.path, f"expected a window of at most {LONGEST:g} s, got {row.start:g} to {row.end:g} s")
-    rate = min(FRAME_RATE, max(1, round(clip.probe.fps)))
-    frames = max(1, math.ceil(round(seconds * rate, 3)))
-    window = clip.window(row.start, frames, rate, SAMPLE_RATE, round(seconds * SAMPLE_RATE), SHORT_SIDE)
-    height, width = (side - side % 2 for side in window.video.shape[1:3])
-    if not height or not width:
-        raise BrokenClip(clip.path, "its pictures are less than two pixels wide or high")
-    return np.ascontiguousarray(window.video[:, :height, :width]), window.audio, rate
 
 
 def outline(sound: np.ndarray) -> list[float]:

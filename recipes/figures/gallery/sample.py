@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recipes.figures.gallery.media import Row
 from recipes.keys import key
 from recipes.restore import RestoreKeys
-from recipes.scoring.table import facts_of, numbers, opened
+from recipes.scoring.table import facts_of, numbers, rows_at
 
 COLUMNS = ("clip", "id", "video", "caption", "start", "end", "cosine")
-ROWS_AT_ONCE = 65_536
 BINS = 64  # of the histogram of cosines
 
 
@@ -68,8 +65,7 @@ def draw(path: Path, share: float, count: int, seed: int, references: int) -> Sa
     rng = np.random.default_rng(seed)
     top, bottom = (rng.permutation(end)[:count].tolist() for end in (order[-size:], order[:size]))
     others = rng.permutation(defined)[:references].tolist()
-    with opened(path, COLUMNS) as table:
-        rows = _rows(table, {*top, *bottom, *others})
+    rows = {position: Row(**values) for position, values in rows_at(path, COLUMNS, {*top, *bottom, *others}).items()}
     return Sample(
         groups={"top": [rows[i] for i in top], "bottom": [rows[i] for i in bottom]},
         cuts={"top": float(cosines[order[-size]]), "bottom": float(cosines[order[size - 1]])},
@@ -80,14 +76,3 @@ def draw(path: Path, share: float, count: int, seed: int, references: int) -> Sa
         histogram=np.histogram(cosines[defined].clip(-1, 1), BINS, (-1, 1))[0].tolist(),
         metadata=metadata,
     )
-
-
-def _rows(table: pq.ParquetFile, wanted: set[int]) -> dict[int, Row]:
-    """The rows at some positions."""
-    positions, first, rows = np.array(sorted(wanted)), 0, {}
-    for batch in table.iter_batches(ROWS_AT_ONCE, columns=list(COLUMNS)):
-        here = positions[(positions >= first) & (positions < first + len(batch))]
-        taken = batch.take(pa.array(here - first)).to_pylist()
-        rows |= {position: Row(**values) for position, values in zip(here.tolist(), taken, strict=True)}
-        first += len(batch)
-    return rows

@@ -206,6 +206,7 @@ class DataConfig:
     timeout: float = key(60.0, "seconds that a worker may read one clip", more_than=0, most=7 * 86_400)
     prefetch_gib: float = key(4.0, "of batches read ahead, in /dev/shm; a worker reads one", more_than=0, most=2**14)
     vocabulary: int = key(65536, "most frequent words that are kept", least=3, most=10**8)
+    vocabulary_file: str | None = key(None, "vocabulary.json of another run, in place of words that are counted")
     word_vectors: str | None = key(None, "word2vec or GloVe text file; frozen")
 
     def problems(self) -> Iterator[str]:

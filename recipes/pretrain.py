@@ -291,6 +291,8 @@ def vocabulary_of(train: Dataset, config: Config, start: Path | None = None, gro
     """The words of the training captions: the first process counts them; a run that goes on, and others, read them."""
     if start is not None or not group.first:
         return vocabulary.load((start or config.folder) / checkpoint.VOCABULARY)
+    if config.data.vocabulary_file is not None:
+        return vocabulary.load(config.data.vocabulary_file)
     return vocabulary.build(captions(train), config.data.vocabulary)
 
 

@@ -91,7 +91,13 @@ def corpus_folder(corpus: CorpusConfig) -> Path:
 def files_to_read(config: Config) -> list[str]:
     """Local files and folders that a run reads, as its configuration names them."""
     data = config.data
-    named = [data.manifest, data.test, data.word_vectors, *(source.manifest for source in data.sources.values())]
+    named = [
+        data.manifest,
+        data.test,
+        data.word_vectors,
+        data.vocabulary_file,
+        *(source.manifest for source in data.sources.values()),
+    ]
     if data.manifest is None and not data.sources:
         named.append(str(corpus_folder(config.corpus)))
     return [name for name in named if name is not None and not storage.is_url(name)]

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 ITERATIONS = 200
 SAMPLE = 20_000  # scores of the data that are looked at
 NARROWEST = 0.1  # of the variance over held-out pairs: less is left of it by chance
+NOTHING = 0.01  # a weight below it counts as zero
 ENOUGH = 20.0  # pairs, by their posteriors, that tell how far filters differ about a kind
 
 
@@ -70,6 +71,12 @@ class Calibration:
             scores = np.maximum(scores, turn) if deviation > wrong_deviation else np.minimum(scores, turn)
         odds = np.log(max(self.share, 1e-12)) - np.log(max(1 - self.share, 1e-12))
         return expit(odds + norm.logpdf(scores, *self.right) - norm.logpdf(scores, *self.wrong))
+
+    def weights(self, scores: np.ndarray) -> np.ndarray:
+        """Weights (N,) of pairs with these scores: how probably they are right; 1 where there is no pair (NaN)."""
+        known = np.isfinite(scores)
+        weights = np.where(known, self.posterior(np.where(known, scores, 0.0)), 1.0)
+        return np.where(weights < NOTHING, 0.0, weights)
 
     def recall(self, threshold: np.ndarray) -> np.ndarray:
         """Share of the right pairs above thresholds."""

@@ -90,10 +90,11 @@ def rehearse(config: Config) -> tuple[Phases, Dataset, nn.ModuleDict]:
             splits = train_and_test(config)
             weights = checkpoint.latest(Path(config.train.init_from)) if config.train.init_from else None
         with phase("vocabulary"):
-            if weights is None:
-                tokenizer = vocabulary.build(captions(splits.train), config.data.vocabulary)
+            file = config.data.vocabulary_file if weights is None else weights / checkpoint.VOCABULARY
+            if file is not None:
+                tokenizer = vocabulary.load(file)
             else:
-                tokenizer = vocabulary.load(weights / checkpoint.VOCABULARY)
+                tokenizer = vocabulary.build(captions(splits.train), config.data.vocabulary)
         with phase("clips to evaluate"):
             test = limited(splits.test, tokenizer, config.clip.words, config.evaluate.limit)
             clips = EvalClips(test, tokenizer, config.clip)

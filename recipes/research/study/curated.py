@@ -18,7 +18,6 @@ from recipes.research.study.train import run
 from recipes.research.study.world import WorldConfig
 
 FILTERS, STEPS, ROUNDS = CurateKeys.filters, CurateKeys.steps, CurateKeys.rounds
-WORTH = 0.02  # weight from which a filter of a later round learns from a clip
 
 
 def weigh(config: WorldConfig, world: World, noisy: Noisy, seed: int) -> Noisy:
@@ -45,7 +44,7 @@ def judge(config: WorldConfig, world: World, noisy: Noisy, seed: int, number: in
     recording = [str(name) for name in clips.recording.tolist()]
     folds = fold_of(recording[first:], FILTERS, seed)
     left_out = halves(recording[:first], FILTERS, seed) if number else np.ones((FILTERS, first), bool)
-    worth = (clips.weights.amax(1) > WORTH).numpy()
+    worth = (clips.weights.amax(1) > 0).numpy()
     spaces = []
     for f in range(FILTERS):
         learnt = np.concatenate([~left_out[f] & worth[:first], folds != f])
@@ -59,7 +58,7 @@ def judge(config: WorldConfig, world: World, noisy: Noisy, seed: int, number: in
         held_out, _ = held_out_scores(bank, trusted, np.array(recording[first:]), folds, right, space, seed)
         scores, spread = bank.judge(data, left_out, space)
         fitted = calibrate(scores, spread, int(left_out.sum(0).max()), held_out)
-        weights[:first, k] = torch.from_numpy(fitted.posterior(scores)).float()
+        weights[:first, k] = torch.from_numpy(fitted.weights(scores)).float()
         aurocs.append(held_out.auroc)
     return weights, float(np.mean(aurocs))
 

@@ -1,0 +1,259 @@
+"""Weigh every pair of a data set by what filters have learnt from a few trusted clips.
+
+python -m recipes.curate --config recipes/configs/demo.yaml data.manifest=MANIFEST curate.trusted=trusted.jsonl \
+    curate.out=runs/curated
+torchrun --nproc-per-node 2 -m recipes.curate ...   several processes
+
+The configuration is that of the training that is to come: its model, clips and losses are the filters', too. It writes
+scores.parquet (scores and weights of all pairs), manifest.jsonl (to train on, see docs/curation.md), report.md and
+report.json. Killed at any moment, the same command goes on where it stopped.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+
+from recipes import cli
+from recipes.config import Config
+from recipes.curation import table, verdict
+from recipes.curation.filters import CurateKeys, Trusted, filter_config, group_of, halves, manifest_of, write_manifest
+from recipes.curation.judging import SPACES, Bank, Embeddings, embed_all, held_out_scores
+from recipes.curation.table import BATCH, SCORES
+from recipes.curation.verdict import Verdict
+from recipes.curation.weighed import weighed_rows, write_weighed
+from recipes.data import storage, vocabulary
+from recipes.data.clips import NarratedClips
+from recipes.data.index import captions, load_index
+from recipes.errors import DataError
+from recipes.evaluation.parts import Parts, inputs
+from recipes.files import check_place, write_atomically
+from recipes.keys import section
+from recipes.model.build import device_of, use_cores
+from recipes.pretrain import pretrain
+from recipes.restore import restore
+from recipes.splits import train_and_test
+from recipes.training import checkpoint
+from recipes.training.processes import ALONE, Processes, joined
+
+log = logging.getLogger(__name__)
+
+WORDS, TABLE, MANIFEST, REPORT = "vocabulary.json", "scores.parquet", "manifest.jsonl", "report"
+
+
+@dataclass
+class CurateConfig(Config):
+    """A run that is to come, and what is trusted."""
+
+    curate: CurateKeys = section(CurateKeys)
+
+    def problems(self) -> Iterator[str]:
+        """What does not fit together."""
+        yield from super().problems()
+        if self.data.sources:
+            yield "data.sources: curate one manifest at a time, then mix what comes of it"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is curated."""
+
+    config: CurateConfig
+    data: Dataset  # rows to weigh
+    test: Dataset  # rows that are held out
+    trusted: Trusted
+
+    def left_out(self, number: int) -> np.ndarray:
+        """Which rows of the data the filters of a round do not learn from, bool (filters, rows): in the first, all."""
+        filters = self.config.curate.filters
+        if not number:
+            return np.ones((filters, len(self.data)), bool)
+        groups = [group_of(row) for row in self.data.select_columns(["group", "video"])]
+        return halves(groups, filters, self.config.train.seed)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the filters of one round say."""
+
+    verdicts: dict[str, Verdict]
+    others: dict[str, dict[str, np.ndarray]]  # held-out scores of other kinds of wrong pairs
+    readable: np.ndarray  # which clips could be read
+
+    @property
+    def auroc(self) -> float:
+        """How well the filters tell held-out pairs apart, over both pairs of modalities."""
+        return float(np.mean([verdict.auroc for verdict in self.verdicts.values()]))
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Weights (N,) of the pairs."""
+        return {space: verdict.weights() for space, verdict in self.verdicts.items()}
+
+
+def prepare(config: CurateConfig) -> Job:
+    """Read the lists of clips; a DataError where they do not fit together."""
+    keys = config.curate
+    check_place(keys.out / TABLE)
+    try:
+        splits, index = train_and_test(config), load_index(keys.trusted)
+    except (ValueError, OSError) as error:
+        raise DataError(str(error)) from error
+    held_out = {storage.same(video) for video in splits.test["video"]}
+    if tested := [row["id"] for row in index if storage.same(row["video"]) in held_out]:
+        raise DataError(f"{len(tested)} trusted clip(s) are of videos to be tested on, for example {tested[0]}")
+    return Job(config, splits.train, splits.test, Trusted.of(index, keys.filters, config.train.seed))
+
+
+def plan(config: CurateConfig) -> str:
+    """What would be trained and judged."""
+    job, keys = prepare(config), config.curate
+    done = [number for number in range(keys.rounds) if (keys.out / f"round-{number}" / TABLE).exists()]
+    lines = [
+        f"{len(job.data)} videos of {config.data_name} to weigh, {len(job.test)} held out",
+        f"{len(job.trusted.index)} trusted clips of {len(set(job.trusted.groups))} recordings",
+        f"up to {keys.rounds} round(s) of {keys.filters} filters, {keys.steps} steps each",
+        f"written to {keys.out}: {TABLE}, {MANIFEST}, {REPORT}.md",
+    ]
+    return "\n".join(lines + [f"it goes on: {len(done)} round(s) are done"] * bool(done))
+
+
+def run(config: CurateConfig) -> None:
+    """Curate, alone or as one of the processes that torchrun started."""
+    with joined(timedelta(days=30)) as group:
+        curate(config, group)
+
+
+def curate(config: CurateConfig, group: Processes = ALONE) -> None:
+    """Train filters and judge all pairs, in rounds while they tell held-out pairs apart better; write the best."""
+    with group.first_ahead():
+        job = prepare(config)
+    best: Round | None = None
+    for number in range(config.curate.rounds):
+        train_filters(job, number, best, group)
+        result = judge(job, number, group)
+        log.info("round %d: held-out pairs are told apart with AUROC %.3f", number + 1, result.auroc)
+        if best is not None and result.auroc <= best.auroc:
+            break
+        best, chosen = result, number
+    assert best is not None
+    if group.first:
+        write(job, best, job.config.curate.out / f"round-{chosen}" / TABLE)
+    group.wait()
+
+
+def train_filters(job: Job, number: int, before: Round | None, group: Processes) -> None:
+    """Train the filters of a round that are not trained yet: later ones learn from the weighed data, too."""
+    config, keys = job.config, job.config.curate
+    folder, words = keys.out / f"round-{number}", keys.out / WORDS
+    left_out, weighed = job.left_out(number), {}
+    if before is not None:
+        weighed = dict(weighed_rows(job.data, before.weights(), before.readable, job.trusted))
+    for f in range(keys.filters):
+        run_config = filter_config(config, keys, folder, f, words)
+        if group.first and not manifest_of(folder, f).exists():
+            if not words.exists():
+                words.parent.mkdir(parents=True, exist_ok=True)
+                vocabulary.save(vocabulary.build(all_captions(job), config.data.vocabulary), words)
+            rows = (row for position, row in weighed.items() if not left_out[f, position])
+            write_manifest(manifest_of(folder, f), job.trusted, f, rows)
+        group.wait()
+        if not trained(run_config):
+            log.info("round %d, filter %d of %d", number + 1, f + 1, keys.filters)
+            pretrain(run_config, (run_config.folder / checkpoint.CONFIG).exists(), group)
+
+
+def all_captions(job: Job) -> Iterator[str]:
+    """All texts that the filters read."""
+    yield from captions(job.trusted.index)
+    yield from captions(job.data)
+
+
+def trained(config: Config) -> bool:
+    """Whether a run has ended."""
+    try:
+        return bool(checkpoint.load_facts(checkpoint.latest(config.folder))["step"] >= config.train.steps)
+    except (OSError, ValueError):
+        return False
+
+
+def judge(job: Job, number: int, group: Processes) -> Round:
+    """Score all pairs of the data by the filters of a round, and find out what the scores mean."""
+    config, keys = job.config, job.config.curate
+    folder = keys.out / f"round-{number}"
+    filters, tokenizer = load_filters(job, folder)
+    use_cores(config.train, config.data)
+    data, trusted = (NarratedClips(index, tokenizer, config.clip) for index in (job.data, job.trusted.index))
+    rng = np.random.default_rng(config.train.seed)
+    chosen = np.sort(rng.permutation(len(data))[: keys.bank]).tolist()
+    bank = Bank.of(embed_all(filters, data, chosen, BATCH, config.data), config.objective.temperature)
+    left_out = job.left_out(number)
+    parts = Parts(folder / TABLE, SCORES, facts(job, filters, folder), table.blocks(len(data)))
+    if not (folder / TABLE).exists():
+        table.score(filters, data, bank, left_out, parts, config.data, group)
+    seen = embed_all(filters, trusted, range(len(trusted)), BATCH, config.data)
+    return verdicts_of(job, bank, seen, folder / TABLE, int(left_out.sum(0).max()))
+
+
+def load_filters(job: Job, folder: Path) -> tuple[list[nn.ModuleDict], Any]:
+    """The filters of a round, on the device, frozen; and their vocabulary."""
+    device = device_of(job.config.train)
+    restored = [restore(folder / f"filter-{f}") for f in range(job.config.curate.filters)]
+    return [each.modules.to(device).eval().requires_grad_(False) for each in restored], restored[0].tokenizer
+
+
+def facts(job: Job, filters: list[nn.ModuleDict], folder: Path) -> dict[str, Any]:
+    """What a table of scores belongs to."""
+    first = checkpoint.latest(folder / "filter-0")
+    return inputs(first, nn.ModuleList(filters), job.data) | {"bank": job.config.curate.bank}
+
+
+def verdicts_of(job: Job, bank: Bank, seen: Embeddings, scores: Path, judges: int) -> Round:
+    """Calibrate the scores of each pair of modalities by held-out trusted clips."""
+    keys, index = job.config.curate, job.trusted.index
+    groups, folds = np.array(job.trusted.groups)[seen.clips], job.trusted.folds[seen.clips]
+    names = [f"{figure}_{space}" for figure in ("score", "spread") for space in SPACES]
+    pieces = list(table.columns(scores, [*names, "error"]))
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in (*names, "error")}
+    verdicts, others = {}, {}
+    for space in SPACES:
+        right = np.array([is_right(index[clip], space) for clip in seen.clips])
+        held_out, others[space] = held_out_scores(bank, seen, groups, folds, right, space, job.config.train.seed)
+        if min(len(held_out.right), len(held_out.wrong)) < 2:
+            raise DataError(f"curate.trusted: too few trusted pairs of video and {SPACES[space]} to judge by")
+        found = [columns[f"{figure}_{space}"].astype(float) for figure in ("score", "spread")]
+        verdicts[space] = Verdict(*found, judges, held_out, keys.draws)
+    return Round(verdicts, others, np.equal(columns["error"], None))
+
+
+def is_right(row: dict[str, Any], space: str) -> bool:
+    """Whether somebody trusts the sound ("va") or the text ("vt") of a row."""
+    weight = row["sound_weight"] if space == "va" else row["narrations"][0]["weight"] if row["narrations"] else None
+    return weight is None or weight > 0
+
+
+def write(job: Job, best: Round, scores: Path) -> None:
+    """Report, then write the table with weights, and the manifest."""
+    out, weights = job.config.curate.out, best.weights()
+    words = "\n\n".join(verdict.told(space, best.verdicts[space], best.others[space]) for space in SPACES)
+    print(words)
+    write_atomically(out / f"{REPORT}.md", words + "\n")
+    write_atomically(out / f"{REPORT}.json", verdict.as_json(best.verdicts, best.others))
+    table.write_table(scores, weights, out / TABLE)
+    counts = write_weighed(out / MANIFEST, job.data, weights, best.readable, job.trusted, job.test)
+    print(
+        f"\n{out / MANIFEST}: {counts['kept']} of {counts['videos']} videos with weights, {counts['trusted']} trusted "
+        f"clips, {counts['held out']} rows to test on; train on them with data.manifest={out / MANIFEST}"
+    )
+
+
+COMMAND = cli.Command("recipes.curate", __doc__, CurateConfig, run, plan, needs_config=True)
+main = COMMAND.main
+
+if __name__ == "__main__":
+    cli.exit(main)

@@ -1,0 +1,104 @@
+"""What the filters can say of a pair of modalities, and how a person is told."""
+
+import json
+
+import numpy as np
+
+from recipes.curation.calibration import HeldOut, calibrate, resampled
+from recipes.curation.judging import SPACES
+from recipes.evaluation import bootstrap
+from recipes.evaluation.results import markdown
+
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the pairs that a threshold would keep
+
+
+class Verdict:
+    """What the filters can say of one pair of modalities."""
+
+    def __init__(self, scores: np.ndarray, spread: np.ndarray, judges: int, held_out: HeldOut, draws: int) -> None:
+        """Calibrate, also with trusted recordings that are drawn anew."""
+        self.scores, self.auroc = scores, held_out.auroc
+        self.pairs, self.right = int(np.isfinite(scores).sum()), len(held_out.right)
+        self.calibration = calibrate(scores, spread, judges, held_out)
+        self.drawn = resampled(scores, spread, judges, held_out, draws)
+        self.able = (
+            held_out.right.mean() > held_out.wrong.mean()
+            and bootstrap.interval(np.array([fitted.right.mean - fitted.wrong.mean for fitted in self.drawn]))[0] > 0
+        )
+
+    def weights(self) -> np.ndarray:
+        """Weights (N,): probabilities that pairs are right; 1 where there is no pair, or the filters know nothing."""
+        if not self.able:
+            return np.ones(len(self.scores))
+        return self.calibration.weights(self.scores)
+
+    def share(self) -> dict[str, float]:
+        """The share of right pairs, with its interval."""
+        low, high = bootstrap.interval(np.array([fitted.share for fitted in self.drawn]))
+        return {"share": self.calibration.share, "low": low, "high": high}
+
+    def thresholds(self, others: dict[str, np.ndarray]) -> list[dict[str, float]]:
+        """Precision and recall of what each share of the pairs would keep, and precision if all wrong ones were of
+        another kind, of which held-out scores ``others`` are known."""
+        known = np.sort(self.scores[np.isfinite(self.scores)])
+        rows = []
+        for share in SHARES:
+            threshold = float(known[min(int((1 - share) * len(known)), len(known) - 1)])
+            row = {"kept": share, "threshold": threshold}
+            for name in ("precision", "recall"):
+                row[name] = float(getattr(self.calibration, name)(threshold))
+                drawn = np.array([getattr(fitted, name)(threshold) for fitted in self.drawn], float)
+                row[f"{name} low"], row[f"{name} high"] = bootstrap.interval(drawn)
+            for kind, scores in others.items():
+                if len(scores):
+                    row[f"precision, {kind}"] = self._precision_of(threshold, scores)
+            rows.append(row)
+        return rows
+
+    def _precision_of(self, threshold: float, wrong: np.ndarray) -> float:
+        """If the wrong pairs scored as these do; filters apart, so it is a lower bound."""
+        share = self.calibration.share
+        kept, passed = share * float(self.calibration.recall(np.array(threshold))), float((wrong > threshold).mean())
+        return kept / max(kept + (1 - share) * passed, 1e-12)
+
+
+def told(space: str, verdict: Verdict, others: dict[str, np.ndarray]) -> str:
+    """What a person is told of one pair of modalities, in Markdown."""
+    share = verdict.share()
+    lines = [
+        f"### Video and {SPACES[space]}",
+        "",
+        f"{verdict.pairs} pairs; {verdict.right} trusted ones, each judged by a filter that did not learn from it. A "
+        f"filter tells a trusted pair from an exchanged one with AUROC {verdict.auroc:.3f}.",
+        "",
+    ]
+    if not verdict.able:
+        return "\n".join([*lines, "**The filters cannot tell them apart: all weights stay 1.**"])
+    lines += [
+        f"**{share['share']:.0%} of the pairs are right** (95% interval {share['low']:.0%} to {share['high']:.0%}).",
+        "",
+    ]
+    rows = []
+    for row in verdict.thresholds(others):
+        shown = {"keeping the best": f"{row['kept']:.0%}", "score above": f"{row['threshold']:.2f}"}
+        for name in ("precision", "recall"):
+            shown[name] = f"{row[name]:.0%} ({row[f'{name} low']:.0%} to {row[f'{name} high']:.0%})"
+        shown |= {name: f"{row[name]:.0%}" for name in row if name.startswith("precision, ")}
+        rows.append(shown)
+    return "\n".join([*lines, markdown(rows).strip()])
+
+
+def as_json(verdicts: dict[str, Verdict], others: dict[str, dict[str, np.ndarray]]) -> str:
+    """The numbers of a report."""
+    numbers = {
+        space: {
+            "auroc": verdict.auroc,
+            "pairs": verdict.pairs,
+            "trusted": verdict.right,
+            "able": bool(verdict.able),
+            **verdict.share(),
+            "thresholds": verdict.thresholds(others[space]),
+        }
+        for space, verdict in verdicts.items()
+    }
+    return json.dumps(numbers, indent=1)

@@ -107,7 +107,7 @@ def chain(*members: Member) -> Transform:
         for member, transform, before in zip(members, transforms, state, strict=True):
             factor, after = apply(transform, gram, before, extras)
             _check_weights(factor, total, member)
-            weights = _product(weights, factor)
+            weights = product(weights, factor)
             states.append(after)
         return weights, tuple(states)
 
@@ -182,7 +182,7 @@ def _check_weights(factor: Any, gram: Tensor, member: Member) -> None:
             )
 
 
-def _product(weights: Any, factor: Any) -> Any:
+def product(weights: Any, factor: Any) -> Any:
     """The product of weights; for each label where one of them has labels."""
     if isinstance(weights, Mapping):
         return {label: w * (factor[label] if isinstance(factor, Mapping) else factor) for label, w in weights.items()}

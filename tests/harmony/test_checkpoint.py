@@ -54,6 +54,7 @@ ARGUMENTS = {
     "top_k": (2,),
     "hysteresis": (-0.1, 0.1, score.ema(score.agreement, capacity=16), 16),
     "renormalized": (curriculum.threshold(score=score.ema(score.agreement, capacity=16)),),
+    "weighted": (curriculum.threshold(score=score.ema(score.agreement, capacity=16)), realign.gradvac()),
     "combined": (score.ema(score.agreement, capacity=16), score.ranked(score.small_loss)),
     "ema": (score.ema(score.agreement, capacity=8), 0.5, 16),
     **{name: (score.ema(score.agreement, capacity=16),) for name in ("least", "negative", "ranked", "standardized")},
@@ -105,6 +106,7 @@ def test_a_run_goes_on_from_a_file_as_if_there_had_been_none(package, name):
             "similarity": torch.rand(6, generator=generator),
             "sides": torch.rand(6, 3, 6, generator=generator),
             "triplet": torch.randn(6, 3, 4, generator=generator),
+            "weights": torch.rand(6, 2, generator=generator),
             "ids": torch.randint(0, 9, (6,), generator=generator),
         }
         restored = loaded(restored)

@@ -216,6 +216,7 @@ def extras(gram, generator):
         "batch_products": torch.randn(b, k, generator=generator),
         "similarity": torch.rand(b, generator=generator),
         "triplet": torch.randn(b, 3, 5, generator=generator),
+        "weights": torch.rand(b, k, generator=generator),
         "ids": torch.randint(0, 40, (b,), generator=generator),
     }
 
@@ -236,6 +237,7 @@ RULES = {
             "a combination": score.combined(score.standardized(score.agreement), score.ranked(score.small_loss)),
         }.items()
     },
+    "weighted": curriculum.weighted(curriculum.threshold(0.1), harmony.realign.pcgrad),
     "chain": harmony.chain(curriculum.quantile(schedule.piecewise({0: 1.0, 3: 0.4})), harmony.realign.pcgrad),
 }
 
@@ -298,6 +300,7 @@ def test_what_is_samplewise():
     assert samplewise == {
         "threshold", "soft_threshold", "agreement_weight", "threshold of norm_ratio", "threshold of gradient_norm",
         "threshold of small_loss", "threshold of similarity", "threshold of triangle_area",
+        "weighted",
     }  # fmt: skip
     assert not curriculum.threshold(0.0, score=lambda gram, **extras: gram[:, 0, 0]).samplewise  # nobody said it was
 

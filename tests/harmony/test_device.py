@@ -57,6 +57,7 @@ TRANSFORMS = {
     "top_k": curriculum.top_k(3),
     "hysteresis": curriculum.hysteresis(-0.1, 0.1, capacity=8),
     "renormalized": curriculum.renormalized(curriculum.quantile(0.5)),
+    "weighted": curriculum.weighted(curriculum.threshold(0.0), realign.pcgrad),
     "chain": harmony.chain(curriculum.threshold(0.0), realign.pcgrad),
 }
 SCORES = {
@@ -95,6 +96,7 @@ def test_no_number_is_read_and_nothing_is_copied(name, k):
             "batch_products": torch.empty(B, k, device="meta"),
             "similarity": torch.empty(B, device="meta"),
             "triplet": torch.empty(B, 3, 5, device="meta"),
+            "weights": torch.empty(B, k, device="meta"),
             "ids": torch.empty(B, device="meta", dtype=torch.int64),
         }
         state = on_device(TRANSFORMS[name].init())
@@ -116,6 +118,7 @@ def test_cuda_gives_the_numbers_of_the_cpu(name, k):
         "batch_products": g[:, :, 1],
         "similarity": g[:, 0, 2],
         "triplet": torch.randn(64, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+        "weights": g[:, :, 3].abs(),
         "ids": torch.arange(64) % 9,
     }
     found = {}

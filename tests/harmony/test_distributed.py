@@ -21,6 +21,7 @@ from tests.harmony.options import keywords
 SIZE = 12
 BACKBONE = lambda name: name.startswith("backbone")  # noqa: E731
 BY_LAYER = lambda name: name.split(".")[1] if BACKBONE(name) else None  # noqa: E731
+TRUST = lambda f: {"weights": torch.stack([torch.ones_like(f["valid"]), f["valid"]], 1)}  # noqa: E731
 
 STANDARDIZED = score.standardized(score.norm_ratio)
 
@@ -112,6 +113,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "top_k": (lambda: harmony.chain(curriculum.top_k(5)), {}),
     "running_quantile": (lambda: harmony.chain(curriculum.running_quantile(0.6, decay=0.5)), {}),
     "renormalized": (lambda: harmony.chain(curriculum.renormalized(curriculum.threshold(0.0)), realign.pcgrad), {}),
+    "weighted": (lambda: curriculum.weighted(curriculum.threshold(-0.2), realign.pcgrad), {"extras": TRUST}),
     "small loss": (lambda: harmony.chain(curriculum.quantile(0.5, score=score.small_loss)), {}),
     "batch agreement": (
         lambda: harmony.chain(curriculum.quantile(0.5, score=score.batch_agreement)), {"batch_products": True},

@@ -29,6 +29,7 @@ def test_a_factory_that_was_not_called_is_refused_at_once(factory):
         harmony.chain,
         harmony.layerwise,
         curriculum.renormalized,
+        curriculum.weighted,
         curriculum.threshold,
         score.ema,
         score.ranked,
@@ -45,6 +46,7 @@ def test_the_call_names_what_the_factory_needs():
         (realign.gradvac, r"gradvac\(\)"),
         (curriculum.hysteresis, r"hysteresis\(low, high\)"),
         (curriculum.renormalized, r"renormalized\(member\)"),
+        (curriculum.weighted, r"weighted\(\*members\)"),
     ):
         with pytest.raises(TypeError, match=f"makes a transform: call it, {call}"):
             harmony.chain(factory)

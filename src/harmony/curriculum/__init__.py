@@ -2,10 +2,12 @@
 
 The rule for curricula: all of them have a step count or a memory, so they are called and give a transform. Their score
 is a function used bare, or made by a call; by default the agreement of a sample's gradients (see ``harmony.score``).
-``cross_check`` alone judges the pair of each loss apart. A sample without a score (it lacks a modality) has the factor
-1: it is never dropped, and no quantile counts it.
+``cross_check`` alone judges the pair of each loss apart, and ``weighted`` judges nothing: its weights, one for each
+loss, come with the data. A sample without a score (it lacks a modality) has the factor 1: it is never dropped, and no
+quantile counts it.
 """
 
+from harmony.curriculum.data_weights import weighted
 from harmony.curriculum.ranking import quantile, running_quantile, top_k
 from harmony.curriculum.renormalize import renormalized
 from harmony.curriculum.third_pair import cross_check
@@ -21,4 +23,5 @@ __all__ = [
     "soft_threshold",
     "threshold",
     "top_k",
+    "weighted",
 ]

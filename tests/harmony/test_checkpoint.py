@@ -103,6 +103,9 @@ def test_a_run_goes_on_from_a_file_as_if_there_had_been_none(package, name):
         extras = {
             "terms": torch.rand(6, 2, generator=generator),
             "batch_products": torch.randn(6, 2, generator=generator),
+            "batch_square": torch.rand((), generator=generator),
+            "reference_products": torch.randn(6, 2, generator=generator),
+            "reference_square": torch.rand((), generator=generator),
             "similarity": torch.rand(6, generator=generator),
             "sides": torch.rand(6, 3, 6, generator=generator),
             "triplet": torch.randn(6, 3, 4, generator=generator),

@@ -60,13 +60,13 @@ def test_batch_agreement_is_the_cosine_with_the_others(seed):
         rest = g.sum((0, 1)) - row.sum(0)
         defined = sum(bool(x.any()) for x in row) >= 2
         expected.append(float(torch.cosine_similarity(row.sum(0), rest, dim=0)) if defined else float("nan"))
-    assert_equal(values(score.batch_agreement, gram, batch_products=products), expected)
+    assert_equal(values(score.batch_agreement, gram, batch_products=products, batch_square=products.sum()), expected)
 
 
 def test_a_sample_alone_agrees_with_nobody():
     g, gram = gradients(3, size=1)
     products = torch.einsum("bkd,d->bk", g, g.sum((0, 1)))
-    found = values(score.batch_agreement, gram, batch_products=products)
+    found = values(score.batch_agreement, gram, batch_products=products, batch_square=products.sum())
     assert found.isnan().all() or found.item() == 0
 
 
@@ -149,7 +149,7 @@ def test_what_is_missing_is_said_with_its_remedy():
     gram = torch.eye(2).expand(4, 2, 2)
     for wrong, message in (
         (lambda: values(score.small_loss, gram), r"small_loss needs terms \(4, 2\): call the step with"),
-        (lambda: values(score.batch_agreement, gram), "call the step with batch_products=True"),
+        (lambda: values(score.batch_agreement, gram), 'call the step with products_with="batch"'),
         (lambda: values(score.similarity, gram), "call the step with extras=lambda embeddings"),
         (lambda: values(score.ema(score.agreement), gram), r"ema needs ids \(4,\)"),
         (

@@ -12,8 +12,8 @@ are NaN for samples with fewer than two nonzero gradients.
 from harmony.cosines import agreement
 from harmony.score.base import AnyScore, Score, as_score
 from harmony.score.combine import combined, ema, least, negative, ranked, standardized
+from harmony.score.directions import batch_agreement, reference_agreement
 from harmony.score.functions import (
-    batch_agreement,
     gradient_norm,
     norm_ratio,
     pair_cosine,
@@ -36,6 +36,7 @@ __all__ = [
     "norm_ratio",
     "pair_cosine",
     "ranked",
+    "reference_agreement",
     "similarity",
     "small_loss",
     "standardized",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harmony.arguments import require_extra
 from harmony.cosines import cosine
-from harmony.members import block_function, samplewise
+from harmony.members import samplewise
 from harmony.numerics.unit import unit_blocks
 from harmony.score.base import where_defined
 
@@ -69,34 +69,6 @@ def gradient_norm(gram: Tensor) -> Tensor:
         tensor([5.])
     """
     return where_defined(gram.sum((1, 2)).clamp(min=0).sqrt(), gram, pair=False)
-
-
-@block_function
-def batch_agreement(gram: Tensor, *, batch_products: Tensor | None = None) -> Tensor:
-    """Cosine between a sample's gradient and that of the rest of the batch, both of the summed losses.
-
-    Args:
-        gram: Gram blocks (B, K, K).
-        batch_products: Inner products (B, K) with the gradient of the whole batch, from a step with
-            ``batch_products=True``. The sample's own share in it is taken out here.
-
-    Returns:
-        Cosines (B,) in [-1, 1]; 0 where the rest of the batch has no gradient.
-
-    Examples:
-        >>> gram = torch.ones(3, 2, 2) / 4  # three unit gradients, in two halves each: e_1, e_1, -e_1
-        >>> harmony.score.batch_agreement(gram, batch_products=torch.tensor([[0.5, 0.5], [0.5, 0.5], [-0.5, -0.5]]))
-        tensor([ 0.,  0., -1.])
-    """
-    shape, source = gram.shape[:2], "batch_products=True"
-    with_batch = require_extra("batch_agreement", "batch_products", batch_products, shape, source).sum(1)
-    squared = gram.sum((1, 2))
-    batch_squared = with_batch.sum()  # <g, g>, the gradient of the batch with itself
-    rest = (batch_squared - 2 * with_batch + squared).clamp(min=0)
-    rest = torch.where(rest > torch.finfo(gram.dtype).eps * batch_squared.abs(), rest, 0)  # less is a rounding error
-    norm = squared.clamp(min=0).sqrt() * rest.sqrt()
-    cosines = torch.where(norm > 0, (with_batch - squared) / torch.where(norm > 0, norm, 1), 0)
-    return where_defined(cosines.clamp(-1, 1), gram)
 
 
 @samplewise

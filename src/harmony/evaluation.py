@@ -142,16 +142,16 @@ class Evaluation:
         """Gram blocks (groups, L, K, K), and products (groups, L, K), of the whole batch, on every process."""
         options = self.options
         if options.space == "features":
-            found = self._gathered(self._measure_features())
+            measured = self._gathered(self._measure_features())
         elif options.attribution == "loss":
-            found = self._encoded.gram_of_rows(self._local_rows, self._groups.size, self.split.sum, self._direction)
+            measured = self._encoded.gram_of_rows(self._local_rows, self._groups.size, self.split.sum, self._direction)
         elif options.attribution == "anchor":
             sent = self._stage.anchor(self.split.own, options.engine.chunk_size)
-            found = self._gathered(self._encoded.gram(sent, self._direction)[0])
+            measured = self._gathered(self._encoded.gram(sent, self._direction)[0])
         else:
-            found, self._combine = self._encoded.gram(self._local, self._direction)
-            found = self._gathered(found)
-        return self._unscaled(found)
+            measured, self._combine = self._encoded.gram(self._local, self._direction)
+            measured = self._gathered(measured)
+        return self._unscaled(measured)
 
     def reference_extras(self, products: Tensor | None) -> dict[str, Any]:
         """What a transform may know of products (g, L, K): these, and the squared norm of the gradient behind them."""
@@ -184,19 +184,21 @@ class Evaluation:
         """
         parts: dict[int, Tensor] = {}
 
-        def weigh_block(found: Measurement, groups: range) -> Tensor:
+        def weigh_block(measured: Measurement, groups: range) -> Tensor:
             m = self.options.group_size
             first = self.split.own.start
             samples = slice(first + groups.start * m, min(first + groups.stop * m, self.split.own.stop))
-            parts[groups.start] = weigh(self._unscaled(found), samples)
+            parts[groups.start] = weigh(self._unscaled(measured), samples)
             return parts[groups.start]
 
-        found, grads = self._encoded.fused(self._local, weigh_block, self._direction)
+        measured, grads = self._encoded.fused(self._local, weigh_block, self._direction)
         weights = self._groups.gather(torch.cat([parts[start] for start in sorted(parts)]))
-        return self._unscaled(self._gathered(found)), weights, self._update(grads, weights[self._members])
+        return self._unscaled(self._gathered(measured)), weights, self._update(grads, weights[self._members])
 
-    def named(self, blocks: Tensor) -> Any:
-        """Blocks (groups, L, ...) by the name of their label; without labels, the only one."""
+    def named(self, blocks: Tensor | None) -> Any:
+        """Blocks (groups, L, ...) by the name of their label; without labels, the only one. None stays None."""
+        if blocks is None:
+            return None
         return dict(zip(self.labels, blocks.unbind(1), strict=True)) if self.labels else blocks[:, 0]
 
     def stack(self, weights: Blocks, groups: int | None = None) -> Tensor:
@@ -252,16 +254,16 @@ class Evaluation:
         assert direction is not None
         return squared_norms(direction, [0] * len(direction) if self.options.space == "features" else self._call.label)
 
-    def _gathered(self, found: Measurement) -> Measurement:
+    def _gathered(self, measured: Measurement) -> Measurement:
         """The measurement of the whole batch."""
-        products = None if found.products is None else self._groups.gather(found.products)
-        return Measurement(self._groups.gather(found.gram), products)
+        products = None if measured.products is None else self._groups.gather(measured.products)
+        return Measurement(self._groups.gather(measured.gram), products)
 
-    def _unscaled(self, found: Measurement) -> Measurement:
+    def _unscaled(self, measured: Measurement) -> Measurement:
         """The measurement without the scale of the losses, of which a square stands in the Gram."""
         unscaled = self._stage.unscaled
-        products = None if found.products is None else unscaled(found.products.detach())
-        return Measurement(unscaled(unscaled(found.gram.detach())), products)
+        products = None if measured.products is None else unscaled(measured.products.detach())
+        return Measurement(unscaled(unscaled(measured.gram.detach())), products)
 
     def _measure_features(self) -> Measurement:
         """Blocks of this process's cotangents."""

@@ -71,8 +71,7 @@ def gram_vjp(
         space: ``"parameters"``, or ``"features"``: gradients at the embeddings, nearly free.
         group_size: Consecutive samples whose gradients are summed before the Gram.
         loss_params: Tree of parameters of the losses (heads, temperature), if they have any.
-        products_with: Also give the inner products with a gradient: "batch", that of the summed losses, or any other,
-            {parameter: tensor}, as of trusted data.
+        products_with: Also give inner products with a gradient: "batch", or a given one, {name of a parameter: tensor}.
         process_group: Processes that share the batch: everything is of the whole batch, on each of them.
         loss_scale: Tensor that multiplies what is differentiated, and so what ``pullback`` returns; nothing else.
         engine: Options of the machine.
@@ -94,12 +93,5 @@ def gram_vjp(
         wrt, labels, feature_leaves, attribution, space, group_size, products_with, process_group, loss_scale, engine
     )
     evaluation = Evaluation(encode, losses, params, batch, loss_params, options)
-    found = evaluation.measure()
-    return GramVJP(
-        evaluation.values,
-        evaluation.terms,
-        evaluation.named(found.gram),
-        evaluation.embeddings,
-        evaluation.pullback,
-        None if found.products is None else evaluation.named(found.products),
-    )
+    gram, products = map(evaluation.named, evaluation.measure())
+    return GramVJP(evaluation.values, evaluation.terms, gram, evaluation.embeddings, evaluation.pullback, products)

@@ -21,7 +21,7 @@ Extras = Callable[[PyTree], Mapping[str, Tensor]]
 UNSET: Any = object()
 """No process group was named, not even none."""
 PRODUCTS = {f"{kind}_{what}" for kind in ("batch", "reference") for what in ("products", "square")}
-RESERVED = {"gram", "state", "terms", "ids", "k", "l", "losses"} | PRODUCTS
+RESERVED = {"gram", "state", "terms", "ids", "k", "l", "losses", "criterion"} | PRODUCTS
 
 
 @loadable
@@ -220,8 +220,8 @@ def measure(
     )
     with suspended_hooks(encoder, objective):
         evaluation = Evaluation(encoder, objective, encoder.params, batch, objective.params, options)
-        found = evaluation.measure()
-    return _info(evaluation, found, torch.ones_like(found.gram[..., 0]))
+        measured = evaluation.measure()
+    return _info(evaluation, measured, torch.ones_like(measured.gram[..., 0]))
 
 
 def as_functions(
@@ -275,21 +275,21 @@ def _harmonize(
     options = evaluation.options
     known = _gather_extras(evaluation, ids, extras)
     if not (options.per_sample and options.attribution == "activation" and transform.samplewise):
-        found = evaluation.measure()
-        known |= evaluation.reference_extras(found.products)
-        weights, state = apply(transform, evaluation.named(found.gram), state, known)
-        return evaluation.pullback(weights), state, _info(evaluation, found, evaluation.stack(weights))
+        measured = evaluation.measure()
+        known |= evaluation.reference_extras(measured.products)
+        weights, state = apply(transform, evaluation.named(measured.gram), state, known)
+        return evaluation.pullback(weights), state, _info(evaluation, measured, evaluation.stack(weights))
     states = [state]
 
-    def weigh(found: Measurement, samples: slice) -> Tensor:
+    def weigh(measured: Measurement, samples: slice) -> Tensor:
         rows = {name: x if x is None else x[samples] for name, x in known.items()}
-        rows |= evaluation.reference_extras(found.products)
-        weights, after = apply(transform, evaluation.named(found.gram), state, rows)
+        rows |= evaluation.reference_extras(measured.products)
+        weights, after = apply(transform, evaluation.named(measured.gram), state, rows)
         states[:] = [after]  # the same for every block: a samplewise transform looks at no sample for it
-        return evaluation.stack(weights, len(found.gram))
+        return evaluation.stack(weights, len(measured.gram))
 
-    found, weights, grads = evaluation.fused(weigh)
-    return grads, states[0], _info(evaluation, found, weights)
+    measured, weights, grads = evaluation.fused(weigh)
+    return grads, states[0], _info(evaluation, measured, weights)
 
 
 def _gather_extras(evaluation: Evaluation, ids: Tensor | None, extras: Extras | None) -> dict[str, Any]:
@@ -313,9 +313,9 @@ def _gather_extras(evaluation: Evaluation, ids: Tensor | None, extras: Extras | 
     return known | more
 
 
-def _info(evaluation: Evaluation, found: Measurement, weights: Tensor) -> Info:
+def _info(evaluation: Evaluation, measured: Measurement, weights: Tensor) -> Info:
     """What was seen and done, of Gram blocks (groups, L, K, K), products, and weights (groups, L, K)."""
-    blocks: Blocks = evaluation.named(found.gram)
+    blocks: Blocks = evaluation.named(measured.gram)
     total = whole_gram(blocks)
     labelled = isinstance(blocks, Mapping)
     return Info(
@@ -328,5 +328,5 @@ def _info(evaluation: Evaluation, found: Measurement, weights: Tensor) -> Info:
         kept=(weights != 0).flatten(1).any(1).sum(),
         gram_of=dict(blocks) if labelled else {},
         weights_of=evaluation.named(weights) if labelled else {},
-        products=None if found.products is None else found.products.sum(1),
+        products=None if measured.products is None else measured.products.sum(1),
     )

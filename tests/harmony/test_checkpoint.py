@@ -110,6 +110,9 @@ def test_a_run_goes_on_from_a_file_as_if_there_had_been_none(package, name):
             "sides": torch.rand(6, 3, 6, generator=generator),
             "triplet": torch.randn(6, 3, 4, generator=generator),
             "weights": torch.rand(6, 2, generator=generator),
+            "reference_terms": torch.rand(6, 2, generator=generator),
+            "first": torch.randn(6, 4, generator=generator),
+            "second": torch.randn(6, 3, generator=generator),
             "ids": torch.randint(0, 9, (6,), generator=generator),
         }
         restored = loaded(restored)

@@ -220,6 +220,9 @@ def extras(gram, generator):
         "similarity": torch.rand(b, generator=generator),
         "triplet": torch.randn(b, 3, 5, generator=generator),
         "weights": torch.rand(b, k, generator=generator),
+        "reference_terms": torch.rand(b, k, generator=generator),
+        "first": torch.randn(b, 4, generator=generator),
+        "second": torch.randn(b, 3, generator=generator),
         "ids": torch.randint(0, 40, (b,), generator=generator),
     }
 
@@ -237,6 +240,8 @@ RULES = {
             "small_loss": partial(score.small_loss, losses=[1]),
             "similarity": score.similarity,
             "triangle_area": score.triangle_area,
+            "learnability": score.learnability,
+            "neighbours": partial(score.neighbours, k=2),
             "ema": score.ema(score.agreement, 0.5, capacity=64),
             "a combination": score.combined(score.standardized(score.agreement), score.ranked(score.small_loss)),
         }.items()
@@ -302,7 +307,8 @@ def test_what_is_samplewise():
     assert samplewise == {
         "threshold", "soft_threshold", "agreement_weight", "threshold of norm_ratio", "threshold of gradient_norm",
         "threshold of small_loss", "threshold of similarity", "threshold of triangle_area",
-        "threshold of batch_agreement", "threshold of reference_agreement", "weighted",
+        "threshold of batch_agreement", "threshold of reference_agreement", "threshold of learnability",
+        "weighted",
     }  # fmt: skip
     assert not curriculum.threshold(0.0, score=lambda gram, **extras: gram[:, 0, 0]).samplewise  # nobody said it was
 

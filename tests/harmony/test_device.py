@@ -70,6 +70,8 @@ SCORES = {
     "small_loss": score.small_loss,
     "similarity": score.similarity,
     "triangle_area": score.triangle_area,
+    "learnability": score.learnability,
+    "neighbours": score.neighbours,
     "negative": score.negative(score.small_loss),
     "combined": score.combined(score.standardized(score.agreement), score.ranked(score.small_loss), weights=[1.0, 2.0]),
     "least": score.least(score.agreement, score.norm_ratio),
@@ -102,6 +104,9 @@ def test_no_number_is_read_and_nothing_is_copied(name, k):
             "similarity": torch.empty(B, device="meta"),
             "triplet": torch.empty(B, 3, 5, device="meta"),
             "weights": torch.empty(B, k, device="meta"),
+            "reference_terms": torch.empty(B, k, device="meta"),
+            "first": torch.empty(B, 5, device="meta"),
+            "second": torch.empty(B, 3, device="meta"),
             "ids": torch.empty(B, device="meta", dtype=torch.int64),
         }
         state = on_device(TRANSFORMS[name].init())
@@ -127,6 +132,9 @@ def test_cuda_gives_the_numbers_of_the_cpu(name, k):
         "similarity": g[:, 0, 2],
         "triplet": torch.randn(64, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
         "weights": g[:, :, 3].abs(),
+        "reference_terms": g[:, :, 4].abs(),
+        "first": g[:, 1],
+        "second": g[:, 1, :3] + 0.1 * g[:, 1, 3:6],
         "ids": torch.arange(64) % 9,
     }
     found = {}

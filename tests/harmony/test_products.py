@@ -249,11 +249,11 @@ def test_reference_agreement_is_the_cosine_with_the_given_gradient(seed, loss):
     g[torch.rand(7, 2, generator=generator) < 0.2] = 0
     v = torch.randn(4, dtype=torch.float64, generator=generator)
     chosen = None if loss is None else [loss]
-    found = score.reference_agreement(g @ g.mT, reference_products=g @ v, reference_square=v @ v, losses=chosen)
+    got = score.reference_agreement(g @ g.mT, reference_products=g @ v, reference_square=v @ v, losses=chosen)
     rows = g.sum(1) if loss is None else g[:, loss]
     seen = harmony.defined(g @ g.mT)
-    torch.testing.assert_close(found[seen], torch.cosine_similarity(rows, v[None])[seen])
-    assert found[~seen].isnan().all()
+    torch.testing.assert_close(got[seen], torch.cosine_similarity(rows, v[None])[seen])
+    assert got[~seen].isnan().all()
     assert score.reference_agreement(g @ g.mT, reference_products=g @ v * 0, reference_square=v @ v * 0).isnan().all()
 
 
@@ -263,9 +263,9 @@ def test_weights_of_the_data_weigh_products_too():
     v, weights = torch.randn(4, dtype=torch.float64, generator=generator), torch.rand(7, 2, generator=generator)
     rule = curriculum.agreement_weight(score=score.reference_agreement)
     known = {"reference_products": g @ v, "reference_square": v @ v}
-    found, _ = curriculum.weighted(rule).update(g @ g.mT, curriculum.weighted(rule).init(), weights=weights, **known)
+    got, _ = curriculum.weighted(rule).update(g @ g.mT, curriculum.weighted(rule).init(), weights=weights, **known)
     cosine = torch.cosine_similarity((weights[..., None] * g).sum(1), v[None])
-    torch.testing.assert_close(found, weights.double() * ((1 + cosine) / 2)[:, None])
+    torch.testing.assert_close(got, weights.double() * ((1 + cosine) / 2)[:, None])
 
 
 def test_a_trusted_batch_judges_another_one():

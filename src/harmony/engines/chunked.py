@@ -114,7 +114,7 @@ class EncodedBatch:
         self, cotangents: Sequence[Cotangent], weigh: WeighMeasured, direction: Direction | None = None
     ) -> tuple[Measurement, list[Tensor]]:
         """Measurement, and the sum by the weights made of them: block by block, each encoded once."""
-        found: list[Measurement] = []
+        parts: list[Measurement] = []
         total: list[Tensor] = []
         for block in reversed(self.blocks):
             first = block[0].start // self.call.group_size
@@ -126,15 +126,15 @@ class EncodedBatch:
                 )
                 del gradients  # and the graph behind it, before the next chunk is encoded
                 total = _add(total, grads)
-                found.append(Measurement(gram, products))
+                parts.append(Measurement(gram, products))
             else:
-                found.append(self._block(block, cotangents, direction))
-                weights = weigh(found[-1], range(first, first + 1))
+                parts.append(self._block(block, cotangents, direction))
+                weights = weigh(parts[-1], range(first, first + 1))
                 for chunk in reversed(block):
                     rows = weights.expand(chunk.stop - chunk.start, -1, -1)
                     sent = narrow_all(cotangents, chunk)
                     total = _add(total, pull_mixed(self._run(chunk).pull, sent, rows, self.call.label))
-        return joined(found[::-1]), total
+        return joined(parts[::-1]), total
 
     def gram_of_rows(
         self,

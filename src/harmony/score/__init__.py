@@ -15,12 +15,14 @@ from harmony.score.combine import combined, ema, least, negative, ranked, standa
 from harmony.score.directions import batch_agreement, reference_agreement
 from harmony.score.functions import (
     gradient_norm,
+    learnability,
     norm_ratio,
     pair_cosine,
     similarity,
     small_loss,
     triangle_area,
 )
+from harmony.score.neighbourhood import neighbours
 
 __all__ = [
     "AnyScore",
@@ -31,8 +33,10 @@ __all__ = [
     "combined",
     "ema",
     "gradient_norm",
+    "learnability",
     "least",
     "negative",
+    "neighbours",
     "norm_ratio",
     "pair_cosine",
     "ranked",

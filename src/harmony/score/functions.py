@@ -1,6 +1,7 @@
 """Scores that are functions of Gram blocks and extras, used bare."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +9,12 @@ from torch import Tensor
 
 from harmony.arguments import require_extra
 from harmony.cosines import cosine
+from harmony.engines.options import require_choice
 from harmony.members import samplewise
 from harmony.numerics.unit import unit_blocks
 from harmony.score.base import where_defined
+
+Criterion = Literal["learnability", "hard_learner", "easy_reference"]
 
 
 @samplewise
@@ -88,8 +92,57 @@ def small_loss(gram: Tensor, *, terms: Tensor | None = None, losses: Sequence[in
         tensor([-3.])
     """
     terms = require_extra("small_loss", "terms", terms, gram.shape[:2], "harmonized_grad or backward")
-    chosen = terms if losses is None else terms[:, list(losses)]
-    return where_defined(-chosen.sum(1), gram, pair=False)
+    return where_defined(-_summed(terms, losses), gram, pair=False)
+
+
+@samplewise
+def learnability(
+    gram: Tensor,
+    *,
+    terms: Tensor | None = None,
+    reference_terms: Tensor | None = None,
+    losses: Sequence[int] | None = None,
+    criterion: Criterion = "learnability",
+) -> Tensor:
+    """A sample's loss less that of a reference model: high for what can be learnt and is not yet.
+
+    A wrong pair is hard for both models, a pair that has been learnt is easy for both.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+        terms: Loss terms (B, K) of the model that learns; every step gives them.
+        reference_terms: The same of the reference, (B, K), on the same batch, since the others are its negatives; from
+            a step with ``extras=lambda embeddings: {"reference_terms": ...}``.
+        losses: Indices of the losses to add up; default all.
+        criterion: ``"learnability"``; or one of its two parts, ``"hard_learner"``, the learner's loss, and
+            ``"easy_reference"``, minus that of the reference.
+
+    Returns:
+        ``sum_k l_bk - sum_k r_bk`` (B,). Evans et al., JEST, 2024 (arXiv:2406.17711), which chooses the samples of a
+        batch jointly, where this looks at each in the batch as it is; for single samples Mindermann et al., RHO-LOSS,
+        2022 (arXiv:2206.07137).
+
+    Examples:
+        >>> gram, terms = torch.eye(2).expand(3, 2, 2), torch.tensor([[2.0, 2.0], [0.1, 0.1], [2.0, 2.0]])
+        >>> reference = torch.tensor([[0.5, 0.5], [0.1, 0.1], [2.0, 2.0]])  # can be learnt; has been; is wrong
+        >>> harmony.score.learnability(gram, terms=terms, reference_terms=reference)
+        tensor([3., 0., 0.])
+    """
+    require_choice("criterion", criterion, get_args(Criterion))
+    total = gram.new_zeros(len(gram))
+    if criterion != "easy_reference":
+        source = "harmonized_grad or backward"
+        total = total + _summed(require_extra("learnability", "terms", terms, gram.shape[:2], source), losses)
+    if criterion != "hard_learner":
+        source = 'extras=lambda embeddings: {"reference_terms": ...}'
+        given = require_extra("learnability", "reference_terms", reference_terms, gram.shape[:2], source)
+        total = total - _summed(given, losses)
+    return where_defined(total, gram, pair=False)
+
+
+def _summed(terms: Tensor, losses: Sequence[int] | None) -> Tensor:
+    """The sum (B,) of some loss terms (B, K)."""
+    return (terms if losses is None else terms[:, list(losses)]).sum(1)
 
 
 @samplewise

@@ -2,80 +2,26 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from harmony.definition import Attribution, sum_groups
+from harmony.definition import sum_groups
 from harmony.distributed.batch_split import split_batch
 from harmony.engines.chunked import Combine, EncodedBatch
-from harmony.engines.options import Engine, require_choice, require_positive
 from harmony.engines.precision import accumulating, entries, inner_products
 from harmony.engines.run import Cotangent, Measurement, mix, narrow, narrow_all, pull_labelled, pull_mixed
+from harmony.keywords import Options
 from harmony.loss_stage import ROWS_AT_ONCE, LossStage
-from harmony.parameters import Wrt, flatten_call, require_floating, resolve_shared, select_features
+from harmony.parameters import flatten_call, require_floating, resolve_shared, select_features
 from harmony.reference_gradient import given_gradient, squared_norms
 
 PyTree = Any
-Space = Literal["parameters", "features"]
 Blocks = Tensor | Mapping[str, Tensor]
 """One tensor, or one for each label of parameters."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The keywords that [gram_vjp][harmony.gram_vjp] and the steps have in common."""
-
-    wrt: Wrt | None = None
-    labels: Callable[[str], str | None] | None = None
-    feature_leaves: Callable[[str], bool] | None = None
-    attribution: Attribution = "activation"
-    space: Space = "parameters"
-    group_size: int = 1
-    products_with: Any = None
-    process_group: Any = None
-    loss_scale: Tensor | None = None
-    engine: Engine = field(default_factory=Engine)
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without a batch."""
-        require_choice("attribution", self.attribution, get_args(Attribution))
-        require_choice("space", self.space, get_args(Space))
-        require_positive("group_size", self.group_size)
-        if not isinstance(self.engine, Engine):
-            raise TypeError(f'engine must be a harmony.Engine, such as harmony.Engine("vmap"); got {self.engine!r}.')
-        if self.products_with is not None:
-            self._check_products()
-        if self.space == "features" and (self.wrt is not None or self.labels is not None):
-            raise ValueError(
-                'wrt and labels choose parameters, and space="features" has none: it takes the leaves that every loss '
-                "reaches by itself, or those that feature_leaves selects."
-            )
-        if self.space == "parameters" and self.feature_leaves is not None:
-            raise ValueError('feature_leaves needs space="features"; parameters are chosen by wrt.')
-
-    def _check_products(self) -> None:
-        of_batch = isinstance(self.products_with, str)
-        if of_batch:
-            require_choice("products_with", self.products_with, ("batch",))
-        if of_batch and self.attribution == "anchor":
-            raise ValueError(
-                'products_with="batch" compares a sample with the sum of all, and "anchor" gradients do not add up to '
-                'the gradient of the batch: use attribution="activation" or "loss".'
-            )
-        if self.space == "features" and not (of_batch and self.attribution == "activation"):
-            raise ValueError(
-                'space="features" has gradients at the embeddings of each sample, which a gradient of parameters does '
-                'not fit: it takes products_with="batch" with attribution="activation" alone.'
-            )
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether gradients of single samples by the parameters are needed."""
-        return self.space == "parameters" and self.attribution != "loss"
 
 
 class Evaluation:
@@ -266,11 +212,11 @@ class Evaluation:
         return Measurement(unscaled(unscaled(measured.gram.detach())), products)
 
     def _measure_features(self) -> Measurement:
-        """Blocks of this process's cotangents."""
+        """Measurement of this process's cotangents."""
         if self._direction is None:
             return Measurement(self._feature_gram()[:, None])
         rows = [
-            torch.stack([entries(leaf) @ total for leaf, total in zip(loss, self._direction, strict=True)]).sum(0)
+            torch.stack([(entries(x) * v).sum(1) for x, v in zip(loss, self._direction, strict=True)]).sum(0)
             for loss in self._features(self._local)
         ]
         products = sum_groups(torch.stack(rows, 1), self.options.group_size)

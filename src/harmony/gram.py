@@ -8,7 +8,8 @@ from torch import Tensor
 
 from harmony.definition import Attribution
 from harmony.engines.options import Engine
-from harmony.evaluation import Blocks, Evaluation, Options, PyTree, Space
+from harmony.evaluation import Blocks, Evaluation, PyTree
+from harmony.keywords import Options, Space
 from harmony.parameters import Wrt
 
 

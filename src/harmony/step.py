@@ -12,7 +12,8 @@ from harmony.cosines import agreement, defined
 from harmony.definition import Attribution
 from harmony.engines.options import Engine
 from harmony.engines.run import Measurement
-from harmony.evaluation import Blocks, Evaluation, Options, PyTree, Space
+from harmony.evaluation import Blocks, Evaluation, PyTree
+from harmony.keywords import Options, Space
 from harmony.modules import ModuleFunction, accumulate, suspended_hooks, unwrap
 from harmony.parameters import Wrt
 from harmony.transform import Member, State, Transform, apply, chain, whole_gram

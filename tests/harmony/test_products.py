@@ -180,7 +180,8 @@ def refuse(params, batch):
         (lambda v: v | {"scale": torch.ones(7)}, ValueError, r"\['scale'\] must have the shape of the .*got \(7,\) on"),
         (lambda v: v | {"scale": v["scale"].to("meta")}, ValueError, r"its device, cpu; got .* on meta"),
         (lambda v: v | {"scale": 1.0}, TypeError, r"products_with\['scale'\] must be a tensor or None; got float"),
-        (lambda v: "bach", ValueError, r"products_with must be one of 'batch'; got 'bach'"),
+        (lambda v: "bach", ValueError, "products_with must be \"batch\", or a gradient, .*; got 'bach'"),
+        (lambda v: True, ValueError, r"or a gradient, {name of a parameter: tensor}; got True"),
     ],
 )
 def test_what_fits_no_parameter_is_refused_before_any_work(change, error, message):
@@ -193,7 +194,10 @@ def test_what_fits_no_parameter_is_refused_before_any_work(change, error, messag
     ("options", "message"),
     [
         ({"attribution": "anchor", "products_with": "batch"}, '"anchor" gradients do not add up'),
-        ({"space": "features", "products_with": {}}, "which a gradient of parameters does not fit"),
+        (
+            {"space": "features", "products_with": {"scale": torch.ones(())}},
+            "which a gradient of parameters does not fit",
+        ),
         ({"space": "features", "attribution": "loss", "products_with": "batch"}, 'with attribution="activation" alone'),
     ],
 )

@@ -106,8 +106,8 @@ class EncodedBatch:
         """Measurement of K cotangents, and the weighted sum of the gradients behind them."""
         if len(self.chunks) == 1:
             gradients = self._run(self.chunks[0]).per_sample(cotangents, False)
-            return self._blocks(gradients, direction), gradients.combine
-        blocks = [self._block(block, cotangents, direction) for block in reversed(self.blocks)]
+            return self._measure(gradients, direction), gradients.combine
+        blocks = [self._measure_block(block, cotangents, direction) for block in reversed(self.blocks)]
         return joined(blocks[::-1]), lambda weights: pull_mixed(self.pull, cotangents, weights, self.call.label)
 
     def fused(
@@ -128,7 +128,7 @@ class EncodedBatch:
                 total = _add(total, grads)
                 parts.append(Measurement(gram, products))
             else:
-                parts.append(self._block(block, cotangents, direction))
+                parts.append(self._measure_block(block, cotangents, direction))
                 weights = weigh(parts[-1], range(first, first + 1))
                 for chunk in reversed(block):
                     rows = weights.expand(chunk.stop - chunk.start, -1, -1)
@@ -172,16 +172,18 @@ class EncodedBatch:
             del run
         return totals
 
-    def _blocks(self, gradients: PerSample, direction: Direction | None) -> Measurement:
+    def _measure(self, gradients: PerSample, direction: Direction | None) -> Measurement:
         """What is measured of some gradients."""
         size = self.call.group_size
         return Measurement(gradients.gram(size), None if direction is None else gradients.products(direction, size))
 
-    def _block(self, block: list[slice], cotangents: Sequence[Cotangent], direction: Direction | None) -> Measurement:
+    def _measure_block(
+        self, block: list[slice], cotangents: Sequence[Cotangent], direction: Direction | None
+    ) -> Measurement:
         """Measurement of some groups; the gradients of a group that is larger than a chunk are added up first."""
         if len(block) == 1:
             gradients = self._run(block[0]).per_sample(narrow_all(cotangents, block[0]), False)
-            return self._blocks(gradients, direction)
+            return self._measure(gradients, direction)
         totals: list[list[Tensor]] = [[]] * len(cotangents)
         for chunk in reversed(block):
             run = self._run(chunk)

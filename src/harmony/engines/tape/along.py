@@ -10,20 +10,15 @@ from harmony.engines.tape.sample_block import SampleBlock, split
 
 
 def takes_products(params: ParamBlock) -> bool:
-    """Whether ``add_products`` serves the parameters: all uses are products of rows, and of more than one feature.
+    """Whether ``add_products`` serves the parameters: they stand as they are in products of rows with several features.
 
-    A bias has one, a one: its gradients are smaller than the rows are.
+    A bias is a product with ones, of one feature: its gradients are smaller than the rows are.
     """
     return all(
-        isinstance(use, MatmulUse) and use.sizes[2] > 1 and _stands_as_it_is(tensor)
+        isinstance(use, MatmulUse) and use.sizes[2] > 1 and (tensor.flat or tensor.transposed)
         for tensor in params.tensors
         for use, _ in tensor.uses
     )
-
-
-def _stands_as_it_is(tensor: ParamTensor) -> bool:
-    """Whether the tensor is a parameter, or its plain transpose, in real numbers."""
-    return (tensor.flat or tensor.transposed) and not tensor.dtype.is_complex
 
 
 def passing(params: ParamBlock) -> int:

@@ -167,6 +167,14 @@ def test_products_with_shared_parameters_alone():
     result = harmony.gram_vjp(*case, wrt="shared", products_with=direction)
     torch.testing.assert_close(result.products, products_of(truth, direction, shared))
 
+    seen = {}
+    keep = harmony.Transform(tuple, lambda gram, state, **extras: (seen.update(extras) or gram[:, 0] * 0, state))
+    harmony.harmonized_grad(case.encode, case.losses, keep, wrt="shared", products_with=direction)(
+        case.params, case.batch, ()
+    )
+    torch.testing.assert_close(seen["reference_square"], sum(direction[n].square().sum() for n in shared))
+    assert seen.keys() >= {"reference_products", "terms"} and "batch_square" not in seen
+
 
 def refuse(params, batch):
     raise AssertionError("the encoder was run")

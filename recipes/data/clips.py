@@ -28,7 +28,8 @@ class Clip:
 
     Of features, `video` is float32 (T, 1024) and `audio` float32 (T, 128). Without sound, `audio` is zero and
     `has_audio` False. Where there is no text, `text` is zero. `captions` are the texts of the first rows of `text`;
-    `start` is in seconds; `index` is the clip's position in its dataset.
+    `start` is in seconds; `index` is the clip's position in its dataset. `weights` say how far its sound and its text
+    are to be trusted.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Clip:
     text: np.ndarray
     captions: list[str]
     start: float
+    weights: tuple[float, float] = (1.0, 1.0)
 
 
 class TrainClips(RandomReader[Clip]):
@@ -54,9 +56,11 @@ class TrainClips(RandomReader[Clip]):
         if fmt.inputs == "raw":
             video = augment(video, fmt.size, rng, self.config)
             audio = add_noise(audio, rng, self.config.noise)
-        captions = nearest(row["narrations"], window.middle, fmt.narrations)
+        narrations, text_weight = trusted(nearest(row["narrations"], window.middle, fmt.narrations))
+        captions = [narration["text"] for narration in narrations]
         text = encode_captions(self.tokenizer, captions, fmt.narrations, fmt.words)
-        return Clip(key[1], row["id"], video, audio, window.audio is not None, text, captions, window.start)
+        weights = (weight_of(row["sound_weight"]), text_weight)
+        return Clip(key[1], row["id"], video, audio, window.audio is not None, text, captions, window.start, weights)
 
 
 class NarratedClips(Reader[Clip]):
@@ -122,13 +126,24 @@ def sound_of(window: Window, fmt: ClipFormat) -> np.ndarray:
     return np.zeros((fmt.frames, AUDIO) if fmt.inputs == "features" else fmt.samples, np.float32)
 
 
-def nearest(narrations: Sequence[Row], time: float, count: int) -> list[str]:
-    """The texts of the `count` narrations nearest to a time: distance to the interval, 0 inside; ties by start."""
+def nearest(narrations: Sequence[Row], time: float, count: int) -> list[Row]:
+    """The `count` narrations nearest to a time: distance to the interval, 0 inside; ties by start."""
 
     def distance(narration: Row) -> tuple[float, float]:
         return max(narration["start"] - time, time - narration["end"], 0.0), narration["start"]
 
-    return [narration["text"] for narration in sorted(narrations, key=distance)[:count]]
+    return sorted(narrations, key=distance)[:count]
+
+
+def trusted(narrations: list[Row]) -> tuple[list[Row], float]:
+    """Those that have any weight, or all if none has, and the mean of their weights."""
+    kept = [narration for narration in narrations if weight_of(narration["weight"]) > 0] or narrations
+    return kept, sum(weight_of(narration["weight"]) for narration in kept) / max(len(kept), 1)
+
+
+def weight_of(weight: float | None) -> float:
+    """What a weight counts as that may be left out."""
+    return 1.0 if weight is None else weight
 
 
 def encode_captions(tokenizer: Tokenizer, captions: list[str], count: int, words: int) -> np.ndarray:
@@ -146,6 +161,7 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
         `video` uint8 (B, T, H, W, 3) and `audio` float32 (B, S); of features float32 (B, T, 1024) and (B, T, 128).
         `text` int64 (B, P, W). `audio_valid` bool (B,) and `text_valid` bool (B, P): False where there is none.
         `text_key` int64 (B, P): equal where captions are, 0 without a word. `index` int64 (B,), `start` float64 (B,).
+        `weights` float32 (B, 2): how far sound and text are to be trusted.
         Lists: `id`, `captions` and `skipped`; the last alone if every item was skipped.
     """
     clips = [item for item in items if isinstance(item, Clip)]
@@ -163,6 +179,7 @@ def collate(items: Sequence[Clip | Skipped]) -> dict[str, Any]:
         "index": torch.tensor([clip.index for clip in clips]),
         "id": [clip.id for clip in clips],
         "captions": [clip.captions for clip in clips],
+        "weights": torch.tensor([clip.weights for clip in clips], dtype=torch.float32),
         "start": torch.tensor([clip.start for clip in clips], dtype=torch.float64),
         "skipped": skipped,
     }

@@ -29,7 +29,10 @@ SCHEMA = pa.schema(
         "group": pa.string(),
         "start": pa.float64(),
         "end": pa.float64(),
-        "narrations": pa.list_(pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string()})),
+        "sound_weight": pa.float64(),
+        "narrations": pa.list_(
+            pa.struct({"start": pa.float64(), "end": pa.float64(), "text": pa.string(), "weight": pa.float64()})
+        ),
     }
 )
 PLACES = pa.schema({"row": pa.int64(), "narration": pa.int32()})
@@ -50,7 +53,8 @@ def load_index(path: str | Path, split: str | None = None, prefix: str = "") -> 
     Returns:
         One row per video: `id`, `video` (locator, see `storage`), `split` ("": none), `group` (None: none), `start` and
         `end` (seconds of the file that are the clip; None: from its beginning, to its end), `narrations` (list of
-        {start, end, text}; no text is empty).
+        {start, end, text, weight}; no text is empty), `sound_weight`. A weight says how far the text or the sound is to
+        be trusted; None counts as 1.
     Raises:
         FileNotFoundError: nothing at `path`, or none of the videos it names.
         ValueError: no layout that is known, an unreadable row, no row (for this split), an id that occurs twice.

@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 from recipes.data import storage
 from recipes.data.encoding import clean, read_lines, storable
 
-FIELDS = ("id", "video", "split", "group", "start", "end", "text", "narrations", "label", "fold")
+FIELDS = (
+    *("id", "video", "split", "group", "start", "end", "text", "narrations", "label", "fold"),
+    *("text_weight", "sound_weight"),
+)
 Located = Iterator[tuple[str, dict[str, Any]]]  # (where the row is, for people; its fields)
 
 
@@ -24,6 +27,8 @@ def read_manifest(path: str | Path) -> Iterator[dict[str, Any]]:
     or `narrations` (a list of {start, end, text}; in CSV a JSON string); optionally `id` (default: the video's path),
     `split`, `group` (what it is cut from: all clips of one are in one split), `start` and `end`, the part of the file
     that is the clip. A row with a `label` (see `labelled_manifest`) needs no text. Times are seconds of the file.
+    `sound_weight`, and the `text_weight` of a `text` or the `weight` of a narration, say how far the sound and the text
+    are to be trusted: numbers >= 0, 1 where they are left out.
 
     Raises:
         FileNotFoundError: not one of the videos exists.
@@ -55,6 +60,7 @@ def row(where: str, fields: dict[str, Any], video: str, name: str) -> dict[str, 
         "split": _string(where, fields, "split"),
         "group": _string(where, fields, "group") or None,
         **_part(where, fields),
+        "sound_weight": weight(where, fields, "sound_weight"),
         "narrations": _narrations(where, fields),
     }
 
@@ -63,10 +69,12 @@ def fields_of(row: dict[str, Any], video: str) -> dict[str, Any]:
     """The fields from which `row` makes a row again, with another `video`; text of the whole clip is a `text`."""
     part = {key: row[key] for key in ("start", "end") if row[key] is not None}
     group = {"group": row["group"]} if row.get("group") else {}
-    fields = {"id": row["id"], "video": video, "split": row["split"], **group, **part}
-    narrations = row["narrations"]
+    sound = {"sound_weight": row["sound_weight"]} if row.get("sound_weight") is not None else {}
+    fields = {"id": row["id"], "video": video, "split": row["split"], **group, **part, **sound}
+    narrations = [{key: value for key, value in n.items() if value is not None} for n in row["narrations"]]
     if len(narrations) == 1 and math.isinf(narrations[0]["end"]):
-        return fields | {"text": narrations[0]["text"]}
+        weighed = {"text_weight": narrations[0]["weight"]} if "weight" in narrations[0] else {}
+        return fields | {"text": narrations[0]["text"]} | weighed
     return fields | {"narrations": narrations}
 
 
@@ -114,8 +122,8 @@ def _narrations(where: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{where}: expected a field 'text', 'narrations' or 'label'; found {', '.join(map(str, fields))}"
             )
-        text = _string(where, fields, "text")
-        return [{"start": 0.0, "end": math.inf, "text": text}] if text else []
+        text, trust = _string(where, fields, "text"), weight(where, fields, "text_weight")
+        return [{"start": 0.0, "end": math.inf, "text": text, "weight": trust}] if text else []
     if isinstance(narrations, str):
         try:
             narrations = json.loads(narrations)
@@ -132,12 +140,27 @@ def _narration(where: str, number: int, narration: Any) -> dict[str, Any]:
         start, end, text = float(narration["start"]), float(narration["end"]), narration["text"]
         if not (math.isfinite(start) and end >= start and isinstance(text, str | None)):
             raise ValueError
-        return {"start": start, "end": end, "text": clean(text or "")}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{where}: expected narration {number} to be {{start: seconds, end: seconds, not before start, "
             f"text: string}}; found {narration!r:.80}"
         ) from error
+    trust = weight(f"{where}, narration {number}", narration, "weight")
+    return {"start": start, "end": end, "text": clean(text or ""), "weight": trust}
+
+
+def weight(where: str, fields: dict[str, Any], key: str) -> float | None:
+    """How far a pair is to be trusted; None: nothing is said, which counts as 1."""
+    value = fields.get(key)
+    if value in (None, ""):
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{where}: expected {key!r} to be a number, 0 or more; found {value!r:.40}")
+    return number
 
 
 def _jsonl(path: str | Path) -> Located:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.stats import binomtest
 
 RESAMPLES = 2000
 LEVELS = (0.025, 0.975)  # of a 95% interval
@@ -34,3 +35,27 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95% interval of resampled values (resamples,)."""
     low, high = np.quantile(values, LEVELS)
     return float(low), float(high)
+
+
+def share_interval(values: np.ndarray, hits: int, number: int) -> tuple[float, float]:
+    """The 95% interval of a share, hits of number, by its resampled values (resamples,).
+
+    Where all of them are equal, as at 0 and 100% and for a single group, they say nothing: then it is Wilson's.
+
+    Examples:
+        >>> import numpy as np
+        >>> [round(bound, 3) for bound in share_interval(np.zeros(100), hits=0, number=23)]
+        [0.0, 0.143]
+    """
+    return interval(values) if np.ptp(values) > 0 else wilson(hits, number)
+
+
+def wilson(hits: int, number: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of independent counts (Wilson, 1927); it is no point at 0 and 100% either.
+
+    Examples:
+        >>> [round(bound, 3) for bound in wilson(23, 23)]
+        [0.857, 1.0]
+    """
+    bounds = binomtest(hits, number).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(bounds.low), float(bounds.high)

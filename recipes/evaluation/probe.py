@@ -146,8 +146,10 @@ def accuracy(splits: Sequence[Judged]) -> dict[str, Any]:
     groups = np.concatenate([judged.groups for judged in splits])
     hits, counts = np.split(bootstrap.sums(np.hstack([right, tested]), groups), 2, axis=1)
     counts[counts == 0] = np.nan  # a draw has no group of this split: the other splits decide
-    low, high = bootstrap.interval(np.nanmean(hits / counts, axis=1))
-    return {"top1": float(np.mean([judged.hits.mean() for judged in splits])), "interval": [low, high]}
+    top1 = float(np.mean([judged.hits.mean() for judged in splits]))
+    number = max(len(judged.hits) for judged in splits)  # of one split: several may test the same clips
+    low, high = bootstrap.share_interval(np.nanmean(hits / counts, axis=1), round(top1 * number), number)
+    return {"top1": top1, "interval": [low, high]}
 
 
 def table(figures: dict[str, dict[str, Any]], data: str) -> str:

@@ -47,7 +47,10 @@ def evaluate(
     rank = ranks(queries, items).numpy()
     hits = rank[:, None] <= np.array(RECALLS)
     sums = bootstrap.sums(np.column_stack([hits, np.ones(len(rank))]), groups, resamples=resamples)
-    intervals = [bootstrap.interval(column / sums[:, -1]) for column in sums.T[:-1]]
+    intervals = [
+        bootstrap.share_interval(drawn / sums[:, -1], int(column.sum()), len(rank))
+        for drawn, column in zip(sums.T[:-1], hits.T, strict=True)
+    ]
     return {
         "pairs": len(rank),
         "median_rank": float(np.median(rank)),

@@ -47,7 +47,7 @@ class DetectionKeys:
     """Which tables, and the truth about them."""
 
     scores: list[Path] = key(meaning="tables of recipes.score; at least one")
-    truth: Path = key(meaning="truth.jsonl of the corpus that was scored")
+    truth: Path = key(meaning="truth.jsonl of a corpus, or the annotation of HTM-Align, VGGSounder or AVID")
     out: Path = key(meaning="folder of what is written")
 
     def problems(self) -> Iterator[str]:
@@ -113,14 +113,16 @@ def draw_gallery(keys: GalleryKeys) -> None:
 def plan_detection(keys: DetectionKeys) -> str:
     """How many clips of each table can be judged."""
     check_place(keys.out / "detection.json")
-    judged = {scores: detection.joined(scores, keys.truth)[1] for scores in keys.scores}
     return "\n".join(
-        f"{scores}: {len(aligned)} clips, {aligned.sum()} texts belong" for scores, aligned in judged.items()
+        f"{scores}, {pair}: {len(clips.aligned)} clips, {clips.aligned.sum()} {detection.SUBJECT[pair]} belong; "
+        f"{detection.words(clips.left_out)}"
+        for scores in keys.scores
+        for pair, clips in detection.joined(scores, keys.truth).items()
     )
 
 
 def judge_detection(keys: DetectionKeys) -> None:
-    """Judge how well the figures of a table find the texts that do not belong: detection.json and detection.md.
+    """Judge how well the figures of a table find texts and sounds that do not belong: detection.json, detection.md.
 
     python -m recipes.figures detection scores=[scores.parquet] truth=truth.jsonl out=FOLDER
     """

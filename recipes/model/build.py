@@ -16,7 +16,7 @@ from recipes.errors import ConfigError
 from recipes.model.objective import Objective
 from recipes.model.vatt import SIZES, VATT
 
-INPUTS = ("video", "audio", "text", "audio_valid", "text_valid", "text_key", "index")
+INPUTS = ("video", "audio", "text", "audio_valid", "text_valid", "text_key", "index", "weights")
 WORDS = "model.tokens.text.words.weight"  # name of the word vectors
 
 

@@ -77,8 +77,9 @@ class VATT(nn.Module):
         text_valid: Tensor,
         text_key: Tensor,
         index: Tensor,
+        weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Representations before the heads; the masks pass through to the losses.
+        """Representations before the heads; the masks and what comes after them pass through to the losses.
 
         Args:
             video: uint8 (b, t, h, w, 3), or features (b, t, 1024).
@@ -88,11 +89,13 @@ class VATT(nn.Module):
             text_valid: (b, p) whether there is a caption.
             text_key: (b, p), equal where captions are, see `recipes.data.clips.collate`.
             index: (b,), which clip of its data set each is.
+            weights: (b, 2) how far sound and text are to be trusted.
         """
         captions = self.encode("text", rearrange(text, "b p w -> (b p) w"))
         encoded = {"video": self.encode("video", video), "audio": self.encode("audio", audio)}
         encoded["text"] = rearrange(captions, "(b p) d -> b p d", b=len(text))
-        return encoded | {"audio_valid": audio_valid, "text_valid": text_valid, "text_key": text_key, "index": index}
+        passed = {"audio_valid": audio_valid, "text_valid": text_valid, "text_key": text_key, "index": index}
+        return encoded | passed | ({} if weights is None else {"weights": weights})
 
     def encode(self, modality: str, raw: Tensor) -> Tensor:
         """Representation (b, d) of one modality: the output at its AGG token."""

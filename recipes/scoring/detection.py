@@ -1,7 +1,6 @@
-"""How well the figures of a table find the clips whose text does not belong, where the truth is known."""
+"""How well the figures of a table find the clips whose text or sound does not belong, where the truth is known."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,68 +10,115 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from recipes.evaluation import bootstrap, results
-from recipes.files import jsonl
-from recipes.scoring.table import SCHEMA, opened
+from recipes.scoring.table import opened
+from recipes.scoring.truth.fact import Fact, Pair
+from recipes.scoring.truth.formats import read_truth
+from recipes.scoring.truth.matching import match
 
 RESAMPLES = 300
+SUBJECT: dict[Pair, str] = {"video-text": "texts", "video-audio": "sounds"}  # what belongs to the picture, or not
 
 Figures = dict[str, np.ndarray]
-# More is better for each: it should be high for a text that belongs.
-DETECTORS: dict[str, Callable[[Figures], np.ndarray]] = {
-    "cosine": lambda f: f["cosine"],
-    "video-text similarity": lambda f: f["similarity_vt"],
-    "video-audio similarity": lambda f: f["similarity_va"],
-    "video-text loss, small": lambda f: -f["loss_vt"],
-    "both losses, small": lambda f: -f["loss_va"] - f["loss_vt"],
-    "video-text norm, small": lambda f: -f["norm_vt"],
-    "norm ratio vt/va, small": lambda f: -f["norm_vt"] / f["norm_va"],
-    "cosine and similarity, mean rank": lambda f: rankdata(f["cosine"]) + rankdata(f["similarity_vt"]),
+Row = dict[str, Any]  # of a table of scores
+
+
+class Detector(NamedTuple):
+    """A way to rank clips: high for what belongs."""
+
+    figures: tuple[str, ...]  # columns that it takes
+    rank: Callable[..., np.ndarray]  # of these columns, in this order
+
+
+COSINE = Detector(("cosine",), lambda cosine: cosine)
+SIMILARITY_VA = Detector(("similarity_va",), lambda similarity: similarity)
+DETECTORS: dict[Pair, dict[str, Detector]] = {
+    "video-text": {
+        "cosine": COSINE,
+        "video-text similarity": Detector(("similarity_vt",), lambda similarity: similarity),
+        "video-audio similarity": SIMILARITY_VA,
+        "video-text loss, small": Detector(("loss_vt",), lambda loss: -loss),
+        "both losses, small": Detector(("loss_va", "loss_vt"), lambda va, vt: -va - vt),
+        "video-text norm, small": Detector(("norm_vt",), lambda norm: -norm),
+        "norm ratio vt/va, small": Detector(("norm_vt", "norm_va"), lambda vt, va: -vt / va),
+        "cosine and similarity, mean rank": Detector(
+            ("cosine", "similarity_vt"), lambda cosine, similarity: rankdata(cosine) + rankdata(similarity)
+        ),
+    },
+    "video-audio": {
+        "cosine": COSINE,
+        "video-audio similarity": SIMILARITY_VA,
+        "video-audio loss, small": Detector(("loss_va",), lambda loss: -loss),
+        "video-audio norm, small": Detector(("norm_va",), lambda norm: -norm),
+    },
 }
 
 
 class Detection(NamedTuple):
     """What a detector finds."""
 
-    auroc: float  # probability that it ranks a clip whose text belongs above one whose text does not; 0.5 is chance
+    auroc: float  # probability that it ranks a clip that belongs above one that does not; 0.5 is chance
     interval: tuple[float, float]  # 95% of it, a bootstrap over videos
-    top: float  # share of texts that belong among the best 5% of the clips
-    bottom: float  # share of them among the worst 5%
+    top: float  # share of what belongs among the best 5% of the clips
+    bottom: float  # share of it among the worst 5%
 
 
-def joined(scores: Path, truth: Path) -> tuple[Figures, np.ndarray, np.ndarray]:
-    """The clips of a table that have every figure, with the truth about their texts.
+class Joined(NamedTuple):
+    """The clips of a table about which the truth is known, and that have every figure."""
+
+    figures: Figures  # {name: (N,)}
+    aligned: np.ndarray  # (N,), whether text or sound belongs
+    videos: np.ndarray  # (N,), what the clips are of
+    left_out: dict[str, int]
+
+
+def joined(scores: Path, truth: Path) -> dict[Pair, Joined]:
+    """The clips of a table with the truth about each pair that it speaks of.
 
     Args:
         scores: A table of scores.
-        truth: JSON lines of ``video_id``, ``text`` and ``aligned``: the narrations of each video in their order.
+        truth: An annotation in a format that `read_truth` knows.
 
-    Returns:
-        {name: figures (N,)}, whether the texts belong (N,), and the videos they are of (N,).
+    Raises:
+        ValueError: The truth is of other clips.
     """
-    narrations = defaultdict(list)
-    for line in jsonl.read_rows(truth, video_id=str, text=str, aligned=bool):
-        narrations[line["video_id"]].append(line)
-    if not narrations:
-        raise ValueError(f"{truth}: expected JSON lines with video_id, text and aligned, such as a corpus' truth.jsonl")
     with opened(scores) as table:
-        rows = [row for row in table.read().to_pylist() if row["cosine"] is not None]
-    names = [name for name in SCHEMA.names if any(isinstance(row[name], float) for row in rows)]
-    rows = [row for row in rows if all(isinstance(row[n], float) and math.isfinite(row[n]) for n in names)]
-    if not rows:
-        raise ValueError(f"{scores}: no clip has a cosine and every other figure")
-    aligned = []
-    for row in rows:
-        position, of_video = row["narration"], narrations.get(row["id"], [])
-        known = position is not None and 0 <= position < len(of_video)
-        expected = of_video[position] if known else {"text": None}
-        if expected["text"] != row["caption"]:
-            raise ValueError(
-                f"{truth}: expected narration {position} of {row['id']} to be {row['caption']!r}, as in {scores}; "
-                f"found {expected['text']!r}"
-            )
-        aligned.append(expected["aligned"])
-    figures = {name: np.array([row[name] for row in rows], float) for name in names}
-    return figures, np.array(aligned, bool), np.array([row["id"] for row in rows])
+        rows = table.read().to_pylist()
+    facts = read_truth(truth)
+    try:
+        pairs = {pair: _join(rows, about, pair) for pair, about in facts.items()}
+    except ValueError as error:
+        raise ValueError(f"{truth}: {error}") from error
+    if rows and all(clips.left_out["rows without a truth"] == len(rows) for clips in pairs.values()):
+        first = next(iter(facts.values()))[0]
+        raise ValueError(
+            f"{truth}: speaks of no row of {scores}: expected videos and texts such as {rows[0]['id']!r}, "
+            f"{rows[0]['caption']!r:.60}; found {first.video!r}, {first.text!r:.60}"
+        )
+    return pairs
+
+
+def _join(rows: list[Row], facts: list[Fact], pair: Pair) -> Joined:
+    places = match(rows, facts)
+    known = [(row, facts[place].aligned) for row, place in zip(rows, places, strict=True) if place is not None]
+    decided = [(row, aligned) for row, aligned in known if aligned is not None]
+    wanted = {name for detector in DETECTORS[pair].values() for name in detector.figures}
+    names = sorted(name for name in wanted if any(_is_number(row[name]) for row, _ in decided))
+    whole = [(row, aligned) for row, aligned in decided if names and all(_is_number(row[name]) for name in names)]
+    return Joined(
+        figures={name: np.array([row[name] for row, _ in whole], float) for name in names},
+        aligned=np.array([aligned for _, aligned in whole], bool),
+        videos=np.array([row["id"] or row["video"] for row, _ in whole]),
+        left_out={
+            "rows without a truth": len(rows) - len(known),
+            "rows that the truth leaves open": len(known) - len(decided),
+            "rows that lack a figure": len(decided) - len(whole),
+            "truths without a row": len(facts) - len(set(places) - {None}),
+        },
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def detect(score: np.ndarray, aligned: np.ndarray, videos: np.ndarray, share: float = 0.05) -> Detection:
@@ -104,29 +150,60 @@ def detect(score: np.ndarray, aligned: np.ndarray, videos: np.ndarray, share: fl
     )
 
 
-def judge(scores: Path, truth: Path) -> dict[str, Any]:
-    """Judge every detector: {"clips", "aligned": share that belongs, "detectors": {name: fields of `Detection`}}."""
-    figures, aligned, videos = joined(scores, truth)
-    if len(set(aligned.tolist())) < 2:
-        raise ValueError(f"{scores}: nothing to find: of {len(aligned)} texts {int(aligned.sum())} belong")
-    detectors = {name: detect(rank(figures), aligned, videos)._asdict() for name, rank in DETECTORS.items()}
-    return {"clips": len(aligned), "aligned": float(aligned.mean()), "detectors": detectors}
+def judge(scores: Path, truth: Path) -> dict[Pair, dict[str, Any]]:
+    """Judge every detector of each pair that the truth speaks of.
+
+    Returns:
+        {pair: {"clips", "aligned": share that belongs, "left_out": {why: number}, and "detectors": {name: fields of
+        `Detection`} or, where nothing can be found, the "reason"}}.
+
+    Raises:
+        ValueError: Nothing can be found of any pair.
+    """
+    judged = {pair: _judge(clips, pair) for pair, clips in joined(scores, truth).items()}
+    if not any("detectors" in result for result in judged.values()):
+        reasons = "; ".join(f"{pair}: {result['reason']}" for pair, result in judged.items())
+        raise ValueError(f"{scores}: nothing to find by {truth}: {reasons}")
+    return judged
 
 
-def markdown(tables: dict[str, dict[str, Any]]) -> str:
+def _judge(clips: Joined, pair: Pair) -> dict[str, Any]:
+    number, belong = len(clips.aligned), int(clips.aligned.sum())
+    counts = {"clips": number, "aligned": belong / number if number else None, "left_out": clips.left_out}
+    if belong in (0, number):
+        return counts | {"reason": f"of {number} {SUBJECT[pair]} {belong} belong; {words(clips.left_out)}"}
+    scored = {
+        name: detector.rank(*(clips.figures[figure] for figure in detector.figures))
+        for name, detector in DETECTORS[pair].items()
+        if set(detector.figures) <= set(clips.figures)
+    }
+    return counts | {"detectors": {n: detect(s, clips.aligned, clips.videos)._asdict() for n, s in scored.items()}}
+
+
+def words(left_out: dict[str, int]) -> str:
+    """What was left out, in a line."""
+    return ", ".join(f"{what}: {number}" for what, number in left_out.items())
+
+
+def markdown(tables: dict[str, dict[Pair, dict[str, Any]]]) -> str:
     """Tables as `judge` gives them, for people: {name of the table: ...}."""
     parts = []
-    for name, judged in tables.items():
-        parts.append(f"**{name}**: {judged['clips']} clips, {100 * judged['aligned']:.1f}% of the texts belong.")
-        rows = [
-            {
-                "detector": detector,
-                "AUROC": f"{d['auroc']:.3f}",
-                "95% interval": " to ".join(f"{bound:.3f}" for bound in d["interval"]),
-                "belong in the top 5%": f"{100 * d['top']:.0f}%",
-                "in the bottom 5%": f"{100 * d['bottom']:.0f}%",
-            }
-            for detector, d in judged["detectors"].items()
-        ]
-        parts.append(results.markdown(rows))
+    for name, pairs in tables.items():
+        for pair, judged in pairs.items():
+            if "reason" in judged:
+                parts.append(f"**{name}**, {pair}: nothing to find: {judged['reason']}.")
+                continue
+            share = f"{100 * judged['aligned']:.1f}% of the {SUBJECT[pair]} belong"
+            parts.append(f"**{name}**, {pair}: {judged['clips']} clips, {share}; {words(judged['left_out'])}.")
+            parts.append(results.markdown([_line(*detector) for detector in judged["detectors"].items()]))
     return "\n\n".join(parts) + "\n"
+
+
+def _line(name: str, detection: dict[str, Any]) -> dict[str, str]:
+    return {
+        "detector": name,
+        "AUROC": f"{detection['auroc']:.3f}",
+        "95% interval": " to ".join(f"{bound:.3f}" for bound in detection["interval"]),
+        "belong in the top 5%": f"{100 * detection['top']:.0f}%",
+        "in the bottom 5%": f"{100 * detection['bottom']:.0f}%",
+    }

@@ -84,6 +84,22 @@ class StepResult:
         return shown | {"clips/s": f"{throughput:.0f}"}
 
 
+class WeighedTerms(nn.Module):
+    """Loss terms (B,) of an objective times the weights (B, K) that come with the data, where there are such."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The objective's terms; how far a pair is trusted weighs them, see `recipes.data.manifest`."""
+        terms: dict[str, Tensor] = self.objective(embeddings)
+        if "weights" not in embeddings:
+            return terms
+        weights = embeddings["weights"].unbind(1)
+        return {name: term * weight for (name, term), weight in zip(terms.items(), weights, strict=True)}
+
+
 @dataclass
 class _Pass:
     """Forward pass of a learner: loss terms, their weights, and the buffers as they were before."""
@@ -159,7 +175,7 @@ def _harmonized_pass(learner: Learner, inputs: dict[str, Tensor], options: StepO
     info, learner.state = harmony.backward(
         learner.modules["model"],
         inputs,
-        objective,
+        WeighedTerms(objective),
         learner.harmonizer,
         learner.state,
         forward=forward_in(options.precision, device),
@@ -184,7 +200,7 @@ def _forward_pass(learner: Learner, inputs: dict[str, Tensor], options: StepOpti
     model = learner.modules["model"] if options.forward is None else options.forward
     embeddings = options.processes.gather(forward_in(options.precision, _device_of(inputs))(model, inputs))
     objective = learner.modules["objective"]
-    terms = objective(embeddings)
+    terms = WeighedTerms(objective)(embeddings)
     passed = _Pass(buffers, terms, {name: term.mean() for name, term in terms.items()})
     if options.weigh == "terms":
         stacked = torch.stack(list(terms.values()), 1).detach()

@@ -41,9 +41,9 @@ def test_the_tables_name_splits_and_parts_of_videos(tmp_path: Path) -> None:
         index = load_index(tmp_path)
     videos = tmp_path / "videos"
     assert [tuple(row.values()) for row in index] == [
-        ("--4gqARaEJE", str(videos / "--4gqARaEJE.mp4"), "train", None, 0.0, 10.0, []),
-        ("_a_30", str(videos / "_a_30.webm"), "train", None, 30.0, 40.0, []),
-        ("both", str(videos / "both_20.mp4"), "test", None, None, None, []),
+        ("--4gqARaEJE", str(videos / "--4gqARaEJE.mp4"), "train", None, 0.0, 10.0, None, []),
+        ("_a_30", str(videos / "_a_30.webm"), "train", None, 30.0, 40.0, None, []),
+        ("both", str(videos / "both_20.mp4"), "test", None, None, None, None, []),
     ]
 
 

@@ -34,21 +34,24 @@ def write(folder, aligned, cosines, similarities):
 def test_a_perfect_detector_and_a_useless_one(tmp_path):
     rng = np.random.default_rng(0)
     aligned = rng.random(400) < 0.3
-    found = detection.judge(*write(tmp_path, aligned, rng.uniform(-1, 1, 400), aligned - 0.5))
-    by_name = found["detectors"]
-    assert found["clips"] == 400 and found["aligned"] == pytest.approx(aligned.mean())
+    judged = detection.judge(*write(tmp_path, aligned, rng.uniform(-1, 1, 400), aligned - 0.5))
+    assert list(judged) == ["video-text"]
+    by_name, clips = judged["video-text"]["detectors"], judged["video-text"]["clips"]
+    assert clips == 400 and judged["video-text"]["aligned"] == pytest.approx(aligned.mean())
+    assert set(judged["video-text"]["left_out"].values()) == {0}
     assert by_name["video-text similarity"] == {"auroc": 1.0, "interval": (1.0, 1.0), "top": 1.0, "bottom": 0.0}
     assert by_name["video-text loss, small"]["auroc"] == 1.0
     low, high = by_name["cosine"]["interval"]
     assert low < 0.5 < high and high - low < 0.2
-    assert "| video-text similarity | 1.000 | 1.000 to 1.000 | 100% | 0% |" in detection.markdown({"t": found})
+    assert "| video-text similarity | 1.000 | 1.000 to 1.000 | 100% | 0% |" in detection.markdown({"t": judged})
 
 
 def test_clips_without_a_cosine_are_left_out(tmp_path):
     scores, truth = write(tmp_path, [1, 0, 1, 0, 1, 0], [0.5, 0.1, None, None, 0.4, 0.2], [0.5] * 6)
-    figures, aligned, videos = detection.joined(scores, truth)
-    assert aligned.tolist() == [True, False, True, False] and videos.tolist() == ["v0", "v0", "v2", "v2"]
-    assert figures["norm_vt"].tolist() == [2, 3, 6, 7]
+    clips = detection.joined(scores, truth)["video-text"]
+    assert clips.aligned.tolist() == [True, False, True, False] and clips.videos.tolist() == ["v0", "v0", "v2", "v2"]
+    assert clips.figures["norm_vt"].tolist() == [2, 3, 6, 7]
+    assert clips.left_out["rows that lack a figure"] == 2
 
 
 def test_the_command_judges_and_writes(tmp_path, capsys):

@@ -259,6 +259,12 @@ def test_the_numbers_are_those_of_the_values():
     assert found["normality"]["p"] == pytest.approx(chi2.sf(statistic, 2))
 
 
+def test_a_share_of_none_has_an_interval():
+    shares = numbers.summarise(run_of(normal(0.9, spread=0.01)), TRAINING)["negative"]
+    assert shares["value"] == 0.0
+    assert shares["interval"] == pytest.approx([0.0, 1.959964**2 / (40 * 200 + 1.959964**2)])  # Wilson's
+
+
 def test_normal_cosines_pass_and_others_do_not():
     good = numbers.summarise(run_of(normal(0.0, seed=1)), TRAINING)["normality"]
     flat = np.random.default_rng(0).uniform(-0.5, 0.5, (40, 200))

@@ -147,6 +147,9 @@ def test_the_share_of_aligned_words():
     assert (share.aligned, share.known, share.value) == (3, 7, 3 / 7)
     # Resampling three videos of (2 of 4, 0 of 0, 1 of 3): the extremes are three times x and three times z.
     assert (share.low, share.high) == pytest.approx((1 / 3, 1 / 2))
+    none = share_aligned([of(*[0.5] * 11), of(*[0.5] * 12)], ["x", "y"], seed=0)
+    assert (none.aligned, none.known, none.value, none.low) == (0, 23, 0.0, 0.0)
+    assert none.high == pytest.approx(1.959964**2 / (23 + 1.959964**2))  # Wilson's: every draw of the bootstrap is 0
     assert share_aligned([of(None)], ["x"], seed=0).known == 0
     assert share_aligned([], [], seed=0).known == 0
     assert most_aligned(judged, 5) == [("w0", 1, 3), ("w1", 1, 2), ("w2", 1, 1)]

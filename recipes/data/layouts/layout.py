@@ -84,10 +84,14 @@ def warn_of_missing(root: Path, missing: int, total: int, what: str) -> None:
 def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """Reads a CSV file that must have some columns: (file and line, for people; fields), "" for an absent field."""
     table = csv.DictReader(text for _, text in read_lines(path))
-    if missing := [name for name in columns if name not in (table.fieldnames or ())]:
-        raise ValueError(f"{path}, line 1: expected the columns {', '.join(columns)}; there is no {', '.join(missing)}")
-    for fields in table:
-        yield f"{path}, line {table.line_num}", fields | {name: fields[name] or "" for name in columns}
+    try:
+        if missing := [name for name in columns if name not in (table.fieldnames or ())]:
+            expected = f"expected the columns {', '.join(columns)}"
+            raise ValueError(f"{path}, line 1: {expected}; there is no {', '.join(missing)}")
+        for fields in table:
+            yield f"{path}, line {table.line_num}", fields | {name: fields[name] or "" for name in columns}
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {table.line_num + 1}: not CSV: {error}") from error
 
 
 def listed_lines(path: Path) -> Iterator[tuple[str, str]]:

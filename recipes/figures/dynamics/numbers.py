@@ -106,8 +106,7 @@ def summarise(run: Run, name: str) -> dict[str, Any]:
     """Everything about the cosines of a name in a run, as JSON takes it; None where there are too few of them."""
     series, seen = run.dynamics.series(name), run.dynamics.total(name)
     blocks, m = in_blocks(series), seen.moments
-    negative = float(seen.histogram.counts[: BINS // 2].sum() / m.number)
-    bounds = interval(negative, blocks.negative)
+    negative = int(seen.histogram.counts[: BINS // 2].sum())
     return {
         "run": run.name,
         "mode": run.mode,
@@ -118,7 +117,10 @@ def summarise(run: Run, name: str) -> dict[str, Any]:
         "steps": [int(series.first[0]), int(series.last[-1])],
         "blocks": len(blocks.mean),
         "mean": {"value": float(m.mean), "interval": interval(float(m.mean), blocks.mean)},
-        "negative": {"value": negative, "interval": bounds and [max(bounds[0], 0.0), min(bounds[1], 1.0)]},
+        "negative": {
+            "value": negative / int(m.number),
+            "interval": share_interval(negative, int(m.number), blocks.negative),
+        },
         "std": _number(m.std),
         "skew": _number(m.skew),
         "excess_kurtosis": _number(m.kurtosis),
@@ -132,6 +134,14 @@ def interval(value: float, blocks: np.ndarray) -> list[float] | None:
         return None
     half = stats.t.ppf(0.975, len(blocks) - 1) * blocks.std(ddof=1) / math.sqrt(len(blocks))
     return [value - float(half), value + float(half)]
+
+
+def share_interval(hits: int, number: int, blocks: np.ndarray) -> list[float] | None:
+    """As `interval`, of a share and within [0, 1]; Wilson's where all blocks (J,) have the same, as at 0 and 100%."""
+    bounds = interval(hits / number, blocks)
+    if bounds is not None and np.ptp(blocks) == 0:
+        return list(bootstrap.wilson(hits, number))
+    return bounds and [max(bounds[0], 0.0), min(bounds[1], 1.0)]
 
 
 def jarque_bera(m: Moments) -> dict[str, float | None]:

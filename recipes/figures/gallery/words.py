@@ -146,7 +146,7 @@ def share_aligned(captions: Sequence[Caption], videos: Sequence[str], seed: int)
     if not known:
         return Share(0, 0, math.nan, math.nan, math.nan)
     passed, tested = bootstrap.sums(counts, np.array(videos), seed, RESAMPLES).T
-    low, high = bootstrap.interval(passed[tested > 0] / tested[tested > 0])
+    low, high = bootstrap.share_interval(passed[tested > 0] / tested[tested > 0], aligned, known)
     return Share(aligned, known, aligned / known, low, high)
 
 

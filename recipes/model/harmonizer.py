@@ -108,7 +108,7 @@ def gram_options(config: Config) -> dict[str, Any]:
         "attribution": gram.attribution,
         "space": gram.space,
         "group_size": gram.group_size,
-        "batch_products": config.has_curriculum and config.curriculum.score == "batch_agreement",
+        "products_with": "batch" if config.has_curriculum and config.curriculum.score == "batch_agreement" else None,
         "engine": harmony.Engine(chunk_size=gram.chunk_size),
         **in_space,
     }

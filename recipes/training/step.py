@@ -150,7 +150,8 @@ def idle_step(learner: Learner, reason: str) -> StepResult:
 def idle_state(harmonizer: harmony.Transform, state: Any) -> Any:
     """The harmonizer's state after a batch of no clips."""
     gram, ids = torch.zeros(0, 2, 2), torch.zeros(0, dtype=torch.int64)
-    extras = {"terms": gram[:, 0], "batch_products": gram[:, 0], "ids": ids, "sides": torch.zeros(0, 3, 0)}
+    extras = {"terms": gram[:, 0], "ids": ids, "sides": torch.zeros(0, 3, 0)}
+    extras |= {"batch_products": gram[:, 0], "batch_square": gram.new_zeros(())}
     return harmonizer.update({"the rest": gram} if harmonizer.layerwise else gram, state, **extras)[1]
 
 

@@ -1,64 +1,27 @@
 """One batch, encoded and judged by the losses: its Gram blocks, and the update by any weights."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from harmony.definition import Attribution, sum_groups
+from harmony.definition import sum_groups
 from harmony.distributed.batch_split import split_batch
 from harmony.engines.chunked import Combine, EncodedBatch
-from harmony.engines.options import Engine, require_choice, require_positive
-from harmony.engines.precision import entries, inner_products
-from harmony.engines.run import Cotangent, mix, narrow, narrow_all, pull_labelled, pull_mixed
+from harmony.engines.precision import accumulating, entries, inner_products
+from harmony.engines.run import Cotangent, Measurement, mix, narrow, narrow_all, pull_labelled, pull_mixed
+from harmony.keywords import Options
 from harmony.loss_stage import ROWS_AT_ONCE, LossStage
-from harmony.parameters import Wrt, flatten_call, require_floating, resolve_shared, select_features
+from harmony.parameters import flatten_call, require_floating, resolve_shared, select_features
+from harmony.reference_gradient import given_gradient, squared_norms
 
 PyTree = Any
-Space = Literal["parameters", "features"]
 Blocks = Tensor | Mapping[str, Tensor]
 """One tensor, or one for each label of parameters."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The keywords that [gram_vjp][harmony.gram_vjp] and the steps have in common."""
-
-    wrt: Wrt | None = None
-    labels: Callable[[str], str | None] | None = None
-    feature_leaves: Callable[[str], bool] | None = None
-    attribution: Attribution = "activation"
-    space: Space = "parameters"
-    group_size: int = 1
-    batch_products: bool = False
-    process_group: Any = None
-    loss_scale: Tensor | None = None
-    engine: Engine = field(default_factory=Engine)
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without a batch."""
-        require_choice("attribution", self.attribution, get_args(Attribution))
-        require_choice("space", self.space, get_args(Space))
-        require_positive("group_size", self.group_size)
-        if not isinstance(self.engine, Engine):
-            raise TypeError(f'engine must be a harmony.Engine, such as harmony.Engine("vmap"); got {self.engine!r}.')
-        if self.batch_products and self.attribution != "activation":
-            raise ValueError(f'batch_products needs attribution="activation"; got {self.attribution!r}.')
-        if self.space == "features" and (self.wrt is not None or self.labels is not None):
-            raise ValueError(
-                'wrt and labels choose parameters, and space="features" has none: it takes the leaves that every loss '
-                "reaches by itself, or those that feature_leaves selects."
-            )
-        if self.space == "parameters" and self.feature_leaves is not None:
-            raise ValueError('feature_leaves needs space="features"; parameters are chosen by wrt.')
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether gradients of single samples by the parameters are needed."""
-        return self.space == "parameters" and self.attribution != "loss"
 
 
 class Evaluation:
@@ -91,6 +54,9 @@ class Evaluation:
         self.split = split_batch(call.size, options.process_group)
         # Loss-wise and anchor, the update is no combination of the gradients that the Gram is made of.
         engine = options.engine if options.attribution == "activation" else replace(options.engine, update="backward")
+        self._given = None
+        if options.products_with is not None and not isinstance(options.products_with, str):
+            self._given = given_gradient(options.products_with, call, options.process_group)
         self._encoded = EncodedBatch(call, engine, per_sample=options.per_sample)
         self._call = call
         self._stage = LossStage(losses, loss_params, self._encoded, self.split, options.loss_scale)
@@ -118,30 +84,29 @@ class Evaluation:
         """Names of the L Grams; none where there is but one."""
         return self._call.labels
 
-    def gram(self) -> Tensor:
-        """Gram blocks (groups, L, K, K) of the whole batch, on every process."""
+    def measure(self) -> Measurement:
+        """Gram blocks (groups, L, K, K), and products (groups, L, K), of the whole batch, on every process."""
         options = self.options
         if options.space == "features":
-            gram = self._groups.gather(self._feature_gram()[:, None])
+            measured = self._gathered(self._measure_features())
         elif options.attribution == "loss":
-            gram = self._encoded.gram_of_rows(self._local_rows, self._groups.size, self.split.sum)
+            measured = self._encoded.gram_of_rows(self._local_rows, self._groups.size, self.split.sum, self._direction)
         elif options.attribution == "anchor":
-            gram, _ = self._encoded.gram(self._stage.anchor(self.split.own, options.engine.chunk_size))
-            gram = self._groups.gather(gram)
+            sent = self._stage.anchor(self.split.own, options.engine.chunk_size)
+            measured = self._gathered(self._encoded.gram(sent, self._direction)[0])
         else:
-            gram, self._combine = self._encoded.gram(self._local)
-            gram = self._groups.gather(gram)
-        return self._stage.unscaled(gram.detach())
+            measured, self._combine = self._encoded.gram(self._local, self._direction)
+            measured = self._gathered(measured)
+        return self._unscaled(measured)
 
-    def batch_products(self) -> Tensor:
-        """Inner products (groups, L, K) of the per-sample gradients with the gradient of the summed losses."""
-        if self.options.space == "features":
-            products = sum_groups(self._feature_products()[self.split.own], self.options.group_size)[:, None]
-        else:
-            ones = self.terms.new_ones(self._call.size, len(self.losses))
-            direction = self.split.sum(self._encoded.pull(mix(self._local, ones)))
-            products = self._encoded.products(self._local, direction)
-        return self._stage.unscaled(self._groups.gather(products).detach())
+    def reference_extras(self, products: Tensor | None) -> dict[str, Any]:
+        """What a transform may know of products (g, L, K): these, and the squared norm of the gradient behind them."""
+        if products is None:
+            return {}
+        kind = "batch" if isinstance(self.options.products_with, str) else "reference"
+        square = self._direction_square
+        named = dict(zip(self.labels, square, strict=True)) if self.labels else square[0]
+        return {f"{kind}_products": self.named(products), f"{kind}_square": named}
 
     def pullback(self, weights: Blocks) -> Any:
         """The update by weights (groups, K), or {label: (groups, K)}: see [gram_vjp][harmony.gram_vjp]."""
@@ -154,31 +119,32 @@ class Evaluation:
             grads = self._combine(rows[self.split.own])
         return self._update(grads, rows)
 
-    def fused(self, weigh: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor, Any]:
-        """Gram blocks, weights and update, block by block; for activation, over parameters.
+    def fused(self, weigh: Callable[[Measurement, slice], Tensor]) -> tuple[Measurement, Tensor, Any]:
+        """Measurement, weights and update, block by block; for activation, over parameters.
 
         Args:
-            weigh: Gram blocks (g, L, K, K), and their samples in the batch -> weights (g, L, K).
+            weigh: Measurement of some groups, and their samples in the batch -> weights (g, L, K).
 
         Returns:
-            Gram blocks (groups, L, K, K), weights (groups, L, K), and the update.
+            Measurement of all groups, weights (groups, L, K), and the update.
         """
         parts: dict[int, Tensor] = {}
 
-        def weigh_block(gram: Tensor, groups: range) -> Tensor:
+        def weigh_block(measured: Measurement, groups: range) -> Tensor:
             m = self.options.group_size
             first = self.split.own.start
             samples = slice(first + groups.start * m, min(first + groups.stop * m, self.split.own.stop))
-            parts[groups.start] = weigh(self._stage.unscaled(gram), samples)
+            parts[groups.start] = weigh(self._unscaled(measured), samples)
             return parts[groups.start]
 
-        gram, grads = self._encoded.fused(self._local, weigh_block)
-        gram = self._groups.gather(self._stage.unscaled(gram))
+        measured, grads = self._encoded.fused(self._local, weigh_block, self._direction)
         weights = self._groups.gather(torch.cat([parts[start] for start in sorted(parts)]))
-        return gram, weights, self._update(grads, weights[self._members])
+        return self._unscaled(self._gathered(measured)), weights, self._update(grads, weights[self._members])
 
-    def named(self, blocks: Tensor) -> Any:
-        """Blocks (groups, L, ...) by the name of their label; without labels, the only one."""
+    def named(self, blocks: Tensor | None) -> Any:
+        """Blocks (groups, L, ...) by the name of their label; without labels, the only one. None stays None."""
+        if blocks is None:
+            return None
         return dict(zip(self.labels, blocks.unbind(1), strict=True)) if self.labels else blocks[:, 0]
 
     def stack(self, weights: Blocks, groups: int | None = None) -> Tensor:
@@ -214,6 +180,48 @@ class Evaluation:
     def _local_rows(self, groups: range) -> list[Cotangent]:
         return narrow_all(self._rows(groups), (slice(None), self.split.own))
 
+    @functools.cached_property
+    def _direction(self) -> list[Tensor] | None:
+        """What products are taken with, without the scale of the losses: a tensor for each parameter, or leaf."""
+        if self.options.products_with is None or self._given is not None:
+            return self._given
+        if self.options.space == "features":
+            leaves = zip(*self._features(self._per_loss), strict=True)
+            total = [torch.stack([entries(leaf) for leaf in losses]).sum((0, 1)) for losses in leaves]
+        else:
+            ones = self.terms.new_ones(self._call.size, len(self.losses))
+            total = self.split.sum(self._encoded.pull(mix(self._local, ones)))
+        return [self._stage.unscaled(accumulating(g)) for g in total]
+
+    @functools.cached_property
+    def _direction_square(self) -> Tensor:
+        """Squared norms (L,) of the direction over the parameters of each label."""
+        direction = self._direction
+        assert direction is not None
+        return squared_norms(direction, [0] * len(direction) if self.options.space == "features" else self._call.label)
+
+    def _gathered(self, measured: Measurement) -> Measurement:
+        """The measurement of the whole batch."""
+        products = None if measured.products is None else self._groups.gather(measured.products)
+        return Measurement(self._groups.gather(measured.gram), products)
+
+    def _unscaled(self, measured: Measurement) -> Measurement:
+        """The measurement without the scale of the losses, of which a square stands in the Gram."""
+        unscaled = self._stage.unscaled
+        products = None if measured.products is None else unscaled(measured.products.detach())
+        return Measurement(unscaled(unscaled(measured.gram.detach())), products)
+
+    def _measure_features(self) -> Measurement:
+        """Measurement of this process's cotangents."""
+        if self._direction is None:
+            return Measurement(self._feature_gram()[:, None])
+        rows = [
+            torch.stack([(entries(x) * v).sum(1) for x, v in zip(loss, self._direction, strict=True)]).sum(0)
+            for loss in self._features(self._local)
+        ]
+        products = sum_groups(torch.stack(rows, 1), self.options.group_size)
+        return Measurement(self._feature_gram()[:, None], products[:, None])
+
     def _feature_gram(self) -> Tensor:
         """Gram blocks (groups, K, K) of this process's cotangents."""
         if self.options.attribution == "loss":
@@ -224,13 +232,6 @@ class Evaluation:
         if self.options.attribution == "anchor":
             cotangents = self._stage.anchor(self.split.own, self.options.engine.chunk_size)
         return sum_groups(inner_products(self._features(cotangents)), self.options.group_size)
-
-    def _feature_products(self) -> Tensor:
-        """Inner products (B, K) of each sample's cotangents with the sum over all samples and losses."""
-        leaves = [[entries(leaf) for leaf in loss] for loss in self._features(self._per_loss)]
-        totals = [torch.stack(losses).sum((0, 1)) for losses in zip(*leaves, strict=True)]
-        products = [[(x * t).sum(1) for x, t in zip(loss, totals, strict=True)] for loss in leaves]
-        return torch.stack([torch.stack(loss).sum(0) for loss in products], 1)
 
     def _features(self, cotangents: Sequence[Cotangent]) -> list[list[Tensor]]:
         """K lists of the leaves in the Gram; a leaf that a loss does not reach counts as zero."""

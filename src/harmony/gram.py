@@ -8,7 +8,8 @@ from torch import Tensor
 
 from harmony.definition import Attribution
 from harmony.engines.options import Engine
-from harmony.evaluation import Blocks, Evaluation, Options, PyTree, Space
+from harmony.evaluation import Blocks, Evaluation, PyTree
+from harmony.keywords import Options, Space
 from harmony.parameters import Wrt
 
 
@@ -25,7 +26,7 @@ class GramVJP:
             gradient of ``sum_bk W_bk l_bk / B`` for loss and anchor. Labels may have weights of their own, {label:
             weights}; parameters without a label, and those of the losses, get their mean. With ``loss_params`` it
             returns ``(grads, loss_grads)``, the second for ``sum_bk W_bk l_bk / B``.
-        batch_products: With ``batch_products``, inner products (groups, K) with the gradient of the batch; else None.
+        products: With ``products_with``, inner products (groups, K) of the samples' gradients with one; else None.
     """
 
     values: dict[str, Tensor]
@@ -33,7 +34,7 @@ class GramVJP:
     gram: Any
     embeddings: PyTree
     pullback: Callable[[Blocks], Any]
-    batch_products: Any = None
+    products: Any = None
 
 
 def gram_vjp(
@@ -49,7 +50,7 @@ def gram_vjp(
     space: Space = "parameters",
     group_size: int = 1,
     loss_params: PyTree | None = None,
-    batch_products: bool = False,
+    products_with: PyTree | None = None,
     process_group: Any = None,
     loss_scale: Tensor | None = None,
     engine: Engine = Engine(),  # noqa: B008
@@ -71,7 +72,7 @@ def gram_vjp(
         space: ``"parameters"``, or ``"features"``: gradients at the embeddings, nearly free.
         group_size: Consecutive samples whose gradients are summed before the Gram.
         loss_params: Tree of parameters of the losses (heads, temperature), if they have any.
-        batch_products: Also give the inner products with the gradient of the batch.
+        products_with: Also give inner products with a gradient: "batch", or a given one, {name of a parameter: tensor}.
         process_group: Processes that share the batch: everything is of the whole batch, on each of them.
         loss_scale: Tensor that multiplies what is differentiated, and so what ``pullback`` returns; nothing else.
         engine: Options of the machine.
@@ -90,9 +91,8 @@ def gram_vjp(
         ([[[2.0, 2.0], [2.0, 4.0]]], [[1.0, 0.0], [1.0, 0.0]])
     """
     options = Options(
-        wrt, labels, feature_leaves, attribution, space, group_size, batch_products, process_group, loss_scale, engine
+        wrt, labels, feature_leaves, attribution, space, group_size, products_with, process_group, loss_scale, engine
     )
     evaluation = Evaluation(encode, losses, params, batch, loss_params, options)
-    gram = evaluation.named(evaluation.gram())
-    products = evaluation.named(evaluation.batch_products()) if batch_products else None
+    gram, products = map(evaluation.named, evaluation.measure())
     return GramVJP(evaluation.values, evaluation.terms, gram, evaluation.embeddings, evaluation.pullback, products)

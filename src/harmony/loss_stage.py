@@ -69,9 +69,9 @@ class LossStage:
         """Where the losses are."""
         return next(iter(self.terms.values())).device
 
-    def unscaled(self, products: Tensor) -> Tensor:
-        """Inner products of gradients without the scale; divided twice, since its square may overflow."""
-        return products if self.loss_scale is None else products / self.loss_scale / self.loss_scale
+    def unscaled(self, grads: Tensor) -> Tensor:
+        """Gradients without the scale. A Gram holds its square, which may overflow: divide twice."""
+        return grads if self.loss_scale is None else grads / self.loss_scale
 
     @torch.enable_grad()  # the caller may have switched it off
     def activation(self) -> list[Cotangent]:

@@ -11,7 +11,9 @@ from harmony.checkpoint import loadable
 from harmony.cosines import agreement, defined
 from harmony.definition import Attribution
 from harmony.engines.options import Engine
-from harmony.evaluation import Blocks, Evaluation, Options, PyTree, Space
+from harmony.engines.run import Measurement
+from harmony.evaluation import Blocks, Evaluation, PyTree
+from harmony.keywords import Options, Space
 from harmony.modules import ModuleFunction, accumulate, suspended_hooks, unwrap
 from harmony.parameters import Wrt
 from harmony.transform import Member, State, Transform, apply, chain, whole_gram
@@ -19,7 +21,8 @@ from harmony.transform import Member, State, Transform, apply, chain, whole_gram
 Extras = Callable[[PyTree], Mapping[str, Tensor]]
 UNSET: Any = object()
 """No process group was named, not even none."""
-RESERVED = {"gram", "state", "terms", "ids", "batch_products", "k", "l", "losses"}
+PRODUCTS = {f"{kind}_{what}" for kind in ("batch", "reference") for what in ("products", "square")}
+RESERVED = {"gram", "state", "terms", "ids", "k", "l", "losses", "criterion"} | PRODUCTS
 
 
 @loadable
@@ -39,6 +42,8 @@ class Info(NamedTuple):
             step.
         gram_of: {label: Gram blocks (groups, K, K)}; empty without labels.
         weights_of: {label: weights (groups, K)}; empty without labels.
+        products: Inner products (groups, K) with the gradient of ``products_with``, with ``labels`` summed over them;
+            None without.
     """
 
     values: dict[str, Tensor]
@@ -50,6 +55,7 @@ class Info(NamedTuple):
     kept: Tensor
     gram_of: dict[str, Tensor]
     weights_of: dict[str, Tensor]
+    products: Tensor | None = None
 
 
 def harmonized_grad(
@@ -64,7 +70,7 @@ def harmonized_grad(
     attribution: Attribution = "activation",
     space: Space = "parameters",
     group_size: int = 1,
-    batch_products: bool = False,
+    products_with: PyTree | None = None,
     process_group: Any = None,
     loss_scale: Tensor | None = None,
     engine: Engine = Engine(),  # noqa: B008
@@ -97,7 +103,7 @@ def harmonized_grad(
     """
     transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
     options = Options(
-        wrt, labels, feature_leaves, attribution, space, group_size, batch_products, process_group, loss_scale, engine
+        wrt, labels, feature_leaves, attribution, space, group_size, products_with, process_group, loss_scale, engine
     )
 
     def step(
@@ -125,7 +131,7 @@ def backward(
     attribution: Attribution = "activation",
     space: Space = "parameters",
     group_size: int = 1,
-    batch_products: bool = False,
+    products_with: PyTree | None = None,
     process_group: Any = UNSET,
     loss_scale: Tensor | None = None,
     engine: Engine = Engine(),  # noqa: B008
@@ -160,7 +166,7 @@ def backward(
     encoder, objective, process_group = as_functions(module, losses, forward, process_group)
     transform = harmonizer if isinstance(harmonizer, Transform) else chain(harmonizer)
     options = Options(
-        wrt, labels, feature_leaves, attribution, space, group_size, batch_products, process_group, loss_scale, engine
+        wrt, labels, feature_leaves, attribution, space, group_size, products_with, process_group, loss_scale, engine
     )
     state = transform.init() if state is None else state
     with suspended_hooks(encoder, objective):
@@ -183,6 +189,7 @@ def measure(
     attribution: Attribution = "activation",
     space: Space = "parameters",
     group_size: int = 1,
+    products_with: PyTree | None = None,
     process_group: Any = UNSET,
     loss_scale: Tensor | None = None,
     engine: Engine = Engine(),  # noqa: B008
@@ -210,12 +217,12 @@ def measure(
     """
     encoder, objective, process_group = as_functions(module, losses, forward, process_group)
     options = Options(
-        wrt, labels, feature_leaves, attribution, space, group_size, False, process_group, loss_scale, engine
+        wrt, labels, feature_leaves, attribution, space, group_size, products_with, process_group, loss_scale, engine
     )
     with suspended_hooks(encoder, objective):
         evaluation = Evaluation(encoder, objective, encoder.params, batch, objective.params, options)
-        gram = evaluation.gram()
-    return _info(evaluation, gram, torch.ones_like(gram[..., 0]))
+        measured = evaluation.measure()
+    return _info(evaluation, measured, torch.ones_like(measured.gram[..., 0]))
 
 
 def as_functions(
@@ -267,27 +274,26 @@ def _harmonize(
 ) -> tuple[Any, State, Info]:
     """The update by the weights that a transform makes of the Gram blocks; the next state; what was seen."""
     options = evaluation.options
-    separable = options.per_sample and options.attribution == "activation" and not options.batch_products
-    if not (separable and transform.samplewise):
-        gram = evaluation.gram()
-        products = evaluation.named(evaluation.batch_products()) if options.batch_products else None
-        known = _gather_extras(evaluation, ids, extras, products)
-        weights, state = apply(transform, evaluation.named(gram), state, known)
-        return evaluation.pullback(weights), state, _info(evaluation, gram, evaluation.stack(weights))
-    known = _gather_extras(evaluation, ids, extras, None)
+    known = _gather_extras(evaluation, ids, extras)
+    if not (options.per_sample and options.attribution == "activation" and transform.samplewise):
+        measured = evaluation.measure()
+        known |= evaluation.reference_extras(measured.products)
+        weights, state = apply(transform, evaluation.named(measured.gram), state, known)
+        return evaluation.pullback(weights), state, _info(evaluation, measured, evaluation.stack(weights))
     states = [state]
 
-    def weigh(gram: Tensor, samples: slice) -> Tensor:
+    def weigh(measured: Measurement, samples: slice) -> Tensor:
         rows = {name: x if x is None else x[samples] for name, x in known.items()}
-        weights, after = apply(transform, evaluation.named(gram), state, rows)
+        rows |= evaluation.reference_extras(measured.products)
+        weights, after = apply(transform, evaluation.named(measured.gram), state, rows)
         states[:] = [after]  # the same for every block: a samplewise transform looks at no sample for it
-        return evaluation.stack(weights, len(gram))
+        return evaluation.stack(weights, len(measured.gram))
 
-    gram, weights, grads = evaluation.fused(weigh)
-    return grads, states[0], _info(evaluation, gram, weights)
+    measured, weights, grads = evaluation.fused(weigh)
+    return grads, states[0], _info(evaluation, measured, weights)
 
 
-def _gather_extras(evaluation: Evaluation, ids: Tensor | None, extras: Extras | None, products: Any) -> dict[str, Any]:
+def _gather_extras(evaluation: Evaluation, ids: Tensor | None, extras: Extras | None) -> dict[str, Any]:
     """What the harmonizer may use beside the Gram, of the whole batch."""
     size = len(evaluation.terms)
     if ids is not None:
@@ -295,8 +301,6 @@ def _gather_extras(evaluation: Evaluation, ids: Tensor | None, extras: Extras | 
         if ids.shape != (size,):
             raise ValueError(f"ids must be of shape ({size},), one for each sample; got {tuple(ids.shape)}.")
     known: dict[str, Any] = {"terms": evaluation.terms, "ids": ids}
-    if products is not None:
-        known["batch_products"] = products
     if extras is None:
         return known
     with torch.no_grad():
@@ -310,9 +314,9 @@ def _gather_extras(evaluation: Evaluation, ids: Tensor | None, extras: Extras | 
     return known | more
 
 
-def _info(evaluation: Evaluation, gram: Tensor, weights: Tensor) -> Info:
-    """What was seen and done, of Gram blocks (groups, L, K, K) and weights (groups, L, K)."""
-    blocks: Blocks = evaluation.named(gram)
+def _info(evaluation: Evaluation, measured: Measurement, weights: Tensor) -> Info:
+    """What was seen and done, of Gram blocks (groups, L, K, K), products, and weights (groups, L, K)."""
+    blocks: Blocks = evaluation.named(measured.gram)
     total = whole_gram(blocks)
     labelled = isinstance(blocks, Mapping)
     return Info(
@@ -325,4 +329,5 @@ def _info(evaluation: Evaluation, gram: Tensor, weights: Tensor) -> Info:
         kept=(weights != 0).flatten(1).any(1).sum(),
         gram_of=dict(blocks) if labelled else {},
         weights_of=evaluation.named(weights) if labelled else {},
+        products=None if measured.products is None else measured.products.sum(1),
     )

@@ -21,8 +21,9 @@ class Transform(NamedTuple):
     Attributes:
         init: ``init() -> state``.
         update: ``update(gram, state, **extras) -> (weights, state)``. Extras of a step: loss terms ``terms`` (B, K),
-            ``ids`` (B,), inner products with the gradient of the batch ``batch_products`` (B, K), and those that
-            ``extras=`` adds. A transform ignores the extras that it does not need.
+            ``ids`` (B,), those that ``extras=`` adds, and with ``products_with`` inner products with a gradient (B, K)
+            and its squared norm: ``batch_products`` and ``batch_square``, or ``reference_products`` and
+            ``reference_square``. A transform ignores the extras that it does not need.
         samplewise: Whether the weights of a sample depend on its own block, its own extras and the state alone, and the
             next state on no sample. The step is then faster and smaller. Quantiles compare samples, and are not.
         layerwise: Whether ``update`` maps Gram blocks {label: (B, K, K)} to weights {label: (B, K)}, see

@@ -103,10 +103,16 @@ def test_a_run_goes_on_from_a_file_as_if_there_had_been_none(package, name):
         extras = {
             "terms": torch.rand(6, 2, generator=generator),
             "batch_products": torch.randn(6, 2, generator=generator),
+            "batch_square": torch.rand((), generator=generator),
+            "reference_products": torch.randn(6, 2, generator=generator),
+            "reference_square": torch.rand((), generator=generator),
             "similarity": torch.rand(6, generator=generator),
             "sides": torch.rand(6, 3, 6, generator=generator),
             "triplet": torch.randn(6, 3, 4, generator=generator),
             "weights": torch.rand(6, 2, generator=generator),
+            "reference_terms": torch.rand(6, 2, generator=generator),
+            "first": torch.randn(6, 4, generator=generator),
+            "second": torch.randn(6, 3, generator=generator),
             "ids": torch.randint(0, 9, (6,), generator=generator),
         }
         restored = loaded(restored)

@@ -44,7 +44,7 @@ def test_gram_of_complex_features(attribution, chunk_size):
 def test_products_of_complex_features_with_the_batch():
     case = zoo.CASES["complex_embeddings"]()
     rows = feature_gradients(case, "activation")
-    products = harmony.gram_vjp(*case, space="features", batch_products=True).batch_products
+    products = harmony.gram_vjp(*case, space="features", products_with="batch").products
     assert oracle.relative_error(products, rows @ rows.sum((0, 1))) < 1e-12
 
 
@@ -54,7 +54,7 @@ def test_products_of_real_parameters_with_the_batch(name, options):
     case = zoo.CASES[name]()
     truth = truth_of(case)
     expected = sum(g.flatten(2) @ g.flatten(2).sum((0, 1)) for g in truth.values())
-    products = harmony.gram_vjp(*case, batch_products=True, **keywords(**options)).batch_products
+    products = harmony.gram_vjp(*case, products_with="batch", **keywords(**options)).products
     assert oracle.relative_error(products, expected) < 1e-9
 
 

@@ -14,8 +14,8 @@ from tests import zoo
 def test_a_result_has_names_and_is_frozen():
     result = harmony.gram_vjp(*zoo.mlp())
     names = [field.name for field in dataclasses.fields(result)]
-    assert names == ["values", "terms", "gram", "embeddings", "pullback", "batch_products"]
-    assert isinstance(result, harmony.GramVJP) and result.batch_products is None
+    assert names == ["values", "terms", "gram", "embeddings", "pullback", "products"]
+    assert isinstance(result, harmony.GramVJP) and result.products is None
     assert not any(x.requires_grad for x in (result.terms, result.gram, result.embeddings, *result.values.values()))
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.gram = torch.zeros(1)

@@ -61,6 +61,17 @@ def test_the_zoo(name):
     assert_exact(case, truth, 1e-9, method="tape", chunk_size=2)
 
 
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_products_with_a_given_gradient(name):
+    case = zoo.CASES[name]()
+    truth = oracle.per_sample_gradients(*case, attribution="activation")
+    direction = {n: torch.randn(p.shape, dtype=torch.float64) for n, p in case.params.items()}
+    expected = sum(torch.einsum("bk...,...->bk", g, direction[n]) for n, g in truth.items())
+    for dtype, tolerance in TOLERANCE.items():
+        products = harmony.gram_vjp(*cast(case, dtype), products_with=direction).products
+        assert products.is_cuda and oracle.relative_error(products.double(), expected) < tolerance
+
+
 @pytest.mark.parametrize("name", zoo.MIXING)
 def test_mixed_samples_are_refused(name):
     case = zoo.MIXING[name]()
@@ -131,14 +142,18 @@ def test_autocast(update, dtype):
     assert oracle.error_per_parameter(grads, {n: g.sum((0, 1)) for n, g in truth.items()}) < 0.1
 
 
+@pytest.mark.parametrize("products_with", [None, "batch", "given"])
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"update": "tape"}, {"update": "backward"}])
-def test_a_step_waits_for_nothing(options):
+def test_a_step_waits_for_nothing(options, products_with):
     """After the first steps, which look closer, no step reads a number of the device."""
     encoder = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
     params = {n: p.detach() for n, p in encoder.named_parameters()}
     encode = lambda p, x: zoo.over_tokens(torch.func.functional_call(encoder, p, (x,)))  # noqa: E731
-    harmonizer = harmony.chain(harmony.curriculum.threshold(-0.3), harmony.realign.pcgrad)
-    step = harmony.harmonized_grad(encode, zoo.supervised, harmonizer, **keywords(verify="never", **options))
+    score = {"batch": harmony.score.batch_agreement, "given": harmony.score.reference_agreement}
+    rule = harmony.curriculum.threshold(-0.3, score=score.get(products_with, harmony.agreement))
+    harmonizer = harmony.chain(rule, harmony.realign.pcgrad)
+    options = keywords(verify="never", products_with=params if products_with == "given" else products_with, **options)
+    step = harmony.harmonized_grad(encode, zoo.supervised, harmonizer, **options)
     state = harmonizer.init()
     for _ in range(2):
         _, state, _ = step(params, torch.randn(6, 7, 16), state)

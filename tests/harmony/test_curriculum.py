@@ -214,9 +214,15 @@ def extras(gram, generator):
     return {
         "terms": torch.rand(b, k, generator=generator),
         "batch_products": torch.randn(b, k, generator=generator),
+        "batch_square": torch.rand((), generator=generator),
+        "reference_products": torch.randn(b, k, generator=generator),
+        "reference_square": torch.rand((), generator=generator),
         "similarity": torch.rand(b, generator=generator),
         "triplet": torch.randn(b, 3, 5, generator=generator),
         "weights": torch.rand(b, k, generator=generator),
+        "reference_terms": torch.rand(b, k, generator=generator),
+        "first": torch.randn(b, 4, generator=generator),
+        "second": torch.randn(b, 3, generator=generator),
         "ids": torch.randint(0, 40, (b,), generator=generator),
     }
 
@@ -230,9 +236,12 @@ RULES = {
             "norm_ratio": score.norm_ratio,
             "gradient_norm": score.gradient_norm,
             "batch_agreement": score.batch_agreement,
+            "reference_agreement": score.reference_agreement,
             "small_loss": partial(score.small_loss, losses=[1]),
             "similarity": score.similarity,
             "triangle_area": score.triangle_area,
+            "learnability": score.learnability,
+            "neighbours": partial(score.neighbours, k=2),
             "ema": score.ema(score.agreement, 0.5, capacity=64),
             "a combination": score.combined(score.standardized(score.agreement), score.ranked(score.small_loss)),
         }.items()
@@ -286,13 +295,11 @@ def test_samplewise_rules_do_the_same_part_by_part(name):
     for gram, more in random_grams(3, 10):
         whole, _ = rule.update(gram, rule.init(), **more)
         parts = [
-            rule.update(gram[part], rule.init(), **{n: x[part] for n, x in more.items() if n != "batch_products"})[0]
+            rule.update(gram[part], rule.init(), **{n: x[part] if x.ndim else x for n, x in more.items()})[0]
             for part in (slice(0, 3), slice(3, 10))
-            if "batch_agreement" not in name
         ]
-        if parts:
-            # Vector units and the remainder they leave may round differently.
-            torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-14, atol=1e-14)
+        # Vector units and the remainder they leave may round differently.
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-14, atol=1e-14)
 
 
 def test_what_is_samplewise():
@@ -300,6 +307,7 @@ def test_what_is_samplewise():
     assert samplewise == {
         "threshold", "soft_threshold", "agreement_weight", "threshold of norm_ratio", "threshold of gradient_norm",
         "threshold of small_loss", "threshold of similarity", "threshold of triangle_area",
+        "threshold of batch_agreement", "threshold of reference_agreement", "threshold of learnability",
         "weighted",
     }  # fmt: skip
     assert not curriculum.threshold(0.0, score=lambda gram, **extras: gram[:, 0, 0]).samplewise  # nobody said it was
@@ -327,7 +335,7 @@ def test_nothing_is_tracked_and_an_empty_batch_is_a_step(name):
     (gram, more), *_ = random_grams(1, 4)
     weights, state = rule.update(gram.requires_grad_(), rule.init(), **more)
     assert not weights.requires_grad
-    nothing = {n: x[:0] for n, x in more.items()}
+    nothing = {n: x[:0] if x.ndim else x for n, x in more.items()}
     weights, state = rule.update(gram[:0].detach(), state, **nothing)
     assert weights.shape == (0, 2)
     weights, _ = rule.update(gram.detach(), state, **more)

@@ -65,9 +65,13 @@ SCORES = {
     "norm_ratio": score.norm_ratio,
     "gradient_norm": score.gradient_norm,
     "batch_agreement": score.batch_agreement,
+    "reference_agreement": score.reference_agreement,
+    "reference_agreement, one loss": partial(score.reference_agreement, losses=[1]),
     "small_loss": score.small_loss,
     "similarity": score.similarity,
     "triangle_area": score.triangle_area,
+    "learnability": score.learnability,
+    "neighbours": score.neighbours,
     "negative": score.negative(score.small_loss),
     "combined": score.combined(score.standardized(score.agreement), score.ranked(score.small_loss), weights=[1.0, 2.0]),
     "least": score.least(score.agreement, score.norm_ratio),
@@ -94,9 +98,15 @@ def test_no_number_is_read_and_nothing_is_copied(name, k):
         extras = {
             "terms": torch.empty(B, k, device="meta"),
             "batch_products": torch.empty(B, k, device="meta"),
+            "batch_square": torch.empty((), device="meta"),
+            "reference_products": torch.empty(B, k, device="meta"),
+            "reference_square": torch.empty((), device="meta"),
             "similarity": torch.empty(B, device="meta"),
             "triplet": torch.empty(B, 3, 5, device="meta"),
             "weights": torch.empty(B, k, device="meta"),
+            "reference_terms": torch.empty(B, k, device="meta"),
+            "first": torch.empty(B, 5, device="meta"),
+            "second": torch.empty(B, 3, device="meta"),
             "ids": torch.empty(B, device="meta", dtype=torch.int64),
         }
         state = on_device(TRANSFORMS[name].init())
@@ -116,9 +126,15 @@ def test_cuda_gives_the_numbers_of_the_cpu(name, k):
     extras = {
         "terms": g[:, :, 0].abs(),
         "batch_products": g[:, :, 1],
+        "batch_square": g[:, :, 1].sum().abs(),
+        "reference_products": g[:, :, 2],
+        "reference_square": torch.tensor(1.0, dtype=torch.float64),
         "similarity": g[:, 0, 2],
         "triplet": torch.randn(64, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
         "weights": g[:, :, 3].abs(),
+        "reference_terms": g[:, :, 4].abs(),
+        "first": g[:, 1],
+        "second": g[:, 1, :3] + 0.1 * g[:, 1, 3:6],
         "ids": torch.arange(64) % 9,
     }
     found = {}

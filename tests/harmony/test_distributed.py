@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
@@ -75,6 +76,8 @@ def error(got: Any, expected: Any) -> float:
     pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True)
     worst = 0.0
     for a, b in pairs:
+        if a is None and b is None:
+            continue
         a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
         assert a.shape == b.shape
         deviation = (a - b).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0).nan_to_num(torch.inf, torch.inf)
@@ -82,6 +85,8 @@ def error(got: Any, expected: Any) -> float:
         worst = max(worst, float(largest / scale if scale > 0 else largest))
     return worst
 
+
+GIVEN = {n: torch.linspace(-1, 1, p.numel()).double().cos().view(p.shape) for n, p in Encoder().named_parameters()}
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "sum": (lambda: harmony.chain(), {}),
@@ -116,7 +121,15 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "weighted": (lambda: curriculum.weighted(curriculum.threshold(-0.2), realign.pcgrad), {"extras": TRUST}),
     "small loss": (lambda: harmony.chain(curriculum.quantile(0.5, score=score.small_loss)), {}),
     "batch agreement": (
-        lambda: harmony.chain(curriculum.quantile(0.5, score=score.batch_agreement)), {"batch_products": True},
+        lambda: harmony.chain(curriculum.quantile(0.5, score=score.batch_agreement)), {"products_with": "batch"},
+    ),
+    "reference agreement": (
+        lambda: harmony.chain(curriculum.threshold(0.0, score=score.reference_agreement), realign.pcgrad),
+        {"products_with": GIVEN, "group_size": 2},
+    ),
+    "reference agreement, loss-wise in chunks": (
+        lambda: harmony.chain(curriculum.quantile(0.5, score=score.reference_agreement)),
+        {"products_with": GIVEN, "attribution": "loss", "chunk_size": 2},
     ),
     "ranks": (
         lambda: harmony.chain(curriculum.quantile(0.5, score.least(score.ranked(score.agreement), STANDARDIZED))), {},
@@ -258,6 +271,19 @@ def measured_error(sizes: list[int]) -> float:
 
 def test_wrapped_modules_measure_the_whole_batch():
     assert max(processes.run(measured_error, 2, [5, 7])) < 1e-8
+
+
+def products_with_sharded(sizes: list[int]) -> float:
+    """Products with a gradient that is spread over the processes as its parameters are, and with it as a whole."""
+    encoder, heads = modules()
+    expected = harmony.measure(encoder, batch(), heads, products_with=GIVEN, process_group=None).products
+    wrapped = sharded(encoder, init_device_mesh("cpu", (dist.get_world_size(),)))
+    given = {n: distribute_tensor(GIVEN[n], p.device_mesh, p.placements) for n, p in wrapped.named_parameters()}
+    return error(harmony.measure(wrapped, share(batch(), sizes), heads, products_with=given).products, expected)
+
+
+def test_a_given_gradient_may_be_sharded():
+    assert max(processes.run(products_with_sharded, 2, [5, 7])) < 1e-8
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A Gram for each label of parameters, and weights of their own, against brute force; inner products with the batch."""
+"""A Gram for each label of parameters, and weights of their own, against brute force."""
 
 import pytest
 import torch
@@ -171,88 +171,6 @@ def test_chain_obeys_its_laws_on_labels():
     torch.testing.assert_close(run(harmony.chain(harmony.chain(a, b), c)), run(harmony.chain(a, harmony.chain(b, c))))
     torch.testing.assert_close(run(harmony.chain(a, harmony.chain())), run(a))
     assert torch.equal(run(harmony.chain(b)), b.update(sum(grams.values()), b.init())[0])
-
-
-# ----------------------------------------------------------------------------------------- products with the batch
-@settings(max_examples=25)
-@given(
-    group_size=st.integers(1, zoo.B + 1),
-    chunk_size=st.none() | st.integers(1, zoo.B + 1),
-    method=st.sampled_from(METHODS),
-    update=st.sampled_from(["auto", "kept", "tape", "backward"]),
-    memory=st.sampled_from([1, 2**20]),
-    labels=st.booleans(),
-)
-def test_inner_products_with_the_batch_gradient(group_size, chunk_size, method, update, memory, labels):
-    case = zoo.shared_backbone()
-    g = oracle.per_sample_gradients(*case, attribution="activation")
-    expected = {}
-    for n in g:
-        if by_module(n) is not None:
-            of_n = torch.einsum("bkp,p->bk", g[n].flatten(2), g[n].sum((0, 1)).flatten())
-            of_n = torch.stack([part.sum(0) for part in of_n.split(group_size)])
-            expected[by_module(n)] = expected.get(by_module(n), 0) + of_n
-    result = harmony.gram_vjp(
-        *case,
-        wrt=None if labels else lambda n: by_module(n) is not None,
-        labels=by_module if labels else None,
-        group_size=group_size,
-        batch_products=True,
-        engine=harmony.Engine(method=method, update=update, memory=memory, chunk_size=chunk_size),
-    )
-    expected = expected if labels else sum(expected.values())
-    torch.testing.assert_close(result.batch_products, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_inner_products_with_the_batch_gradient_at_the_features():
-    case = zoo.shared_backbone()
-    result = harmony.gram_vjp(*case, space="features", batch_products=True, group_size=2)
-    f = {n: x.detach().requires_grad_() for n, x in case.encode(case.params, case.batch).items()}
-    terms = case.losses(f)
-    rows = torch.stack([torch.autograd.grad(t.mean(), f["video"], retain_graph=True)[0] for t in terms.values()], 1)
-    expected = torch.einsum("bkd,d->bk", rows, rows.sum((0, 1)))
-    torch.testing.assert_close(result.batch_products, torch.stack([part.sum(0) for part in expected.split(2)]))
-    assert result.gram.shape == (3, 2, 2)
-
-
-def test_every_label_is_judged_by_its_own_share_of_the_batch():
-    case = zoo.shared_backbone()
-    grads = oracle.per_sample_gradients(*case, attribution="activation")
-    rule = harmony.curriculum.agreement_weight(score=harmony.score.batch_agreement)
-    step = harmony.harmonized_grad(
-        case.encode, case.losses, harmony.chain(harmony.layerwise(rule), rule), labels=by_module, batch_products=True
-    )
-    _, _, info = step(case.params, case.batch, ({}, rule.init()))
-
-    def factor(names):
-        g = torch.cat([grads[n].sum(1).flatten(1) for n in names], 1)
-        return torch.stack([(1 + torch.cosine_similarity(g[b], g.sum(0) - g[b], dim=0)) / 2 for b in range(zoo.B)])
-
-    whole = factor([n for n in grads if by_module(n) is not None])
-    for label, weights in info.weights_of.items():
-        torch.testing.assert_close(weights[:, 0], whole * factor([n for n in grads if by_module(n) == label]))
-
-
-def test_batch_agreement_is_the_cosine_with_the_other_samples():
-    case = zoo.shared_backbone()
-    seen = {}
-    harmonizer = harmony.Transform(
-        lambda: (), lambda gram, state, **extras: (seen.update(extras) or torch.ones(5, 2), ())
-    )
-    step = harmony.harmonized_grad(case.encode, case.losses, harmonizer, batch_products=True)
-    _, _, info = step(case.params, case.batch, ())
-    grads = oracle.per_sample_gradients(*case, attribution="activation")
-    g = torch.cat([x.sum(1).flatten(1) for x in grads.values()], 1)
-    expected = torch.stack([torch.cosine_similarity(g[b], g.sum(0) - g[b], dim=0) for b in range(zoo.B)])
-    torch.testing.assert_close(
-        harmony.score.batch_agreement(info.gram, batch_products=seen["batch_products"]), expected
-    )
-
-
-@pytest.mark.parametrize("attribution", ["loss", "anchor"])
-def test_inner_products_that_would_mean_nothing_are_refused(attribution):
-    with pytest.raises(ValueError, match='batch_products needs attribution="activation"'):
-        harmony.gram_vjp(*zoo.shared_backbone(), batch_products=True, attribution=attribution)
 
 
 def test_check_and_plan_take_labels():

@@ -27,8 +27,8 @@ def seeded():
         {"attribution": "anchor"},
         {"space": "features"},
         {"space": "features", "attribution": "loss"},
-        {"batch_products": True},
-        {"space": "features", "batch_products": True},
+        {"products_with": "batch"},
+        {"space": "features", "products_with": "batch"},
     ],
     ids=str,
 )
@@ -36,7 +36,7 @@ def test_the_gram_is_unscaled_and_gradients_are_scaled(options):
     case = zoo.shared_backbone()
     result = harmony.gram_vjp(*case, **keywords(**options))
     scaled = harmony.gram_vjp(*case, loss_scale=SCALE, **keywords(**options))
-    for name in ("values", "terms", "gram", "batch_products"):
+    for name in ("values", "terms", "gram", "products"):
         torch.testing.assert_close(getattr(scaled, name), getattr(result, name), rtol=1e-10, atol=0)
     weights = torch.rand(result.gram.shape[:2], dtype=result.gram.dtype)
     expected = {name: grad * SCALE for name, grad in result.pullback(weights).items()}

@@ -137,5 +137,5 @@ def test_it_refuses_what_backward_refuses():
         harmony.measure(nn.Linear(4, 3).requires_grad_(False), x, zoo.supervised)
     with pytest.raises(ValueError, match="losses uses a trainable parameter"):
         harmony.measure(module, x, lambda f: {"stray": f @ nn.Parameter(torch.ones(3))})
-    with pytest.raises(TypeError, match="unexpected keyword argument 'batch_products'"):
-        harmony.measure(module, x, zoo.supervised, batch_products=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ids'"):
+        harmony.measure(module, x, zoo.supervised, ids=torch.arange(5))

@@ -18,7 +18,8 @@ FACTORIES = [
 FUNCTIONS = [
     *(getattr(realign, name) for name in realign.__all__ if getattr(realign, name) not in FACTORIES),
     *(score.agreement, score.pair_cosine, score.norm_ratio, score.gradient_norm, score.batch_agreement),
-    *(score.small_loss, score.similarity, score.triangle_area),
+    *(score.small_loss, score.similarity, score.triangle_area, score.reference_agreement),
+    *(score.learnability, score.neighbours),
 ]
 
 

@@ -60,13 +60,13 @@ def test_batch_agreement_is_the_cosine_with_the_others(seed):
         rest = g.sum((0, 1)) - row.sum(0)
         defined = sum(bool(x.any()) for x in row) >= 2
         expected.append(float(torch.cosine_similarity(row.sum(0), rest, dim=0)) if defined else float("nan"))
-    assert_equal(values(score.batch_agreement, gram, batch_products=products), expected)
+    assert_equal(values(score.batch_agreement, gram, batch_products=products, batch_square=products.sum()), expected)
 
 
 def test_a_sample_alone_agrees_with_nobody():
     g, gram = gradients(3, size=1)
     products = torch.einsum("bkd,d->bk", g, g.sum((0, 1)))
-    found = values(score.batch_agreement, gram, batch_products=products)
+    found = values(score.batch_agreement, gram, batch_products=products, batch_square=products.sum())
     assert found.isnan().all() or found.item() == 0
 
 
@@ -82,6 +82,36 @@ def test_losses_and_similarities_are_those_of_samples_with_an_agreement(seed):
         (values(score.similarity, gram, similarity=near), near),
     ):
         assert torch.equal(found[seen], expected[seen]) and found[~seen].isnan().all()
+
+
+@given(seeds, st.none() | st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True))
+def test_learnability_is_the_loss_less_that_of_the_reference(seed, losses):
+    _, gram = gradients(seed)
+    generator = torch.Generator().manual_seed(seed)
+    known = {name: torch.rand(9, 3, generator=generator).double() for name in ("terms", "reference_terms")}
+    chosen = range(3) if losses is None else losses
+    learner, reference = ([sum(row[k] for k in chosen) for row in x.tolist()] for x in known.values())
+    expected = {
+        "learnability": [l - r for l, r in zip(learner, reference, strict=True)],
+        "hard_learner": learner,
+        "easy_reference": [-r for r in reference],
+    }
+    seen = harmony.defined(gram)
+    for criterion, rows in expected.items():
+        found = values(partial(score.learnability, losses=losses, criterion=criterion), gram, **known)
+        assert found[seen].tolist() == pytest.approx([x for x, s in zip(rows, seen.tolist(), strict=True) if s])
+        assert found[~seen].isnan().all()
+
+
+def test_learnability_asks_for_what_its_criterion_needs():
+    gram, terms = torch.eye(2).expand(3, 2, 2), torch.ones(3, 2)
+    assert values(partial(score.learnability, criterion="hard_learner"), gram, terms=terms).tolist() == [2] * 3
+    alone = partial(score.learnability, criterion="easy_reference")
+    assert values(alone, gram, reference_terms=terms).tolist() == [-2] * 3
+    with pytest.raises(ValueError, match=r"learnability needs reference_terms \(3, 2\): call the step with extras="):
+        values(score.learnability, gram, terms=terms)
+    with pytest.raises(ValueError, match=r"criterion must be one of 'learnability', .*; got 'hard'"):
+        values(partial(score.learnability, criterion="hard"), gram, terms=terms)
 
 
 @given(seeds)
@@ -149,7 +179,7 @@ def test_what_is_missing_is_said_with_its_remedy():
     gram = torch.eye(2).expand(4, 2, 2)
     for wrong, message in (
         (lambda: values(score.small_loss, gram), r"small_loss needs terms \(4, 2\): call the step with"),
-        (lambda: values(score.batch_agreement, gram), "call the step with batch_products=True"),
+        (lambda: values(score.batch_agreement, gram), 'call the step with products_with="batch"'),
         (lambda: values(score.similarity, gram), "call the step with extras=lambda embeddings"),
         (lambda: values(score.ema(score.agreement), gram), r"ema needs ids \(4,\)"),
         (

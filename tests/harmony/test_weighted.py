@@ -41,8 +41,8 @@ def test_a_member_makes_of_the_gradients_what_it_makes_of_the_weighted_ones(name
     weights = trust(seed, len(g), k)
     weighted_gradients = weights[..., None] * g
     expected = combine(updated(harmony.chain(MEMBERS[name]), gram(weighted_gradients)), weighted_gradients)
-    found = combine(updated(curriculum.weighted(MEMBERS[name]), gram(g), weights=weights), g)
-    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max() + 1e-30
+    got = combine(updated(curriculum.weighted(MEMBERS[name]), gram(g), weights=weights), g)
+    assert (got - expected).abs().max() <= 1e-9 * expected.abs().max() + 1e-30
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -52,9 +52,9 @@ def test_a_pair_of_weight_zero_takes_no_part(name, seed, k, scale):
     weights = trust(seed, len(g), k)
     other = torch.where(weights[..., None] == 0, scale * g.flip(-1), g)
     rule = curriculum.weighted(MEMBERS[name])
-    found, same = (updated(rule, gram(x), weights=weights) for x in (g, other))
-    assert (found[weights == 0] == 0).all()
-    assert torch.equal(found, same)
+    got, same = (updated(rule, gram(x), weights=weights) for x in (g, other))
+    assert (got[weights == 0] == 0).all()
+    assert torch.equal(got, same)
 
 
 @given(seed=seeds)
@@ -163,8 +163,8 @@ def test_weights_that_are_none_are_an_error_that_names_the_sample(value):
 def test_where_nothing_can_be_asked_they_are_no_number():
     update = torch.compile(curriculum.weighted(realign.summed).update, fullgraph=True, backend="aot_eager")
     weights = torch.tensor([[1.0, -1.0], [0.5, 0.0]])
-    found, _ = update(torch.eye(2).expand(2, 2, 2), curriculum.weighted(realign.summed).init(), weights=weights)
-    assert found.isnan().tolist() == [[False, True], [False, False]] and found[1].tolist() == [0.5, 0.0]
+    got, _ = update(torch.eye(2).expand(2, 2, 2), curriculum.weighted(realign.summed).init(), weights=weights)
+    assert got.isnan().tolist() == [[False, True], [False, False]] and got[1].tolist() == [0.5, 0.0]
 
 
 def test_a_step_without_weights_says_where_they_come_from():
@@ -177,8 +177,8 @@ def test_a_step_without_weights_says_where_they_come_from():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64, torch.bool])
 def test_weights_of_any_type_leave_the_type_of_the_blocks(dtype):
-    found = updated(curriculum.weighted(realign.pcgrad), torch.eye(2)[None], weights=torch.ones(1, 2, dtype=dtype))
-    assert found.dtype == torch.float32 and found.tolist() == [[1.0, 1.0]]
+    got = updated(curriculum.weighted(realign.pcgrad), torch.eye(2)[None], weights=torch.ones(1, 2, dtype=dtype))
+    assert got.dtype == torch.float32 and got.tolist() == [[1.0, 1.0]]
 
 
 def test_what_is_samplewise_and_layerwise_stays_so():

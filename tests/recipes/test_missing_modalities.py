@@ -89,6 +89,7 @@ def weights_of(config: Config, mixture: str) -> Tensor:
     extras = {
         "terms": found.terms[seen],
         "batch_products": products[seen],
+        "batch_square": products.sum(),
         "ids": torch.arange(SIZE)[seen],
         "sides": sides,
     }

@@ -135,7 +135,12 @@ def test_gamma_follows_the_configuration(kind, middle, end):
 @pytest.mark.parametrize("score", ["agreement", "batch_agreement", "small_loss", "norm_ratio", "gradient_norm"])
 def test_every_rule_on_every_score(rule, score):
     gram = torch.tensor([[[1.0, -0.5], [-0.5, 1.0]], [[1.0, -0.1], [-0.1, 4.0]], [[1.0, 0.5], [0.5, 2.0]]])
-    extras = {"terms": torch.rand(3, 2), "batch_products": torch.rand(3, 2), "ids": torch.arange(3)}
+    extras = {
+        "terms": torch.rand(3, 2),
+        "batch_products": torch.rand(3, 2),
+        "batch_square": torch.tensor(1.0),
+        "ids": torch.arange(3),
+    }
     config = Config(curriculum=CurriculumConfig(rule=rule, score=score, history=0.5, renormalize=True))
     transform = harmonizer(config)
     weights, state = transform.update(gram, idle_state(transform, transform.init()), **extras)

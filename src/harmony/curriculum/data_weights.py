@@ -10,6 +10,9 @@ from harmony.arguments import require_extra
 from harmony.members import factory
 from harmony.transform import Member, State, Transform, chain, product, whole_gram
 
+PRODUCTS = ("batch_products", "reference_products")
+"""Extras that are inner products with the gradients of each loss."""
+
 
 @factory("transform")
 def weighted(*members: Member) -> Transform:
@@ -18,7 +21,8 @@ def weighted(*members: Member) -> Transform:
     The members see the Gram blocks of ``w_b^k g_b^k``, unlike members of a [chain][harmony.chain], which see those of
     ``g_b^k``. So a pair of weight 0 takes no part: its gradient counts as zero, no other is projected away from it, and
     its sample has no agreement by which a curriculum could drop it. The pair is still a negative for others in a
-    contrastive loss. Loss terms and other extras stay as they are.
+    contrastive loss. Inner products of ``products_with`` are weighted, too; loss terms and other extras stay as they
+    are, and so does the gradient of the batch.
 
     Args:
         *members: As in ``chain``; without members, the weights are those of the data.
@@ -45,7 +49,8 @@ def weighted(*members: Member) -> Transform:
         total = whole_gram(gram)
         source = 'extras=lambda embeddings: {"weights": ...}'
         given = _checked(require_extra("weighted", "weights", weights, total.shape[:2], source)).to(total.dtype)
-        factors, state = inner.update(_weigh(gram, given), state, weights=weights, **extras)
+        products = {name: product(given, x) for name, x in extras.items() if name in PRODUCTS}
+        factors, state = inner.update(_weigh(gram, given), state, weights=weights, **extras | products)
         return product(given, factors), state
 
     return Transform(inner.init, update, inner.samplewise, inner.layerwise)

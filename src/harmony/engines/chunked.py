@@ -19,11 +19,26 @@ from harmony.engines.fallback import (
 )
 from harmony.engines.forward import embed, forward, join
 from harmony.engines.options import Engine
-from harmony.engines.precision import inner_products
 from harmony.engines.random import restore, snapshot
-from harmony.engines.reference import as_one_group, run_loop, run_plain
-from harmony.engines.run import Cotangent, Reach, Run, Weigh, by_label, narrow, narrow_all, pull_mixed, union
+from harmony.engines.reference import as_one_group, measure_rows, run_loop, run_plain
+from harmony.engines.run import (
+    Cotangent,
+    Direction,
+    Measurement,
+    PerSample,
+    Reach,
+    Run,
+    by_label,
+    joined,
+    narrow,
+    narrow_all,
+    pull_mixed,
+    union,
+)
 from harmony.engines.tape.engine import run_tape
+
+WeighMeasured = Callable[[Measurement, range], Tensor]
+"""Measurement of a range of groups -> weights (g, L, K)."""
 
 Combine = Callable[[Tensor], list[Tensor]]
 """Weights (B, L, K) -> the weighted sum of the per-sample gradients, a tensor for each parameter."""
@@ -87,68 +102,63 @@ class EncodedBatch:
             total = _add(total, self._run(chunk).pull(narrow(cotangent, chunk)))
         return total
 
-    def gram(self, cotangents: Sequence[Cotangent]) -> tuple[Tensor, Combine]:
-        """Gram blocks (groups, L, K, K) of K cotangents, and the weighted sum of the gradients behind them."""
+    def gram(self, cotangents: Sequence[Cotangent], direction: Direction | None = None) -> tuple[Measurement, Combine]:
+        """Measurement of K cotangents, and the weighted sum of the gradients behind them."""
         if len(self.chunks) == 1:
             gradients = self._run(self.chunks[0]).per_sample(cotangents, False)
-            return gradients.gram(self.call.group_size), gradients.combine
-        grams = [self._block_gram(block, cotangents) for block in reversed(self.blocks)]
-        return torch.cat(grams[::-1]), lambda weights: pull_mixed(self.pull, cotangents, weights, self.call.label)
+            return self._measure(gradients, direction), gradients.combine
+        blocks = [self._measure_block(block, cotangents, direction) for block in reversed(self.blocks)]
+        return joined(blocks[::-1]), lambda weights: pull_mixed(self.pull, cotangents, weights, self.call.label)
 
-    def fused(self, cotangents: Sequence[Cotangent], weigh: Weigh) -> tuple[Tensor, list[Tensor]]:
-        """Gram blocks, and the sum by the weights made of them: block by block, each encoded once."""
-        grams: list[Tensor] = []
+    def fused(
+        self, cotangents: Sequence[Cotangent], weigh: WeighMeasured, direction: Direction | None = None
+    ) -> tuple[Measurement, list[Tensor]]:
+        """Measurement, and the sum by the weights made of them: block by block, each encoded once."""
+        parts: list[Measurement] = []
         total: list[Tensor] = []
         for block in reversed(self.blocks):
-            shifted = functools.partial(_shifted, weigh, block[0].start // self.call.group_size)
+            first = block[0].start // self.call.group_size
             if len(block) == 1:
                 gradients = self._run(block[0]).per_sample(narrow_all(cotangents, block[0]), True)
-                gram, grads = gradients.fused(self.call.group_size, shifted)
+                products = None if direction is None else gradients.products(direction, self.call.group_size)
+                gram, grads = gradients.fused(
+                    self.call.group_size, functools.partial(_weigh_part, weigh, products, first)
+                )
                 del gradients  # and the graph behind it, before the next chunk is encoded
                 total = _add(total, grads)
+                parts.append(Measurement(gram, products))
             else:
-                gram = self._block_gram(block, cotangents)
-                weights = shifted(gram, range(1))
+                parts.append(self._measure_block(block, cotangents, direction))
+                weights = weigh(parts[-1], range(first, first + 1))
                 for chunk in reversed(block):
                     rows = weights.expand(chunk.stop - chunk.start, -1, -1)
                     sent = narrow_all(cotangents, chunk)
                     total = _add(total, pull_mixed(self._run(chunk).pull, sent, rows, self.call.label))
-            grams.append(gram)
-        return torch.cat(grams[::-1]), total
-
-    def products(self, cotangents: Sequence[Cotangent], direction: Sequence[Tensor]) -> Tensor:
-        """Inner products (groups, L, K) of the per-sample gradients of K cotangents with one gradient."""
-        rows = []
-        for block in reversed(self.blocks):
-            parts = []
-            for chunk in reversed(block):
-                gradients = self._run(chunk).per_sample(narrow_all(cotangents, chunk), False)
-                parts.append(gradients.products(direction, self.call.group_size))
-                del gradients
-            rows.append(parts[0] if len(parts) == 1 else torch.stack([p.sum(0) for p in parts]).sum(0, keepdim=True))
-        return torch.cat(rows[::-1])
+        return joined(parts[::-1]), total
 
     def gram_of_rows(
         self,
         rows: Callable[[range], Sequence[Cotangent]],
         groups: int,
         sum_processes: Callable[[Sequence[Tensor]], list[Tensor]],
-    ) -> Tensor:
-        """Gram blocks (groups, L, K, K), every row pulled through the encoders of the whole batch.
+        direction: Direction | None = None,
+    ) -> Measurement:
+        """Measurement of gradients of which every row is pulled through the encoders of the whole batch.
 
         Args:
             rows: A range of groups -> K cotangents with leaves (n, B, ...), one row for each group.
             groups: Number of groups.
             sum_processes: Adds gradients up over the processes.
+            direction: A gradient to make inner products with; None for none.
         """
         step = self.engine.chunk_size or 1
         label = [number for number in self.call.label if number >= 0]
-        grams = []
+        blocks = []
         for start in range(0, groups, step):
             block = range(start, min(start + step, groups))
             grads = [sum_processes(leaves) for leaves in self._pull_rows(rows(block), len(block))]
-            grams.append(torch.stack([inner_products(losses) for losses in by_label(grads, label)], 1))
-        return torch.cat(grams)
+            blocks.append(measure_rows(by_label(grads, label), self.call.label, direction))
+        return joined(blocks)
 
     def _pull_rows(self, cotangents: Sequence[Cotangent], count: int) -> list[list[Tensor]]:
         """Gradients (count, *shape) of the selected parameters, for K cotangents with leaves (count, B, ...)."""
@@ -162,18 +172,25 @@ class EncodedBatch:
             del run
         return totals
 
-    def _block_gram(self, block: list[slice], cotangents: Sequence[Cotangent]) -> Tensor:
-        """Gram blocks of a block of groups; the gradients of a group that is larger than a chunk are added up first."""
+    def _measure(self, gradients: PerSample, direction: Direction | None) -> Measurement:
+        """What is measured of some gradients."""
+        size = self.call.group_size
+        return Measurement(gradients.gram(size), None if direction is None else gradients.products(direction, size))
+
+    def _measure_block(
+        self, block: list[slice], cotangents: Sequence[Cotangent], direction: Direction | None
+    ) -> Measurement:
+        """Measurement of some groups; the gradients of a group that is larger than a chunk are added up first."""
         if len(block) == 1:
             gradients = self._run(block[0]).per_sample(narrow_all(cotangents, block[0]), False)
-            return gradients.gram(self.call.group_size)
+            return self._measure(gradients, direction)
         totals: list[list[Tensor]] = [[]] * len(cotangents)
         for chunk in reversed(block):
             run = self._run(chunk)
             totals = [_add(t, run.pull(narrow(c, chunk))) for t, c in zip(totals, cotangents, strict=True)]
             del run
         rows = by_label([[g[None] for g in total] for total in totals], self.call.label)
-        return torch.stack([inner_products(losses) for losses in rows], 1)
+        return measure_rows(rows, self.call.label, direction)
 
     def _run(self, chunk: slice) -> Run:
         """The run of one chunk: the graph that is there (so walk the chunks from the last), or the same run again."""
@@ -245,9 +262,10 @@ def _run_groups(call: EncoderCall, engine: Engine) -> Run:
     return run_tape(call, engine)
 
 
-def _shifted(weigh: Weigh, first: int, gram: Tensor, groups: range) -> Tensor:
-    """Weights of a block's groups, which are numbered from ``first`` on in the batch."""
-    return weigh(gram, range(first + groups.start, first + groups.stop))
+def _weigh_part(weigh: WeighMeasured, products: Tensor | None, first: int, gram: Tensor, groups: range) -> Tensor:
+    """Weights of some of a block's groups, which are numbered from ``first`` on in the batch."""
+    own = None if products is None else products[groups.start : groups.stop]
+    return weigh(Measurement(gram, own), range(first + groups.start, first + groups.stop))
 
 
 def _add(total: list[Tensor], grads: list[Tensor]) -> list[Tensor]:

@@ -21,7 +21,20 @@ from harmony.engines.forward import (
 from harmony.engines.paths import paths
 from harmony.engines.precision import accumulating, full_precision, inner_products
 from harmony.engines.random import restore, snapshot
-from harmony.engines.run import Cotangent, PerSample, Pull, Reach, Run, Weigh, by_label, narrow, pull_mixed, union
+from harmony.engines.run import (
+    Cotangent,
+    Direction,
+    Measurement,
+    PerSample,
+    Pull,
+    Reach,
+    Run,
+    Weigh,
+    by_label,
+    narrow,
+    pull_mixed,
+    union,
+)
 
 
 def run_vmap(call: EncoderCall) -> Run:
@@ -159,15 +172,9 @@ class MaterializedGradients:
         sums = [[sum_groups(leaf, group_size) for leaf in leaves] for leaves in self.grads]
         return by_label(sums, [number for number in self.label if number >= 0])
 
-    def products(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
+    def products(self, direction: Direction, group_size: int) -> Tensor:
         """Inner products (groups, L, K) with one gradient, given for every parameter."""
-        directions = by_label([list(direction)], self.label)
-        with full_precision(direction[0].device.type):
-            columns = [
-                torch.stack([_inner(grads, vectors) for grads in losses], 1)
-                for losses, [vectors] in zip(self.sums(group_size), directions, strict=True)
-            ]
-        return torch.stack(columns, 1)
+        return _products_of_rows(self.sums(group_size), self.label, direction)
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """The update by weights (n, L, K), over all parameters: backward passes."""
@@ -178,6 +185,22 @@ class MaterializedGradients:
         gram = self.gram(group_size)
         weights = weigh(gram, range(len(gram))).repeat_interleave(group_size, 0)
         return gram, self.combine(weights[: self.size])
+
+
+def measure_rows(rows: list[list[list[Tensor]]], label: Sequence[int], direction: Direction | None) -> Measurement:
+    """Measurement of gradients held as tensors: for each label, K lists of leaves (groups, *shape)."""
+    gram = torch.stack([inner_products(losses) for losses in rows], 1)
+    return Measurement(gram, None if direction is None else _products_of_rows(rows, label, direction))
+
+
+def _products_of_rows(rows: list[list[list[Tensor]]], label: Sequence[int], direction: Direction) -> Tensor:
+    """Inner products (groups, L, K) with one gradient."""
+    with full_precision(direction[0].device.type):
+        columns = [
+            torch.stack([_inner(grads, vectors) for grads in losses], 1)
+            for losses, [vectors] in zip(rows, by_label([direction], label), strict=True)
+        ]
+    return torch.stack(columns, 1)
 
 
 def _inner(grads: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:

@@ -23,14 +23,30 @@ Weigh = Callable[[Tensor, range], Tensor]
 """Gram blocks (g, L, K, K) of a range of groups -> weights (g, L, K)."""
 
 
+class Measurement(NamedTuple):
+    """What is measured of some groups of samples, for L labels and K losses.
+
+    Attributes:
+        gram: Gram blocks (groups, L, K, K).
+        products: Inner products (groups, L, K) with a direction, a given gradient; None without one.
+    """
+
+    gram: Tensor
+    products: Tensor | None = None
+
+
+Direction = Sequence[Tensor]
+"""One gradient, a tensor for each parameter; only those of parameters in a Gram are read."""
+
+
 class PerSample(Protocol):
     """Gradients of n samples under K losses, computed when they are needed. L labels of parameters have a Gram each."""
 
     def gram(self, group_size: int) -> Tensor:
         """Gram blocks (groups, L, K, K)."""
 
-    def products(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
-        """Inner products (groups, L, K) with one gradient, which has a tensor for each parameter."""
+    def products(self, direction: Direction, group_size: int) -> Tensor:
+        """Inner products (groups, L, K) with one gradient."""
 
     def combine(self, weights: Tensor) -> list[Tensor]:
         """``sum_bk W_bk g_b^k`` for weights (n, L, K): one gradient for each parameter."""
@@ -62,6 +78,12 @@ class Run(NamedTuple):
 def union(reaches: Iterable[Reach]) -> Reach:
     """What the embeddings reach in any of several runs."""
     return [[any(flags) for flags in zip(*leaves, strict=True)] for leaves in zip(*reaches, strict=True)]
+
+
+def joined(blocks: Sequence[Measurement]) -> Measurement:
+    """Measurement of consecutive groups, put together."""
+    products = [block.products for block in blocks if block.products is not None]
+    return Measurement(torch.cat([block.gram for block in blocks]), torch.cat(products) if products else None)
 
 
 def narrow(cotangent: Cotangent, rows: Any) -> Cotangent:

@@ -12,15 +12,17 @@ are NaN for samples with fewer than two nonzero gradients.
 from harmony.cosines import agreement
 from harmony.score.base import AnyScore, Score, as_score
 from harmony.score.combine import combined, ema, least, negative, ranked, standardized
+from harmony.score.directions import batch_agreement, reference_agreement
 from harmony.score.functions import (
-    batch_agreement,
     gradient_norm,
+    learnability,
     norm_ratio,
     pair_cosine,
     similarity,
     small_loss,
     triangle_area,
 )
+from harmony.score.neighbourhood import neighbours
 
 __all__ = [
     "AnyScore",
@@ -31,11 +33,14 @@ __all__ = [
     "combined",
     "ema",
     "gradient_norm",
+    "learnability",
     "least",
     "negative",
+    "neighbours",
     "norm_ratio",
     "pair_cosine",
     "ranked",
+    "reference_agreement",
     "similarity",
     "small_loss",
     "standardized",

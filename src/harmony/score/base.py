@@ -74,5 +74,9 @@ def where_defined(values: Tensor, gram: Tensor, *, pair: bool = True) -> Tensor:
 
     A single loss has no agreement. What needs no ``pair`` of gradients is then defined where its gradient is not zero.
     """
-    single = gram.shape[-1] == 1 and not pair
-    return torch.where(gram[:, 0, 0] > 0 if single else defined(gram), values, torch.nan)
+    return torch.where(defined(gram) if pair else has_gradients(gram), values, torch.nan)
+
+
+def has_gradients(gram: Tensor) -> Tensor:
+    """Mask (B,) of the samples that have an agreement; of a single loss, of those whose gradient is not zero."""
+    return gram[:, 0, 0] > 0 if gram.shape[-1] == 1 else defined(gram)

@@ -1,6 +1,7 @@
 """Scores that are functions of Gram blocks and extras, used bare."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +9,12 @@ from torch import Tensor
 
 from harmony.arguments import require_extra
 from harmony.cosines import cosine
-from harmony.members import block_function, samplewise
+from harmony.engines.options import require_choice
+from harmony.members import samplewise
 from harmony.numerics.unit import unit_blocks
 from harmony.score.base import where_defined
+
+Criterion = Literal["learnability", "hard_learner", "easy_reference"]
 
 
 @samplewise
@@ -71,34 +75,6 @@ def gradient_norm(gram: Tensor) -> Tensor:
     return where_defined(gram.sum((1, 2)).clamp(min=0).sqrt(), gram, pair=False)
 
 
-@block_function
-def batch_agreement(gram: Tensor, *, batch_products: Tensor | None = None) -> Tensor:
-    """Cosine between a sample's gradient and that of the rest of the batch, both of the summed losses.
-
-    Args:
-        gram: Gram blocks (B, K, K).
-        batch_products: Inner products (B, K) with the gradient of the whole batch, from a step with
-            ``batch_products=True``. The sample's own share in it is taken out here.
-
-    Returns:
-        Cosines (B,) in [-1, 1]; 0 where the rest of the batch has no gradient.
-
-    Examples:
-        >>> gram = torch.ones(3, 2, 2) / 4  # three unit gradients, in two halves each: e_1, e_1, -e_1
-        >>> harmony.score.batch_agreement(gram, batch_products=torch.tensor([[0.5, 0.5], [0.5, 0.5], [-0.5, -0.5]]))
-        tensor([ 0.,  0., -1.])
-    """
-    shape, source = gram.shape[:2], "batch_products=True"
-    with_batch = require_extra("batch_agreement", "batch_products", batch_products, shape, source).sum(1)
-    squared = gram.sum((1, 2))
-    batch_squared = with_batch.sum()  # <g, g>, the gradient of the batch with itself
-    rest = (batch_squared - 2 * with_batch + squared).clamp(min=0)
-    rest = torch.where(rest > torch.finfo(gram.dtype).eps * batch_squared.abs(), rest, 0)  # less is a rounding error
-    norm = squared.clamp(min=0).sqrt() * rest.sqrt()
-    cosines = torch.where(norm > 0, (with_batch - squared) / torch.where(norm > 0, norm, 1), 0)
-    return where_defined(cosines.clamp(-1, 1), gram)
-
-
 @samplewise
 def small_loss(gram: Tensor, *, terms: Tensor | None = None, losses: Sequence[int] | None = None) -> Tensor:
     """Minus a sample's own loss: the small-loss selection of learning with noisy labels, and the baseline to beat.
@@ -116,8 +92,57 @@ def small_loss(gram: Tensor, *, terms: Tensor | None = None, losses: Sequence[in
         tensor([-3.])
     """
     terms = require_extra("small_loss", "terms", terms, gram.shape[:2], "harmonized_grad or backward")
-    chosen = terms if losses is None else terms[:, list(losses)]
-    return where_defined(-chosen.sum(1), gram, pair=False)
+    return where_defined(-_summed(terms, losses), gram, pair=False)
+
+
+@samplewise
+def learnability(
+    gram: Tensor,
+    *,
+    terms: Tensor | None = None,
+    reference_terms: Tensor | None = None,
+    losses: Sequence[int] | None = None,
+    criterion: Criterion = "learnability",
+) -> Tensor:
+    """A sample's loss less that of a reference model: high for what can be learnt and is not yet.
+
+    A wrong pair is hard for both models, a pair that has been learnt is easy for both.
+
+    Args:
+        gram: Gram blocks (B, K, K).
+        terms: Loss terms (B, K) of the model that learns; every step gives them.
+        reference_terms: The same of the reference, (B, K), on the same batch, since the others are its negatives; from
+            a step with ``extras=lambda embeddings: {"reference_terms": ...}``.
+        losses: Indices of the losses to add up; default all.
+        criterion: ``"learnability"``; or one of its two parts, ``"hard_learner"``, the learner's loss, and
+            ``"easy_reference"``, minus that of the reference.
+
+    Returns:
+        ``sum_k l_bk - sum_k r_bk`` (B,). Evans et al., JEST, 2024 (arXiv:2406.17711), which chooses the samples of a
+        batch jointly, where this looks at each in the batch as it is; for single samples Mindermann et al., RHO-LOSS,
+        2022 (arXiv:2206.07137).
+
+    Examples:
+        >>> gram, terms = torch.eye(2).expand(3, 2, 2), torch.tensor([[2.0, 2.0], [0.1, 0.1], [2.0, 2.0]])
+        >>> reference = torch.tensor([[0.5, 0.5], [0.1, 0.1], [2.0, 2.0]])  # can be learnt; has been; is wrong
+        >>> harmony.score.learnability(gram, terms=terms, reference_terms=reference)
+        tensor([3., 0., 0.])
+    """
+    require_choice("criterion", criterion, get_args(Criterion))
+    total = gram.new_zeros(len(gram))
+    if criterion != "easy_reference":
+        source = "harmonized_grad or backward"
+        total = total + _summed(require_extra("learnability", "terms", terms, gram.shape[:2], source), losses)
+    if criterion != "hard_learner":
+        source = 'extras=lambda embeddings: {"reference_terms": ...}'
+        given = require_extra("learnability", "reference_terms", reference_terms, gram.shape[:2], source)
+        total = total - _summed(given, losses)
+    return where_defined(total, gram, pair=False)
+
+
+def _summed(terms: Tensor, losses: Sequence[int] | None) -> Tensor:
+    """The sum (B,) of some loss terms (B, K)."""
+    return (terms if losses is None else terms[:, list(losses)]).sum(1)
 
 
 @samplewise

@@ -1,7 +1,7 @@
 """Per-sample gradients of a recorded run under K losses: their Gram blocks, and their weighted sums."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from harmony.engines.precision import accumulating, full_precision
-from harmony.engines.run import Weigh
+from harmony.engines.run import Direction, Weigh
 from harmony.engines.scratch import Scratch, borrowed
+from harmony.engines.tape.along import add_products, passing, takes_products
 from harmony.engines.tape.ghost import add_ghost
 from harmony.engines.tape.graph import Graph, Output
 from harmony.engines.tape.layout import Place
@@ -110,20 +111,30 @@ class PerSampleGradients:
         return self._finish(totals, weights)
 
     @torch.no_grad()
-    def products(self, direction: Sequence[Tensor], group_size: int) -> Tensor:
+    def products(self, direction: Direction, group_size: int) -> Tensor:
         """Inner products (groups, L, K) with one gradient, given for every parameter."""
         totals = []
         for samples in equal_groups(self.size, group_size):
-            total = torch.zeros(samples.groups, self.labels, self.losses, dtype=self.dtype, device=self.device)
+            total = torch.zeros(self.labels, samples.groups, self.losses, dtype=self.dtype, device=self.device)
             with full_precision(self.device.type), self._scratch() as memory:
                 for params in self.counted.values():
                     along = torch.cat([direction[p].flatten() for p in params.params]).to(self.dtype)
-                    for block in samples.cut(self._at_once([params], self.memory)):
-                        memory.reset()
-                        grads = self._materialize(params, block, memory)
-                        total[block.within(samples), params.label] += (grads @ along).mT
-            totals.append(total)
+                    self._add_products(total[params.label], params, along, samples, memory)
+            totals.append(total.transpose(0, 1))
         return torch.cat(totals)
+
+    def _add_products(
+        self, total: Tensor, params: ParamBlock, along: Tensor, samples: SampleBlock, memory: Scratch
+    ) -> None:
+        """Add the inner products (g, K) of the gradients of some parameters with one of theirs, (width,)."""
+        if takes_products(params):
+            at_once = max(1, self.memory // (samples.size * passing(params) * self.dtype.itemsize))
+            for block in samples.cut(at_once):
+                add_products(total[block.within(samples)], params, along, self.graph, self.grads, block)
+            return
+        for block in samples.cut(self._at_once([params], self.memory)):
+            memory.reset()
+            total[block.within(samples)] += (self._materialize(params, block, memory) @ along).mT
 
     def _scratch(self) -> contextlib.AbstractContextManager[Scratch]:
         """Memory for gradients that are used and forgotten; a GPU's allocator has its own."""

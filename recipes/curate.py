@@ -9,6 +9,7 @@ scores.parquet (scores and weights of all pairs), manifest.jsonl (to train on, s
 report.json. Killed at any moment, the same command goes on where it stopped.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,28 +24,40 @@ from torch import nn
 from recipes import cli
 from recipes.config import Config
 from recipes.curation import table, verdict
-from recipes.curation.filters import CurateKeys, Trusted, filter_config, group_of, halves, manifest_of, write_manifest
+from recipes.curation.filters import (
+    CurateKeys,
+    Trusted,
+    filter_config,
+    group_of,
+    halves,
+    manifest_of,
+    names_of,
+    write_manifest,
+)
 from recipes.curation.judging import SPACES, Bank, Embeddings, embed_all, held_out_scores
 from recipes.curation.table import BATCH, SCORES
 from recipes.curation.verdict import Verdict
-from recipes.curation.weighed import weighed_rows, write_weighed
+from recipes.curation.weighed import Labels, Weights, write_weighed
 from recipes.data import storage, vocabulary
 from recipes.data.clips import NarratedClips
 from recipes.data.index import captions, load_index
-from recipes.errors import DataError
+from recipes.errors import ConfigError, DataError
 from recipes.evaluation.parts import Parts, inputs
-from recipes.files import check_place, write_atomically
-from recipes.keys import section
+from recipes.files import check_place, digest, write_atomically
+from recipes.keys import as_dict, flat, section
 from recipes.model.build import device_of, use_cores
 from recipes.pretrain import pretrain
 from recipes.restore import restore
 from recipes.splits import train_and_test
 from recipes.training import checkpoint
 from recipes.training.processes import ALONE, Processes, joined
+from recipes.training.start import is_trained
 
 log = logging.getLogger(__name__)
 
-WORDS, TABLE, MANIFEST, REPORT = "vocabulary.json", "scores.parquet", "manifest.jsonl", "report"
+WORDS, TABLE, MANIFEST = "vocabulary.json", "scores.parquet", "manifest.jsonl"
+REPORT, FACTS = "report", "facts.json"
+PLACES = ("train.device", "data.workers", "data.timeout", "data.prefetch_gib")  # keys that do not change the filters
 
 
 @dataclass
@@ -91,9 +104,9 @@ class Round:
         """How well the filters tell held-out pairs apart, over both pairs of modalities."""
         return float(np.mean([verdict.auroc for verdict in self.verdicts.values()]))
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Weights (N,) of the pairs."""
-        return {space: verdict.weights() for space, verdict in self.verdicts.items()}
+    def weights(self) -> Weights:
+        """Weights of the pairs."""
+        return Weights({space: verdict.weights() for space, verdict in self.verdicts.items()}, self.readable)
 
 
 def prepare(config: CurateConfig) -> Job:
@@ -107,7 +120,32 @@ def prepare(config: CurateConfig) -> Job:
     held_out = {storage.same(video) for video in splits.test["video"]}
     if tested := [row["id"] for row in index if storage.same(row["video"]) in held_out]:
         raise DataError(f"{len(tested)} trusted clip(s) are of videos to be tested on, for example {tested[0]}")
-    return Job(config, splits.train, splits.test, Trusted.of(index, keys.filters, config.train.seed))
+    job = Job(config, splits.train, splits.test, Trusted.of(index, keys.filters, config.train.seed))
+    check_begun(job)
+    return job
+
+
+def check_begun(job: Job) -> None:
+    """Raise a ConfigError if the folder holds the curation of something else."""
+    place = job.config.curate.out / FACTS
+    if place.exists():
+        begun, facts = json.loads(place.read_text(encoding="utf-8")), facts_of(job)
+        changed = sorted(name for name in begun.keys() | facts.keys() if begun.get(name) != facts.get(name))
+        if changed:
+            raise ConfigError(
+                f"curate.out={place.parent} holds another curation ({', '.join(changed)} differ): remove it, or choose "
+                "another"
+            )
+
+
+def facts_of(job: Job) -> dict[str, Any]:
+    """What a curation is of, and by what."""
+    keys = job.config.curate
+    config = filter_config(job.config, keys, Path(), 0, Path())
+    facts = {f"configuration.{name}": value for name, value in flat(as_dict(config)).items() if name not in PLACES}
+    for name, index in (("clips", job.data), ("held out", job.test), ("trusted", job.trusted.index)):
+        facts[name] = digest(repr(row).encode() for row in index)[:16]
+    return json.loads(json.dumps(facts | {"filters": keys.filters, "bank": keys.bank}, default=str))
 
 
 def plan(config: CurateConfig) -> str:
@@ -133,6 +171,9 @@ def curate(config: CurateConfig, group: Processes = ALONE) -> None:
     """Train filters and judge all pairs, in rounds while they tell held-out pairs apart better; write the best."""
     with group.first_ahead():
         job = prepare(config)
+        if group.first:
+            config.curate.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(config.curate.out / FACTS, json.dumps(facts_of(job), indent=1))
     best: Round | None = None
     for number in range(config.curate.rounds):
         train_filters(job, number, best, group)
@@ -153,33 +194,26 @@ def train_filters(job: Job, number: int, before: Round | None, group: Processes)
     folder, words = keys.out / f"round-{number}", keys.out / WORDS
     left_out, weighed = job.left_out(number), {}
     if before is not None:
-        weighed = dict(weighed_rows(job.data, before.weights(), before.readable, job.trusted))
+        weighed = dict(before.weights().rows(job.data, Labels(job.trusted.index)))
     for f in range(keys.filters):
         run_config = filter_config(config, keys, folder, f, words)
         if group.first and not manifest_of(folder, f).exists():
             if not words.exists():
-                words.parent.mkdir(parents=True, exist_ok=True)
                 vocabulary.save(vocabulary.build(all_captions(job), config.data.vocabulary), words)
-            rows = (row for position, row in weighed.items() if not left_out[f, position])
+            held = job.trusted.recordings(f)
+            rows = (row for n, row in weighed.items() if not left_out[f, n] and held.isdisjoint(names_of(row)))
             write_manifest(manifest_of(folder, f), job.trusted, f, rows)
         group.wait()
-        if not trained(run_config):
+        if not is_trained(run_config):
             log.info("round %d, filter %d of %d", number + 1, f + 1, keys.filters)
             pretrain(run_config, (run_config.folder / checkpoint.CONFIG).exists(), group)
+    group.wait()
 
 
 def all_captions(job: Job) -> Iterator[str]:
     """All texts that the filters read."""
     yield from captions(job.trusted.index)
     yield from captions(job.data)
-
-
-def trained(config: Config) -> bool:
-    """Whether a run has ended."""
-    try:
-        return bool(checkpoint.load_facts(checkpoint.latest(config.folder))["step"] >= config.train.steps)
-    except (OSError, ValueError):
-        return False
 
 
 def judge(job: Job, number: int, group: Processes) -> Round:
@@ -193,7 +227,8 @@ def judge(job: Job, number: int, group: Processes) -> Round:
     chosen = np.sort(rng.permutation(len(data))[: keys.bank]).tolist()
     bank = Bank.of(embed_all(filters, data, chosen, BATCH, config.data), config.objective.temperature)
     left_out = job.left_out(number)
-    parts = Parts(folder / TABLE, SCORES, facts(job, filters, folder), table.blocks(len(data)))
+    weights = inputs(checkpoint.latest(folder / "filter-0"), nn.ModuleList(filters), job.data)
+    parts = Parts(folder / TABLE, SCORES, weights, table.blocks(len(data)))
     if not (folder / TABLE).exists():
         table.score(filters, data, bank, left_out, parts, config.data, group)
     seen = embed_all(filters, trusted, range(len(trusted)), BATCH, config.data)
@@ -207,19 +242,17 @@ def load_filters(job: Job, folder: Path) -> tuple[list[nn.ModuleDict], Any]:
     return [each.modules.to(device).eval().requires_grad_(False) for each in restored], restored[0].tokenizer
 
 
-def facts(job: Job, filters: list[nn.ModuleDict], folder: Path) -> dict[str, Any]:
-    """What a table of scores belongs to."""
-    first = checkpoint.latest(folder / "filter-0")
-    return inputs(first, nn.ModuleList(filters), job.data) | {"bank": job.config.curate.bank}
-
-
 def verdicts_of(job: Job, bank: Bank, seen: Embeddings, scores: Path, judges: int) -> Round:
     """Calibrate the scores of each pair of modalities by held-out trusted clips."""
     keys, index = job.config.curate, job.trusted.index
     groups, folds = np.array(job.trusted.groups)[seen.clips], job.trusted.folds[seen.clips]
     names = [f"{figure}_{space}" for figure in ("score", "spread") for space in SPACES]
-    pieces = list(table.columns(scores, [*names, "error"]))
-    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in (*names, "error")}
+    names += ["error", "video", "caption"]
+    pieces = list(table.columns(scores, names))
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+    labels = Labels(index)
+    clips = zip(columns["video"], columns["caption"], strict=True)
+    unseen = np.array([labels.of({"video": video}, caption) is None for video, caption in clips])
     verdicts, others = {}, {}
     for space in SPACES:
         right = np.array([is_right(index[clip], space) for clip in seen.clips])
@@ -227,7 +260,7 @@ def verdicts_of(job: Job, bank: Bank, seen: Embeddings, scores: Path, judges: in
         if min(len(held_out.right), len(held_out.wrong)) < 2:
             raise DataError(f"curate.trusted: too few trusted pairs of video and {SPACES[space]} to judge by")
         found = [columns[f"{figure}_{space}"].astype(float) for figure in ("score", "spread")]
-        verdicts[space] = Verdict(*found, judges, held_out, keys.draws)
+        verdicts[space] = Verdict(*found, unseen, judges, held_out, keys.draws)
     return Round(verdicts, others, np.equal(columns["error"], None))
 
 
@@ -244,8 +277,8 @@ def write(job: Job, best: Round, scores: Path) -> None:
     print(words)
     write_atomically(out / f"{REPORT}.md", words + "\n")
     write_atomically(out / f"{REPORT}.json", verdict.as_json(best.verdicts, best.others))
-    table.write_table(scores, weights, out / TABLE)
-    counts = write_weighed(out / MANIFEST, job.data, weights, best.readable, job.trusted, job.test)
+    table.write_table(scores, weights.by_space, out / TABLE)
+    counts = write_weighed(out / MANIFEST, job.data, weights, job.trusted, job.test)
     print(
         f"\n{out / MANIFEST}: {counts['kept']} of {counts['videos']} videos with weights, {counts['trusted']} trusted "
         f"clips, {counts['held out']} rows to test on; train on them with data.manifest={out / MANIFEST}"

@@ -265,7 +265,6 @@ def finish(run: Run, journal: Journal) -> dict[str, Any]:
         page = report.write(config.folder, config, results, embedded, run.data.held_out, counts, run.dynamics)
     except OSError as error:
         raise TrainingError(f"{error}: training is done and saved; free space, then --resume evaluates") from error
-    print(table(results))
     log.info("%d clip(s) not readable, %d step(s) not taken", counts["unreadable"], counts["skipped_steps"])
     log.info("report: %s", page)
     return results
@@ -331,7 +330,9 @@ def run(config: Config, resume: bool = False) -> None:
     with Interruption(NOTHING_BEGUN), joined() as group:
         if not group.first:
             log.setLevel(logging.WARNING)  # once is enough
-        pretrain(config, resume, group)
+        results = pretrain(config, resume, group)
+        if group.first:
+            print(table(results))
 
 
 COMMAND = Command(

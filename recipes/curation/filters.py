@@ -41,6 +41,11 @@ class Trusted:
     groups: list[str]
     folds: np.ndarray
 
+    def recordings(self, fold: int) -> set[str]:
+        """The names of the recordings of a fold."""
+        rows = self.index.select(np.flatnonzero(self.folds == fold))
+        return set().union(*map(names_of, rows))
+
     @classmethod
     def of(cls, index: Dataset, filters: int, seed: int) -> "Trusted":
         """Deal the rows of an index to folds; a DataError if they cannot be dealt."""
@@ -54,6 +59,11 @@ class Trusted:
             return cls(index, groups, fold_of(groups, filters, seed))
         except ValueError as error:
             raise DataError(f"curate.trusted: {error}") from error
+
+
+def names_of(row: Row) -> set[str]:
+    """What a row is cut from, by all its names: two rows with one name in common are of one recording."""
+    return {group_of(row), storage.same(row["video"])}
 
 
 def group_of(row: Row) -> str:

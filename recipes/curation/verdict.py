@@ -15,12 +15,15 @@ SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the pairs that a th
 class Verdict:
     """What the filters can say of one pair of modalities."""
 
-    def __init__(self, scores: np.ndarray, spread: np.ndarray, judges: int, held_out: HeldOut, draws: int) -> None:
-        """Calibrate, also with trusted recordings that are drawn anew."""
+    def __init__(
+        self, scores: np.ndarray, spread: np.ndarray, unseen: np.ndarray, judges: int, held_out: HeldOut, draws: int
+    ) -> None:
+        """Calibrate by the clips that no filter has learnt from, also with trusted recordings that are drawn anew."""
+        to_fit = scores[unseen], spread[unseen], judges, held_out
         self.scores, self.auroc = scores, held_out.auroc
         self.pairs, self.right = int(np.isfinite(scores).sum()), len(held_out.right)
-        self.calibration = calibrate(scores, spread, judges, held_out)
-        self.drawn = resampled(scores, spread, judges, held_out, draws)
+        self.calibration = calibrate(*to_fit)
+        self.drawn = resampled(*to_fit, draws)
         self.able = (
             held_out.right.mean() > held_out.wrong.mean()
             and bootstrap.interval(np.array([fitted.right.mean - fitted.wrong.mean for fitted in self.drawn]))[0] > 0

@@ -16,12 +16,12 @@ from pathlib import Path
 from recipes import cli, keys, pretrain, score
 from recipes import config as configuration
 from recipes.config import DEMO, Config
-from recipes.errors import ConfigError
 from recipes.figures.command import DetectionKeys, DynamicsKeys, draw_dynamics, draw_gallery, judge_detection
 from recipes.figures.gallery.sample import GalleryKeys
 from recipes.keys import key, section
 from recipes.score import ScoreKeys
 from recipes.splits import procedural_corpus
+from recipes.training.start import is_trained
 
 RUNS = {
     "baseline": ("wild", "none"),
@@ -53,16 +53,6 @@ def run_config(options: ReproduceKeys, name: str) -> Config:
     recipe = options.recipe
     place = replace(recipe.run, dir=str(options.out), name=name)
     return replace(recipe, run=place, corpus=replace(recipe.corpus, style=style), harmonize=harmonize)
-
-
-def is_trained(config: Config) -> bool:
-    """Whether a run is finished; raises a ConfigError where it is one of another configuration."""
-    if not (config.folder / "retrieval.json").exists():
-        return False
-    if changed := keys.differences(configuration.load(config.folder / "config.yaml"), config):
-        lines = "\n  ".join(changed)
-        raise ConfigError(f"{config.folder} is of another configuration; choose another out=:\n  {lines}")
-    return True
 
 
 def plan(options: ReproduceKeys) -> str:

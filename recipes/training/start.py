@@ -78,6 +78,17 @@ def latest_checkpoint(config: Config) -> Path | None:
         return None
 
 
+def is_trained(config: Config) -> bool:
+    """Whether a run is finished; raises a ConfigError where it is one of another configuration."""
+    if not (config.folder / "retrieval.json").exists():
+        return False
+    begun = configuration.load(config.folder / checkpoint.CONFIG, to_train=False)
+    if changed := [line for line in keys.differences(begun, config) if not line.startswith(FREE)]:
+        lines = "\n  ".join(changed)
+        raise ConfigError(f"{config.folder} is of another configuration; choose another folder:\n  {lines}")
+    return True
+
+
 def facts_of(start: Path, steps: int) -> dict[str, Any]:
     """What a checkpoint says of its run, which is to have so many steps.
 

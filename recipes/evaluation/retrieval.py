@@ -124,10 +124,7 @@ def retrieve(embedded: Embedded, clips: NarratedClips, directions: Sequence[str]
         clips: The data set they are of: intervals take clips of one video together.
         directions: Of `DIRECTIONS`.
     """
-    names: dict[str, str] = {}  # of a video or group: the id of its first clip
-    rows = (clips.place(item)[0] for item in embedded.items)
-    videos = np.array([names.setdefault(unit(row), row["id"]) for row in rows])
-    results = {}
+    videos, results = units(embedded, clips), {}
     for direction in directions:
         query, item = direction.split("->")
         space, valid = ("va", embedded.audio_valid) if query == "audio" else ("vt", embedded.text_valid)
@@ -135,6 +132,13 @@ def retrieve(embedded: Embedded, clips: NarratedClips, directions: Sequence[str]
             queries, items = (embedded.vectors[f"{space}_{modality}"][valid] for modality in (query, item))
             results[direction] = ranking.evaluate(queries, items, videos[valid.numpy()])
     return results
+
+
+def units(embedded: Embedded, clips: NarratedClips) -> np.ndarray:
+    """The video or group of each clip (N,), by the id of its first clip."""
+    names: dict[str, str] = {}
+    rows = (clips.place(item)[0] for item in embedded.items)
+    return np.array([names.setdefault(unit(row), row["id"]) for row in rows])
 
 
 def table(results: dict[str, dict[str, Figures]], others: Sequence[Reported] = ()) -> str:

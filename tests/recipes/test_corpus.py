@@ -212,6 +212,7 @@ def test_layout(corpus: Path) -> None:
         "shapes.jsonl",
         "tags.jsonl",
         "test.jsonl",
+        "trusted.jsonl",
         "truth.jsonl",
         "videos",
     }

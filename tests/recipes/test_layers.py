@@ -9,9 +9,19 @@ import recipes
 
 ROOT = Path(recipes.__file__).parent
 FOUNDATION = [("errors",), ("files",), ("merging",), ("keys",), ("config",), ("progress",)]
-FOLDERS = [("data",), ("model",), ("training",), ("splits",), ("restore",), ("evaluation",), ("scoring",), ("figures",)]
+FOLDERS = [
+    ("data",),
+    ("model",),
+    ("training",),
+    ("splits",),
+    ("restore",),
+    ("evaluation",),
+    ("scoring",),
+    ("figures",),
+    ("curation",),
+]
 COMMANDS = ("pretrain", "evaluate", "embed", "score", "import_vatt")
-LAYERS = [*FOUNDATION, ("cli",), *FOLDERS, COMMANDS, ("research",)]
+LAYERS = [*FOUNDATION, ("cli",), *FOLDERS, COMMANDS, ("curate",), ("demo",), ("research",)]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 LONGEST = 60  # lines of a function, its docstring included
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))

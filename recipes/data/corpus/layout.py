@@ -40,6 +40,7 @@ class Corpus:
     videos: int = key(320, "to train on", least=1, most=10**7)
     test_videos: int = key(60, "held out", least=0, most=10**7)
     seed: int = key(0, "of everything", least=0)
+    labelled: int = key(256, "training narrations that trusted.jsonl labels, as a person would", least=0, most=10**7)
     size: int = key(96, "height and width of the pictures, pixels; even", least=32, most=4096)
     fps: int = key(10, "pictures a second", least=1, most=1000)
     sample_rate: int = key(16000, "samples of sound a second")
@@ -61,7 +62,8 @@ def build(corpus: Corpus) -> Path:
 
     It holds `videos/<video_id>.mp4`, `HowTo100M_v1.csv` and `raw_caption.json` (training videos), `test.jsonl` (a
     manifest of the held-out videos, clean in every style), `truth.jsonl` (what the training narrations are worth: for
-    evaluation, never for training), and the labelled manifests of `LABELS` (segments of all videos).
+    evaluation, never for training), `trusted.jsonl` (labels of a few training narrations, as `figures label` exports
+    them: for `recipes.curate`), and the labelled manifests of `LABELS` (segments of all videos).
 
     Raises:
         ConfigError: A key is out of range.
@@ -77,7 +79,7 @@ def build(corpus: Corpus) -> Path:
             work = partial(render, folder=folder / "videos", corpus=corpus)
             render_all(work, train + test, corpus.workers, "video")
             _write_howto100m(folder, train)
-            for name, rows in _manifests(train, test):
+            for name, rows in _manifests(train, test, _labels(train, corpus)):
                 (folder / name).write_text(jsonl.as_text(rows), encoding="utf-8")
     return out
 
@@ -127,8 +129,29 @@ def _write_howto100m(folder: Path, plans: list[Plan]) -> None:
     (folder / "raw_caption.json").write_text(json.dumps(captions), encoding="utf-8")
 
 
-def _manifests(train: list[Plan], test: list[Plan]) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
+def _labels(plans: list[Plan], corpus: Corpus) -> list[dict[str, Any]]:
+    """What somebody would say of some narrations, drawn at random, that had looked at their clips."""
+    told = [(number, row) for plan in plans for number, row in enumerate(plan.truth())]
+    drawn = np.random.default_rng([corpus.seed, len(told)]).permutation(len(told))[: corpus.labelled]
+    return [
+        {
+            "id": f"{row['video_id']}#{number}",
+            "video": f"videos/{row['video_id']}.mp4",
+            "group": row["video_id"],
+            "split": "train",
+            **{name: row[name] for name in NARRATION},
+            "text_weight": int(row["aligned"]),
+            "sound_weight": int(row["sound_aligned"]),
+        }
+        for number, row in (told[place] for place in sorted(drawn))
+    ]
+
+
+def _manifests(
+    train: list[Plan], test: list[Plan], labels: list[dict[str, Any]]
+) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
     """Names and rows of the other files: the truth, what is held out, and the labels of both."""
+    yield "trusted.jsonl", labels
     yield "truth.jsonl", (row for plan in train for row in plan.truth())
     yield "test.jsonl", map(_manifest_row, test)
     for name, (sense, words) in LABELS.items():

@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "setup: done"
 
-pretrain: $(STAMP)  ## corpus, training, retrieval, report; ARGS="key=value ..." overrides the demo config
-	@$(BIN)/python -m recipes.pretrain --config recipes/configs/demo.yaml $(ARGS)
+pretrain: $(STAMP)  ## the demo: train plainly, and on clips that a few labels have cleaned; ARGS="key=value ..."
+	@$(BIN)/python -m recipes.demo $(ARGS)
 
 figures: $(STAMP)  ## the figures of the paper's supplement, at a scale of minutes, in runs/figures
 	@$(BIN)/python -m recipes.research.reproduce $(ARGS)

@@ -1,6 +1,6 @@
 """The demo: what a few labelled clips are worth. Real mp4 files, two models, one table.
 
-python -m recipes.demo [out=runs/demo paper=true]
+python -m recipes.demo [out=runs/comparison paper=true]
 
 Two of three texts of the corpus are wrong. One model trains on all of it; the other one on the same clips, weighed by
 filters that learn from 256 labelled ones (`recipes.curate`). With paper=true a third one trains on all of it with both
@@ -47,7 +47,7 @@ def recipe() -> Config:
 class DemoKeys:
     """Where, with which model, and how filters learn."""
 
-    out: Path = key(Path("runs/demo"), "folder of the runs and the report")
+    out: Path = key(Path("runs/comparison"), "folder of the runs and the report")
     paper: bool = key(False, "train a third model, with both techniques of the paper")
     filters: int = key(4, "see curate.filters", least=2, most=64)
     filter_steps: int = key(100, "see curate.steps", least=1)

@@ -113,7 +113,7 @@ def shell_lines() -> list[tuple[str, str]]:
     ]
 
 
-MAKE = {"pretrain": "recipes.pretrain --config recipes/configs/demo.yaml", "figures": "recipes.research.reproduce"}
+MAKE = {"pretrain": "recipes.demo", "figures": "recipes.research.reproduce"}
 PLACEHOLDERS = re.compile(r"\b(TASK|MODULE|key=value)\b|\.\.\.")
 
 

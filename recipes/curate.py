@@ -1,7 +1,6 @@
 """Weigh every pair of a data set by what filters have learnt from a few trusted clips.
 
-python -m recipes.curate --config recipes/configs/demo.yaml data.manifest=MANIFEST curate.trusted=trusted.jsonl \
-    curate.out=runs/curated
+python -m recipes.curate --config CONFIG data.manifest=MANIFEST curate.trusted=trusted.jsonl curate.out=runs/curated
 torchrun --nproc-per-node 2 -m recipes.curate ...   several processes
 
 The configuration is that of the training that is to come: its model, clips and losses are the filters', too. It writes
@@ -192,16 +191,16 @@ def train_filters(job: Job, number: int, before: Round | None, group: Processes)
     """Train the filters of a round that are not trained yet: later ones learn from the weighed data, too."""
     config, keys = job.config, job.config.curate
     folder, words = keys.out / f"round-{number}", keys.out / WORDS
-    left_out, weighed = job.left_out(number), {}
+    left_out, weighed = job.left_out(number), []
     if before is not None:
-        weighed = dict(before.weights().rows(job.data, Labels(job.trusted.index)))
+        weighed = list(before.weights().clips(job.data, Labels(job.trusted.index), config.clip.seconds))
     for f in range(keys.filters):
         run_config = filter_config(config, keys, folder, f, words)
         if group.first and not manifest_of(folder, f).exists():
             if not words.exists():
                 vocabulary.save(vocabulary.build(all_captions(job), config.data.vocabulary), words)
             held = job.trusted.recordings(f)
-            rows = (row for n, row in weighed.items() if not left_out[f, n] and held.isdisjoint(names_of(row)))
+            rows = (row for n, row in weighed if not left_out[f, n] and held.isdisjoint(names_of(row)))
             write_manifest(manifest_of(folder, f), job.trusted, f, rows)
         group.wait()
         if not is_trained(run_config):
@@ -278,10 +277,10 @@ def write(job: Job, best: Round, scores: Path) -> None:
     write_atomically(out / f"{REPORT}.md", words + "\n")
     write_atomically(out / f"{REPORT}.json", verdict.as_json(best.verdicts, best.others))
     table.write_table(scores, weights.by_space, out / TABLE)
-    counts = write_weighed(out / MANIFEST, job.data, weights, job.trusted, job.test)
+    counts = write_weighed(out / MANIFEST, job.data, weights, job.trusted, job.test, job.config.clip.seconds)
     print(
-        f"\n{out / MANIFEST}: {counts['kept']} of {counts['videos']} videos with weights, {counts['trusted']} trusted "
-        f"clips, {counts['held out']} rows to test on; train on them with data.manifest={out / MANIFEST}"
+        f"\n{out / MANIFEST}: {counts['clips']} of {len(best.readable)} clips with weights, {counts['trusted']} "
+        f"trusted ones besides, {counts['held out']} rows to test on; train on them with data.manifest={out / MANIFEST}"
     )
 
 

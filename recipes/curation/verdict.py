@@ -9,6 +9,7 @@ from recipes.curation.judging import SPACES
 from recipes.evaluation import bootstrap
 from recipes.evaluation.results import markdown
 
+UNSURE = 0.5  # width of the interval of the share from which nothing is known
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # of the pairs that a threshold would keep
 
 
@@ -24,10 +25,9 @@ class Verdict:
         self.pairs, self.right = int(np.isfinite(scores).sum()), len(held_out.right)
         self.calibration = calibrate(*to_fit)
         self.drawn = resampled(*to_fit, draws)
-        self.able = (
-            held_out.right.mean() > held_out.wrong.mean()
-            and bootstrap.interval(np.array([fitted.right.mean - fitted.wrong.mean for fitted in self.drawn]))[0] > 0
-        )
+        gaps = np.array([fitted.right.mean - fitted.wrong.mean for fitted in (self.calibration, *self.drawn)])
+        share = self.share()
+        self.able = bool(bootstrap.interval(gaps)[0] > 0 and share["high"] - share["low"] <= UNSURE)
 
     def weights(self) -> np.ndarray:
         """Weights (N,): probabilities that pairs are right; 1 where there is no pair, or the filters know nothing."""
@@ -76,7 +76,8 @@ def told(space: str, verdict: Verdict, others: dict[str, np.ndarray]) -> str:
         "",
     ]
     if not verdict.able:
-        return "\n".join([*lines, "**The filters cannot tell them apart: all weights stay 1.**"])
+        between = f"95% interval of the share of right ones {share['low']:.0%} to {share['high']:.0%}"
+        return "\n".join([*lines, f"**The filters cannot tell them apart ({between}): all weights stay 1.**"])
     lines += [
         f"**{share['share']:.0%} of the pairs are right** (95% interval {share['low']:.0%} to {share['high']:.0%}).",
         "",
@@ -98,7 +99,7 @@ def as_json(verdicts: dict[str, Verdict], others: dict[str, dict[str, np.ndarray
             "auroc": verdict.auroc,
             "pairs": verdict.pairs,
             "trusted": verdict.right,
-            "able": bool(verdict.able),
+            "able": verdict.able,
             **verdict.share(),
             "thresholds": verdict.thresholds(others[space]),
         }

@@ -1,5 +1,6 @@
 """The manifest to train on: the data with the weights of its pairs, what is trusted, and what is held out."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from recipes.curation.filters import Row, Trusted, write_row
+from recipes.curation.filters import Row, Trusted, group_of, write_row
 from recipes.curation.judging import SPACES
 from recipes.data import storage
 from recipes.files import replacing
@@ -40,40 +41,46 @@ class Weights:
     by_space: dict[str, np.ndarray]
     readable: np.ndarray
 
-    def rows(self, data: Dataset, labels: Labels) -> Iterator[tuple[int, Row]]:
-        """The rows of the data that are worth anything, with their weights, and their positions.
+    def clips(self, data: Dataset, labels: Labels, seconds: float) -> Iterator[tuple[int, Row]]:
+        """The clips of the data that are worth anything, each as a row with its weights, and the row that it is of.
 
-        A label counts more than what filters say. Narrations that could not be read are left out.
+        A label counts more than what filters say. A clip is its narration's part of the video, of so many seconds or
+        more: what is judged is what is trained on. A video without narrations is one clip.
         """
-        first = 0
+        clip = 0
         for position, row in enumerate(data):
-            clips = slice(first, first := first + max(len(row["narrations"]), 1))
-            weighed = weigh_row(row, {s: self.by_space[s][clips] for s in SPACES}, self.readable[clips], labels)
-            if weighed is not None:
-                yield position, weighed
+            for number, narration in enumerate(row["narrations"] or [None]):
+                weights = {space: float(self.by_space[space][clip]) for space in SPACES}
+                readable, clip = self.readable[clip], clip + 1
+                label = labels.of(row, "" if narration is None else narration["text"])
+                weights |= {} if label is None else said(label)
+                if readable and any(weights.values()):
+                    yield position, clip_row(row, number, narration, weights, seconds)
 
 
-def weigh_row(row: Row, weights: dict[str, np.ndarray], readable: np.ndarray, labels: Labels) -> Row | None:
-    """A row with its weights; None if nothing of it is worth anything. Its sound has the mean weight of its clips."""
-    narrations, sounds = [], []
-    texts = row["narrations"] or [None]
-    for narration, text_weight, sound_weight, ok in zip(texts, weights["vt"], weights["va"], readable, strict=True):
-        label = labels.of(row, "" if narration is None else narration["text"])
-        if not ok:
-            continue
-        if label is not None:
-            sound_weight = sound_weight if label["sound_weight"] is None else label["sound_weight"]
-            text_weight = label["narrations"][0]["weight"] if label["narrations"] else text_weight
-        sounds.append(float(sound_weight))
-        if narration is not None:
-            narrations.append(narration | {"weight": 1.0 if text_weight is None else round(float(text_weight), 4)})
-    sound = round(float(np.mean(sounds)), 4) if sounds else 0.0
-    if sound == 0 and all(narration["weight"] == 0 for narration in narrations):
-        return None
-    return row | {"narrations": narrations, "sound_weight": sound}
+def said(label: Row) -> dict[str, float]:
+    """What somebody said of the pairs of a clip."""
+    texts = {"vt": label["narrations"][0]["weight"]} if label["narrations"] else {}
+    return {space: weight for space, weight in ({"va": label["sound_weight"]} | texts).items() if weight is not None}
 
 
-def write_weighed(out: Path, data: Dataset, weights: Weights, trusted: Trusted, test: Dataset) -> dict[str, int]:
+def clip_row(row: Row, number: int, narration: Row | None, weights: dict[str, float], seconds: float) -> Row:
+    """A clip as a row: the part of the video that its narration is of, and no less than so many seconds."""
+    weighed = row | {"group": group_of(row), "sound_weight": round(weights["va"], 4)}
+    if narration is None:
+        return weighed
+    text = narration | {"weight": round(weights["vt"], 4)}
+    if math.isinf(narration["end"]):
+        return weighed | {"narrations": [text]}
+    half = max(narration["end"] - narration["start"], seconds) / 2
+    start = max((narration["start"] + narration["end"]) / 2 - half, row["start"] or 0.0)
+    part = {"start": round(start, 3), "end": round(start + 2 * half, 3)}
+    return weighed | part | {"id": f"{row['id']}#{number}", "narrations": [text]}
+
+
+def write_weighed(
+    out: Path, data: Dataset, weights: Weights, trusted: Trusted, test: Dataset, seconds: float
+) -> dict[str, int]:
     """Write the manifest to train on.
 
     Args:
@@ -82,15 +89,16 @@ def write_weighed(out: Path, data: Dataset, weights: Weights, trusted: Trusted, 
         weights: Of their pairs.
         trusted: The trusted clips: their labels count more, and those that are not of the data come after it.
         test: What is held out.
+        seconds: The length of a window: no clip is shorter.
 
     Returns:
-        Counts of rows: "videos" of the data, "kept" of them, "trusted" ones besides, and "held out".
+        Counts of rows: "clips" of the data that are kept, "trusted" ones besides, and "held out".
     """
     labels, root = Labels(trusted.index), out.parent
-    counts = {"videos": len(data), "kept": 0, "trusted": 0, "held out": len(test)}
+    counts = {"clips": 0, "trusted": 0, "held out": len(test)}
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for _, row in weights.rows(data, labels):
-            counts["kept"] += 1
+        for _, row in weights.clips(data, labels, seconds):
+            counts["clips"] += 1
             write_row(file, row | {"split": "train"}, root)
         for row in labels.unused():
             counts["trusted"] += 1

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from scipy import stats
 from sklearn.mixture import GaussianMixture
 
 from recipes import keys
-from recipes.config import ClipFormat, CorpusConfig, TrainConfig
+from recipes.config import CONFIGS, ClipFormat, CorpusConfig, TrainConfig
 from recipes.model.build import INPUTS
 from recipes.research.study import __main__ as study
-from recipes.research.study import features, media, noise, summary, table
+from recipes.research.study import curated, features, media, noise, summary, table
 from recipes.research.study.config import StudyConfig
 from recipes.research.study.literature import DENSITY, Q, mixture, rince
 from recipes.research.study.rules import RULES
@@ -29,7 +30,12 @@ WORLD = features.world(96, 48, seed=0)
 @given(st.sampled_from(noise.KINDS), st.floats(0, 1), st.integers(0, 1000))
 def test_noise_is_of_its_kind_and_comes_with_the_truth(kind, share, seed):
     clean, rare = WORLD.train, WORLD.rare
-    clips, aligned = noise.corrupt(clean, kind, share, rare, seed)
+    clips, aligned, _ = noise.corrupt(clean, kind, share, rare, seed)
+    if kind == "text_and_sound":
+        texts, sounds = (noise.corrupt(clean, k, share, rare, s) for k, s in (("text", seed), ("sound", seed + 1)))
+        assert torch.equal(clips.text, texts.clips.text) and torch.equal(clips.audio, sounds.clips.audio)
+        assert torch.equal(aligned, texts.aligned & sounds.aligned)
+        return
     hurt = ~aligned[:, 0 if kind in ("sound", "silence") else 1]
     assert aligned[:, 1 if kind in ("sound", "silence") else 0].all()
     assert torch.equal(clips.video, clean.video)
@@ -49,12 +55,22 @@ def test_noise_is_of_its_kind_and_comes_with_the_truth(kind, share, seed):
         same_category = clean.category[donor] == clean.category[n]
         if kind == "similar_text":
             assert same_category and clean.concept[donor] != clean.concept[n]
+        elif kind == "mixed_text":
+            assert clean.concept[donor] != clean.concept[n] or clean.recording[donor] == clean.recording[n]
         elif kind == "shifted_text":
             assert clean.recording[donor] == clean.recording[n]
         else:
             assert not same_category
     if kind == "text_not_of_rare":
         assert not hurt[rare[clean.concept]].any()
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_trusted_clips_stay_as_they_are(kind):
+    noisy = noise.corrupt(WORLD.train, kind, 1.0, WORLD.rare, 0, trusted=24)
+    assert noisy.trusted == 24 and noisy.aligned[-24:].all() and not noisy.aligned[:-24].all(1).all()
+    assert torch.equal(noisy.clips.text[-24:], WORLD.train.text[-24:])
+    assert torch.equal(noisy.clips.audio[-24:], WORLD.train.audio[-24:])
 
 
 def test_an_unknown_kind_is_refused():
@@ -139,9 +155,11 @@ def written(path: Path, study_: dict) -> Path:
     return path
 
 
-def test_every_rule_takes_steps(tmp_path):
+def test_every_rule_takes_steps(tmp_path, monkeypatch):
     """The whole way through the command line."""
-    one = STUDY | {"seeds": [0], "cells": {"center": {"world": "features", "rules": list(RULES)}}}
+    monkeypatch.setattr(curated, "FILTERS", 2)
+    monkeypatch.setattr(curated, "STEPS", 2)
+    one = STUDY | {"seeds": [0], "cells": {"center": {"world": "features", "trusted": 16, "rules": list(RULES)}}}
     path = written(tmp_path / "study.yaml", one)
     assert study.main(["--config", str(path), f"out={tmp_path}"]) == 0
     lines = {line["rule"]: line for line in table.read_lines(tmp_path / table.RUNS)}
@@ -268,6 +286,23 @@ def test_a_world_of_media_is_real_clips_that_belong_together(tmp_path):
     fmt = ClipFormat(frames=4, fps=5, size=32, sample_rate=8000, audio_seconds=0.64, narrations=1, words=10)
     world = media.world(corpus, fmt, clips=5, test_clips=3)
     batch = world.train.batch(torch.arange(2))
-    assert batch.keys() == set(INPUTS) - {"weights"} and len(world.train) <= 5 and len(world.test) == 3
+    assert batch.keys() == set(INPUTS) and len(world.train) <= 5 and len(world.test) == 3
     assert batch["video"].shape == (2, 4, 32, 32, 3) and batch["audio"].abs().max() > 0
     assert world.train.concept.max() < len(world.rare) and world.train.text.any(-1).all()
+
+
+def test_filters_find_wrong_texts_and_what_they_weigh_trains_better():
+    """Two of three texts are wrong; 64 trusted clips show which, in a small world without noise in the features."""
+    config = keys.load(StudyConfig, CONFIGS / "study_trusted.yaml").world("center")
+    config = replace(config, clips=256, train=replace(config.train, steps=60))
+    world = study.make_world(config, seed=0)
+    noisy = noise.corrupt(world.train, "text", 0.6, world.rare, 0, trusted=96)
+    weights = curated.weigh(config, world, noisy, seed=0).clips.weights
+    right, wrong = (weights[:160, 1][noisy.aligned[:160, 1] == truth] for truth in (True, False))
+    assert right.mean() > 2 * wrong.mean() and (weights[160:] == 1).all()
+
+
+def test_rules_of_trusted_clips_need_some(tmp_path, capsys):
+    one = STUDY | {"seeds": [0], "cells": {"center": {"world": "features", "rules": ["curated"]}}}
+    assert study.main(["--config", str(written(tmp_path / "study.yaml", one))]) == 2
+    assert "'curated' needs trusted clips" in capsys.readouterr().err

@@ -28,6 +28,8 @@ class CellConfig:
 
     def problems(self) -> Iterator[str]:
         for rule in self.rules:
+            if rule in RULES and RULES[rule].prepare is not None and not self.trusted:
+                yield f"rules: {rule!r} needs trusted clips: trusted=256, for example"
             if rule not in RULES:
                 yield f"rules: {rule!r} is not one of {', '.join(RULES)}"
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recipes.curation.calibration import calibrate
 from recipes.curation.filters import CurateKeys, halves
 from recipes.curation.folds import fold_of
 from recipes.curation.judging import SPACES, Bank, Embeddings, held_out_scores
+from recipes.curation.verdict import Verdict
 from recipes.research.study.clips import Clips, World
 from recipes.research.study.evaluate import embed
 from recipes.research.study.noise import Noisy
@@ -57,8 +57,9 @@ def judge(config: WorldConfig, world: World, noisy: Noisy, seed: int, number: in
     for k, space in enumerate(SPACES):
         held_out, _ = held_out_scores(bank, trusted, np.array(recording[first:]), folds, right, space, seed)
         scores, spread = bank.judge(data, left_out, space)
-        fitted = calibrate(scores, spread, int(left_out.sum(0).max()), held_out)
-        weights[:first, k] = torch.from_numpy(fitted.weights(scores)).float()
+        unseen, judges = np.ones(first, bool), int(left_out.sum(0).max())
+        verdict = Verdict(scores, spread, unseen, judges, held_out, CurateKeys.draws)
+        weights[:first, k] = torch.from_numpy(verdict.weights()).float()
         aurocs.append(held_out.auroc)
     return weights, float(np.mean(aurocs))
 

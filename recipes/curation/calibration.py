@@ -78,14 +78,9 @@ class Calibration:
         weights = np.where(known, self.posterior(np.where(known, scores, 0.0)), 1.0)
         return np.where(weights < NOTHING, 0.0, weights)
 
-    def recall(self, threshold: np.ndarray) -> np.ndarray:
-        """Share of the right pairs above thresholds."""
-        return norm.sf(threshold, *self.right)
-
-    def precision(self, threshold: np.ndarray, wrong: Kind | None = None) -> np.ndarray:
-        """Share of right ones among the pairs above thresholds, if the wrong ones are of this kind."""
-        kept = self.share * self.recall(threshold)
-        return kept / np.maximum(kept + (1 - self.share) * norm.sf(threshold, *(wrong or self.wrong)), 1e-300)
+    def recall(self, threshold: float) -> float:
+        """Share of the right pairs above a threshold."""
+        return float(norm.sf(threshold, *self.right))
 
 
 def calibrate(scores: np.ndarray, spread: np.ndarray, filters: int, held_out: HeldOut) -> Calibration:

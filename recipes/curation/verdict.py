@@ -41,27 +41,31 @@ class Verdict:
         return {"share": self.calibration.share, "low": low, "high": high}
 
     def thresholds(self, others: dict[str, np.ndarray]) -> list[dict[str, float]]:
-        """Precision and recall of what each share of the pairs would keep, and precision if all wrong ones were of
-        another kind, of which held-out scores ``others`` are known."""
-        known = np.sort(self.scores[np.isfinite(self.scores)])
+        """Precision and recall of what each share of the pairs would keep.
+
+        They are sums of the probabilities that pairs are right. Of another kind of wrong pairs, of which held-out
+        scores ``others`` are known: the precision if all wrong ones were of that kind.
+        """
+        known = np.sort(self.scores[np.isfinite(self.scores)])[::-1]
+        right = np.stack([np.cumsum(fitted.posterior(known)) for fitted in (self.calibration, *self.drawn)])
         rows = []
         for share in SHARES:
-            threshold = float(known[min(int((1 - share) * len(known)), len(known) - 1)])
-            row = {"kept": share, "threshold": threshold}
-            for name in ("precision", "recall"):
-                row[name] = float(getattr(self.calibration, name)(threshold))
-                drawn = np.array([getattr(fitted, name)(threshold) for fitted in self.drawn], float)
-                row[f"{name} low"], row[f"{name} high"] = bootstrap.interval(drawn)
+            number = max(round(share * len(known)), 1)
+            row = {"kept": share, "threshold": float(known[number - 1])}
+            sums = right[:, number - 1]
+            for name, values in (("precision", sums / number), ("recall", sums / np.maximum(right[:, -1], 1e-9))):
+                row[name] = float(values[0])
+                row[f"{name} low"], row[f"{name} high"] = bootstrap.interval(values[1:])
             for kind, scores in others.items():
                 if len(scores):
-                    row[f"precision, {kind}"] = self._precision_of(threshold, scores)
+                    row[f"precision, {kind}"] = self._precision_of(row["threshold"], scores)
             rows.append(row)
         return rows
 
     def _precision_of(self, threshold: float, wrong: np.ndarray) -> float:
         """If the wrong pairs scored as these do; filters apart, so it is a lower bound."""
         share = self.calibration.share
-        kept, passed = share * float(self.calibration.recall(np.array(threshold))), float((wrong > threshold).mean())
+        kept, passed = share * self.calibration.recall(threshold), float((wrong > threshold).mean())
         return kept / max(kept + (1 - share) * passed, 1e-12)
 
 

@@ -2,7 +2,8 @@
 
 python -m recipes.data.permute data=corpora/debian/manifest.jsonl out=corpora/debian-permuted
 
-It writes `manifest.jsonl`, which is to be scored, and `truth.jsonl`, which no scorer reads.
+It writes `manifest.jsonl`, which is to be scored or curated, `truth.jsonl`, which no scorer reads, and `trusted.jsonl`:
+what a person would say of some of the clips, for `recipes.curate`.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Permutation:
     out: Path = key(meaning="folder to create")
     share: float = key(1 / 3, "of the clips, drawn at random, that exchange their texts", least=0, most=1)
     seed: int = key(0, "of the draw", least=0)
+    labelled: int = key(64, "clips to train on that trusted.jsonl labels, drawn at random", least=0)
 
 
 def permute(permutation: Permutation) -> Path:
@@ -38,12 +40,17 @@ def permute(permutation: Permutation) -> Path:
     """
     rows, wrong = _exchanged(permutation)
     out, manifest, truth = permutation.out, [], []
+    to_train = [i for i, row in enumerate(rows) if row["split"] not in ("test", "testing")]
+    drawn = np.random.default_rng(permutation.seed + 1).permutation(to_train)[: permutation.labelled]
     for i, row in enumerate(rows):
         text = wrong.get(i, _text(row))
         narrations = [row["narrations"][0] | {"text": text}]
         manifest.append(fields_of(row | {"narrations": narrations}, storage.relative(row["video"], out)))
         truth.append({"video_id": row["id"], "text": text, "aligned": i not in wrong})
+    labels = [{"split": "train", "text_weight": int(i not in wrong), "sound_weight": 1} for i in drawn]
+    trusted = [manifest[i] | label for i, label in zip(drawn, labels, strict=True)]
     out.mkdir(parents=True)
+    (out / "trusted.jsonl").write_text(jsonl.as_text(trusted), encoding="utf-8")
     (out / "manifest.jsonl").write_text(jsonl.as_text(manifest), encoding="utf-8")
     (out / "truth.jsonl").write_text(jsonl.as_text(truth), encoding="utf-8")
     return out / "manifest.jsonl"

@@ -17,7 +17,10 @@ from recipes.curation.filters import halves
 from recipes.curation.folds import fold_of
 from recipes.curation.judging import Bank, Embeddings
 from recipes.curation.pairs import pair_scores
-from recipes.data.index import load_index
+from recipes.curation.verdict import Verdict, told
+from recipes.curation.weighed import Labels, Weights
+from recipes.data import storage
+from recipes.data.index import index_of, load_index
 from recipes.pretrain import pretrain
 from tests.recipes.conftest import DEMO, TINY
 
@@ -231,3 +234,76 @@ def test_another_curation_in_the_folder_is_refused(arguments, corpus: Path, tmp_
 def test_a_trusted_row_has_one_text(arguments, corpus: Path, capsys) -> None:
     assert curate.main(arguments(trusted=corpus)) == 2
     assert "have several narrations" in capsys.readouterr().err
+
+
+def weighed(
+    rows: list[dict], by_space: dict[str, list[float]], labels: list[dict], seconds: float = 1.0, readable=None
+):
+    """The clips of some rows with their weights."""
+    readable = np.ones(len(by_space["vt"]), bool) if readable is None else np.array(readable)
+    weights = Weights({space: np.array(values) for space, values in by_space.items()}, readable)
+    return [row for _, row in weights.clips(index_of("data", rows), Labels(index_of("labels", labels)), seconds)]
+
+
+def data_row(name: str, *texts: str) -> dict:
+    """A row with narrations of two seconds each."""
+    narrations = [{"start": 4.0 * n, "end": 4.0 * n + 2, "text": text} for n, text in enumerate(texts)]
+    return {"id": name, "video": f"/v/{name}.mp4", "split": "train", "narrations": narrations}
+
+
+LABEL = {"id": "l", "video": "/v/a.mp4", "split": "train", "sound_weight": 0.0}
+LABEL |= {"narrations": [{"start": 4.0, "end": 6.0, "text": "two", "weight": 1.0}]}
+
+
+def test_what_is_trained_on_is_what_was_judged() -> None:
+    rows = [data_row("a", "one", "two"), data_row("b")]
+    clips = weighed(rows, {"vt": [0.3, 0.1, 1.0], "va": [0.9, 0.8, 0.5]}, [LABEL], seconds=3.0)
+    assert [(clip["id"], clip["start"], clip["end"]) for clip in clips] == [
+        ("a#0", 0.0, 3.0),  # no shorter than a window, and not before the video
+        ("a#1", 3.5, 6.5),
+        ("b", None, None),  # without a text it is the whole video
+    ]
+    assert [clip["sound_weight"] for clip in clips] == [0.9, 0.0, 0.5]  # a label counts more
+    assert [n["weight"] for clip in clips for n in clip["narrations"]] == [0.3, 1.0]
+    assert {clip["group"] for clip in clips[:2]} == {storage.same("/v/a.mp4")}
+
+
+def test_clips_that_are_worth_nothing_or_cannot_be_read_are_left_out() -> None:
+    rows = [data_row("a", "one", "two"), data_row("b", "three")]
+    clips = weighed(rows, {"vt": [0.0, 0.0, 1.0], "va": [0.0, 0.0, 1.0]}, [LABEL], readable=[True, True, False])
+    assert [clip["id"] for clip in clips] == ["a#1"]  # somebody said that its text fits
+
+
+def test_a_trusted_clip_that_is_not_of_the_data_comes_after_it() -> None:
+    labels = Labels(index_of("labels", [LABEL, LABEL | {"id": "m", "video": "/v/other.mp4"}]))
+    row = index_of("data", [data_row("a", "one", "two")])[0]
+    assert labels.of(row, "one") is None and labels.of(row, "two")["id"] == "l"
+    assert [row["id"] for row in labels.unused()] == ["m"]
+
+
+def test_weights_stay_one_where_the_filters_cannot_tell() -> None:
+    rng = np.random.default_rng(0)
+    scores, spread = rng.normal(0, 1, 500), np.ones(500)
+    held_out = HeldOut(rng.normal(0.1, 1, 100), np.arange(100), rng.normal(0, 1, 100), np.arange(100))
+    verdict = Verdict(scores, spread, np.ones(500, bool), 8, held_out, 50)
+    assert not verdict.able and (verdict.weights() == 1).all()
+    assert "cannot tell them apart" in told("vt", verdict, {})
+
+
+def test_the_report_says_what_a_threshold_would_keep() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(2, 1, 400), rng.normal(-2, 1, 600)])
+    held_out = HeldOut(rng.normal(2, 1, 200), np.arange(200), rng.normal(-2, 1, 200), np.arange(200))
+    others = {"similar": rng.normal(0, 1, 100), "labelled": np.empty(0)}
+    verdict = Verdict(scores, np.zeros(1000), np.ones(1000, bool), 1, held_out, 50)
+    text, rows = told("vt", verdict, others), verdict.thresholds(others)
+    assert verdict.share()["share"] == pytest.approx(0.4, abs=0.03) and f"{verdict.share()['share']:.0%} of" in text
+    assert "precision, similar" in text
+    assert "labelled" not in text  # nobody labelled a wrong one
+    truth = np.arange(1000) < 400
+    for row in rows:
+        kept = scores > row["threshold"]
+        assert row["precision"] == pytest.approx(truth[kept].mean(), abs=0.05)
+        assert row["recall"] == pytest.approx((kept & truth).sum() / 400, abs=0.05)
+        assert row["precision low"] <= row["precision"] <= row["precision high"]
+        assert row["precision, similar"] <= row["precision"] + 0.05

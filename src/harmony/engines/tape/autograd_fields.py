@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
@@ -45,12 +46,30 @@ def device(node: Node, number: int = 0) -> torch.device:
 
 def saved(node: Node, name: str) -> Any:
     """A tensor or an option that autograd has saved with an op; an AttributeError where this torch saves none."""
-    return getattr(node, f"_saved_{name}")
+    return getattr(node, f"saved_{name}" if is_custom(node) else f"_saved_{name}")
 
 
 def saved_or_none(node: Node, name: str) -> Any:
     """As ``saved``, or None where this torch saves none."""
     return getattr(node, f"_saved_{name}", None)
+
+
+def recomputed(node: Node) -> dict[str, int]:
+    """The saved tensors that activation checkpointing computes again, by name: each with the number of its region."""
+    names = ("tensors",) if is_custom(node) else _tensor_names(type(node))
+    hooks = {name: _checkpoint_hook(getattr(node, f"_raw_saved_{name}")) for name in names}
+    return {name: id(hook) for name, hook in hooks.items() if hook is not None}
+
+
+def _checkpoint_hook(raw: Any) -> Any:
+    """What computes a saved tensor, or several, again; each call of a checkpointed function has its own."""
+    hooks = (getattr(tensor, "unpack_hook", None) for tensor in (raw if isinstance(raw, tuple | list) else (raw,)))
+    return next((hook for hook in hooks if getattr(hook, "__module__", "") == torch.utils.checkpoint.__name__), None)
+
+
+@functools.cache
+def _tensor_names(kind: type) -> tuple[str, ...]:
+    return tuple(name.removeprefix("_raw_saved_") for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
 def signed(dim: int) -> int:

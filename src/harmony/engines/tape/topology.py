@@ -8,6 +8,7 @@ from typing import Any
 
 from harmony.engines.tape.graph import Graph
 from harmony.engines.tape.param_tensor import ParamTensor
+from harmony.engines.tape.pieces import Cut
 from harmony.engines.tape.plan import ParamBlock, Update
 from harmony.engines.tape.sample_axis import SampleAxis
 
@@ -19,10 +20,11 @@ REMEMBERED = 256  # graphs; batches that are padded to their longest text have o
 
 @dataclass(eq=False)
 class Topology:
-    """Where the samples lie in a graph, the tensors made of parameters, and the plans that were made for it."""
+    """Where the samples lie in a graph, the tensors made of parameters, its pieces, and the plans made for it."""
 
     places: SampleAxis
     tensors: list[ParamTensor]
+    cut: Cut
     plans: dict[Hashable, StepPlan] = field(default_factory=dict)
 
     def plan(self, key: Hashable, make: Callable[[], StepPlan]) -> StepPlan:

@@ -1,0 +1,145 @@
+"""Where a graph with checkpointed regions is cut, so that it is walked a piece at a time, from the outputs inwards."""
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from harmony.engines.tape.graph import Graph, Output
+from harmony.engines.tape.plan import ParamBlock
+
+Sources = dict[int, list[Output]]
+"""For each op that holds samples, after all that use it, the outputs with samples that it is made of."""
+
+
+class Piece(NamedTuple):
+    """Ops that the passes of all losses go through before they go on to the next piece."""
+
+    nodes: Collection[int]
+    reads: list[tuple[int, tuple[str, ...]]]  # ops that use parameters, and what is read of them
+    needed: set[Output]  # outputs whose gradients the uses of parameters ask for
+    leaving: set[Output]  # outputs of later pieces, where gradients wait until these are walked
+    blocks: list[ParamBlock]  # parameters that no later piece uses
+    later: set[Output]  # what the parameters of later pieces ask for
+
+
+class Cut(NamedTuple):
+    """A graph cut into pieces."""
+
+    numbers: list[int]  # the piece of each node, counted from the outputs
+    sources: Sources
+
+    @classmethod
+    def whole(cls, graph: Graph) -> "Cut":
+        """One piece."""
+        return cls([0] * len(graph.nodes), {})
+
+    @property
+    def is_whole(self) -> bool:
+        return max(self.numbers) == 0
+
+    def walk(self, blocks: Sequence[ParamBlock]) -> list[Piece]:
+        """The pieces, as far as some parameters are used in them."""
+        numbers, needed = self.numbers, _needed(blocks)
+        if self.is_whole:
+            return [whole(range(len(numbers)), blocks)]
+        last = [max(numbers[node] for node, _ in block.outputs) for block in blocks]
+        leading = {node for node, _ in needed}  # to what is needed
+        for node in reversed(self.sources):
+            if any(source in leading for source, _ in self.sources[node]):
+                leading.add(node)
+        pieces = []
+        for number in range(1 + max(last, default=0)):
+            nodes = {node for node in self.sources if numbers[node] == number}
+            behind = {source for node in nodes for source in self.sources[node] if source[0] in leading}
+            later = [block for block, n in zip(blocks, last, strict=True) if n > number]
+            pieces.append(
+                whole(nodes, blocks)._replace(
+                    leaving={source for source in behind if numbers[source[0]] > number},
+                    blocks=[block for block, n in zip(blocks, last, strict=True) if n == number],
+                    later=_needed(later),
+                )
+            )
+        return pieces
+
+
+def whole(nodes: Collection[int], blocks: Sequence[ParamBlock]) -> Piece:
+    """Some nodes as the only piece."""
+    uses = [pair for block in blocks for tensor in block.tensors for pair in tensor.uses]
+    reads = [(outputs[0][0], use.reads) for use, outputs in uses if outputs[0][0] in nodes]
+    needed = {output for output in _needed(blocks) if output[0] in nodes}
+    return Piece(nodes, reads, needed, set(), list(blocks), set())
+
+
+def _needed(blocks: Iterable[ParamBlock]) -> set[Output]:
+    return set().union(*(block.outputs for block in blocks))
+
+
+def cut(graph: Graph, outputs: Iterable[Output], uses: Collection[tuple[int, int]]) -> Cut:
+    """Cut a graph between the regions that are computed again; it stays whole where there are none.
+
+    Every region lies in one piece. Other ops go with the nearest region behind them: what leaves a piece is then the
+    input of a region, and not what was made of it on the way.
+
+    Args:
+        graph: The graph.
+        outputs: The embeddings.
+        uses: Ops that use something common to all samples, with the number of the input.
+    """
+    regions = graph.regions()
+    if not any(region is not None for region in regions):
+        return Cut.whole(graph)
+    sources = _sources(graph, outputs, set(uses))
+    ranks = _ranks(sources, regions)
+    depths: dict[int, int] = {}  # counted from the inputs
+    for node in reversed(sources):
+        behind = max((depths[source] for source, _ in sources[node]), default=0)
+        depths[node] = ranks.get(regions[node], behind)
+    cuts = [depth for depth in range(1, 1 + max(depths.values())) if _is_cut(sources, depths, depth)]
+    return Cut([len(cuts) - bisect_right(cuts, depths.get(node, 0)) for node in range(len(regions))], sources)
+
+
+def _sources(graph: Graph, outputs: Iterable[Output], uses: Collection[tuple[int, int]]) -> Sources:
+    sources: dict[int, list[Output]] = {}
+    reached = {node for node, _ in outputs}
+    for node in graph.order():
+        if node in reached:
+            inputs = enumerate(graph.inputs[node])
+            sources[node] = [source for slot, source in inputs if source is not None and (node, slot) not in uses]
+            reached.update(source for source, _ in sources[node])
+    return sources
+
+
+def _ranks(sources: Sources, regions: Sequence[int | None]) -> dict[int | None, int]:
+    """Numbers of the regions from 1 on, each after those behind it; regions within each other have one number."""
+    reach: dict[int, int] = {}  # the regions behind each region, itself among them, as bits
+    behind: dict[int, int] = {}  # those behind each node
+    for node in reversed(sources):
+        region = regions[node]
+        behind[node] = 0 if region is None else 1 << region
+        for source, _ in sources[node]:
+            behind[node] |= behind[source]
+        if region is not None:
+            reach[region] = reach.get(region, 0) | behind[node]
+    for via in reach:
+        for region in reach:
+            if reach[region] >> via & 1:
+                reach[region] |= reach[via]
+    ranked = sorted(set(reach.values()), key=lambda bits: (bits.bit_count(), bits))
+    return {region: 1 + ranked.index(bits) for region, bits in reach.items()}
+
+
+def _is_cut(sources: Sources, depths: Mapping[int, int], depth: int) -> bool:
+    """Whether gradients may wait at this depth: none that waits at an output goes on to another one.
+
+    A pass that collects gradients at two outputs, one behind the other, runs on from the first to the second.
+    """
+    users = (node for node in sources if depths[node] >= depth)
+    waiting = {source for node in users for source, _ in sources[node] if depths[source] < depth}
+    lowest = min((depths[node] for node in waiting), default=0)
+    queue = list(waiting) if len(waiting) > 1 else []
+    seen: set[int] = set()
+    for node in queue:
+        fresh = {source for source, _ in sources[node] if depths[source] >= lowest} - seen
+        seen |= fresh
+        queue += fresh
+    return waiting.isdisjoint(seen)

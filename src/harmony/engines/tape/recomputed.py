@@ -1,0 +1,55 @@
+"""Read what autograd has saved, where activation checkpointing computes it again: once, and all of a region at once."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+
+from harmony.engines.eager import eagerly
+from harmony.engines.tape import autograd_fields as fields
+from harmony.engines.tape.graph import Graph
+
+Result = TypeVar("Result")
+
+
+def read_saved(graph: Graph, reads: Iterable[tuple[int, Iterable[str]]]) -> Graph:
+    """The same graph, with what is read of some ops, by name, and nothing else."""
+
+    def read(fresh: Graph) -> Graph:
+        for node, names in reads:
+            fresh.saved(node, names)
+        return fresh
+
+    return reading(graph, read)
+
+
+@eagerly()
+def reading(graph: Graph, read: Callable[[Graph], Result]) -> Result:
+    """Call a function that reads what a graph has saved, inside a backward pass of nothing.
+
+    Activation checkpointing computes a region again for each backward pass that reads of it, or for each tensor outside
+    of any. It then holds all tensors of the region until they are read: the others are read here and dropped.
+    """
+    results: list[Result] = []
+
+    def run(grad: object) -> None:
+        fresh = graph._replace(read={})
+        results.append(read(fresh))
+        _drop_others(fresh)
+
+    with torch.enable_grad():
+        start = torch.zeros((), requires_grad=True)
+        end = start.clone()
+    end.register_hook(run)  # type: ignore[no-untyped-call]
+    torch.autograd.grad(end, start)
+    return results[0]
+
+
+def _drop_others(graph: Graph) -> None:
+    """Read what was not yet read of the regions that were."""
+    regions = {(n, name): region for n, op in enumerate(graph.nodes) for name, region in fields.recomputed(op).items()}
+    done = {(n, name) for n, names in graph.read.items() for name in names}
+    computed = {regions[key] for key in done & regions.keys()}
+    for n, name in regions.keys() - done:
+        if regions[n, name] in computed:
+            fields.saved(graph.nodes[n], name)

@@ -19,7 +19,7 @@ from harmony.engines.tape.param_tensor import param_tensors
 from harmony.engines.tape.param_use import Grads, OpaqueUse
 from harmony.engines.tape.passes import Arrivals, PiecewiseGradients, Verification, passes
 from harmony.engines.tape.per_sample import PerSampleGradients
-from harmony.engines.tape.pieces import Cut, Piece, cut
+from harmony.engines.tape.pieces import Cut, Piece, cut_between_regions
 from harmony.engines.tape.plan import Load, ParamBlock, Update, param_blocks, work
 from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
 from harmony.engines.tape.topology import StepPlan, Topology, topology
@@ -52,8 +52,7 @@ class Recorded(NamedTuple):
         result = self.encoded
 
         def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
-            update, blocks = self.plan(call, engine, cotangents, fused)
-            pieces = (self.topology.cut if update == "backward" else Cut.whole(self.graph)).walk(blocks)
+            update, blocks, pieces = self.plan(call, engine, cotangents, fused)
 
             def arrivals() -> Arrivals:
                 sent = [self._at_outputs(cotangent) for cotangent in cotangents]
@@ -108,11 +107,17 @@ class Recorded(NamedTuple):
         memory = engine.bytes_on(call.params[0].device)
         reaching = tuple(tuple(c is not None for c in cotangent) for cotangent in cotangents)
         key = tuple(call.label), reaching, group, fused, engine.update, memory
-        return self.topology.plan(key, lambda: self._plan(call, engine.update, memory, group, cotangents, fused))
+
+        def make() -> StepPlan:
+            update, blocks = self._plan(call, engine.update, memory, group, cotangents, fused)
+            cut = self.topology.cut if update == "backward" else Cut.whole(self.graph)
+            return StepPlan(update, blocks, cut.walk(blocks))
+
+        return self.topology.plan(key, make)
 
     def _plan(
         self, call: EncoderCall, update: Any, memory: int, group: int, cotangents: Sequence[Cotangent], fused: bool
-    ) -> StepPlan:
+    ) -> tuple[Update, list[ParamBlock]]:
         reached, tensors = self._reached(cotangents), self.topology.tensors
         groups = -(-call.size // group)
         counted = [tensor for tensor in tensors if any(call.selected[p] for p in tensor.params)]
@@ -165,8 +170,8 @@ def record(call: EncoderCall) -> Recorded:
 
         def derive() -> Topology:
             places = _sample_axis(graph, encoded, call)
-            pieces = Cut.whole(graph) if encoded.hooked else cut(graph, outputs, places.uses)
-            return Topology(places, param_tensors(graph, places, pieces.numbers, encoded.params), pieces)
+            cut = Cut.whole(graph) if encoded.hooked else cut_between_regions(graph, outputs, places.uses)
+            return Topology(places, param_tensors(graph, places, cut.numbers, encoded.params), cut)
 
         known = topology(graph, (signature, encoded.hooked), call.batch, derive)
     return Recorded(encoded, graph, outputs, known, signature, call.size)

@@ -26,6 +26,7 @@ class Graph(NamedTuple):
     inputs: list[list[Output | None]]  # of each differentiable input, the output it comes from; None without a gradient
     shapes: list[list[torch.Size]]  # of the outputs of each op
     dtypes: list[list[torch.dtype]]  # likewise
+    recomputed: list[dict[str, int]]  # of each op, what checkpointing computes again, with the number of the region
     read: dict[int, dict[str, Any]]  # what was read of the tensors saved with an op, by its number
 
     def find(self, tensors: Iterable[Tensor]) -> list[Output]:
@@ -96,7 +97,7 @@ class Graph(NamedTuple):
     def regions(self) -> list[int | None]:
         """For each node the number of the checkpointed region that it belongs to, as far as its saved tensors tell."""
         numbers: dict[int, int] = {}
-        regions = (next(iter(fields.recomputed(node).values()), None) for node in self.nodes)
+        regions = (next(iter(names.values()), None) for names in self.recomputed)
         return [None if region is None else numbers.setdefault(region, len(numbers)) for region in regions]
 
     def signature(self, params: Mapping[Tensor, int]) -> bytes:
@@ -167,7 +168,7 @@ def walk(outputs: Sequence[Tensor]) -> Graph:
     """Collect the graph behind tensors that require a gradient."""
     fields.require_fields()
     index: dict[Node, int] = {}
-    graph = Graph([], [], [], [], [], {})
+    graph = Graph([], [], [], [], [], [], {})
 
     def visit(node: Node) -> int:
         if node not in index:
@@ -177,6 +178,7 @@ def walk(outputs: Sequence[Tensor]) -> Graph:
             shapes, dtypes = fields.shapes_and_dtypes(node)
             graph.shapes.append(shapes)
             graph.dtypes.append(dtypes)
+            graph.recomputed.append(fields.recomputed(node))
             stack.append(node)
         return index[node]
 

@@ -1,7 +1,6 @@
 """Where a graph with checkpointed regions is cut, so that it is walked a piece at a time, from the outputs inwards."""
 
-from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from harmony.engines.tape.graph import Graph, Output
@@ -74,11 +73,11 @@ def _needed(blocks: Iterable[ParamBlock]) -> set[Output]:
     return set().union(*(block.outputs for block in blocks))
 
 
-def cut(graph: Graph, outputs: Iterable[Output], uses: Collection[tuple[int, int]]) -> Cut:
+def cut_between_regions(graph: Graph, outputs: Iterable[Output], uses: Collection[tuple[int, int]]) -> Cut:
     """Cut a graph between the regions that are computed again; it stays whole where there are none.
 
-    Every region lies in one piece. Other ops go with the nearest region behind them: what leaves a piece is then the
-    input of a region, and not what was made of it on the way.
+    Every region lies in one piece. Other ops go with the nearest region behind them, if they can: what leaves a piece
+    is then a sum of residuals, and not its terms.
 
     Args:
         graph: The graph.
@@ -94,8 +93,15 @@ def cut(graph: Graph, outputs: Iterable[Output], uses: Collection[tuple[int, int
     for node in reversed(sources):
         behind = max((depths[source] for source, _ in sources[node]), default=0)
         depths[node] = ranks.get(regions[node], behind)
-    cuts = [depth for depth in range(1, 1 + max(depths.values())) if _is_cut(sources, depths, depth)]
-    return Cut([len(cuts) - bisect_right(cuts, depths.get(node, 0)) for node in range(len(regions))], sources)
+    inside = {node for node in sources if regions[node] is not None}
+    rest, numbers, number = set(sources), [0] * len(regions), 0
+    for depth in range(max(depths.values()), 0, -1):
+        part = _apart(sources, {node for node in rest if depths[node] < depth}, inside)
+        if part is not None:
+            number, rest = number + 1, part
+            for node in rest:
+                numbers[node] = number
+    return Cut(numbers, sources)
 
 
 def _sources(graph: Graph, outputs: Iterable[Output], uses: Collection[tuple[int, int]]) -> Sources:
@@ -128,18 +134,24 @@ def _ranks(sources: Sources, regions: Sequence[int | None]) -> dict[int | None, 
     return {region: 1 + ranked.index(bits) for region, bits in reach.items()}
 
 
-def _is_cut(sources: Sources, depths: Mapping[int, int], depth: int) -> bool:
-    """Whether gradients may wait at this depth: none that waits at an output goes on to another one.
+def _apart(sources: Sources, rest: set[int], inside: Collection[int]) -> set[int] | None:
+    """The nodes behind a cut, so that no gradient that waits there goes on to another; None where that cannot be.
 
-    A pass that collects gradients at two outputs, one behind the other, runs on from the first to the second.
+    A pass that collects gradients at two outputs, one behind the other, runs on from the first to the second. Where the
+    first is that of an op in no region, this op is moved to the front of the cut.
     """
-    users = (node for node in sources if depths[node] >= depth)
-    waiting = {source for node in users for source, _ in sources[node] if depths[source] < depth}
-    lowest = min((depths[node] for node in waiting), default=0)
-    queue = list(waiting) if len(waiting) > 1 else []
-    seen: set[int] = set()
-    for node in queue:
-        fresh = {source for source, _ in sources[node] if depths[source] >= lowest} - seen
-        seen |= fresh
-        queue += fresh
-    return waiting.isdisjoint(seen)
+    while True:
+        waiting = {source for node in sources.keys() - rest for source, _ in sources[node] if source in rest}
+        leading: set[int] = set()  # nodes from which a pass goes on to where gradients wait
+        for node in reversed(sources):
+            if node in rest and any(source in waiting or source in leading for source, _ in sources[node]):
+                leading.add(node)
+        moved = waiting & leading
+        if not moved:
+            return rest
+        for node in reversed(sources):
+            if node in rest and not moved.isdisjoint(source for source, _ in sources[node]):
+                moved.add(node)
+        if not moved.isdisjoint(inside):
+            return None
+        rest = rest - moved

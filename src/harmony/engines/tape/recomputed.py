@@ -47,9 +47,8 @@ def reading(graph: Graph, read: Callable[[Graph], Result]) -> Result:
 
 def _drop_others(graph: Graph) -> None:
     """Read what was not yet read of the regions that were."""
-    regions = {(n, name): region for n, op in enumerate(graph.nodes) for name, region in fields.recomputed(op).items()}
-    done = {(n, name) for n, names in graph.read.items() for name in names}
-    computed = {regions[key] for key in done & regions.keys()}
-    for n, name in regions.keys() - done:
-        if regions[n, name] in computed:
-            fields.saved(graph.nodes[n], name)
+    computed = {graph.recomputed[node].get(name) for node, names in graph.read.items() for name in names}
+    for node, names in enumerate(graph.recomputed):
+        for name in names.keys() - graph.read.get(node, {}).keys():
+            if names[name] in computed:
+                fields.saved(graph.nodes[node], name)

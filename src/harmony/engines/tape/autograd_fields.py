@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
@@ -56,20 +55,19 @@ def saved_or_none(node: Node, name: str) -> Any:
 
 def recomputed(node: Node) -> dict[str, int]:
     """The saved tensors that activation checkpointing computes again, by name: each with the number of its region."""
-    names = ("tensors",) if is_custom(node) else _tensor_names(type(node))
-    hooks = {name: _checkpoint_hook(getattr(node, f"_raw_saved_{name}")) for name in names}
-    return {name: id(hook) for name, hook in hooks.items() if hook is not None}
-
-
-def _checkpoint_hook(raw: Any) -> Any:
-    """What computes a saved tensor, or several, again; each call of a checkpointed function has its own."""
-    hooks = (getattr(tensor, "unpack_hook", None) for tensor in (raw if isinstance(raw, tuple | list) else (raw,)))
-    return next((hook for hook in hooks if getattr(hook, "__module__", "") == torch.utils.checkpoint.__name__), None)
+    regions = {}
+    for name in ("_raw_saved_tensors",) if is_custom(node) else _raw_names(type(node)):
+        raw = getattr(node, name)
+        for tensor in raw if isinstance(raw, tuple) else (raw,):
+            hook = getattr(tensor, "unpack_hook", None)  # each call of a checkpointed function has its own
+            if hook is not None and getattr(hook, "__module__", "") == "torch.utils.checkpoint":
+                regions[name.removeprefix("_raw_saved_")] = id(hook)
+    return regions
 
 
 @functools.cache
-def _tensor_names(kind: type) -> tuple[str, ...]:
-    return tuple(name.removeprefix("_raw_saved_") for name in dir(kind) if name.startswith("_raw_saved_"))
+def _raw_names(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
 def signed(dim: int) -> int:

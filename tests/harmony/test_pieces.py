@@ -421,7 +421,7 @@ class Alive(TorchDispatchMode):
 
 @pytest.mark.parametrize("chunk_size", [None, 8])
 def test_checkpointing_saves_memory(chunk_size):
-    """At least three fifths of it, for eight layers: without pieces, checkpointing saves nothing."""
+    """Three quarters at least, for eight layers: without pieces it saves nothing."""
     engine = harmony.Engine("tape", memory=2**20, chunk_size=chunk_size, verify="always")
     harmonizer, most = harmony.chain(harmony.realign.pcgrad), {}
     batch = {name: torch.randn(16, 64, 32) for name in "ab"}
@@ -433,5 +433,4 @@ def test_checkpointing_saves_memory(chunk_size):
             with Alive() as alive:
                 harmony.backward(model, batch, contrast, harmonizer, engine=engine)
             most.setdefault(flag, []).append(alive.most)
-    print(most)
-    assert max(most[True]) < 0.4 * min(most[False])
+    assert max(most[True]) < 0.25 * min(most[False])

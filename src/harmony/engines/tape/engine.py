@@ -110,8 +110,7 @@ class Recorded(NamedTuple):
 
         def make() -> StepPlan:
             update, blocks = self._plan(call, engine.update, memory, group, cotangents, fused)
-            cut = self.topology.cut if update == "backward" else Cut.whole(self.graph)
-            return StepPlan(update, blocks, cut.walk(blocks))
+            return StepPlan(update, blocks, self._cut(update).walk(blocks))
 
         return self.topology.plan(key, make)
 
@@ -124,7 +123,7 @@ class Recorded(NamedTuple):
 
         def blocks(update: Update) -> list[ParamBlock]:
             chosen = counted if update == "backward" else tensors
-            load = Load(reached, group, groups, memory // 4, self.topology.cut.numbers, update == "kept")
+            load = Load(reached, group, groups, memory // 4, self._cut(update).numbers, update == "kept")
             return param_blocks(chosen, call.params, call.label, load)
 
         if update != "auto":
@@ -142,6 +141,10 @@ class Recorded(NamedTuple):
         on_tensor_cores = call.params[0].is_cuda and not self.dtypes.isdisjoint(HALF) and max(call.label) == 0
         spared: Update = "backward" if on_tensor_cores else "tape"
         return spared, blocks(spared)
+
+    def _cut(self, update: Update) -> Cut:
+        """Updates that are made of what gave the Gram need all of it."""
+        return self.topology.cut if update == "backward" else Cut.whole(self.graph)
 
     def _reached(self, cotangents: Sequence[Cotangent]) -> list[set[int]]:
         """For each loss, the nodes that its cotangents reach."""
@@ -165,7 +168,6 @@ def record(call: EncoderCall) -> Recorded:
     with _explained(encoded, call) as graph:
         encoded.require_paths(graph.paths(), call)
         signature = graph.signature({leaf: i for i, leaf in enumerate(encoded.params)})
-
         outputs = graph.find(encoded.outputs)
 
         def derive() -> Topology:

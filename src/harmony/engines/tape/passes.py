@@ -1,7 +1,7 @@
 """The backward passes of all losses through a graph, one piece of it after the other."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from harmony.engines.tape.graph import Graph, Output
 from harmony.engines.tape.param_use import Grads
 from harmony.engines.tape.per_sample import PerSampleGradients
 from harmony.engines.tape.pieces import Piece
-from harmony.engines.tape.recomputed import read_saved
+from harmony.engines.tape.recomputed import reading
 
 Arrivals = Iterator[tuple[Piece, Graph, Grads]]
 """For each piece what its parameters need: the graph, with what was read of its ops, and the gradients of outputs."""
@@ -23,12 +23,7 @@ Verification = tuple[dict[Output, Tensor], Callable[[Mapping[Output, Tensor]], N
 """A cotangent, and what looks at the gradients that arrive from it."""
 
 
-def passes(
-    graph: Graph,
-    pieces: Sequence[Piece],
-    cotangents: Grads,
-    verification: Verification | None,
-) -> Arrivals:
+def passes(graph: Graph, pieces: Sequence[Piece], cotangents: Grads, verification: Verification | None) -> Arrivals:
     """Send the cotangents of all losses through one piece after the other, and forget a piece before the next.
 
     Args:
@@ -45,7 +40,7 @@ def passes(
         if verification is not None:
             waiting, verify = verification
             verify(_pull(graph, piece, waiting))
-        read |= read_saved(graph, piece.reads).read
+        read |= reading(graph, functools.partial(_read, reads=piece.reads))
         yield piece, graph._replace(read=read), grads
         for loss in grads:
             for output in loss.keys() - piece.later:
@@ -84,6 +79,10 @@ class PiecewiseGradients:
 
     def _sum(self, of_piece: Callable[[PerSampleGradients], Tensor]) -> Tensor:
         return functools.reduce(torch.add, (of_piece(self.gradients(*arrived)) for arrived in self.arrivals()))
+
+
+def _read(graph: Graph, reads: Iterable[tuple[int, Iterable[str]]]) -> dict[int, dict[str, Any]]:
+    return {node: graph.saved(node, names) for node, names in reads}
 
 
 def _pull(graph: Graph, piece: Piece, waiting: dict[Output, Tensor]) -> dict[Output, Tensor]:

@@ -13,7 +13,7 @@ Sources = dict[int, list[Output]]
 class Piece(NamedTuple):
     """Ops that the passes of all losses go through before they go on to the next piece."""
 
-    nodes: Collection[int]
+    nodes: set[int]
     reads: list[tuple[int, tuple[str, ...]]]  # ops that use parameters, and what is read of them
     needed: set[Output]  # outputs whose gradients the uses of parameters ask for
     leaving: set[Output]  # outputs of later pieces, where gradients wait until these are walked
@@ -30,7 +30,8 @@ class Cut(NamedTuple):
     @classmethod
     def whole(cls, graph: Graph) -> "Cut":
         """One piece."""
-        return cls([0] * len(graph.nodes), {})
+        nodes = range(len(graph.nodes))
+        return cls([0] * len(nodes), {node: [] for node in nodes})
 
     @property
     def is_whole(self) -> bool:
@@ -38,39 +39,29 @@ class Cut(NamedTuple):
 
     def walk(self, blocks: Sequence[ParamBlock]) -> list[Piece]:
         """The pieces, as far as some parameters are used in them."""
-        numbers, needed = self.numbers, _needed(blocks)
-        if self.is_whole:
-            return [whole(range(len(numbers)), blocks)]
-        last = [max(numbers[node] for node, _ in block.outputs) for block in blocks]
+        numbers = self.numbers
+        uses = [pair for block in blocks for tensor in block.tensors for pair in tensor.uses]
+        needed = {output for _, outputs in uses for output in outputs}
         leading = {node for node, _ in needed}  # to what is needed
         for node in reversed(self.sources):
             if any(source in leading for source, _ in self.sources[node]):
                 leading.add(node)
+        last = [max(numbers[node] for node, _ in block.outputs) for block in blocks]
         pieces = []
         for number in range(1 + max(last, default=0)):
             nodes = {node for node in self.sources if numbers[node] == number}
             behind = {source for node in nodes for source in self.sources[node] if source[0] in leading}
-            later = [block for block, n in zip(blocks, last, strict=True) if n > number]
-            pieces.append(
-                whole(nodes, blocks)._replace(
-                    leaving={source for source in behind if numbers[source[0]] > number},
-                    blocks=[block for block, n in zip(blocks, last, strict=True) if n == number],
-                    later=_needed(later),
-                )
+            later = [block.outputs for block, n in zip(blocks, last, strict=True) if n > number]
+            piece = Piece(
+                nodes,
+                reads=[(outputs[0][0], use.reads) for use, outputs in uses if outputs[0][0] in nodes],
+                needed={output for output in needed if output[0] in nodes},
+                leaving={source for source in behind if numbers[source[0]] > number},
+                blocks=[block for block, n in zip(blocks, last, strict=True) if n == number],
+                later=set().union(*later),
             )
+            pieces.append(piece)
         return pieces
-
-
-def whole(nodes: Collection[int], blocks: Sequence[ParamBlock]) -> Piece:
-    """Some nodes as the only piece."""
-    uses = [pair for block in blocks for tensor in block.tensors for pair in tensor.uses]
-    reads = [(outputs[0][0], use.reads) for use, outputs in uses if outputs[0][0] in nodes]
-    needed = {output for output in _needed(blocks) if output[0] in nodes}
-    return Piece(nodes, reads, needed, set(), list(blocks), set())
-
-
-def _needed(blocks: Iterable[ParamBlock]) -> set[Output]:
-    return set().union(*(block.outputs for block in blocks))
 
 
 def cut_between_regions(graph: Graph, outputs: Iterable[Output], uses: Collection[tuple[int, int]]) -> Cut:

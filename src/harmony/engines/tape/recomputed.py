@@ -1,6 +1,6 @@
 """Read what autograd has saved, where activation checkpointing computes it again: once, and all of a region at once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -10,17 +10,6 @@ from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape.graph import Graph
 
 Result = TypeVar("Result")
-
-
-def read_saved(graph: Graph, reads: Iterable[tuple[int, Iterable[str]]]) -> Graph:
-    """The same graph, with what is read of some ops, by name, and nothing else."""
-
-    def read(fresh: Graph) -> Graph:
-        for node, names in reads:
-            fresh.saved(node, names)
-        return fresh
-
-    return reading(graph, read)
 
 
 @eagerly()

@@ -109,6 +109,18 @@ def skips(x, w, v, u):
     return zoo.over_tokens(again(lambda y, z, w: (y @ w).sin() + z, third, second, w) + again(torch.matmul, first, v))
 
 
+def decoder(x, w, v, u):
+    """Every layer looks at the same memory."""
+
+    def attend(y, memory, w, v):
+        return y + torch.softmax((y @ w) @ memory.mT, -1) @ (memory @ v)
+
+    memory, y = again(layer, x, w, v), x @ u
+    for p, q in ((w, v), (v, u), (u, w)):
+        y = again(attend, y, memory, p, q)
+    return zoo.over_tokens(y)
+
+
 def depths(x, w, v, u):
     """Embeddings are taken at several depths."""
     first = again(layer, x @ w, w, v)
@@ -139,7 +151,7 @@ def case_of(encode, tokens=6):
 
 
 PIECES = {
-    chain: 3, inside_and_outside: 3, unused: 2, nested: 3, tower: 1, two_streams: 4, skips: 3, depths: 4, opaque: 2,
+    chain: 3, inside_and_outside: 3, unused: 2, nested: 3, tower: 1, two_streams: 4, skips: 3, decoder: 5, depths: 4, opaque: 2,
     by_data: 2,
 }  # fmt: skip
 
@@ -205,8 +217,7 @@ def test_a_whole_encoder_in_a_region(name):
     """Every rule reads what it needs of tensors that are computed again."""
     case = zoo.CASES[name]()
     wrapped = case._replace(encode=lambda p, x: again(case.encode, p, x))
-    for update in ("tape", "backward"):
-        assert_exact(wrapped, truth_of(case), update=update)
+    assert_exact(wrapped, truth_of(case))
 
 
 operands = st.tuples(st.integers(0, 7), st.integers(0, 7), st.sampled_from("wvu"), st.sampled_from("wvu"))
@@ -215,7 +226,7 @@ programs = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(programs, st.integers(0, 7))
 def test_any_graph_of_regions_equals_brute_force(program, other):
     """Ops on what earlier ones gave, inside and outside of regions, with three parameters in any place."""
@@ -406,22 +417,29 @@ class Alive(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.known, self.most = {}, 0
+        self.known, self.now, self.most = {}, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         for x in pytree.tree_leaves(output):
             if isinstance(x, torch.Tensor):
-                storage = x.untyped_storage()
-                self.known.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        self.known = {key: pair for key, pair in self.known.items() if not pair[0].expired()}
-        self.most = max(self.most, sum(size for _, size in self.known.values()))
+                self.add(x.untyped_storage())
+        if self.now > self.most:
+            self.known = {key: pair for key, pair in self.known.items() if not pair[0].expired()}
+            self.now = sum(size for _, size in self.known.values())
+            self.most = max(self.most, self.now)
         return output
+
+    def add(self, storage):
+        reference, size = self.known.get(storage._cdata, (None, 0))
+        if reference is None or reference.expired():
+            self.known[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+            self.now += storage.nbytes() - size
 
 
 @pytest.mark.parametrize("chunk_size", [None, 8])
 def test_checkpointing_saves_memory(chunk_size):
-    """Three quarters at least, for eight layers: without pieces it saves nothing."""
+    """Three quarters at least, for eight layers; without pieces, nothing."""
     engine = harmony.Engine("tape", memory=2**20, chunk_size=chunk_size, verify="always")
     harmonizer, most = harmony.chain(harmony.realign.pcgrad), {}
     batch = {name: torch.randn(16, 64, 32) for name in "ab"}

@@ -151,8 +151,8 @@ def case_of(encode, tokens=6):
 
 
 PIECES = {
-    chain: 3, inside_and_outside: 3, unused: 2, nested: 3, tower: 1, two_streams: 4, skips: 3, decoder: 5, depths: 4, opaque: 2,
-    by_data: 2,
+    chain: 3, inside_and_outside: 3, unused: 2, nested: 3, tower: 1, two_streams: 4, skips: 3, decoder: 5, depths: 4,
+    opaque: 2, by_data: 2,
 }  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def plan(
                 raise
             method = "vmap" if run_reference(call)[1] is run_vmap else "loop"
             return Plan(method, f"the tape cannot record this encoder: {error}", "backward", [])
-        update, blocks = recorded.plan(call, engine, per_loss, fused=True)
+        update, blocks, _ = recorded.plan(call, engine, per_loss, fused=True)
         cheaper = []
         if wrt is None and labels is None:
             cheaper = proposals(recorded, call, engine, per_loss, reached_by(recorded.encoded, per_loss, call.selected))

@@ -73,7 +73,7 @@ def proposals(
 
 def _cost(recorded: Recorded, call: EncoderCall, engine: Engine, per_loss: Sequence[Cotangent]) -> tuple[float, int]:
     """Operations for the Gram of one group, and the number of ops that its passes go through."""
-    _, blocks = recorded.plan(call, engine, per_loss, fused=True)
+    blocks = recorded.plan(call, engine, per_loss, fused=True).blocks
     counted = [block for block in blocks if block.counted]
     outputs = set().union(*(block.outputs for block in counted))
     flops = sum(row.flops for row in explain(call, counted))

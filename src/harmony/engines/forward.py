@@ -27,6 +27,7 @@ class ForwardPass(NamedTuple):
         tracked: For each leaf, whether it depends on the parameters.
         hidden: Parameters that were used where no gradient was recorded.
         params: The parameters that autograd follows.
+        hooked: Whether a tensor got a hook, which changes its gradient each time that a pass begins or ends there.
     """
 
     leaves: list[Any]
@@ -34,6 +35,7 @@ class ForwardPass(NamedTuple):
     tracked: list[bool]
     hidden: set[Tensor]
     params: list[Tensor]
+    hooked: bool
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -60,14 +62,18 @@ class ForwardPass(NamedTuple):
         require_paths(behind, self.params, call.names, self.hidden, refuse)
 
 
-@eagerly()
 def pull_back(outputs: Sequence[Tensor], cotangent: Cotangent, inputs: Sequence[Any]) -> list[Tensor | None]:
     """One backward pass from outputs to tensors, or edges, behind them; None where no gradient arrives."""
     sent = [(output, c.to(output.dtype)) for output, c in zip(outputs, cotangent, strict=True) if c is not None]
-    if not sent or not inputs:
+    return pull_edges([root for root, _ in sent], [grad for _, grad in sent], inputs)
+
+
+@eagerly()
+def pull_edges(roots: Sequence[Any], grads: Sequence[Tensor], inputs: Sequence[Any]) -> list[Tensor | None]:
+    """As ``pull_back``, from tensors or edges that all get a gradient."""
+    if not roots or not inputs:
         return [None] * len(inputs)
-    roots, grads = zip(*sent, strict=True)
-    with full_precision(roots[0].device.type):  # the backward pass follows the forward pass, not autocast
+    with full_precision(grads[0].device.type):  # the backward pass follows the forward pass, not autocast
         return list(torch.autograd.grad(roots, inputs, grads, retain_graph=True, allow_unused=True))
 
 
@@ -80,7 +86,7 @@ def forward(call: EncoderCall) -> ForwardPass:
     check_leaves(leaves, spec, call.size)
     tracked = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
     require_tracked(tracked)
-    return ForwardPass(leaves, spec, tracked, ops.hidden, params)
+    return ForwardPass(leaves, spec, tracked, ops.hidden, params, ops.hooked)
 
 
 def embed(call: EncoderCall) -> list[Any]:
@@ -155,7 +161,7 @@ class BatchStatisticsError(ValueError):
 _EMBEDDINGS = {F.embedding: 5, F.embedding_bag: 5, torch.embedding: 3, torch.embedding_bag: 3}
 """Where they take ``scale_grad_by_freq``."""
 
-_WATCHED = {F.batch_norm, torch.batch_norm, torch.lstm, *_EMBEDDINGS}
+_WATCHED = {F.batch_norm, torch.batch_norm, torch.lstm, torch.Tensor.register_hook, *_EMBEDDINGS}
 """What is looked at where gradients are recorded; everything else passes as it is, since a model calls hundreds."""
 
 
@@ -169,6 +175,7 @@ class _EncoderOps(TorchFunctionMode):
         self.together = together
         self.size = size
         self.hidden: set[Tensor] = set()
+        self.hooked = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -179,6 +186,7 @@ class _EncoderOps(TorchFunctionMode):
         if self.names and not torch.is_grad_enabled():
             tensors = pytree.tree_leaves((args, kwargs))
             self.hidden |= {x for x in tensors if isinstance(x, Tensor) and x in self.names}
+        self.hooked |= func is torch.Tensor.register_hook
         if not self.together:
             self._require_apart(func, args, kwargs)
         with _unfused() if func is torch.lstm else contextlib.nullcontext():

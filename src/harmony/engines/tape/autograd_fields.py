@@ -45,12 +45,29 @@ def device(node: Node, number: int = 0) -> torch.device:
 
 def saved(node: Node, name: str) -> Any:
     """A tensor or an option that autograd has saved with an op; an AttributeError where this torch saves none."""
-    return getattr(node, f"_saved_{name}")
+    return getattr(node, f"saved_{name}" if is_custom(node) else f"_saved_{name}")
 
 
 def saved_or_none(node: Node, name: str) -> Any:
     """As ``saved``, or None where this torch saves none."""
     return getattr(node, f"_saved_{name}", None)
+
+
+def recomputed(node: Node) -> dict[str, int]:
+    """The saved tensors that activation checkpointing computes again, by name: each with the number of its region."""
+    regions = {}
+    for name in ("_raw_saved_tensors",) if is_custom(node) else _raw_names(type(node)):
+        raw = getattr(node, name)
+        for tensor in raw if isinstance(raw, tuple) else (raw,):
+            hook = getattr(tensor, "unpack_hook", None)  # each call of a checkpointed function has its own
+            if hook is not None and getattr(hook, "__module__", "") == "torch.utils.checkpoint":
+                regions[name.removeprefix("_raw_saved_")] = id(hook)
+    return regions
+
+
+@functools.cache
+def _raw_names(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
 def signed(dim: int) -> int:

@@ -1,26 +1,29 @@
 """Run the encoder once on the whole batch, and find in its autograd graph all that per-sample gradients need."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from harmony.engines.call import EncoderCall
 from harmony.engines.eager import eagerly
 from harmony.engines.errors import MixedSamplesError, UnsupportedError
-from harmony.engines.forward import ForwardPass, forward, pull_back
+from harmony.engines.forward import ForwardPass, forward
 from harmony.engines.options import Engine
 from harmony.engines.run import Cotangent, PerSample, Run, pull_mixed
-from harmony.engines.tape.graph import Graph, walk
+from harmony.engines.tape.graph import Graph, Output, walk
 from harmony.engines.tape.matmul import HALF
 from harmony.engines.tape.param_tensor import param_tensors
-from harmony.engines.tape.param_use import OpaqueUse
+from harmony.engines.tape.param_use import Grads, OpaqueUse
+from harmony.engines.tape.passes import Arrivals, PiecewiseGradients, Verification, passes
 from harmony.engines.tape.per_sample import PerSampleGradients
+from harmony.engines.tape.pieces import Cut, Piece, cut_between_regions
 from harmony.engines.tape.plan import Load, ParamBlock, Update, param_blocks, work
 from harmony.engines.tape.sample_axis import SampleAxis, sample_axis
 from harmony.engines.tape.topology import StepPlan, Topology, topology
-from harmony.engines.tape.verify import verify, verify_rearrangements
+from harmony.engines.tape.verify import random_half, verify, verify_rearrangements
 from harmony.engines.verification import due
 from harmony.warn import warn
 
@@ -34,6 +37,7 @@ class Recorded(NamedTuple):
 
     encoded: ForwardPass
     graph: Graph
+    outputs: list[Output]  # the embeddings, as outputs of the graph
     topology: Topology
     signature: bytes
     size: int  # B
@@ -48,29 +52,54 @@ class Recorded(NamedTuple):
         result = self.encoded
 
         def per_sample(cotangents: Sequence[Cotangent], fused: bool) -> PerSample:
-            update, blocks = self.plan(call, engine, cotangents, fused)
-            needed = sorted(set().union(*(block.outputs for block in blocks)))
-            edges = [self.graph.edge(output) for output in needed]
-            passes = [zip(needed, pull_back(result.outputs, c, edges), strict=True) for c in cotangents]
-            layouts = {output: self.topology.places.layouts[output] for output in needed}
-            if due(self.signature, engine.verify):
-                names = dict(zip(result.params, call.names, strict=True))
-                verify_rearrangements(self.graph, blocks, result.params, call.names)
-                verify(self.graph, result.outputs, cotangents, layouts, self.size, names)
-            return PerSampleGradients(
-                graph=self.graph,
-                blocks=blocks,
-                grads=[{output: grad for output, grad in grads if grad is not None} for grads in passes],
-                layouts=layouts,
-                leaves=result.params,
-                size=self.size,
-                memory=engine.bytes_on(call.params[0].device),
-                update=update,
-                labels=max(call.label) + 1,
-                backward=lambda weights: pull_mixed(result.pull, cotangents, weights, call.label),
-            )
+            update, blocks, pieces = self.plan(call, engine, cotangents, fused)
+
+            def arrivals() -> Arrivals:
+                sent = [self._at_outputs(cotangent) for cotangent in cotangents]
+                return passes(self.graph, pieces, sent, self._verification(call, engine, cotangents, blocks))
+
+            def backward(weights: Tensor) -> list[Tensor]:
+                return pull_mixed(result.pull, cotangents, weights, call.label)
+
+            def gradients(piece: Piece, graph: Graph, grads: Grads) -> PerSampleGradients:
+                return PerSampleGradients(
+                    graph=graph,
+                    blocks=piece.blocks,
+                    grads=grads,
+                    layouts=self.topology.places.layouts,
+                    leaves=result.params,
+                    size=self.size,
+                    memory=engine.bytes_on(call.params[0].device),
+                    update=update,
+                    labels=max(call.label) + 1,
+                    backward=backward,
+                )
+
+            if len(pieces) > 1:
+                return PiecewiseGradients(arrivals, gradients, self.size, backward)
+            return gradients(*next(arrivals()))
 
         return Run(result.detached, result.spec, result.tracked, result.pull, per_sample, result.reaches)
+
+    def _at_outputs(self, cotangent: Cotangent) -> dict[Output, Tensor]:
+        """A cotangent by the outputs of the graph."""
+        sent: dict[Output, Tensor] = {}
+        for output, leaf, c in zip(self.outputs, self.encoded.outputs, cotangent, strict=True):
+            if c is not None:
+                sent[output] = sent[output] + c.to(leaf.dtype) if output in sent else c.to(leaf.dtype)
+        return sent
+
+    def _verification(
+        self, call: EncoderCall, engine: Engine, cotangents: Sequence[Cotangent], blocks: list[ParamBlock]
+    ) -> Verification | None:
+        """One more cotangent, and what is verified of its gradients; None where it is not the time."""
+        if not due(self.signature, engine.verify):
+            return None
+        params, layouts = self.encoded.params, self.topology.places.layouts
+        verify_rearrangements(self.graph, blocks, params, call.names)
+        half = random_half(self.encoded.outputs, cotangents, self.size)
+        names = dict(zip(params, call.names, strict=True))
+        return self._at_outputs(half.cotangent), lambda grads: verify(self.graph, half, grads, layouts, names)
 
     def plan(self, call: EncoderCall, engine: Engine, cotangents: Sequence[Cotangent], fused: bool) -> StepPlan:
         """Where the update comes from, and what is computed for each parameter."""
@@ -78,25 +107,30 @@ class Recorded(NamedTuple):
         memory = engine.bytes_on(call.params[0].device)
         reaching = tuple(tuple(c is not None for c in cotangent) for cotangent in cotangents)
         key = tuple(call.label), reaching, group, fused, engine.update, memory
-        return self.topology.plan(key, lambda: self._plan(call, engine.update, memory, group, cotangents, fused))
+
+        def make() -> StepPlan:
+            update, blocks = self._plan(call, engine.update, memory, group, cotangents, fused)
+            return StepPlan(update, blocks, self._cut(update).walk(blocks))
+
+        return self.topology.plan(key, make)
 
     def _plan(
         self, call: EncoderCall, update: Any, memory: int, group: int, cotangents: Sequence[Cotangent], fused: bool
-    ) -> StepPlan:
+    ) -> tuple[Update, list[ParamBlock]]:
         reached, tensors = self._reached(cotangents), self.topology.tensors
         groups = -(-call.size // group)
         counted = [tensor for tensor in tensors if any(call.selected[p] for p in tensor.params)]
 
         def blocks(update: Update) -> list[ParamBlock]:
             chosen = counted if update == "backward" else tensors
-            load = Load(reached, group, groups, memory // 4, update == "kept")
+            load = Load(reached, group, groups, memory // 4, self._cut(update).numbers, update == "kept")
             return param_blocks(chosen, call.params, call.label, load)
 
         if update != "auto":
             return update, blocks(update)
-        # Where the Gram is taken over few parameters, the passes of the losses may stop early.
-        # Several Grams have weights of their own, and would need a pass each.
-        if max(call.label) == 0 and work(counted) < 0.5 * work(tensors):
+        # Where the Gram is taken over few parameters, the passes of the losses may stop early. Where the graph is cut,
+        # nothing of a piece is kept. Several Grams have weights of their own, and would need a pass each.
+        if max(call.label) == 0 and (not self.topology.cut.is_whole or work(counted) < 0.5 * work(tensors)):
             return "backward", blocks("backward")
         kept = blocks("kept")
         at_least = -(-groups // SAMPLE_BLOCKS) if fused else groups
@@ -108,12 +142,14 @@ class Recorded(NamedTuple):
         spared: Update = "backward" if on_tensor_cores else "tape"
         return spared, blocks(spared)
 
+    def _cut(self, update: Update) -> Cut:
+        """Updates that are made of what gave the Gram need all of it."""
+        return self.topology.cut if update == "backward" else Cut.whole(self.graph)
+
     def _reached(self, cotangents: Sequence[Cotangent]) -> list[set[int]]:
         """For each loss, the nodes that its cotangents reach."""
-        index = {node: i for i, node in enumerate(self.graph.nodes)}
-        roots = [index[output.grad_fn] for output in self.encoded.outputs if output.grad_fn is not None]
         return [
-            set(self.graph.behind(root for root, c in zip(roots, cotangent, strict=True) if c is not None))
+            set(self.graph.behind(node for (node, _), c in zip(self.outputs, cotangent, strict=True) if c is not None))
             for cotangent in cotangents
         ]
 
@@ -132,21 +168,15 @@ def record(call: EncoderCall) -> Recorded:
     with _explained(encoded, call) as graph:
         encoded.require_paths(graph.paths(), call)
         signature = graph.signature({leaf: i for i, leaf in enumerate(encoded.params)})
+        outputs = graph.find(encoded.outputs)
 
         def derive() -> Topology:
             places = _sample_axis(graph, encoded, call)
-            return Topology(places, _in_one_task(lambda: param_tensors(graph, places, encoded.params)))
+            cut = Cut.whole(graph) if encoded.hooked else cut_between_regions(graph, outputs, places.uses)
+            return Topology(places, param_tensors(graph, places, cut.numbers, encoded.params), cut)
 
-        known = topology(graph, signature, call.batch, derive)
-        _in_one_task(lambda: _read(graph, known))
-    return Recorded(encoded, graph, known, signature, call.size)
-
-
-def _read(graph: Graph, known: Topology) -> None:
-    """Read what the uses of parameters need of what autograd has saved."""
-    for tensor in known.tensors:
-        for use, outputs in tensor.uses:
-            graph.saved(outputs[0][0], use.reads)
+        known = topology(graph, (signature, encoded.hooked), call.batch, derive)
+    return Recorded(encoded, graph, outputs, known, signature, call.size)
 
 
 @eagerly()
@@ -172,21 +202,6 @@ def _explained(encoded: ForwardPass, call: EncoderCall) -> Iterator[Graph]:
 def _sample_axis(graph: Graph, encoded: ForwardPass, call: EncoderCall) -> SampleAxis:
     names = dict(zip(encoded.params, call.names, strict=True))
     return sample_axis(graph, encoded.outputs, call.batch, call.size, names)
-
-
-def _in_one_task(read: Callable[[], Any]) -> Any:
-    """Call a function inside a backward pass of nothing.
-
-    Activation checkpointing computes a saved tensor again when it is read: once for all of them within one backward
-    pass, once for each outside of any.
-    """
-    results: list[Any] = []
-    with torch.enable_grad():
-        start = torch.zeros((), requires_grad=True)
-        end = start.clone()
-    end.register_hook(lambda grad: results.append(read()))  # type: ignore[no-untyped-call]
-    torch.autograd.grad(end, start)
-    return results[0]
 
 
 def _warn_of_opaque(recorded: Recorded, names: list[str]) -> None:

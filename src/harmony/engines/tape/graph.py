@@ -26,7 +26,13 @@ class Graph(NamedTuple):
     inputs: list[list[Output | None]]  # of each differentiable input, the output it comes from; None without a gradient
     shapes: list[list[torch.Size]]  # of the outputs of each op
     dtypes: list[list[torch.dtype]]  # likewise
+    recomputed: list[dict[str, int]]  # of each op, what checkpointing computes again, with the number of the region
     read: dict[int, dict[str, Any]]  # what was read of the tensors saved with an op, by its number
+
+    def find(self, tensors: Iterable[Tensor]) -> list[Output]:
+        """The outputs that some tensors are."""
+        index = {node: i for i, node in enumerate(self.nodes)}
+        return [(index[tensor.grad_fn], tensor.output_nr) for tensor in tensors if tensor.grad_fn is not None]
 
     def edge(self, output: Output) -> GradientEdge:
         """The handle by which autograd takes or gives the gradient of an output."""
@@ -45,9 +51,9 @@ class Graph(NamedTuple):
         """All pairs of an output, at whose place the samples are known to lie, and an input of an op."""
         inputs = [None if source is None else self.shape(source) for source in self.inputs[node]]
         op, name, shapes, dtypes = self.nodes[node], self.names[node], self.shapes[node], self.dtypes[node]
-        device = fields.device(op)
+        device, read = fields.device(op), self.read.setdefault(node, {})
         return [
-            Site(name, number, place, shapes, inputs, size, slot, dtypes[number], device, op)
+            Site(name, number, place, shapes, inputs, size, slot, dtypes[number], device, op, read)
             for slot, shape in enumerate(inputs)
             if shape is not None and (slots is None or slot in slots)
             for number, place in places.items()
@@ -88,15 +94,21 @@ class Graph(NamedTuple):
             collect(node, result)
         return result
 
+    def regions(self) -> list[int | None]:
+        """For each node the number of the checkpointed region that it belongs to, as far as its saved tensors tell."""
+        numbers: dict[int, int] = {}
+        regions = (next(iter(names.values()), None) for names in self.recomputed)
+        return [None if region is None else numbers.setdefault(region, len(numbers)) for region in regions]
+
     def signature(self, params: Mapping[Tensor, int]) -> bytes:
         """What determines where the samples lie in each tensor, and which parameter each leaf is: a digest.
 
-        Topology, shapes, dtypes and the ops' options go in, but nothing of the tensors' values.
+        Topology, shapes, dtypes, the ops' options and what is checkpointed go in, but nothing of the tensors' values.
         """
         leaves = [params.get(leaf, -1) for node in self.nodes if (leaf := fields.leaf(node)) is not None]
         options = [fields.options(node) for node in self.nodes]
         devices = list(map(str, {leaf.device: None for leaf in params}))
-        facts = devices, self.names, self.inputs, self.shapes, self.dtypes, options, leaves
+        facts = devices, self.names, self.inputs, self.shapes, self.dtypes, options, self.regions(), leaves
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
 
     def order(self) -> list[int]:
@@ -127,9 +139,10 @@ class Graph(NamedTuple):
 
     def _is_scaled(self, node: int) -> bool:
         """Whether an op multiplies or divides its one input by a number."""
+        if base_name(self.names[node]) not in ("Mul", "Div") or len(self.sources(node)) != 1:
+            return False  # before a tensor is read, which activation checkpointing would have to compute
         other = fields.saved_or_none(self.nodes[node], "other")
-        is_number = isinstance(other, Tensor) and other.ndim == 0
-        return is_number and base_name(self.names[node]) in ("Mul", "Div") and len(self.sources(node)) == 1
+        return isinstance(other, Tensor) and other.ndim == 0
 
 
 # Ops that may bring the samples in: by tensors that the graph does not show, or by copies.
@@ -155,7 +168,7 @@ def walk(outputs: Sequence[Tensor]) -> Graph:
     """Collect the graph behind tensors that require a gradient."""
     fields.require_fields()
     index: dict[Node, int] = {}
-    graph = Graph([], [], [], [], [], {})
+    graph = Graph([], [], [], [], [], [], {})
 
     def visit(node: Node) -> int:
         if node not in index:
@@ -165,6 +178,7 @@ def walk(outputs: Sequence[Tensor]) -> Graph:
             shapes, dtypes = fields.shapes_and_dtypes(node)
             graph.shapes.append(shapes)
             graph.dtypes.append(dtypes)
+            graph.recomputed.append(fields.recomputed(node))
             stack.append(node)
         return index[node]
 

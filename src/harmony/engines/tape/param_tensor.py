@@ -1,5 +1,6 @@
 """Tensors made of parameters, the ops that use them, and the way from their gradients to those of the parameters."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from harmony.engines.tape import autograd_fields as fields
 from harmony.engines.tape.grad_rules import closed_form
 from harmony.engines.tape.graph import Graph, Output, base_name
 from harmony.engines.tape.param_use import MatmulUse, OpaqueUse, ParamUse, batched_vjp
+from harmony.engines.tape.recomputed import reading
 from harmony.engines.tape.sample_axis import SampleAxis
 
 Move = Callable[[Tensor], Tensor]
@@ -44,8 +46,18 @@ class ParamTensor(NamedTuple):
         return products and (self.flat or self.transposed) and not self.dtype.is_complex
 
 
-def param_tensors(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> list[ParamTensor]:
-    """The common tensors that are made of parameters, and all their uses."""
+def param_tensors(graph: Graph, places: SampleAxis, pieces: Sequence[int], leaves: list[Tensor]) -> list[ParamTensor]:
+    """The common tensors that are made of parameters, and all their uses: read one piece of the graph at a time."""
+    tensors: dict[Output, ParamTensor] = {}
+    for number in range(1 + max(pieces)):
+        part = places._replace(uses=[(node, slot) for node, slot in places.uses if pieces[node] == number])
+        for tensor in reading(graph, functools.partial(_used_tensors, places=part, leaves=leaves)):
+            known = tensors.get(tensor.source)
+            tensors[tensor.source] = tensor if known is None else known._replace(uses=[*known.uses, *tensor.uses])
+    return list(tensors.values())
+
+
+def _used_tensors(graph: Graph, places: SampleAxis, leaves: list[Tensor]) -> list[ParamTensor]:
     index = {leaf: i for i, leaf in enumerate(leaves)}
     slots_of: dict[Output, dict[int, list[int]]] = {}
     for node, slot in places.uses:

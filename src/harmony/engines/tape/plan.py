@@ -60,6 +60,7 @@ class Load(NamedTuple):
     group: int  # samples in a group
     groups: int
     memory: int  # entries of gradients that may live at a time
+    pieces: Sequence[int]  # for each node, the piece of the graph it is walked with
     kept: bool  # whether per-sample gradients, once computed, also give the update
 
 
@@ -68,13 +69,14 @@ def param_blocks(
 ) -> list[ParamBlock]:
     """Sort parameters, by the number of their Gram or -1, into blocks, and choose how the products are computed."""
     large: list[ParamBlock] = []
-    small: dict[int, list[list[ParamBlock]]] = {}
+    small: dict[tuple[int, int], list[list[ParamBlock]]] = {}
     for params, members in _connected(_split(tensors, label)):
         block = _cheapest(params, [leaves[p].numel() for p in params], members, label[params[0]], load)
         if block.choice == "ghost" or len(params) > 1 or block.width >= SMALL:
             large.append(block)
             continue
-        shared = small.setdefault(block.label, [[]])
+        last = max(load.pieces[node] for node, _ in block.outputs)
+        shared = small.setdefault((block.label, last), [[]])
         if load.groups * sum(b.kept for b in (*shared[-1], block)) > load.memory // SHARED:
             shared.append([])
         shared[-1].append(block)

@@ -53,6 +53,7 @@ class Site(Geometry):
     """An op of one batch at hand: its geometry, and what autograd has saved with it."""
 
     node: Node
+    read: dict[str, Any]  # what was read of it, by name
 
     @property
     def geometry(self) -> Geometry:
@@ -60,8 +61,10 @@ class Site(Geometry):
         return Geometry(*(getattr(self, field.name) for field in dataclasses.fields(Geometry)))
 
     def saved(self, name: str) -> Any:
-        """A tensor or an option that autograd has saved with the op."""
-        return fields.saved(self.node, name)
+        """A tensor or an option that autograd has saved with the op, read once."""
+        if name not in self.read:
+            self.read[name] = fields.saved(self.node, name)
+        return self.read[name]
 
     def dims(self, name: str, ndim: int | None = None) -> list[int]:
         """Saved dimensions of a tensor with n axes (as the output has), from the front; all where none is named."""

@@ -4,25 +4,33 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from harmony.engines.tape.graph import Graph
 from harmony.engines.tape.param_tensor import ParamTensor
+from harmony.engines.tape.pieces import Cut, Piece
 from harmony.engines.tape.plan import ParamBlock, Update
 from harmony.engines.tape.sample_axis import SampleAxis
 
-StepPlan = tuple[Update, list[ParamBlock]]
-"""Where the update comes from, and what is computed for each parameter."""
+
+class StepPlan(NamedTuple):
+    """Where the update comes from, what is computed for each parameter, and the pieces that the graph is walked in."""
+
+    update: Update
+    blocks: list[ParamBlock]
+    pieces: list[Piece]
+
 
 REMEMBERED = 256  # graphs; batches that are padded to their longest text have one for each length
 
 
 @dataclass(eq=False)
 class Topology:
-    """Where the samples lie in a graph, the tensors made of parameters, and the plans that were made for it."""
+    """Where the samples lie in a graph, the tensors made of parameters, its pieces, and the plans made for it."""
 
     places: SampleAxis
     tensors: list[ParamTensor]
+    cut: Cut
     plans: dict[Hashable, StepPlan] = field(default_factory=dict)
 
     def plan(self, key: Hashable, make: Callable[[], StepPlan]) -> StepPlan:

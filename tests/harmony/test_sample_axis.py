@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import harmony
+from harmony.engines.errors import HookedTensorError
 from tests import zoo
 from tests.harmony import oracle
 from tests.harmony.options import keywords
@@ -499,17 +500,19 @@ def test_a_hook_that_swallows_nan_hides_nothing():
         lambda p, x: encode(x, p["w"], p["v"]) if p["w"].requires_grad else (x @ p["w"]) @ p["v"],
         zoo.supervised, params, zoo.randn(5, 4),
     )  # fmt: skip
-    for method in ("tape", "auto"):
-        with pytest.raises(ValueError, match="mixes the samples"):
-            harmony.gram_vjp(*case, engine=harmony.Engine(method=method))
+    with pytest.raises(HookedTensorError):
+        harmony.gram_vjp(*case, engine=harmony.Engine(method="tape"))
+    with pytest.raises(ValueError, match="mixes the samples"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        harmony.gram_vjp(*case)
 
 
 def test_a_hook_that_mixes_gradients_is_found():
     def encode(p, x):
-        h = x @ p["w"]
+        h = (x @ p["w"]).tanh()
         if h.requires_grad:
-            h.register_hook(lambda grad: grad + grad.flip(0))
-        return h.tanh() @ p["v"]
+            h.grad_fn.register_hook(lambda inputs, outputs: (inputs[0] + inputs[0].flip(0),))
+        return h @ p["v"]
 
     params = {"w": zoo.randn(4, 3), "v": zoo.randn(3, 2)}
     case = zoo.Case(encode, zoo.supervised, params, zoo.randn(6, 4))

@@ -42,6 +42,16 @@ class UnsupportedError(NotImplementedError):
     signature: Any = None
 
 
+class HookedTensorError(UnsupportedError):
+    """A tensor has a hook, which autograd does not call where gradients are read on their way."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "encode registers a hook on a tensor (Tensor.register_hook), which may change its gradient. Gradients that "
+            "are read on their way through the graph do not pass it: leave it out, or register it on a parameter"
+        )
+
+
 class LeakedGradientError(ValueError):
     """A backward pass did what no op does: it carried gradients between samples, or changed them on the way."""
 

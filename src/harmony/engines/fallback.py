@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harmony.engines.call import EncoderCall, State
-from harmony.engines.errors import MixedSamplesError, UnsupportedError
+from harmony.engines.errors import HookedTensorError, MixedSamplesError, UnsupportedError
 from harmony.engines.forward import ForwardPass, embed, join
 from harmony.engines.modes import FullPrecision, NoDropout
 from harmony.engines.options import Verify
@@ -77,6 +77,8 @@ def run_reference(call: EncoderCall, reason: Error | None = None) -> tuple[Run, 
 
     Where neither can, although the batch could be encoded, a MixedSamplesError that is the ``reason`` says it better.
     """
+    if isinstance(reason, HookedTensorError):
+        return run_loop(call), run_loop, "torch.func.vmap calls none"
     state = snapshot(call.params)
     try:
         try:

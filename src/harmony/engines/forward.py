@@ -27,7 +27,7 @@ class ForwardPass(NamedTuple):
         tracked: For each leaf, whether it depends on the parameters.
         hidden: Parameters that were used where no gradient was recorded.
         params: The parameters that autograd follows.
-        hooked: Whether a tensor got a hook, which changes its gradient each time that a pass begins or ends there.
+        hooked: Whether a tensor got a hook, which may change its gradient.
     """
 
     leaves: list[Any]
@@ -186,7 +186,10 @@ class _EncoderOps(TorchFunctionMode):
         if self.names and not torch.is_grad_enabled():
             tensors = pytree.tree_leaves((args, kwargs))
             self.hidden |= {x for x in tensors if isinstance(x, Tensor) and x in self.names}
-        self.hooked |= func is torch.Tensor.register_hook
+        hooks = func is torch.Tensor.register_hook
+        self.hooked |= hooks
+        if hooks and self.vmapped:
+            raise RuntimeError('torch.func calls no hook of a tensor: pass engine=harmony.Engine(method="loop")')
         if not self.together:
             self._require_apart(func, args, kwargs)
         with _unfused() if func is torch.lstm else contextlib.nullcontext():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harmony.engines.call import EncoderCall
 from harmony.engines.eager import eagerly
-from harmony.engines.errors import MixedSamplesError, UnsupportedError
+from harmony.engines.errors import HookedTensorError, MixedSamplesError, UnsupportedError
 from harmony.engines.forward import ForwardPass, forward
 from harmony.engines.options import Engine
 from harmony.engines.run import Cotangent, PerSample, Run, pull_mixed
@@ -166,16 +166,18 @@ def record(call: EncoderCall) -> Recorded:
     """Encode with ordinary autograd and read the graph; raises MixedSamplesError or UnsupportedError."""
     encoded = forward(call)
     with _explained(encoded, call) as graph:
+        if encoded.hooked:
+            raise HookedTensorError
         encoded.require_paths(graph.paths(), call)
         signature = graph.signature({leaf: i for i, leaf in enumerate(encoded.params)})
         outputs = graph.find(encoded.outputs)
 
         def derive() -> Topology:
             places = _sample_axis(graph, encoded, call)
-            cut = Cut.whole(graph) if encoded.hooked else cut_between_regions(graph, outputs, places.uses)
+            cut = cut_between_regions(graph, outputs, places.uses)
             return Topology(places, param_tensors(graph, places, cut.numbers, encoded.params), cut)
 
-        known = topology(graph, (signature, encoded.hooked), call.batch, derive)
+        known = topology(graph, signature, call.batch, derive)
     return Recorded(encoded, graph, outputs, known, signature, call.size)
 
 

@@ -173,6 +173,9 @@ def curate(config: CurateConfig, group: Processes = ALONE) -> None:
         if group.first:
             config.curate.out.mkdir(parents=True, exist_ok=True)
             write_atomically(config.curate.out / FACTS, json.dumps(facts_of(job), indent=1))
+    if (config.curate.out / MANIFEST).exists():  # it is written last
+        log.info("%s is complete already", config.curate.out)
+        return
     best: Round | None = None
     for number in range(config.curate.rounds):
         train_filters(job, number, best, group)

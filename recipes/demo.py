@@ -131,12 +131,15 @@ def retrieved(config: Config) -> tuple[np.ndarray, np.ndarray]:
 def sentence(name: str, difference: float, low: float, high: float) -> str:
     """What a person is told of one comparison."""
     what = {
-        CURATED: "Weighing the pairs by what 256 labelled clips teach",
-        PAPER: "The paper's two techniques together",
+        CURATED: "Training on pairs weighed by filters that learnt from a few labelled clips",
+        PAPER: "Training with both techniques of the paper",
     }
-    verb = "finds more" if low > 0 else "finds fewer" if high < 0 else "makes no difference that these clips could show"
-    points = f"R@10 {100 * difference:+.1f} points against plain training, 95% {100 * low:+.1f} to {100 * high:+.1f}"
-    return f"{what[name]} {verb}: {points}."
+    interval = f"(95% interval {100 * low:+.1f} to {100 * high:+.1f})"
+    if low <= 0 <= high:
+        moved = f"{100 * difference:+.1f} points {interval}"
+        return f"{what[name]} changes R@10 by no more than these clips can show: {moved}."
+    verb = "raises" if low > 0 else "lowers"
+    return f"{what[name]} {verb} R@10 by {100 * abs(difference):.1f} points against plain training {interval}."
 
 
 COMMAND: cli.Command[Any] = cli.Command("recipes.demo", __doc__, DemoKeys, demo, plan)

@@ -42,6 +42,6 @@ def draw(figures: dict[str, dict[str, Any]]) -> Figure:
     axes.barh(names, values, color=BLUE, xerr=errors, ecolor="#111111", capsize=3, height=0.6)
     axes.axvline(100 * next(iter(figures.values()))["R@10_chance"], color=GREY, linestyle="--", label="chance")
     axes.set_xlabel("R@10 of held-out clips by their text, percent; 95% interval over videos")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
     return drawn

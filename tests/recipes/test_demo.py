@@ -28,9 +28,9 @@ def test_one_command_trains_compares_and_reports(arguments, tmp_path, capsys) ->
     assert demo.main(arguments("paper=true")) == 0
     shown = capsys.readouterr().out
     assert all(f"| {name} |" in shown for name in ("untrained", "plain", "curated", "paper"))
-    assert "points against plain training" in shown
+    assert "changes R@10" in shown or "R@10 by" in shown
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert "points against plain training" in page and 'href="curated/report.html"' in page
+    assert "R@10 by" in page and 'href="curated/report.html"' in page
     for name in ("plain", "curated", "paper"):
         assert (tmp_path / "demo" / name / "report.html").is_file()
     before = (tmp_path / "demo" / "curated" / "metrics.jsonl").read_bytes()
@@ -52,7 +52,8 @@ def test_a_gain_is_of_the_same_clips(arguments, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "verb"), [((0.01, 0.2), "finds more"), ((-0.2, -0.01), "finds fewer"), ((-0.1, 0.1), "no difference")]
+    ("bounds", "verb"),
+    [((0.01, 0.2), "raises R@10"), ((-0.2, -0.01), "lowers R@10"), ((-0.1, 0.1), "no more than these clips")],
 )
 def test_the_sentence_claims_what_the_interval_allows(bounds, verb) -> None:
     assert verb in demo.sentence("curated", sum(bounds) / 2, *bounds)

@@ -1,6 +1,6 @@
 """Weigh every pair of a data set by what filters have learnt from a few trusted clips.
 
-python -m recipes.curate --config CONFIG data.manifest=MANIFEST curate.trusted=trusted.jsonl curate.out=runs/curated
+python -m recipes.curate --config recipes/configs/demo.yaml curate.trusted=trusted.jsonl curate.out=runs/curated
 torchrun --nproc-per-node 2 -m recipes.curate ...   several processes
 
 The configuration is that of the training that is to come: its model, clips and losses are the filters', too. It writes

@@ -19,13 +19,17 @@ def check_range(name: str, value: Any, **limits: float) -> None:
 
 def require_extra(rule: str, name: str, value: Tensor | None, shape: Sequence[int | str], source: str) -> Tensor:
     """The extra ``name`` that ``rule`` needs, in ``shape``: letters stand for any size. ``source`` gives it."""
-    expected = str(tuple(shape)).replace("'", "")
     if value is None:
-        raise ValueError(f"{rule} needs {name} {expected}: call the step with {source}.")
+        raise ValueError(f"{rule} needs {name} {_shown(shape)}: call the step with {source}.")
     sizes = [n if isinstance(s, str) else s for s, n in zip(shape, value.shape, strict=False)]
     if value.ndim != len(shape) or sizes != list(value.shape):
         raise ValueError(
-            f"{rule} needs {name} of shape {expected}, one for each Gram block; got {tuple(value.shape)}. "
+            f"{rule} needs {name} of shape {_shown(shape)}, one for each Gram block; got {tuple(value.shape)}. "
             "Extras of single samples need group_size=1."
         )
     return value
+
+
+def _shown(shape: Sequence[int | str]) -> str:
+    """Called where there is an error alone: torch.compile cannot trace it."""
+    return str(tuple(shape)).replace("'", "")

@@ -428,7 +428,7 @@ def test_the_tape_draws_what_a_plain_forward_draws(update):
 def counted(x, runs):
     """The same tensor; backward passes through it are counted."""
     if x.requires_grad:
-        x.register_hook(lambda grad: runs.update(backward=runs["backward"] + 1))
+        x.grad_fn.register_hook(lambda inputs, outputs: runs.update(backward=runs["backward"] + 1))
     return x
 
 

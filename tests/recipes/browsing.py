@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
 
@@ -16,7 +15,9 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on 
 @contextmanager
 def launched(*arguments: str) -> Iterator[Any]:
     """The installed chromium."""
-    with playwright.sync_playwright() as driver:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *arguments])
         yield browser
         browser.close()

@@ -14,6 +14,7 @@ from tests.recipes.browsing import launched, needs_chromium, watched
 from tests.recipes.conftest import DEMO, TINY
 from tests.recipes.scored import row, write_checkpoint, write_table
 
+pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
 pytestmark = needs_chromium
 
 EACH = 56  # clips of a group: more than half of what is inlined

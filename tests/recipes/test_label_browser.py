@@ -16,6 +16,7 @@ from tests.recipes import media
 from tests.recipes.browsing import launched, needs_chromium, watched
 from tests.recipes.scored import row, write_table
 
+pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
 pytestmark = needs_chromium
 
 CLIPS = INLINE_PLAYERS + 4

@@ -49,11 +49,11 @@ def same(a, b):
 
 def test_a_run_trains_evaluates_and_reports(tiny, capsys):
     config = tiny("data.workers=1")
-    results = pretrain(config)
+    recipe.run(config)
     out = capsys.readouterr().out
     assert "| text->video | untrained |" in out and "| audio->video | trained |" in out
     folder = config.folder
-    assert json.loads((folder / "retrieval.json").read_text()) == results
+    results = json.loads((folder / "retrieval.json").read_text())
     assert results["trained"]["text->video"]["pairs"] == len(EvalClips(*held_out(config)))
     rows = metrics.read_metrics(folder)
     assert [row["step"] for row in rows] == [2, 3, 4, 6]

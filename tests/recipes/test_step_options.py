@@ -115,6 +115,10 @@ def test_an_average_by_its_definition():
 
 @pytest.mark.parametrize("options", [["harmonize=both"], ["harmonize=none", "gram.every=0"]])
 def test_recomputed_activations_change_nothing(tiny, options):
+    options = [
+        *options,
+        "train.eps=1e-3",
+    ]  # the biases of keys have no gradient but roundings, which Adam would magnify
     kept, again = (tiny(f"run.name={flag}", f"model.checkpoint={flag}", *options) for flag in ("false", "true"))
     for config in (kept, again):
         pretrain(config)

@@ -51,6 +51,7 @@ class DemoKeys:
     paper: bool = key(False, "train a third model, with both techniques of the paper")
     filters: int = key(4, "see curate.filters", least=2, most=64)
     filter_steps: int = key(100, "see curate.steps", least=1)
+    rounds: int = key(1, "see curate.rounds", least=1, most=20)
     recipe: Config = section(recipe, "of each model")
 
 
@@ -73,7 +74,7 @@ def curation(keys: DemoKeys, corpus: Path) -> CurateConfig:
         raise DataError(f"{corpus} has no trusted.jsonl, an older version built it: remove the folder")
     config = {field.name: getattr(keys.recipe, field.name) for field in fields(Config)}
     data = replace(keys.recipe.data, manifest=str(corpus), test=str(corpus / "test.jsonl"))
-    how = CurateKeys(str(trusted), keys.out / "curation", keys.filters, keys.filter_steps)
+    how = CurateKeys(str(trusted), keys.out / "curation", keys.filters, keys.filter_steps, keys.rounds)
     return CurateConfig(**config | {"data": data}, curate=how)
 
 

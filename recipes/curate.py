@@ -280,7 +280,7 @@ def write(job: Job, best: Round, scores: Path) -> None:
     write_atomically(out / f"{REPORT}.md", words + "\n")
     write_atomically(out / f"{REPORT}.json", verdict.as_json(best.verdicts, best.others))
     table.write_table(scores, weights.by_space, out / TABLE)
-    counts = write_weighed(out / MANIFEST, job.data, weights, job.trusted, job.test, job.config.clip.seconds)
+    counts = write_weighed(out / MANIFEST, job.data, weights, job.trusted.index, job.test, job.config.clip.seconds)
     print(
         f"\n{out / MANIFEST}: {counts['clips']} of {len(best.readable)} clips with weights, {counts['trusted']} "
         f"trusted ones besides, {counts['held out']} rows to test on; train on them with data.manifest={out / MANIFEST}"

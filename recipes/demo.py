@@ -2,9 +2,9 @@
 
 python -m recipes.demo [out=runs/comparison paper=true]
 
-Two of three texts of the corpus are wrong. One model trains on all of it; the other one on the same clips, weighed by
-filters that learn from 256 labelled ones (`recipes.curate`). With paper=true a third one trains on all of it with both
-techniques of the paper. What is finished is not done again; what was interrupted goes on.
+Two of three texts of the corpus are wrong. One model trains on all clips alike, the other one on the same clips weighed
+by filters that learn from 256 labelled ones (`recipes.curate`). With paper=true a third one trains on all clips alike,
+with both techniques of the paper. What is finished is not done again; what was interrupted goes on.
 """
 
 import json
@@ -20,6 +20,8 @@ from recipes import config as configuration
 from recipes.config import DEMO, Config, RunConfig
 from recipes.curate import CurateConfig
 from recipes.curation.filters import CurateKeys
+from recipes.curation.judging import SPACES
+from recipes.curation.weighed import Weights, write_weighed
 from recipes.data.clips import EvalClips
 from recipes.errors import DataError
 from recipes.evaluation import bootstrap, ranking
@@ -28,11 +30,12 @@ from recipes.evaluation.retrieval import table, units
 from recipes.figures import comparison
 from recipes.keys import key, section
 from recipes.restore import own_data, restore
-from recipes.splits import procedural_corpus
+from recipes.splits import procedural_corpus, train_and_test
 from recipes.training import checkpoint
 from recipes.training.start import is_trained
 
 PLAIN, CURATED, PAPER = "plain", "curated", "paper"
+CLIPS = "clips.jsonl"
 TASK = "text->video"
 
 log = logging.getLogger(__name__)
@@ -51,20 +54,19 @@ class DemoKeys:
     paper: bool = key(False, "train a third model, with both techniques of the paper")
     filters: int = key(4, "see curate.filters", least=2, most=64)
     filter_steps: int = key(100, "see curate.steps", least=1)
-    rounds: int = key(1, "see curate.rounds", least=1, most=20)
+    rounds: int = key(2, "see curate.rounds", least=1, most=20)
     recipe: Config = section(recipe, "of each model")
 
 
 def runs(keys: DemoKeys) -> dict[str, Config]:
     """The configuration of each model by its name."""
     config, place = keys.recipe, str(keys.out)
-    plain = replace(config, run=RunConfig(PLAIN, place))
-    manifest = str(keys.out / "curation" / curate.MANIFEST)
-    weighed = replace(config, run=RunConfig(CURATED, place), data=replace(config.data, manifest=manifest))
-    paper = replace(
-        config, run=RunConfig(PAPER, place), harmonize="both", evaluate=replace(config.evaluate, untrained=False)
-    )
-    return {PLAIN: plain, CURATED: weighed} | ({PAPER: paper} if keys.paper else {})
+    clips, weighed = (str(keys.out / name) for name in (CLIPS, f"curation/{curate.MANIFEST}"))
+    plain = replace(config, run=RunConfig(PLAIN, place), data=replace(config.data, manifest=clips))
+    later = replace(plain, evaluate=replace(config.evaluate, untrained=False))
+    curated = replace(later, run=RunConfig(CURATED, place), data=replace(config.data, manifest=weighed))
+    paper = replace(later, run=RunConfig(PAPER, place), harmonize="both")
+    return {PLAIN: plain, CURATED: curated} | ({PAPER: paper} if keys.paper else {})
 
 
 def curation(keys: DemoKeys, corpus: Path) -> CurateConfig:
@@ -78,6 +80,15 @@ def curation(keys: DemoKeys, corpus: Path) -> CurateConfig:
     return CurateConfig(**config | {"data": data}, curate=how)
 
 
+def write_clips(config: CurateConfig, out: Path) -> None:
+    """Write the manifest of the plain model: the same clips as those that are weighed, each with a weight of one."""
+    splits = train_and_test(config)
+    number = sum(max(len(row["narrations"]), 1) for row in splits.train)
+    ones = Weights(dict.fromkeys(SPACES, np.ones(number)), np.ones(number, bool))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_weighed(out, splits.train, ones, splits.train.select([]), splits.test, config.clip.seconds)
+
+
 def plan(keys: DemoKeys) -> str:
     """Which models would be trained."""
     done = {name: is_trained(config) for name, config in runs(keys).items()}
@@ -87,10 +98,12 @@ def plan(keys: DemoKeys) -> str:
 
 def demo(keys: DemoKeys) -> None:
     """Train the models, and compare them."""
-    configs, corpus = runs(keys), procedural_corpus(keys.recipe.corpus)
+    configs, weighing = runs(keys), curation(keys, procedural_corpus(keys.recipe.corpus))
+    if not (keys.out / CLIPS).exists():
+        write_clips(weighing, keys.out / CLIPS)
     for name, config in configs.items():
         if name == CURATED:
-            curate.curate(curation(keys, corpus))
+            curate.curate(weighing)
         if is_trained(config):
             log.info("%s is trained already", config.folder)
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from recipes.curation.filters import Row, Trusted, group_of, write_row
+from recipes.curation.filters import Row, group_of, write_row
 from recipes.curation.judging import SPACES
 from recipes.data import storage
 from recipes.files import replacing
@@ -79,7 +79,7 @@ def clip_row(row: Row, number: int, narration: Row | None, weights: dict[str, fl
 
 
 def write_weighed(
-    out: Path, data: Dataset, weights: Weights, trusted: Trusted, test: Dataset, seconds: float
+    out: Path, data: Dataset, weights: Weights, trusted: Dataset, test: Dataset, seconds: float
 ) -> dict[str, int]:
     """Write the manifest to train on.
 
@@ -94,7 +94,7 @@ def write_weighed(
     Returns:
         Counts of rows: "clips" of the data that are kept, "trusted" ones besides, and "held out".
     """
-    labels, root = Labels(trusted.index), out.parent
+    labels, root = Labels(trusted), out.parent
     counts = {"clips": 0, "trusted": 0, "held out": len(test)}
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for _, row in weights.clips(data, labels, seconds):

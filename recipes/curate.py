@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from recipes.keys import as_dict, flat, section
 from recipes.model.build import device_of, use_cores
 from recipes.pretrain import pretrain
 from recipes.restore import restore
+from recipes.scoring.table import columns as columns_of
 from recipes.splits import train_and_test
 from recipes.training import checkpoint
 from recipes.training.processes import ALONE, Processes, joined
@@ -94,6 +96,7 @@ class Job:
 class Round:
     """What the filters of one round say."""
 
+    scores: Path  # the table
     verdicts: dict[str, Verdict]
     others: dict[str, dict[str, np.ndarray]]  # held-out scores of other kinds of wrong pairs
     readable: np.ndarray  # which clips could be read
@@ -101,7 +104,7 @@ class Round:
     @property
     def auroc(self) -> float:
         """How well the filters tell held-out pairs apart, over both pairs of modalities."""
-        return float(np.mean([verdict.auroc for verdict in self.verdicts.values()]))
+        return float(np.nanmean([verdict.auroc for verdict in self.verdicts.values()]))
 
     def weights(self) -> Weights:
         """Weights of the pairs."""
@@ -144,7 +147,9 @@ def facts_of(job: Job) -> dict[str, Any]:
     facts = {f"configuration.{name}": value for name, value in flat(as_dict(config)).items() if name not in PLACES}
     for name, index in (("clips", job.data), ("held out", job.test), ("trusted", job.trusted.index)):
         facts[name] = digest(repr(row).encode() for row in index)[:16]
-    return json.loads(json.dumps(facts | {"filters": keys.filters, "bank": keys.bank}, default=str))
+    return json.loads(
+        json.dumps(facts | {name: getattr(keys, name) for name in ("filters", "rounds", "bank", "draws")}, default=str)
+    )
 
 
 def plan(config: CurateConfig) -> str:
@@ -173,36 +178,40 @@ def curate(config: CurateConfig, group: Processes = ALONE) -> None:
         if group.first:
             config.curate.out.mkdir(parents=True, exist_ok=True)
             write_atomically(config.curate.out / FACTS, json.dumps(facts_of(job), indent=1))
-    if (config.curate.out / MANIFEST).exists():  # it is written last
+    if group.decide((config.curate.out / MANIFEST).exists):  # it is written last
         log.info("%s is complete already", config.curate.out)
         return
     best: Round | None = None
     for number in range(config.curate.rounds):
         train_filters(job, number, best, group)
         result = judge(job, number, group)
-        log.info("round %d: held-out pairs are told apart with AUROC %.3f", number + 1, result.auroc)
-        if best is not None and result.auroc <= best.auroc:
+        log.info("round %d: filters tell held-out pairs apart with AUROC %.3f", number + 1, result.auroc)
+        if best is not None and not group.decide(partial(better, result, best)):
             break
-        best, chosen = result, number
-    assert best is not None
-    if group.first:
-        write(job, best, job.config.curate.out / f"round-{chosen}" / TABLE)
+        best = result
+    if group.first and best is not None:
+        write(job, best)
     group.wait()
+
+
+def better(result: Round, best: Round) -> bool:
+    """Whether the filters of a round tell held-out pairs apart better than those of the best one before."""
+    return result.auroc > best.auroc
 
 
 def train_filters(job: Job, number: int, before: Round | None, group: Processes) -> None:
     """Train the filters of a round that are not trained yet: later ones learn from the weighed data, too."""
     config, keys = job.config, job.config.curate
     folder, words = keys.out / f"round-{number}", keys.out / WORDS
-    left_out, weighed = job.left_out(number), []
-    if before is not None:
-        weighed = list(before.weights().clips(job.data, Labels(job.trusted.index), config.clip.seconds))
+    left_out = job.left_out(number)
     for f in range(keys.filters):
         run_config = filter_config(config, keys, folder, f, words)
         if group.first and not manifest_of(folder, f).exists():
             if not words.exists():
                 vocabulary.save(vocabulary.build(all_captions(job), config.data.vocabulary), words)
             held = job.trusted.recordings(f)
+            labels, seconds = Labels(job.trusted.index), config.clip.seconds
+            weighed = () if before is None else before.weights().clips(job.data, labels, seconds)
             rows = (row for n, row in weighed if not left_out[f, n] and held.isdisjoint(names_of(row)))
             write_manifest(manifest_of(folder, f), job.trusted, f, rows)
         group.wait()
@@ -226,15 +235,15 @@ def judge(job: Job, number: int, group: Processes) -> Round:
     use_cores(config.train, config.data)
     data, trusted = (NarratedClips(index, tokenizer, config.clip) for index in (job.data, job.trusted.index))
     rng = np.random.default_rng(config.train.seed)
-    chosen = np.sort(rng.permutation(len(data))[: keys.bank]).tolist()
-    bank = Bank.of(embed_all(filters, data, chosen, BATCH, config.data), config.objective.temperature)
+    others = np.sort(rng.permutation(len(data))[: keys.bank]).tolist()
+    bank = Bank.of(embed_all(filters, data, others, BATCH, config.data), config.objective.temperature)
     left_out = job.left_out(number)
     weights = inputs(checkpoint.latest(folder / "filter-0"), nn.ModuleList(filters), job.data)
     parts = Parts(folder / TABLE, SCORES, weights, table.blocks(len(data)))
-    if not (folder / TABLE).exists():
+    if not group.decide((folder / TABLE).exists):
         table.score(filters, data, bank, left_out, parts, config.data, group)
-    seen = embed_all(filters, trusted, range(len(trusted)), BATCH, config.data)
-    return verdicts_of(job, bank, seen, folder / TABLE, int(left_out.sum(0).max()))
+    embedded = embed_all(filters, trusted, range(len(trusted)), BATCH, config.data)
+    return verdicts_of(job, bank, embedded, folder / TABLE, int(left_out.sum(0).max()))
 
 
 def load_filters(job: Job, folder: Path) -> tuple[list[nn.ModuleDict], Any]:
@@ -244,26 +253,24 @@ def load_filters(job: Job, folder: Path) -> tuple[list[nn.ModuleDict], Any]:
     return [each.modules.to(device).eval().requires_grad_(False) for each in restored], restored[0].tokenizer
 
 
-def verdicts_of(job: Job, bank: Bank, seen: Embeddings, scores: Path, judges: int) -> Round:
+def verdicts_of(job: Job, bank: Bank, embedded: Embeddings, scores: Path, judges: int) -> Round:
     """Calibrate the scores of each pair of modalities by held-out trusted clips."""
     keys, index = job.config.curate, job.trusted.index
-    groups, folds = np.array(job.trusted.groups)[seen.clips], job.trusted.folds[seen.clips]
+    groups, folds = np.array(job.trusted.groups)[embedded.clips], job.trusted.folds[embedded.clips]
     names = [f"{figure}_{space}" for figure in ("score", "spread") for space in SPACES]
     names += ["error", "video", "caption"]
-    pieces = list(table.columns(scores, names))
+    pieces = list(columns_of(scores, names))
     columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
     labels = Labels(index)
     clips = zip(columns["video"], columns["caption"], strict=True)
     unseen = np.array([labels.of({"video": video}, caption) is None for video, caption in clips])
     verdicts, others = {}, {}
     for space in SPACES:
-        right = np.array([is_right(index[clip], space) for clip in seen.clips])
-        held_out, others[space] = held_out_scores(bank, seen, groups, folds, right, space, job.config.train.seed)
-        if min(len(held_out.right), len(held_out.wrong)) < 2:
-            raise DataError(f"curate.trusted: too few trusted pairs of video and {SPACES[space]} to judge by")
-        found = [columns[f"{figure}_{space}"].astype(float) for figure in ("score", "spread")]
-        verdicts[space] = Verdict(*found, unseen, judges, held_out, keys.draws)
-    return Round(verdicts, others, np.equal(columns["error"], None))
+        right = np.array([is_right(index[clip], space) for clip in embedded.clips])
+        held_out, others[space] = held_out_scores(bank, embedded, groups, folds, right, space, job.config.train.seed)
+        figures = [columns[f"{figure}_{space}"].astype(float) for figure in ("score", "spread")]
+        verdicts[space] = Verdict(*figures, unseen, judges, held_out, keys.draws)
+    return Round(scores, verdicts, others, np.equal(columns["error"], None))
 
 
 def is_right(row: dict[str, Any], space: str) -> bool:
@@ -272,14 +279,14 @@ def is_right(row: dict[str, Any], space: str) -> bool:
     return weight is None or weight > 0
 
 
-def write(job: Job, best: Round, scores: Path) -> None:
+def write(job: Job, best: Round) -> None:
     """Report, then write the table with weights, and the manifest."""
     out, weights = job.config.curate.out, best.weights()
-    words = "\n\n".join(verdict.told(space, best.verdicts[space], best.others[space]) for space in SPACES)
+    words = "\n\n".join(verdict.as_markdown(space, best.verdicts[space], best.others[space]) for space in SPACES)
     print(words)
     write_atomically(out / f"{REPORT}.md", words + "\n")
     write_atomically(out / f"{REPORT}.json", verdict.as_json(best.verdicts, best.others))
-    table.write_table(scores, weights.by_space, out / TABLE)
+    table.write_table(best.scores, weights.by_space, out / TABLE)
     counts = write_weighed(out / MANIFEST, job.data, weights, job.trusted.index, job.test, job.config.clip.seconds)
     print(
         f"\n{out / MANIFEST}: {counts['clips']} of {len(best.readable)} clips with weights, {counts['trusted']} "

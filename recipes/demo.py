@@ -117,11 +117,13 @@ def report(keys: DemoKeys, configs: dict[str, Config]) -> None:
     results = {name: json.loads((config.folder / "retrieval.json").read_text()) for name, config in configs.items()}
     figures = {"untrained": results[PLAIN]["untrained"]} | {name: result["trained"] for name, result in results.items()}
     gains = {name: gain(configs[PLAIN], config) for name, config in configs.items() if name != PLAIN}
-    said = [sentence(name, *gained) for name, gained in gains.items()]
+    sentences = [sentence(name, *figures) for name, figures in gains.items()]
     print(table({name: {TASK: tasks[TASK]} for name, tasks in figures.items()}))
-    print("\n".join(said))
+    print("\n".join(sentences))
     reports = {name: f"{name}/report.html" for name in configs}
-    page = comparison.write(keys.out / "report.html", {name: f[TASK] for name, f in figures.items()}, said, reports)
+    page = comparison.write(
+        keys.out / "report.html", {name: f[TASK] for name, f in figures.items()}, sentences, reports
+    )
     print(f"report: {page}")
 
 

@@ -218,15 +218,9 @@ def measured_rows(keys: ScoreKeys, job: Job, number: int, pool: Pool) -> list[di
 
 def described(clips: NarratedClips, clip: int, seen: list[Clip | Skipped]) -> dict[str, Any]:
     """What a row of the table says of a clip beside its figures."""
-    video, narration = clips.place(clip)
     starts = [item.start for item in seen if isinstance(item, Clip)]
     reason = next((item.reason for item in seen if isinstance(item, Skipped)), None)
-    return {
-        "clip": clip,
-        "id": video["id"],
-        "video": video["video"],
-        "narration": narration,
-        "caption": video["narrations"][narration]["text"] if narration >= 0 else "",
+    return clips.about(clip) | {
         "start": None if reason else min(starts),
         "end": None if reason else max(starts) + clips.fmt.seconds,
         "error": reason,

@@ -38,8 +38,18 @@ class HeldOut:
     wrong_groups: np.ndarray  # what their clips are cut from, (W,)
 
     @property
+    def enough(self) -> bool:
+        """Whether there are any pairs to judge by."""
+        return min(len(self.right), len(self.wrong)) > 1
+
+    @property
     def auroc(self) -> float:
-        """Probability that a right pair scores above a wrong one, by one filter that has learnt from neither."""
+        """Probability that a right pair scores above a wrong one, by one filter that has learnt from neither.
+
+        NaN without pairs of both.
+        """
+        if not self.enough:
+            return float("nan")
         labels = np.repeat([1, 0], [len(self.right), len(self.wrong)])
         return float(roc_auc_score(labels, np.concatenate([self.right, self.wrong])))
 

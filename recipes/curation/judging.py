@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.config import DataConfig
@@ -87,11 +88,11 @@ class Bank:
     def of(cls, embeddings: Embeddings, temperature: float) -> "Bank":
         """The bank of some embedded clips."""
         valid = {space: torch.from_numpy(np.flatnonzero(mask)) for space, mask in embeddings.valid.items()}
-        chosen = [
+        present = [
             {space: (video[valid[space]], other[valid[space]]) for space, (video, other) in of_filter.items()}
             for of_filter in embeddings.spaces
         ]
-        return cls(chosen, temperature)
+        return cls(present, temperature)
 
     def scores(self, number: int, space: str, videos: Tensor, others: Tensor) -> np.ndarray:
         """Scores (B,) of pairs by one filter."""
@@ -132,31 +133,39 @@ def held_out_scores(
     Returns:
         What calibrates; and scores of other wrong pairs: "similar", "of the recording", "labelled".
     """
-    names = ("right", "groups", "random", "random groups", "similar", "of the recording", "labelled")
-    parts: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in names}
-    parts["groups"], parts["random groups"] = [], []
-    for number, sides in enumerate(trusted.spaces):
-        held = np.flatnonzero((folds == number) & trusted.valid[space])
-        fits, rng = held[right[held]], np.random.default_rng([seed, number])
-        videos, others = sides[space]
+    folded = [
+        _fold_scores(bank, trusted, groups, np.flatnonzero((folds == number) & trusted.valid[space]), right, at, seed)
+        for number, at in ((number, (number, space)) for number in range(len(trusted.spaces)))
+    ]
+    joined = {name: np.concatenate([fold[name] for fold in folded]) for name in folded[0]}
+    calibrating = [joined.pop(name) for name in ("right", "groups", "random", "random groups")]
+    return HeldOut(*calibrating), joined
 
-        def score(clips: np.ndarray, partners: np.ndarray, of: int = number, v: Tensor = videos, o: Tensor = others):
-            return bank.scores(of, space, v[torch.from_numpy(clips)], o[torch.from_numpy(partners)])
 
-        texts = trusted.keys[fits] if space == "vt" else fits
-        similarity = torch.nn.functional.normalize(others[torch.from_numpy(fits)], dim=-1)
-        similar = exchange.among_similar((similarity @ similarity.T).cpu().numpy(), groups[fits], texts, rng)
-        by_kind = {
-            "random": exchange.at_random(groups[fits], texts, rng),
-            "similar": similar,
-            "of the recording": exchange.in_recording(groups[fits], texts, rng),
-        }
-        for kind, (owners, partners) in by_kind.items():
-            parts[kind].append(score(fits[owners], fits[partners]))
-        parts["random groups"].append(groups[fits[by_kind["random"][0]]])
-        parts["right"].append(score(fits, fits))
-        parts["groups"].append(groups[fits])
-        parts["labelled"].append(score(held[~right[held]], held[~right[held]]))
-    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    others_wrong = {kind: joined[kind] for kind in ("similar", "of the recording", "labelled")}
-    return HeldOut(joined["right"], joined["groups"], joined["random"], joined["random groups"]), others_wrong
+def _fold_scores(
+    bank: Bank,
+    trusted: Embeddings,
+    groups: np.ndarray,
+    held: np.ndarray,
+    right: np.ndarray,
+    at: tuple[int, str],
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Scores of the trusted clips that one filter left out, by kind of pair; ``at`` is the filter and the space."""
+    number, space = at
+    videos, others = trusted.spaces[number][space]
+
+    def score(clips: np.ndarray, partners: np.ndarray) -> np.ndarray:
+        return bank.scores(number, space, videos[torch.from_numpy(clips)], others[torch.from_numpy(partners)])
+
+    fits, wrong, rng = held[right[held]], held[~right[held]], np.random.default_rng([seed, number])
+    texts = trusted.keys[fits] if space == "vt" else fits
+    own = F.normalize(others[torch.from_numpy(fits)], dim=-1)
+    pairs = {
+        "similar": exchange.among_similar((own @ own.T).cpu().numpy(), groups[fits], texts, rng),
+        "random": exchange.at_random(groups[fits], texts, rng),
+        "of the recording": exchange.in_recording(groups[fits], texts, rng),
+    }
+    scores = {kind: score(fits[owners], fits[partners]) for kind, (owners, partners) in pairs.items()}
+    scores |= {"right": score(fits, fits), "labelled": score(wrong, wrong)}
+    return scores | {"groups": groups[fits], "random groups": groups[fits[pairs["random"][0]]]}

@@ -12,7 +12,7 @@ from torch import nn
 from recipes.config import DataConfig
 from recipes.curation.judging import SPACES, Bank, Embeddings, embed_batches
 from recipes.data.clips import NarratedClips
-from recipes.evaluation.parts import Parts
+from recipes.evaluation.parts import CLIP, Parts
 from recipes.files import replacing
 from recipes.progress import progress_bar
 from recipes.training.processes import Processes
@@ -21,11 +21,7 @@ BATCH = 64  # clips that are embedded together
 BATCHES = 16  # of one part of the table
 SCORES = pa.schema(
     [
-        pa.field("clip", pa.int64()),
-        pa.field("id", pa.string()),
-        pa.field("video", pa.string()),
-        pa.field("narration", pa.int32()),  # position in the video's list; -1 for a video without any
-        pa.field("caption", pa.string()),
+        *CLIP,
         pa.field("start", pa.float64()),  # of the window, in seconds
         *(pa.field(f"{figure}_{space}", pa.float32()) for figure in ("score", "spread") for space in SPACES),
         pa.field("error", pa.string()),  # why the clip could not be read
@@ -72,16 +68,14 @@ def score(
 
 
 def judged_rows(
-    clips: NarratedClips, numbers: range, seen: Embeddings, bank: Bank, left_out: np.ndarray
+    clips: NarratedClips, numbers: range, embedded: Embeddings, bank: Bank, left_out: np.ndarray
 ) -> Iterator[dict[str, Any]]:
     """Rows of the table of scores, one for each clip of a batch."""
-    judges = left_out[:, [clips.row((clip, 0)) for clip in seen.clips]]
-    figures = {space: bank.judge(seen, judges, space) for space in SPACES} if seen.clips else {}
-    position, skipped = {clip: place for place, clip in enumerate(seen.clips)}, iter(seen.skipped)
+    judges = left_out[:, [clips.row((clip, 0)) for clip in embedded.clips]]
+    figures = {space: bank.judge(embedded, judges, space) for space in SPACES} if embedded.clips else {}
+    position, skipped = {clip: place for place, clip in enumerate(embedded.clips)}, iter(embedded.skipped)
     for clip in numbers:
-        row, narration = clips.place(clip)
-        caption = row["narrations"][narration]["text"] if narration >= 0 else ""
-        about = {"clip": clip, "id": row["id"], "video": row["video"], "narration": narration, "caption": caption}
+        about = clips.about(clip)
         if clip not in position:
             yield about | {"error": next(skipped).reason}
             continue
@@ -89,14 +83,7 @@ def judged_rows(
         for space, (mean, spread) in figures.items():
             for name, values in (("score", mean), ("spread", spread)):
                 about[f"{name}_{space}"] = float(values[place]) if np.isfinite(values[place]) else None
-        yield about | {"start": seen.starts[place]}
-
-
-def columns(path: Path, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
-    """Some columns of a table of scores, a piece at a time; numbers that are null are NaN."""
-    with pq.ParquetFile(path) as table:
-        for batch in table.iter_batches(1 << 16, columns=names):
-            yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
+        yield about | {"start": embedded.starts[place]}
 
 
 def write_table(scores: Path, weights: dict[str, np.ndarray], out: Path) -> None:

@@ -1,6 +1,7 @@
-"""What the filters can say of a pair of modalities, and how a person is told."""
+"""What the filters can say of a pair of modalities, and the report that says it."""
 
 import json
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +21,16 @@ class Verdict:
         self, scores: np.ndarray, spread: np.ndarray, unseen: np.ndarray, judges: int, held_out: HeldOut, draws: int
     ) -> None:
         """Calibrate by the clips that no filter has learnt from, also with trusted recordings that are drawn anew."""
-        to_fit = scores[unseen], spread[unseen], judges, held_out
         self.scores, self.auroc = scores, held_out.auroc
         self.pairs, self.right = int(np.isfinite(scores).sum()), len(held_out.right)
-        self.calibration = calibrate(*to_fit)
-        self.drawn = resampled(*to_fit, draws)
+        self.able = held_out.enough and self.pairs > 0
+        if not self.able:
+            return
+        to_fit = scores[unseen], spread[unseen], judges, held_out
+        self.calibration, self.drawn = calibrate(*to_fit), resampled(*to_fit, draws)
         gaps = np.array([fitted.right.mean - fitted.wrong.mean for fitted in (self.calibration, *self.drawn)])
-        share = self.share()
-        self.able = bool(bootstrap.interval(gaps)[0] > 0 and share["high"] - share["low"] <= UNSURE)
+        low, high = self.interval()
+        self.able = bool(bootstrap.interval(gaps)[0] > 0 and high - low <= UNSURE)
 
     def weights(self) -> np.ndarray:
         """Weights (N,): probabilities that pairs are right; 1 where there is no pair, or the filters know nothing."""
@@ -35,10 +38,9 @@ class Verdict:
             return np.ones(len(self.scores))
         return self.calibration.weights(self.scores)
 
-    def share(self) -> dict[str, float]:
-        """The share of right pairs, with its interval."""
-        low, high = bootstrap.interval(np.array([fitted.share for fitted in self.drawn]))
-        return {"share": self.calibration.share, "low": low, "high": high}
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the share of right pairs."""
+        return bootstrap.interval(np.array([fitted.share for fitted in self.drawn]))
 
     def thresholds(self, others: dict[str, np.ndarray]) -> list[dict[str, float]]:
         """Precision and recall of what each share of the pairs would keep.
@@ -69,9 +71,8 @@ class Verdict:
         return kept / max(kept + (1 - share) * passed, 1e-12)
 
 
-def told(space: str, verdict: Verdict, others: dict[str, np.ndarray]) -> str:
-    """What a person is told of one pair of modalities, in Markdown."""
-    share = verdict.share()
+def as_markdown(space: str, verdict: Verdict, others: dict[str, np.ndarray]) -> str:
+    """The part of the report about one pair of modalities."""
     lines = [
         f"### Video and {SPACES[space]}",
         "",
@@ -80,12 +81,10 @@ def told(space: str, verdict: Verdict, others: dict[str, np.ndarray]) -> str:
         "",
     ]
     if not verdict.able:
-        between = f"95% interval of the share of right ones {share['low']:.0%} to {share['high']:.0%}"
-        return "\n".join([*lines, f"**The filters cannot tell them apart ({between}): all weights stay 1.**"])
-    lines += [
-        f"**{share['share']:.0%} of the pairs are right** (95% interval {share['low']:.0%} to {share['high']:.0%}).",
-        "",
-    ]
+        return "\n".join([*lines, "**The filters cannot say how many are right: all weights stay 1.**"])
+    low, high = verdict.interval()
+    share = f"**{verdict.calibration.share:.0%} of the pairs are right** (95% interval {low:.0%} to {high:.0%})."
+    lines += [share, ""]
     rows = []
     for row in verdict.thresholds(others):
         shown = {"keeping the best": f"{row['kept']:.0%}", "score above": f"{row['threshold']:.2f}"}
@@ -98,15 +97,14 @@ def told(space: str, verdict: Verdict, others: dict[str, np.ndarray]) -> str:
 
 def as_json(verdicts: dict[str, Verdict], others: dict[str, dict[str, np.ndarray]]) -> str:
     """The numbers of a report."""
-    numbers = {
-        space: {
-            "auroc": verdict.auroc,
-            "pairs": verdict.pairs,
-            "trusted": verdict.right,
-            "able": verdict.able,
-            **verdict.share(),
-            "thresholds": verdict.thresholds(others[space]),
-        }
-        for space, verdict in verdicts.items()
-    }
+    numbers = {space: _numbers(verdict, others[space]) for space, verdict in verdicts.items()}
     return json.dumps(numbers, indent=1)
+
+
+def _numbers(verdict: Verdict, others: dict[str, np.ndarray]) -> dict[str, Any]:
+    numbers = {"pairs": verdict.pairs, "trusted": verdict.right, "able": verdict.able}
+    if not verdict.able:
+        return numbers
+    low, high = verdict.interval()
+    share = {"auroc": verdict.auroc, "share": verdict.calibration.share, "low": low, "high": high}
+    return numbers | share | {"thresholds": verdict.thresholds(others)}

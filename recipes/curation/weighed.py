@@ -53,13 +53,13 @@ class Weights:
                 weights = {space: float(self.by_space[space][clip]) for space in SPACES}
                 readable, clip = self.readable[clip], clip + 1
                 label = labels.of(row, "" if narration is None else narration["text"])
-                weights |= {} if label is None else said(label)
+                weights |= {} if label is None else weights_of(label)
                 if readable and any(weights.values()):
                     yield position, clip_row(row, number, narration, weights, seconds)
 
 
-def said(label: Row) -> dict[str, float]:
-    """What somebody said of the pairs of a clip."""
+def weights_of(label: Row) -> dict[str, float]:
+    """The weights that a label gives the pairs of a clip."""
     texts = {"vt": label["narrations"][0]["weight"]} if label["narrations"] else {}
     return {space: weight for space, weight in ({"va": label["sound_weight"]} | texts).items() if weight is not None}
 

@@ -89,6 +89,12 @@ class NarratedClips(Reader[Clip]):
         place = self.places[clip]
         return self.index[place["row"]], place["narration"]
 
+    def about(self, clip: int) -> dict[str, Any]:
+        """What every table of clips says of one: see `recipes.evaluation.parts.CLIP`."""
+        row, narration = self.place(clip)
+        caption = row["narrations"][narration]["text"] if narration >= 0 else ""
+        return {"clip": clip, "id": row["id"], "video": row["video"], "narration": narration, "caption": caption}
+
     def narration(self, clip: int, row: Row) -> Row:
         """The narration of a clip; an empty one over the whole video if there is none."""
         position = self.places[clip]["narration"]

@@ -14,6 +14,14 @@ from torch import nn
 from recipes.files import digest, replacing, write_atomically
 from recipes.training import checkpoint
 
+CLIP = [
+    pa.field("clip", pa.int64()),  # number in the order of the data
+    pa.field("id", pa.string()),
+    pa.field("video", pa.string()),  # locator
+    pa.field("narration", pa.int32()),  # position in the video's list; -1 for a video without any
+    pa.field("caption", pa.string()),
+]
+"""The first columns of a table of clips, see `NarratedClips.about`."""
 KEY = b"harmony"  # of the facts in a table's metadata
 FACTS = "facts.json"  # of what a folder of parts belongs to
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from recipes.config import ModelConfig, ObjectiveConfig
 from recipes.data.clips import NarratedClips
 from recipes.evaluation.embedding import Embedded
-from recipes.evaluation.parts import KEY
+from recipes.evaluation.parts import CLIP, KEY
 from recipes.files import replacing
 from recipes.model.vatt import SIZES
 
@@ -29,11 +29,7 @@ def schema(model: ModelConfig, objective: ObjectiveConfig) -> pa.Schema:
     vectors |= {f"model_{modality}": SIZES[model.size].output for modality in MASKS}  # before the heads
     return pa.schema(
         [
-            pa.field("clip", pa.int64()),  # number in the order of the data
-            pa.field("id", pa.string()),
-            pa.field("video", pa.string()),  # locator
-            pa.field("narration", pa.int32()),  # position in the video's list; -1 for a video without any
-            pa.field("caption", pa.string()),
+            *CLIP,
             pa.field("starts", pa.list_(pa.float64())),  # of the windows, seconds of the file
             pa.field("error", pa.string()),  # why the clip could not be read, else null
             *(pa.field(name, pa.bool_()) for name in MASKS.values()),
@@ -49,14 +45,11 @@ def table(batches: Sequence[tuple[Sequence[int], Embedded]], clips: NarratedClip
         positions = {item: position for position, item in enumerate(embedded.items)}
         skipped = iter(embedded.skipped)
         for number in batch:
-            row, narration = clips.place(number)
-            caption = row["narrations"][narration]["text"] if narration >= 0 else ""
-            about = {"clip": number, "id": row["id"], "video": row["video"], "narration": narration, "caption": caption}
             if number in positions:
                 outcome = _outcome(embedded, positions[number])
             else:
                 outcome = {"error": next(skipped).reason, **dict.fromkeys(MASKS.values(), False)}
-            rows.append(about | outcome)
+            rows.append(clips.about(number) | outcome)
     return pa.Table.from_pylist(rows, columns)
 
 

@@ -12,20 +12,20 @@ from recipes.figures.style import BLUE, GREY, figure, save_png
 from recipes.files import write_atomically
 
 
-def write(out: Path, figures: dict[str, dict[str, Any]], said: Sequence[str], reports: dict[str, str]) -> Path:
+def write(out: Path, figures: dict[str, dict[str, Any]], sentences: Sequence[str], reports: dict[str, str]) -> Path:
     """Write a page, and its picture beside it.
 
     Args:
         out: The page.
         figures: Of retrieval, by model, see `ranking.evaluate`.
-        said: What came of it, in sentences.
+        sentences: What came of it.
         reports: Pages of single models, by model.
 
     Returns:
         The page.
     """
     picture = save_png(draw(figures), out.with_suffix(".png"))
-    values = {"figures": figures, "said": said, "reports": reports, "recalls": ranking.RECALLS}
+    values = {"figures": figures, "sentences": sentences, "reports": reports, "recalls": ranking.RECALLS}
     write_atomically(out, render("comparison.html.j2", picture=data_url(picture.read_bytes(), "image/png"), **values))
     return out
 

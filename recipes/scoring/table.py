@@ -10,17 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.evaluation.parts import KEY
+from recipes.evaluation.parts import CLIP, KEY
 from recipes.files import regular
 from recipes.scoring.measure import FIGURES
 
 SCHEMA = pa.schema(
     [
-        pa.field("clip", pa.int64()),
-        pa.field("id", pa.string()),
-        pa.field("video", pa.string()),
-        pa.field("narration", pa.int32()),  # position in the video's list; -1 for a video without any
-        pa.field("caption", pa.string()),
+        *CLIP,
         pa.field("start", pa.float64()),  # the window, in seconds
         pa.field("end", pa.float64()),
         *(pa.field(name, pa.float32()) for name in FIGURES),  # null where there is none

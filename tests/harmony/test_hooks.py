@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import harmony
-from harmony.engines.errors import HookedTensorError
+from harmony.engines.errors import HookedTensorError, LeakedGradientError
 from tests import zoo
 
 HOOKS = {
@@ -75,3 +75,23 @@ def test_where_torch_func_would_not_call_a_hook_a_loop_does():
         gram = harmony.gram_vjp(*case, engine=harmony.Engine(method="vmap")).gram
     torch.testing.assert_close(gram, by_hand(case))
     assert torch.is_grad_enabled()
+
+
+def test_a_hook_between_a_view_of_a_parameter_and_the_parameter_is_found():
+    """A hook on an operation, which no call of a tensor announces."""
+    module = torch.nn.ParameterList([torch.nn.Parameter(torch.randn(4, 4))])
+
+    def forward(module, x):
+        view = module[0].mT.contiguous().clone()
+        view.grad_fn.register_hook(lambda inputs, outputs: (2 * inputs[0],))
+        return x @ view
+
+    with pytest.raises(LeakedGradientError, match="a hook changes the gradient on the way"):
+        harmony.backward(
+            module,
+            torch.randn(5, 4),
+            lambda f: {"a": f[:, 0] ** 2, "b": f.sum(1)},
+            harmony.chain(),
+            forward=forward,
+            engine=harmony.Engine(verify="always"),
+        )

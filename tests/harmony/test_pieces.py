@@ -226,7 +226,7 @@ programs = st.lists(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=30)
 @given(programs, st.integers(0, 7))
 def test_any_graph_of_regions_equals_brute_force(program, other):
     """Ops on what earlier ones gave, inside and outside of regions, with three parameters in any place."""

@@ -17,7 +17,7 @@ from recipes.curation.filters import halves
 from recipes.curation.folds import fold_of
 from recipes.curation.judging import Bank, Embeddings
 from recipes.curation.pairs import pair_scores
-from recipes.curation.verdict import Verdict, told
+from recipes.curation.verdict import Verdict, as_markdown
 from recipes.curation.weighed import Labels, Weights
 from recipes.data import storage
 from recipes.data.index import index_of, load_index
@@ -175,7 +175,8 @@ def test_a_curation_and_the_training_that_follows(arguments, corpus: Path, tmp_p
             assert row["sound_weight"] is not None
             assert all(n["weight"] == labels[n["text"]] for n in row["narrations"])  # a label counts more
     numbers = json.loads((out / "report.json").read_text())
-    assert numbers["vt"]["trusted"] == sum(labels.values()) and len(numbers["vt"]["thresholds"]) in (0, 9)
+    assert numbers["vt"]["trusted"] == sum(labels.values())
+    assert not numbers["vt"]["able"] or len(numbers["vt"]["thresholds"]) == 9
     results = pretrain(tiny(f"data.manifest={out / 'manifest.jsonl'}", "data.test=null", "harmonize=none"))
     assert "trained" in results
 
@@ -229,6 +230,24 @@ def test_another_curation_in_the_folder_is_refused(arguments, corpus: Path, tmp_
     assert "holds another curation (trusted differ)" in capsys.readouterr().err
     assert curate.main(arguments("curate.rounds=1", "model.dropout=0.2")) == 2
     assert "configuration.model.dropout" in capsys.readouterr().err
+
+
+def test_data_without_texts_are_curated_by_their_sounds(arguments, corpus: Path, tmp_path: Path, capsys) -> None:
+    mute = tmp_path / "mute.jsonl"
+    rows = [{"id": row["id"], "video": row["video"], "split": "train", "text": ""} for row in load_index(corpus)]
+    mute.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trusted = tmp_path / "sounds.jsonl"
+    trusted.write_text("".join(json.dumps(row | {"sound_weight": 1}) + "\n" for row in rows))
+    assert curate.main(arguments(f"data.manifest={mute}", "curate.rounds=1", trusted=trusted)) == 0
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert numbers["vt"] == {"pairs": 0, "trusted": 0, "able": False} and numbers["va"]["trusted"] > 0
+    assert "cannot say how many are right" in capsys.readouterr().out
+
+
+def test_more_rounds_than_before_are_another_curation(arguments, capsys) -> None:
+    assert curate.main(arguments("curate.rounds=1")) == 0
+    assert curate.main(arguments("curate.rounds=2")) == 2
+    assert "holds another curation (rounds differ)" in capsys.readouterr().err
 
 
 def test_a_trusted_row_has_one_text(arguments, corpus: Path, capsys) -> None:
@@ -287,7 +306,7 @@ def test_weights_stay_one_where_the_filters_cannot_tell() -> None:
     held_out = HeldOut(rng.normal(0.1, 1, 100), np.arange(100), rng.normal(0, 1, 100), np.arange(100))
     verdict = Verdict(scores, spread, np.ones(500, bool), 8, held_out, 50)
     assert not verdict.able and (verdict.weights() == 1).all()
-    assert "cannot tell them apart" in told("vt", verdict, {})
+    assert "cannot say how many are right" in as_markdown("vt", verdict, {})
 
 
 def test_the_report_says_what_a_threshold_would_keep() -> None:
@@ -296,8 +315,9 @@ def test_the_report_says_what_a_threshold_would_keep() -> None:
     held_out = HeldOut(rng.normal(2, 1, 200), np.arange(200), rng.normal(-2, 1, 200), np.arange(200))
     others = {"similar": rng.normal(0, 1, 100), "labelled": np.empty(0)}
     verdict = Verdict(scores, np.zeros(1000), np.ones(1000, bool), 1, held_out, 50)
-    text, rows = told("vt", verdict, others), verdict.thresholds(others)
-    assert verdict.share()["share"] == pytest.approx(0.4, abs=0.03) and f"{verdict.share()['share']:.0%} of" in text
+    text, rows = as_markdown("vt", verdict, others), verdict.thresholds(others)
+    share = verdict.calibration.share
+    assert share == pytest.approx(0.4, abs=0.03) and f"{share:.0%} of" in text
     assert "precision, similar" in text
     assert "labelled" not in text  # nobody labelled a wrong one
     truth = np.arange(1000) < 400

@@ -115,15 +115,16 @@ def test_an_average_by_its_definition():
 
 @pytest.mark.parametrize("options", [["harmonize=both"], ["harmonize=none", "gram.every=0"]])
 def test_recomputed_activations_change_nothing(tiny, options):
-    options = [
-        *options,
-        "train.eps=1e-3",
-    ]  # the biases of keys have no gradient but roundings, which Adam would magnify
     kept, again = (tiny(f"run.name={flag}", f"model.checkpoint={flag}", *options) for flag in ("false", "true"))
     for config in (kept, again):
         pretrain(config)
     a, b = (tensors(c) for c in (kept, again))
     weights = [name for name in a if name.startswith("model.")]
+    for state in (a, b):  # the bias of the keys has no gradient but roundings, which Adam magnifies
+        for name in weights:
+            if name.endswith("qkv.bias"):
+                query, _, value = state[name].chunk(3)
+                state[name] = torch.cat([query, value])
     torch.testing.assert_close({n: a[n] for n in weights}, {n: b[n] for n in weights}, rtol=1e-3, atol=1e-5)
 
 

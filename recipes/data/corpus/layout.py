@@ -131,8 +131,8 @@ def _write_howto100m(folder: Path, plans: list[Plan]) -> None:
 
 def _labels(plans: list[Plan], corpus: Corpus) -> list[dict[str, Any]]:
     """What somebody would say of some narrations, drawn at random, that had looked at their clips."""
-    told = [(number, row) for plan in plans for number, row in enumerate(plan.truth())]
-    drawn = np.random.default_rng([corpus.seed, len(told)]).permutation(len(told))[: corpus.labelled]
+    clips = [(number, row) for plan in plans for number, row in enumerate(plan.truth())]
+    drawn = np.random.default_rng([corpus.seed, len(clips)]).permutation(len(clips))[: corpus.labelled]
     return [
         {
             "id": f"{row['video_id']}#{number}",
@@ -143,7 +143,7 @@ def _labels(plans: list[Plan], corpus: Corpus) -> list[dict[str, Any]]:
             "text_weight": int(row["aligned"]),
             "sound_weight": int(row["sound_aligned"]),
         }
-        for number, row in (told[place] for place in sorted(drawn))
+        for number, row in (clips[place] for place in sorted(drawn))
     ]
 
 

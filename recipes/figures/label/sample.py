@@ -66,7 +66,7 @@ def _of_index(keys: LabelKeys, index: Dataset, excluded: set[str]) -> tuple[list
 
 def _chosen(row: dict[str, Any], narration: int) -> Choice:
     whole = {"start": 0.0, "end": math.inf, "text": ""}
-    said = row["narrations"][narration] if narration >= 0 else whole
+    text = row["narrations"][narration] if narration >= 0 else whole
     group, part = row["group"] or row["id"], {"start": row["start"], "end": row["end"]}
     name = name_of(row["id"], narration)
-    return Choice(name, row["video"], group, said["text"], said["start"], said["end"], part)
+    return Choice(name, row["video"], group, text["text"], text["start"], text["end"], part)

@@ -65,8 +65,8 @@ def _candidates(
         values.append(figures[chosen])
         spoken.append(piece["caption"][chosen].astype(bool))
         first += len(figures)
-    said = np.concatenate(spoken)
-    kept = said if said.any() else ~said
+    with_text = np.concatenate(spoken)
+    kept = with_text if with_text.any() else ~with_text
     return np.concatenate(places)[kept], np.concatenate(values)[kept]
 
 

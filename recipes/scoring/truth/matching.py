@@ -49,8 +49,8 @@ def _about(row: Row, facts: Sequence[Fact], places: list[int]) -> int | None:
         return _by_position(row, facts, places)
     middle = _middle(row["start"], row["end"])
     if any(facts[place].text is not None for place in places):
-        said = [place for place in places if _plain(facts[place].text) == _plain(row["caption"])]
-        return min(said, key=lambda place: abs(_middle(*facts[place].span or (0, 0)) - middle), default=None)
+        equal = [place for place in places if _plain(facts[place].text) == _plain(row["caption"])]
+        return min(equal, key=lambda place: abs(_middle(*facts[place].span or (0, 0)) - middle), default=None)
     whole = next((place for place in places if facts[place].span is None), None)
     spans = ((place, facts[place].span) for place in places)
     return next((place for place, span in spans if span and span[0] <= middle < span[1]), whole)
